@@ -1,0 +1,14 @@
+from setuptools import setup
+
+setup(
+    name="minibnn",
+    version="0.1.0",
+    description="Bayesian few-shot fine-tuning of Stable Diffusion, from scratch: a minimal, educational reference",
+    python_requires=">=3.10",
+    packages=["minibnn"],
+    package_data={"minibnn": ["assets/tiny/*", "assets/tiny/*/*"]},
+    install_requires=["torch>=2.6", "numpy>=1.26", "safetensors>=0.4.3", "pillow>=10.3", "tqdm>=4.66"],
+    extras_require={
+        "test": ["pytest>=8", "diffusers>=0.30", "transformers>=4.44", "accelerate>=0.30", "scipy>=1.11", "ruff>=0.6"],
+    },
+)
