@@ -1,0 +1,29 @@
+"""minibnn: Bayesian few-shot fine-tuning of Stable Diffusion, from scratch.
+
+    from minibnn import StableDiffusion
+    sd = StableDiffusion.load("tiny")
+    sd.generate(["a red car on the beach"])[0].save("car.png")
+
+Names are imported when they are first used (PEP 562), so that `python -m minibnn.train --help` needs no torch.
+"""
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "StableDiffusion": "pipeline", "UNet": "unet", "UNetConfig": "unet", "VAE": "vae", "VAEConfig": "vae",
+    "TextEncoder": "text_encoder", "TextEncoderConfig": "text_encoder", "Tokenizer": "tokenizer",
+    "UserError": "errors", "WeightsError": "weights", "bayesianize": "bayes", "kl": "bayes",
+}  # fmt: skip
+__all__ = list(_HOME)
+
+
+def __getattr__(name):
+    if name not in _HOME:
+        raise AttributeError(f"module 'minibnn' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])
