@@ -1,0 +1,173 @@
+"""The noise schedule and the sampling steps, as pure functions: no state, noise is passed in.
+
+Follows: DDPM (Ho et al. 2020), DDIM (Song et al. 2021a), velocity (Salimans & Ho 2022), PNDM/PLMS (Liu et al. 2022), with
+the settings of SD's `scheduler/scheduler_config.json`.
+
+    here      DDPM     DDIM    the Bayes paper
+    abar_t    ᾱ_t      α_t     α_t              cumulative product of 1 − β
+    x0        x_0      x_0     x_0              the clean latent
+    x         x_t      x_t     x_t              √ᾱ_t x_0 + √(1−ᾱ_t) ε
+    eps       ε        ε       ε                standard normal noise, or its prediction ε_θ(x_t, t)
+    v         -        -       -                √ᾱ_t ε − √(1−ᾱ_t) x_0
+
+Every function takes ᾱ as a number or a tensor; a tensor of shape (B,) holds one value for each picture.
+"""
+
+import torch
+
+TRAIN_STEPS = 1000
+
+
+def betas(start=0.00085, end=0.012, steps=TRAIN_STEPS, dtype=torch.float64):
+    """SD's "scaled linear" β_t: evenly spaced square roots from √start to √end. (steps,), float64."""
+    return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square().to(dtype)
+
+
+def alphas_cumprod(start=0.00085, end=0.012, steps=TRAIN_STEPS):
+    """ᾱ_t = Π_{s≤t} (1 − β_s); (steps,), float32, computed in float64.   (DDPM eq. 4)"""
+    return (1 - betas(start, end, steps)).cumprod(0).float()
+
+
+def _over(abar, x):
+    """ᾱ shaped to multiply x: a number stays, (B,) becomes (B, 1, 1, 1)."""
+    if not torch.is_tensor(abar):
+        return torch.as_tensor(abar, dtype=x.dtype, device=x.device)
+    abar = abar.to(device=x.device, dtype=x.dtype)
+    return abar.reshape(-1, *[1] * (x.ndim - 1)) if abar.ndim else abar
+
+
+def q_sample(x0, eps, abar_t):
+    """x_t = √ᾱ_t·x_0 + √(1−ᾱ_t)·ε.   (DDPM eq. 4)"""
+    abar_t = _over(abar_t, x0)
+    return abar_t.sqrt() * x0 + (1 - abar_t).sqrt() * eps
+
+
+# --- conversions between what a network may predict -------------------------------------------------------------------
+
+
+def x0_from_eps(x, eps, abar_t):
+    """x̂_0 = (x_t − √(1−ᾱ_t)·ε) / √ᾱ_t.   (DDPM eq. 15; DDIM eq. 9)"""
+    abar_t = _over(abar_t, x)
+    return (x - (1 - abar_t).sqrt() * eps) / abar_t.sqrt()
+
+
+def eps_from_x0(x, x0, abar_t):
+    """ε = (x_t − √ᾱ_t·x_0) / √(1−ᾱ_t), DDPM eq. 4 solved for ε."""
+    abar_t = _over(abar_t, x)
+    return (x - abar_t.sqrt() * x0) / (1 - abar_t).sqrt()
+
+
+def velocity(x0, eps, abar_t):
+    """v = √ᾱ_t·ε − √(1−ᾱ_t)·x_0.   (Salimans & Ho 2022, §4)"""
+    abar_t = _over(abar_t, x0)
+    return abar_t.sqrt() * eps - (1 - abar_t).sqrt() * x0
+
+
+def eps_from_v(x, v, abar_t):
+    """ε = √ᾱ_t·v + √(1−ᾱ_t)·x_t.   (Salimans & Ho 2022, App. D)"""
+    abar_t = _over(abar_t, x)
+    return abar_t.sqrt() * v + (1 - abar_t).sqrt() * x
+
+
+def x0_from_v(x, v, abar_t):
+    """x_0 = √ᾱ_t·x_t − √(1−ᾱ_t)·v.   (Salimans & Ho 2022, App. D)"""
+    abar_t = _over(abar_t, x)
+    return abar_t.sqrt() * x - (1 - abar_t).sqrt() * v
+
+
+# --- one step ---------------------------------------------------------------------------------------------------------
+
+
+def posterior(x, x0, abar_t, abar_prev):
+    """Mean and variance of q(x_{t−1} | x_t, x_0).   (DDPM eq. 6-7)
+
+    μ̃_t = √ᾱ_{t−1} β_t/(1−ᾱ_t)·x_0 + √α_t (1−ᾱ_{t−1})/(1−ᾱ_t)·x_t,   β̃_t = (1−ᾱ_{t−1})/(1−ᾱ_t)·β_t
+
+    with α_t = ᾱ_t/ᾱ_{t−1} and β_t = 1 − α_t, so that t−1 may be any earlier time.
+    """
+    abar_t, abar_prev = _over(abar_t, x), _over(abar_prev, x)
+    alpha = abar_t / abar_prev
+    mean = (abar_prev.sqrt() * (1 - alpha) * x0 + alpha.sqrt() * (1 - abar_prev) * x) / (1 - abar_t)
+    return mean, (1 - abar_prev) / (1 - abar_t) * (1 - alpha)
+
+
+def ddpm_step(x, eps, abar_t, abar_prev, noise):
+    """x_{t−1} = μ̃_t(x_t, x̂_0) + √β̃_t·noise.   (DDPM Algorithm 2, with σ_t² = β̃_t)"""
+    mean, variance = posterior(x, x0_from_eps(x, eps, abar_t), abar_t, abar_prev)
+    return mean + variance.sqrt() * noise
+
+
+def ddim_sigma(abar_t, abar_prev, eta):
+    """σ_t = η √((1−ᾱ_{t−1})/(1−ᾱ_t)) √(1 − ᾱ_t/ᾱ_{t−1}).   (DDIM eq. 16)"""
+    return eta * ((1 - abar_prev) / (1 - abar_t)) ** 0.5 * (1 - abar_t / abar_prev) ** 0.5
+
+
+def ddim_step(x, eps, abar_t, abar_prev, eta=0.0, noise=None):
+    """x_{t−1} = √ᾱ_{t−1}·x̂_0 + √(1−ᾱ_{t−1}−σ_t²)·ε + σ_t·noise.   (DDIM eq. 12)
+
+    η = 0 is deterministic and needs no noise; η = 1 is DDPM.
+    """
+    abar_t, abar_prev = _over(abar_t, x), _over(abar_prev, x)
+    sigma = ddim_sigma(abar_t, abar_prev, eta)
+    x = abar_prev.sqrt() * x0_from_eps(x, eps, abar_t) + (1 - abar_prev - sigma**2).sqrt() * eps
+    return x + sigma * noise if eta else x
+
+
+def plms_eps(eps):
+    """Linear multistep combination of the last (at most four) predictions, newest last.   (PNDM eq. 12 and App.; PLMS)
+
+    Example: plms_eps([e0, e1]) == (3·e1 − e0)/2.
+    """
+    weights = ((1,), (-1 / 2, 3 / 2), (5 / 12, -16 / 12, 23 / 12), (-9 / 24, 37 / 24, -59 / 24, 55 / 24))
+    eps = eps[-4:]
+    return sum(w * e for w, e in zip(weights[len(eps) - 1], eps, strict=True))
+
+
+# --- whole trajectories: model(x, t) -> ε̂, t an int -------------------------------------------------------------------
+
+
+def timesteps(steps, offset=1):
+    """The times of a `steps`-step sampler, falling: SD's "leading" spacing. (steps,) int64.
+
+    Example: timesteps(4) is [751, 501, 251, 1]. Raises ValueError unless 1 ≤ steps ≤ 999 (1000 without the offset).
+    """
+    if not 1 <= steps <= TRAIN_STEPS - offset:
+        raise ValueError(f"steps = {steps} is outside 1..{TRAIN_STEPS - offset}")
+    return torch.arange(steps).flip(0) * (TRAIN_STEPS // steps) + offset
+
+
+def pairs(times, abar, final):
+    """(t, ᾱ_t, ᾱ of the next, less noisy time) of each step; after the last comes `final`."""
+    gap = TRAIN_STEPS // len(times)
+    return [(t, abar[t], abar[t - gap] if t >= gap else final) for t in times.tolist()]
+
+
+def sample_ddim(model, x, times, abar, eta=0.0, noise=None):
+    """From noise to a latent by DDIM; SD ends at ᾱ_0, not at 1. noise(i) -> standard normal like x, needed if η > 0."""
+    for i, (t, abar_t, abar_prev) in enumerate(pairs(times, abar, abar[0])):
+        x = ddim_step(x, model(x, t), abar_t, abar_prev, eta, noise(i) if eta else None)
+    return x
+
+
+def sample_ddpm(model, x, times, abar, noise):
+    """From noise to a latent by DDPM; the last step ends at ᾱ = 1 and adds no noise."""
+    for i, (t, abar_t, abar_prev) in enumerate(pairs(times, abar, abar.new_ones(()))):
+        fresh = noise(i) if i + 1 < len(times) else torch.zeros_like(x)
+        x = ddpm_step(x, model(x, t), abar_t, abar_prev, fresh)
+    return x
+
+
+def sample_pndm(model, x, times, abar):
+    """From noise to a latent by PNDM without Runge-Kutta steps (PLMS), SD's default sampler.
+
+    A DDIM step with a combination of past predictions; the first step is done twice (Heun), so n + 1 evaluations.
+    """
+    past = []
+    for i, (t, abar_t, abar_prev) in enumerate(pairs(times, abar, abar[0])):
+        past = [*past[-3:], model(x, t)]
+        eps = plms_eps(past)
+        if i == 0 and len(times) > 1:
+            ahead = ddim_step(x, eps, abar_t, abar_prev)
+            eps = (eps + model(ahead, int(times[1]))) / 2
+        x = ddim_step(x, eps, abar_t, abar_prev)
+    return x
