@@ -1,0 +1,343 @@
+"""Stable Diffusion: tokenizer, text encoder, UNet, VAE and noise schedule together; loading, saving, drawing.
+
+Follows: diffusers' `StableDiffusionPipeline` and its folder layout (`model_index.json` and one folder a part);
+classifier-free guidance of Ho & Salimans 2022.
+
+But: no safety checker, no image-to-image, no inpainting; pictures are drawn with DDIM (or PNDM, SD's own default).
+"""
+
+import dataclasses
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from . import ldm, schedule
+from .errors import UserError
+from .text_encoder import TextEncoder
+from .tokenizer import Tokenizer
+from .unet import UNet
+from .vae import VAE, sample_latents
+from .weights import (
+    WeightsError,
+    is_single_file,
+    open_weights,
+    read_json,
+    shapes_of,
+    single_file_tensors,
+    write_json,
+    write_tensors,
+    write_whole,
+)  # fmt: skip
+
+log = logging.getLogger("minibnn")
+
+BUNDLED = Path(__file__).parent / "assets"
+FILES = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+SD2_TEXT = {
+    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16,
+    "hidden_act": "gelu",
+}  # fmt: skip
+SD2_UNET = {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
+SD_SCHEDULER = {
+    "_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1,
+    "trained_betas": None, "clip_sample": False, "prediction_type": "epsilon",
+}  # fmt: skip
+# How to fine-tune and draw with official SD models: the paper's App. H.1. A model's own recipe.json overrides it.
+RECIPE = {
+    "prompt": None, "class_prompt": None, "resolution": 512, "steps_per_picture": 200, "lr": 5e-6,
+    "class_pictures_per_picture": 200, "sigma": 0.01, "sample_steps": 50, "guidance": 7.5, "dtype": None,
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class StableDiffusion:
+    """The five parts. `configs` holds the official JSON of each network and of the scheduler; `recipe`: see RECIPE."""
+
+    unet: UNet
+    vae: VAE
+    text_encoder: TextEncoder
+    tokenizer: Tokenizer
+    configs: dict
+    recipe: dict
+
+    # --- loading ---
+
+    @classmethod
+    def load(cls, path, tokenizer=None, dtype=None, prediction_type=None):
+        """Load "tiny" (bundled), a diffusers folder, or a single LDM file with `tokenizer=` a folder.
+
+        dtype: of the weights in memory; None keeps the files' (the bundled model's recipe says float32).
+        prediction_type: "epsilon" or "v_prediction", only for single files of SD v2, which do not say it.
+        Raises UserError naming the file, key or value at fault.
+        """
+        path = BUNDLED / "tiny" if str(path) == "tiny" else Path(path)
+        if not path.exists():
+            raise UserError(f'no model at {path}: give a folder, a .safetensors file, or "tiny" for the bundled model')
+        if path.is_dir():
+            return cls._load_folder(path, tokenizer, dtype)
+        return cls._load_single_file(path, tokenizer, dtype, prediction_type)
+
+    @classmethod
+    def _load_folder(cls, folder, tokenizer, dtype):
+        recipe = RECIPE | (read_json(folder / "recipe.json") if (folder / "recipe.json").exists() else {})
+        dtype = dtype or (getattr(torch, recipe["dtype"]) if recipe["dtype"] else None)
+        if not (folder / "unet").is_dir():
+            raise WeightsError(
+                f"no model in {folder}: a diffusers folder holds unet/, vae/, text_encoder/, tokenizer/, scheduler/"
+            )
+        configs = {part: read_json(folder / part / "config.json") for part in FILES}
+        configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
+        check_scheduler(configs["scheduler"])
+        tokenizer = Tokenizer(tokenizer or folder / "tokenizer")
+        parts = {
+            part: network.from_file(_weight_file(folder / part, FILES[part]), configs[part], dtype)
+            for part, network in (("unet", UNet), ("vae", VAE), ("text_encoder", TextEncoder))
+        }
+        return cls(**parts, tokenizer=tokenizer, configs=configs, recipe=recipe)
+
+    @classmethod
+    def _load_single_file(cls, path, tokenizer, dtype, prediction_type):
+        with open_weights(path) as file:
+            shapes = shapes_of(file)
+        if not is_single_file(shapes):
+            raise WeightsError(f"{path} is no whole model: there is no model.diffusion_model.* in it")
+        v2 = any(name.startswith(ldm.OPENCLIP) for name in shapes)
+        if v2 and prediction_type is None:
+            log.warning('%s is SD v2; taking prediction_type "epsilon": for a 768-v model pass "v_prediction"', path)
+        if tokenizer is None:
+            raise UserError(
+                f"{path} holds no tokenizer: pass a folder with vocab.json and merges.txt (--tokenizer), for instance "
+                "tokenizer/ of the model's diffusers repository"
+            )
+        unet = UNet.from_file(path, SD2_UNET if v2 else None, dtype)
+        vae = VAE.from_file(path, None, dtype)
+        text_encoder = TextEncoder.from_file(path, SD2_TEXT if v2 else None, dtype)
+        scheduler = SD_SCHEDULER | ({"prediction_type": prediction_type} if prediction_type else {})
+        check_scheduler(scheduler)
+        configs = official_configs(unet, vae, text_encoder) | {"scheduler": scheduler}
+        return cls(unet, vae, text_encoder, Tokenizer(tokenizer), configs, dict(RECIPE))
+
+    # --- saving ---
+
+    def save(self, folder, dtype=None):
+        """Write the diffusers layout: opens in `diffusers.StableDiffusionPipeline.from_pretrained(folder)`.
+
+        dtype: of the floating-point weights on disk; None as in memory. model_index.json is written last, so that an
+        interrupted save is not mistaken for a model.
+        """
+        folder = Path(folder)
+        for part in FILES:
+            state = getattr(self, part).state_dict()
+            write_tensors(folder / part / FILES[part], {k: v.to(dtype or v.dtype) for k, v in state.items()})
+            write_json(folder / part / "config.json", self.configs[part])
+        write_json(folder / "scheduler" / "scheduler_config.json", self.configs["scheduler"])
+        for name in TOKENIZER_FILES:
+            source, target = self.tokenizer.folder / name, folder / "tokenizer" / name
+            if source.exists() and source.resolve() != target.resolve():
+                write_whole(target, lambda temporary, source=source: shutil.copyfile(source, temporary))
+        write_json(folder / "recipe.json", self.recipe)
+        write_json(
+            folder / "model_index.json",
+            {
+                "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.30.0",
+                "feature_extractor": [None, None], "image_encoder": [None, None], "safety_checker": [None, None],
+                "requires_safety_checker": False,
+                "scheduler": ["diffusers", self.configs["scheduler"].get("_class_name", "PNDMScheduler")],
+                "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+                "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
+            },
+        )  # fmt: skip
+
+    def save_single_file(self, path, dtype=None):
+        """Write one file in the LDM layout, which ComfyUI and AUTOMATIC1111 read. dtype as in `save`."""
+        v2 = self.text_encoder.config.hidden_size == 1024
+        parts = {part: getattr(self, part) for part in FILES}
+        tensors = single_file_tensors(parts, openclip=v2)
+        write_tensors(path, {key: value.to(dtype or value.dtype) for key, value in tensors.items()})
+
+    # --- computing ---
+
+    @property
+    def device(self):
+        return self.unet.conv_in.weight.device
+
+    @property
+    def alphas_cumprod(self):
+        """ᾱ_t of this model's scheduler configuration: (1000,), float32."""
+        config = self.configs["scheduler"]
+        return schedule.alphas_cumprod(config["beta_start"], config["beta_end"])
+
+    def to(self, *args, **kwargs):
+        """Move or convert all networks, as `torch.nn.Module.to`."""
+        for network in (self.unet, self.vae, self.text_encoder):
+            network.to(*args, **kwargs)
+        return self
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts):
+        """list of n strings -> (n, 77, d)."""
+        for prompt in prompts:
+            surplus = len(self.tokenizer.encode(prompt)) - (self.tokenizer.max_length - 2)
+            if surplus > 0:
+                log.warning("prompt too long: the last %d tokens of %r are ignored", surplus, prompt)
+        return self.text_encoder(self.tokenizer(prompts).to(self.device))
+
+    def predict_eps(self, x, t, context):
+        """ε̂ for latents x (B, 4, h, w) at times t (B,), whatever the network predicts."""
+        out = self.unet(x, t, context)
+        if self.configs["scheduler"].get("prediction_type", "epsilon") == "v_prediction":
+            return schedule.eps_from_v(x, out, self.alphas_cumprod.to(x.device)[t])
+        return out
+
+    def guided_eps(self, x, t, context, unconditional, guidance):
+        """ε̂ = ε(∅) + s·(ε(c) − ε(∅)), one forward for both.   (Ho & Salimans 2022, eq. 6, with s = 1 + w)
+
+        x (B, 4, h, w) float32; t an int; context and unconditional (B, 77, d). s = 1 costs one half.
+        """
+        dtype = context.dtype
+        times = torch.full((len(x),), t, device=x.device)
+        if guidance == 1:
+            return self.predict_eps(x.to(dtype), times, context).float()
+        both = self.predict_eps(x.to(dtype).repeat(2, 1, 1, 1), times.repeat(2), torch.cat([unconditional, context]))
+        eps_unconditional, eps = both.float().chunk(2)
+        return eps_unconditional + guidance * (eps - eps_unconditional)
+
+    @torch.no_grad()
+    def generate(self, prompts, steps=None, guidance=None, seed=0, negative_prompt="", size=None, sampler="ddim",
+                 eta=0.0, batch_size=8, progress=True):  # fmt: skip
+        """Draw one picture for each prompt: list of n strings -> list of n PIL images.
+
+        steps, guidance, size (pixels, or (width, height)): None takes the recipe's (50, 7.5 and 512 for SD).
+        sampler: "ddim" (with η = `eta`) or "pndm". The starting noise is
+        `torch.randn(n, 4, h, w, generator=torch.Generator().manual_seed(seed))` on the CPU, so that a seed means the same
+        on every device. Raises UserError for sizes that are no multiples of the network's factor and for bad numbers.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        steps = self.recipe["sample_steps"] if steps is None else steps
+        guidance = self.recipe["guidance"] if guidance is None else guidance
+        width, height = self._picture_size(size)
+        if sampler not in ("ddim", "pndm"):
+            raise UserError(f'sampler {sampler!r} is not one of "ddim", "pndm"')
+        try:
+            times = schedule.timesteps(steps)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        generator = torch.Generator().manual_seed(seed)
+        shape = (len(prompts), self.vae.config.latent_channels, height // self.vae.factor, width // self.vae.factor)
+        start = torch.randn(shape, generator=generator)
+        later = torch.randn((steps if eta else 0, *shape), generator=generator)
+
+        abar, pictures = self.alphas_cumprod, []
+        bar = tqdm(
+            total=-(-len(prompts) // batch_size) * (steps + (sampler == "pndm" and steps > 1)),
+            desc="drawing", disable=not progress,
+        )  # fmt: skip
+        for i in range(0, len(prompts), batch_size):
+            part = slice(i, i + batch_size)
+            context = self.encode_prompts(prompts[part])
+            unconditional = self.encode_prompts([negative_prompt]).expand_as(context)
+
+            def model(x, t, context=context, unconditional=unconditional):
+                bar.update()
+                return self.guided_eps(x, t, context, unconditional, guidance)
+
+            x = start[part].to(self.device)
+            if sampler == "pndm":
+                x = schedule.sample_pndm(model, x, times, abar)
+            else:
+                x = schedule.sample_ddim(model, x, times, abar, eta, lambda k, part=part: later[k, part].to(self.device))
+            pictures += to_pil(self.decode_latents(x))
+        bar.close()
+        return pictures
+
+    def _picture_size(self, size):
+        size = self.recipe["resolution"] if size is None else size
+        width, height = (size, size) if isinstance(size, int) else size
+        multiple = self.vae.factor
+        if width < multiple or height < multiple or width % multiple or height % multiple:
+            raise UserError(f"picture size {width} x {height}: both must be positive multiples of {multiple}")
+        return width, height
+
+    @torch.no_grad()
+    def encode_pictures(self, images, generator=None):
+        """Pictures (B, 3, H, W) in [-1, 1] -> one draw of the scaled latents (B, 4, H/f, W/f) the UNet is trained on."""
+        mean, logvar = self.vae.encode(images.to(self.vae.quant_conv.weight))
+        return sample_latents(mean.float(), logvar.float(), generator) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode_latents(self, x):
+        """Scaled latents (B, 4, h, w) -> pictures (B, 3, f·h, f·w) in [-1, 1], float32."""
+        images = self.vae.decode((x / self.vae.config.scaling_factor).to(self.vae.quant_conv.weight))
+        return images.float().clamp(-1, 1)
+
+
+def _weight_file(folder, name):
+    """The weights in a part's folder: full precision first, then the fp16 variant. Raises WeightsError."""
+    stem = name.removesuffix(".safetensors")
+    for candidate in (name, f"{stem}.fp16.safetensors", f"{stem}.bf16.safetensors", f"{stem}.non_ema.safetensors"):
+        if (folder / candidate).exists():
+            return folder / candidate
+    for pickle in sorted(folder.glob("*.bin")):
+        open_weights(pickle)  # raises, and says how to convert it
+    if list(folder.glob("*.safetensors.index.json")):
+        raise WeightsError(f"{folder}: weights in several files are not supported; merge them into {name}")
+    raise WeightsError(f"{folder} holds no {name}")
+
+
+def check_scheduler(config):
+    """Raises UserError for a noise schedule that `schedule.py` does not implement. Samplers are our own choice."""
+    for key, values in (
+        ("beta_schedule", ("scaled_linear",)), ("num_train_timesteps", (1000,)), ("trained_betas", (None,)),
+        ("prediction_type", ("epsilon", "v_prediction")), ("rescale_betas_zero_snr", (False, None)),
+    ):  # fmt: skip
+        if key in config and config[key] not in values:
+            raise UserError(f"scheduler config: {key} = {config[key]!r} is not implemented")
+    for key in ("beta_start", "beta_end"):
+        if not isinstance(config.get(key), float):
+            raise UserError(f"scheduler config: {key} is missing")
+
+
+def official_configs(unet, vae, text_encoder):
+    """config.json values for diffusers and transformers, for networks that did not come from a folder."""
+    levels = len(vae.config.block_out_channels)
+    configs = {
+        "unet": {"_class_name": "UNet2DConditionModel", "sample_size": 64, **dataclasses.asdict(unet.config)},
+        "vae": {
+            "_class_name": "AutoencoderKL", "sample_size": 512, **dataclasses.asdict(vae.config),
+            "down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels,
+        },
+        "text_encoder": {
+            "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "bos_token_id": 0, "eos_token_id": 2,
+            "pad_token_id": 1, **dataclasses.asdict(text_encoder.config),
+        },
+    }  # fmt: skip
+    return {part: {k: list(v) if isinstance(v, tuple) else v for k, v in c.items()} for part, c in configs.items()}
+
+
+def to_pil(images):
+    """(B, 3, H, W) in [-1, 1] -> list of RGB pictures, rounded as diffusers rounds."""
+    array = ((images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().float().numpy() * 255).round().astype(np.uint8)
+    return [Image.fromarray(a) for a in array]
+
+
+def grid(pictures, columns, zoom=1):
+    """One picture of all, row by row, with a white gap; `zoom` enlarges small pictures by repeating pixels."""
+    width, height = (zoom * side for side in pictures[0].size)
+    gap = 2 * zoom
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    for i, picture in enumerate(pictures):
+        place = ((i % columns) * (width + gap), (i // columns) * (height + gap))
+        sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), place)
+    return sheet
