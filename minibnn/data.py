@@ -1,0 +1,117 @@
+"""A folder of pictures -> tensors, and the class pictures of prior preservation.
+
+Follows: DreamBooth (Ruiz et al. 2023, §3.3) and diffusers' `train_dreambooth.py`: pictures are centre-cropped to a
+square; the latents' mean and log-variance are computed once and sampled at each step.
+
+But: no augmentation, no captions for single pictures.
+"""
+
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
+
+from .errors import UserError
+from .weights import write_whole
+
+log = logging.getLogger("minibnn")
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+MAX_PIXELS = 2 * 89_478_485  # PIL's own limit for "this is an attack"
+
+
+def list_pictures(folder):
+    """The pictures of a folder, sorted by name; other files are skipped with a notice. Raises UserError if none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"--images {folder}: no such folder")
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    pictures = [p for p in files if p.suffix.lower() in SUFFIXES]
+    skipped = [p.name for p in files if p not in pictures]
+    if skipped:
+        log.warning("%s: skipping %d files that are no pictures: %s", folder, len(skipped), ", ".join(skipped[:4]))
+    if not pictures:
+        raise UserError(f"--images {folder}: no pictures in it ({', '.join(s[1:] for s in SUFFIXES)} are read)")
+    return pictures
+
+
+def load_picture(path, size):
+    """A picture of any mode -> (3, size, size) float32 in [-1, 1], upright, centre-cropped to a square.
+
+    Transparent parts become white. Raises UserError naming the file when it is broken or absurdly large.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS decides
+            image = Image.open(path)
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(f"{path}: {image.width} x {image.height} pixels are too many; make it smaller")
+            image = _to_rgb(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError:
+        raise UserError(f"{path}: too many pixels, perhaps an attack; make it smaller") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: broken or no picture ({error}); remove it or save it again") from None
+    if min(image.size) < size:
+        log.warning("%s: %d x %d pixels are fewer than the resolution of %d", path, *image.size, size)
+    image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _to_rgb(image):
+    if image.mode.startswith("I;16") or image.mode == "I":
+        values = np.asarray(image).astype(np.float64) / 257  # 16 bits -> 8 bits; PIL's own convert clips instead
+        image = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def load_pictures(paths, size):
+    """List of n files -> (n, 3, size, size); errors as `load_picture`."""
+    return torch.stack([load_picture(path, size) for path in paths])
+
+
+@torch.no_grad()
+def latent_moments(vae, images):
+    """(n, 3, H, W) -> mean and logvar of the unscaled latents, each (n, 4, H/f, W/f), float32, one picture at a time."""
+    weight = vae.quant_conv.weight
+    moments = [torch.cat(vae.encode(image[None].to(weight)), dim=1).float() for image in images]
+    return torch.cat(moments).chunk(2, dim=1)
+
+
+def epoch_order(n, position, seed):
+    """Which of n pictures is used at place `position` (0, 1, …) of the training: every epoch a new permutation.
+
+    A function of its arguments alone, so that a resumed run goes on where it stopped.
+    """
+    epoch, place = divmod(position, n)
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    return int(torch.randperm(n, generator=generator)[place])
+
+
+def class_pictures(sd, folder, count, prompt, size, group=16):
+    """Paths of `count` pictures in `folder`: the user's own first, then drawn ones; those missing are drawn now.
+
+    Group i of 16 pictures is drawn with seed i: an interrupted run goes on where it stopped, a larger count adds to it.
+    """
+    folder = Path(folder)
+    drawn = [folder / f"drawn-{i:05d}.png" for i in range(count)]
+    own = [p for p in list_pictures(folder) if not p.name.startswith("drawn-")] if folder.is_dir() and any(folder.iterdir()) else []  # fmt: skip
+    paths = (own + drawn)[:count]
+    missing = [path for path in paths if not path.exists()]
+    bar = tqdm(total=len(missing), desc="class pictures", disable=not missing)
+    for start in range(0, count, group):
+        part = [path for path in drawn[start : start + group] if path in missing]
+        if part:
+            pictures = sd.generate([prompt] * group, seed=start // group, size=size, batch_size=group, progress=False)
+            for path in part:
+                picture = pictures[drawn.index(path) - start]
+                write_whole(path, lambda temporary, picture=picture: picture.save(temporary, format="PNG"))
+                bar.update()
+    bar.close()
+    return paths

@@ -1,0 +1,200 @@
+"""Command-line options. Imports no torch, so that `--help` answers at once.
+
+Each command's options are one frozen dataclass; argparse is built from its fields, config.json holds them.
+
+But: no configuration files. A run is repeated from the options in its config.json.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import sys
+from dataclasses import dataclass, field
+
+
+def option(default, help, group, **argparse_settings):
+    """A dataclass field with what argparse needs. `default=None` means: the model's recipe, or none."""
+    return field(default=default, metadata={"help": help, "group": group, "argparse": argparse_settings})
+
+
+def _whole(text):
+    """An integer ≥ 1."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def _count(text):
+    """An integer ≥ 0."""
+    if int(text) < 0:
+        raise ValueError
+    return int(text)
+
+
+def _rate(text):
+    """A finite number > 0."""
+    if not 0 < float(text) < float("inf"):
+        raise ValueError
+    return float(text)
+
+
+def _weight(text):
+    """A finite number ≥ 0."""
+    if not 0 <= float(text) < float("inf"):
+        raise ValueError
+    return float(text)
+
+
+def _words(text):
+    """A text that is not empty."""
+    if not text.strip():
+        raise ValueError
+    return text
+
+
+_KINDS = {
+    _whole: "a whole number of at least 1", _count: "a whole number of at least 0", _rate: "a number above 0",
+    _weight: "a number of at least 0", _words: "a text that is not empty", int: "a whole number", float: "a number",
+}  # fmt: skip
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Fine-tune a model on a few pictures of one subject, as a Bayesian neural network or plainly."""
+
+    images: str = option(None, "folder with the pictures of your subject", "what", required=True, metavar="DIR")
+    model: str = option("tiny", '"tiny" (bundled), a diffusers folder, a run, or an LDM .safetensors file', "what")
+    tokenizer: str = option(None, "folder with vocab.json and merges.txt, for an LDM file", "what", metavar="DIR")
+    prompt: str = option(None, 'caption of your pictures, e.g. "a photo of a sks dog"', "what", type=_words)
+    class_prompt: str = option(None, 'the class without the name, e.g. "a photo of a dog"', "what", type=_words)
+    class_images: str = option(None, "folder of class pictures; missing ones are drawn first [OUT/class_images]", "what", metavar="DIR")
+    prior_weight: float = option(1.0, "weight of the prior-preservation loss; 0: none", "what", type=_weight)
+    class_count: int = option(None, "how many class pictures [recipe]", "what", type=_whole)
+
+    method: str = option("dreambooth", "what is trained: all of the UNet", "method", choices=("dreambooth",))
+    bayes: bool = option(True, "random weights, or the plain baseline", "method")
+    where: str = option("paper", "which layers are random: paper, up, mid, down, norm, cross-attention, time, conv, all; joined by commas", "method", metavar="WHERE")
+    sigma: float = option(None, "initial standard deviation of random weights [recipe]", "method", type=_rate)
+    lambda_kl: float = option(0.0, "weight λ of the KL divergence to the prior, a sum over parameters", "method", type=_weight)
+    prior_sigma: float = option(0.01, "standard deviation of the prior, centred at the pretrained weights", "method", type=_rate)
+    kl: str = option("q-p", "direction: q-p as in the paper's Eq. 3, p-q as in its Algorithm 1", "method", choices=("q-p", "p-q"))
+
+    steps: int = option(None, "optimiser steps [recipe: so many for each picture]", "training", type=_whole)
+    lr: float = option(None, "learning rate of AdamW [recipe]", "training", type=_rate)
+    batch_size: int = option(1, "pictures for each forward; as many class pictures beside them", "training", type=_whole)
+    accumulate: int = option(1, "forwards for each optimiser step", "training", type=_whole)
+    resolution: int = option(None, "pixels of the square crop [recipe]", "training", type=_whole)
+    dtype: str = option(None, "of the computation; weights train in float32 [float32; CUDA: bfloat16 or float16]", "training", choices=DTYPES)
+    device: str = option(None, "cpu, cuda, cuda:1, ... [cuda if there is one]", "training")
+    gradient_checkpointing: bool = option(False, "recompute blocks in backward: less memory, more time", "training")
+    seed: int = option(0, "fixes everything on one device", "training", type=_count)
+
+    out: str = option(None, "the run's folder [runs/NAME OF THE PICTURE FOLDER]", "output", metavar="DIR")
+    sample_every: int = option(0, "draw samples every N steps; 0: only at the end", "output", type=_count, metavar="N")
+    checkpoint_every: int = option(0, "write a checkpoint every N steps; 0: only at the end", "output", type=_count, metavar="N")
+    single_file: bool = option(False, "also write model.safetensors for ComfyUI and AUTOMATIC1111", "output")
+    keep_posterior: bool = option(False, "also write posterior.safetensors with μ and σ", "output")
+    resume: bool = option(False, "go on from OUT/checkpoint", "output")
+    overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Draw pictures with a model or a run."""
+
+    prompt: list = option(None, "one or more prompts", "what", required=True, nargs="+", type=_words)
+    model: str = option("tiny", '"tiny" (bundled), a diffusers folder, a run, or an LDM .safetensors file', "what")
+    tokenizer: str = option(None, "folder with vocab.json and merges.txt, for an LDM file", "what", metavar="DIR")
+    negative_prompt: str = option("", "what to keep away from", "what")
+
+    count: int = option(1, "pictures for each prompt", "drawing", type=_whole)
+    steps: int = option(None, "sampling steps [recipe]", "drawing", type=_whole)
+    guidance: float = option(None, "classifier-free guidance, 1: none [recipe]", "drawing", type=float)
+    sampler: str = option("ddim", "DDIM, or PNDM as in SD's own configuration", "drawing", choices=("ddim", "pndm"))
+    eta: float = option(0.0, "noise added by DDIM: 0 none, 1 as DDPM", "drawing", type=_weight)
+    width: int = option(None, "pixels [recipe]", "drawing", type=_whole)
+    height: int = option(None, "pixels [recipe]", "drawing", type=_whole)
+    batch_size: int = option(8, "pictures drawn at once", "drawing", type=_whole)
+    seed: int = option(0, "the same pictures on every device, up to rounding", "drawing", type=_count)
+    dtype: str = option(None, "of the weights [float32; CUDA: float16]", "drawing", choices=DTYPES)
+    device: str = option(None, "cpu, cuda, cuda:1, ... [cuda if there is one]", "drawing")
+    out: str = option("sample.png", "a PNG file; several pictures make a grid, and a folder of the same name", "output", metavar="PNG")
+    overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for a mistake, with the option that was probably meant."""
+
+    def error(self, message):
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+    def unknown(self, words):
+        """Complain about the first word that is no option, and suggest one."""
+        wrong = next((word for word in words if word.startswith("-")), words[0]).split("=")[0]
+        near = difflib.get_close_matches(wrong, self._option_string_actions, 1)
+        self.error(f"no option {wrong}; " + (f"did you mean {near[0]}?" if near else f"{self.prog} --help lists all"))
+
+
+def parse(options_class, prog, argv=None):
+    """Command line -> an `options_class`; exits with 2 and one line on a mistake."""
+    parser = _Parser(prog=f"python -m {prog}", description=options_class.__doc__, allow_abbrev=False)
+    groups, required = {}, []
+    for f in dataclasses.fields(options_class):
+        name, meta = f.metadata["group"], f.metadata
+        if name not in groups:
+            groups[name] = parser.add_argument_group(name)
+        settings, help = dict(meta["argparse"]), meta["help"]
+        if settings.pop("required", False):  # checked below: a mistyped option is told first
+            required.append(f.name)
+            help += " (required)"
+        if f.type is bool:
+            if f.default is False:
+                settings["action"] = "store_true"
+            else:
+                settings["action"] = argparse.BooleanOptionalAction
+                help += " [--bayes]" if f.name == "bayes" else ""
+        else:
+            if "choices" not in settings:
+                settings["type"] = _readable(settings.get("type", f.type if f.type in (int, float) else str))
+                settings.setdefault("metavar", {int: "N", float: "X"}.get(f.type, "TEXT"))
+            if f.default not in (None, ""):
+                help += f" [{f.default}]"
+        groups[name].add_argument("--" + f.name.replace("_", "-"), default=f.default, help=help.replace("%", "%%"), **settings)
+    values, rest = parser.parse_known_args(argv)
+    if rest:
+        parser.unknown(rest)
+    for name in required:
+        if getattr(values, name) is None:
+            parser.error(f"--{name} is required; {parser.prog} --help explains it")
+    return options_class(**vars(values))
+
+
+def _readable(kind):
+    """A converter whose complaint says what is wanted."""
+
+    def convert(text):
+        try:
+            return kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {_KINDS.get(kind, 'valid')}") from None
+
+    return convert
+
+
+def run(main, options):
+    """Call main(options) and turn what a user can cause into one line and an exit code (2, or 130 for Ctrl-C)."""
+    import logging
+
+    from .errors import UserError
+
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    try:
+        main(options)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,237 @@
+"""Fine-tune on a few pictures: `python -m minibnn.train --images ./dog`.
+
+Follows: DreamBooth (Ruiz et al. 2023) as in diffusers' `train_dreambooth.py`, which the paper uses (App. H.1), and the
+paper's Algorithm 1. Methods differ in *what is trainable*; this one loop serves them all.
+
+    pictures → VAE → x_0;   t, ε → x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε;   θ = μ + σ∘ε_θ
+    L = ‖ε_θ(x_t, t, c) − ε‖² + w·‖… on a class picture‖² + λ·KL(Q_W(θ) ‖ P(θ))     →  AdamW on μ and σ
+
+But: the text encoder and the VAE are not trained; one device.
+"""
+
+from .options import TrainOptions, parse, run
+
+if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
+    OPTIONS = parse(TrainOptions, "minibnn.train")
+
+import dataclasses
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from . import bayes, data, runs, schedule
+from .errors import UserError
+from .pipeline import StableDiffusion, grid
+from .vae import sample_latents
+from .weights import write_tensors, write_whole
+
+
+def train(options):
+    """Run one training from its options (TrainOptions); leaves the run's folder. Raises UserError, KeyboardInterrupt."""
+    out = Path(options.out or Path("runs") / Path(options.images).resolve().name)
+    options = dataclasses.replace(options, out=str(out))
+    runs.check_folder(options)
+    files = data.list_pictures(options.images)
+    sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32)
+    options = settle(options, sd, len(files))
+    images = data.load_pictures(files, options.resolution)
+    if options.resume:
+        runs.check_same_options(options)
+    runs.start(options)
+
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    sd.to(device)
+    batches = Batches(options, sd, images)
+    unet = sd.unet.train()
+    unet.gradient_checkpointing = options.gradient_checkpointing
+    draw = bayes.bayesianize(unet, options.where, options.sigma) if options.bayes else bayes.Draw()
+    prior = {name: mu.detach().clone() for name, (mu, _) in bayes.sigmas(unet).items()} if options.lambda_kl else {}
+    optimiser = make_optimiser(unet, options.lr)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    abar, v_prediction = sd.alphas_cumprod.to(device), sd.configs["scheduler"]["prediction_type"] == "v_prediction"
+    first = runs.load_checkpoint(out, unet, optimiser, scaler) if options.resume else 0
+    log, saved = runs.Log(out, first), first
+    print(describe(options, unet, len(files)))
+
+    bar = tqdm(range(first, options.steps), initial=first, total=options.steps, desc="training")
+    with runs.CtrlC() as stop:
+        for step in bar:
+            generator = torch.Generator().manual_seed((options.seed * 1_000_003 + step) % 2**63)
+            losses = {"diffusion": 0.0, "prior": 0.0, "kl": 0.0}
+            for micro in range(options.accumulate):
+                x0, context = batches(step * options.accumulate + micro, generator)
+                t = torch.randint(0, schedule.TRAIN_STEPS, (len(x0),), generator=generator).to(device)
+                eps = torch.randn(x0.shape, generator=generator).to(device)
+                x_t = schedule.q_sample(x0, eps, abar[t])
+                target = schedule.velocity(x0, eps, abar[t]) if v_prediction else eps
+                draw.renew(generator)
+                with autocast:
+                    predicted = unet(x_t, t, context)
+                errors = F.mse_loss(predicted.float(), target, reduction="none").split(options.batch_size)
+                loss = errors[0].mean()
+                losses["diffusion"] += loss.item() / options.accumulate
+                if len(errors) > 1:
+                    losses["prior"] += errors[1].mean().item() / options.accumulate
+                    loss = loss + options.prior_weight * errors[1].mean()
+                if options.lambda_kl:
+                    divergence = bayes.kl(unet, prior, options.prior_sigma, options.kl)
+                    losses["kl"] += divergence.item() / options.accumulate
+                    loss = loss + options.lambda_kl * divergence
+                if not torch.isfinite(loss):
+                    where = f"the last checkpoint, after {saved} steps, is good" if saved else "there is no checkpoint"
+                    raise UserError(f"the loss is {loss.item()} at step {step + 1}; {where}; try a smaller --lr")
+                scaler.scale(loss / options.accumulate).backward()
+            scaler.unscale_(optimiser)
+            torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+            scaler.step(optimiser)
+            scaler.update()
+            optimiser.zero_grad()
+            bayes.clamp_sigma(unet)
+
+            done = step + 1
+            log.write({"step": done, **losses, "sigma": mean_sigma(unet)})
+            bar.set_postfix(loss=f"{losses['diffusion']:.3f}", refresh=False)
+            if options.sample_every and done % options.sample_every == 0:
+                save_samples(sd, options, autocast, out / f"samples-{done:06d}.png")
+            due = options.checkpoint_every and done % options.checkpoint_every == 0
+            if due or stop.asked or done == options.steps:
+                runs.save_checkpoint(out, done, unet, optimiser, scaler)
+                saved = done
+            if stop.asked and done < options.steps:
+                bar.close()
+                raise KeyboardInterrupt(f"stopped after step {done}, saved in {out / runs.STATE.parent}: the same command with --resume goes on")  # fmt: skip
+    finish(sd, options, autocast, out)
+
+
+def settle(options, sd, pictures):
+    """Fill in what the command line left open, from the model's recipe, and check the whole. Raises UserError."""
+    recipe = sd.recipe
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
+    half = "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float16"
+    options = dataclasses.replace(
+        options,
+        prompt=options.prompt or recipe["prompt"],
+        class_prompt=options.class_prompt or recipe["class_prompt"],
+        class_images=options.class_images or str(Path(options.out) / "class_images"),
+        class_count=options.class_count or recipe["class_pictures_per_picture"] * pictures,
+        sigma=options.sigma or recipe["sigma"],
+        steps=options.steps or recipe["steps_per_picture"] * pictures,
+        lr=options.lr or recipe["lr"],
+        resolution=options.resolution or recipe["resolution"],
+        device=device,
+        dtype=options.dtype or (half if device.startswith("cuda") else "float32"),
+    )
+    if not options.prompt:
+        raise UserError('--prompt is required for this model, for instance --prompt "a photo of a sks dog"')
+    if options.prior_weight and not options.class_prompt:
+        raise UserError('--class-prompt is required, for instance "a photo of a dog"; or --prior-weight 0')
+    multiple = sd.vae.factor
+    if options.resolution % multiple:
+        raise UserError(f"--resolution {options.resolution} is no multiple of {multiple}")
+    if options.bayes:
+        try:
+            bayes.select(sd.unet, options.where)
+        except ValueError as error:
+            raise UserError(f"--where: {error}") from None
+    if not options.bayes and (options.lambda_kl or options.keep_posterior):
+        raise UserError("--lambda-kl and --keep-posterior need --bayes")
+    return options
+
+
+def check_device(device):
+    """Raises UserError when the device does not exist here."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device}: {str(error).splitlines()[0]}; try --device cpu") from None
+
+
+class Batches:
+    """batches(i, generator) -> x_0 (B, 4, h, w) and context (B, 77, d) on the device.
+
+    `batch_size` pictures of the subject come first, then as many class pictures, unless the prior weight is 0. VAE and
+    text encoder run once, here, and leave the GPU afterwards.
+    """
+
+    def __init__(self, options, sd, images):
+        self.size, self.seed, self.device = options.batch_size, options.seed, sd.device
+        self.scale = sd.vae.config.scaling_factor
+        self.sources = [(*data.latent_moments(sd.vae, images), sd.encode_prompts([options.prompt]))]
+        if options.prior_weight:
+            paths = data.class_pictures(sd, options.class_images, options.class_count, options.class_prompt, options.resolution)
+            moments = [data.latent_moments(sd.vae, data.load_pictures([path], options.resolution)) for path in paths]
+            mean, logvar = (torch.cat(m) for m in zip(*moments, strict=True))
+            self.sources.append((mean, logvar, sd.encode_prompts([options.class_prompt])))
+        sd.vae.cpu()
+        sd.text_encoder.cpu()
+
+    def __call__(self, i, generator):
+        latents, contexts = [], []
+        for mean, logvar, context in self.sources:
+            picked = [data.epoch_order(len(mean), i * self.size + k, self.seed) for k in range(self.size)]
+            latents.append(sample_latents(mean[picked], logvar[picked], generator) * self.scale)
+            contexts.append(context.expand(self.size, -1, -1))
+        return torch.cat(latents), torch.cat(contexts)
+
+
+def make_optimiser(network, lr):
+    """AdamW with the defaults of diffusers' script; σ takes no weight decay, which would pull it to 0."""
+    groups = {False: [], True: []}
+    for name, parameter in network.named_parameters():
+        groups[name.endswith("_sigma")].append(parameter)
+    return torch.optim.AdamW(
+        [{"params": groups[False], "weight_decay": 0.01}, {"params": groups[True], "weight_decay": 0.0}], lr, fused=True
+    )
+
+
+def mean_sigma(network):
+    """Mean of σ over all random parameters; 0 without any."""
+    pairs = bayes.sigmas(network).values()
+    count = sum(sigma.numel() for _, sigma in pairs)
+    return sum(sigma.detach().sum().item() for _, sigma in pairs) / count if count else 0.0
+
+
+def sample_prompts(options):
+    """Eight prompts: the training prompt, the same with other places, and the class."""
+    places = ("on the beach", "in the snow", "on a wooden floor")
+    return [options.prompt] * 4 + [f"{options.prompt} {place}" for place in places] + [options.class_prompt or options.prompt]
+
+
+def save_samples(sd, options, autocast, path):
+    """Draw the fixed prompts with fixed seeds at θ = μ, and save them as one picture."""
+    sd.to(sd.device)
+    sd.unet.eval()
+    with autocast:
+        pictures = sd.generate(sample_prompts(options), seed=0, size=options.resolution, progress=False)
+    sd.unet.train()
+    sheet = grid(pictures, 4, zoom=max(1, 192 // options.resolution))
+    write_whole(path, lambda temporary: sheet.save(temporary, format="PNG"))
+
+
+def describe(options, unet, pictures):
+    """One line about what is about to happen."""
+    random = f"{bayes.random_share(unet):.2%} of the UNet random, σ₀ = {options.sigma}" if options.bayes else "no BNN"
+    return f"{pictures} pictures, {options.steps} steps at lr {options.lr:g}, {random}, {options.dtype} on {options.device}"
+
+
+def finish(sd, options, autocast, out):
+    """Write the samples and the result at the posterior mean, and say how to use it."""
+    save_samples(sd, options, autocast, out / "samples.png")
+    mean, posterior = bayes.posterior_mean(sd.unet), sd.unet.state_dict()
+    sd.unet = type(sd.unet)(sd.unet.config)
+    sd.unet.load_state_dict(mean, strict=True, assign=True)
+    sd.save(out)
+    if options.keep_posterior:
+        write_tensors(out / "posterior.safetensors", posterior)
+    if options.single_file:
+        sd.save_single_file(out / "model.safetensors")
+    print(f"done: {out / 'samples.png'} shows it, {out} is a diffusers folder. Draw with another prompt:")
+    print(f'  python -m minibnn.sample --model {out} --prompt "{options.prompt} in the snow" --out picture.png')
+
+
+if __name__ == "__main__":
+    run(train, OPTIONS)
