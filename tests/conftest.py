@@ -1,0 +1,68 @@
+import gzip
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # oracles must not look for anything on the net
+
+import numpy as np
+import pytest
+import torch
+from fill_rule import fill
+
+from minibnn.text_encoder import TextEncoder, TextEncoderConfig
+from minibnn.unet import UNet, UNetConfig
+from minibnn.vae import VAE, VAEConfig
+from minibnn.weights import check_config
+
+DATA = Path(__file__).parent / "data"
+NETWORKS = {"unet": (UNet, UNetConfig), "vae": (VAE, VAEConfig), "text": (TextEncoder, TextEncoderConfig)}
+
+
+@pytest.fixture(scope="session")
+def manifests():
+    return json.loads(gzip.decompress((DATA / "manifests.json.gz").read_bytes()))
+
+
+class Vectors:
+    """Set A: configurations, inputs, outputs, tolerances, and networks filled by rule."""
+
+    def __init__(self):
+        settings = json.loads((DATA / "models_A.json").read_text())
+        self.base, self.overlay, self.noise = settings["base"], settings["config"], settings["fp32_noise_over_std"]
+        self.times = settings["config"]["ts"]
+        self.arrays = np.load(DATA / "models_A.npz")
+
+    def __getitem__(self, key):
+        return torch.from_numpy(self.arrays[key])
+
+    def config(self, part, **changes):
+        return {**self.base[part], **self.overlay[part], **changes}
+
+    def network(self, part, small=False, **changes):
+        network_class, config_class = NETWORKS[part]
+        network = network_class(check_config(config_class, self.config(part, **changes), part))
+        state = {k: torch.from_numpy(fill(k, v.shape, "", small)) for k, v in network.state_dict().items()}
+        network.load_state_dict(state)
+        return network.eval()
+
+    def error(self, key, got):
+        """(max|d| / std(reference), tolerance)."""
+        reference = self["out/" + key].double()
+        scale = reference.std() if reference.numel() > 1 else reference.abs()
+        error = (got.detach().double() - reference).abs().max() / scale
+        return error.item(), max(5e-5, 8 * self.noise.get(key, 0))
+
+    def check(self, key, got):
+        error, tolerance = self.error(key, got)
+        assert error <= tolerance, f"{key}: {error:.2e} > {tolerance:.2e}"
+
+
+@pytest.fixture(scope="session")
+def vectors():
+    return Vectors()
+
+
+@pytest.fixture(scope="session")
+def dog():
+    return Path(__file__).parents[1] / "tutorials" / "dog"

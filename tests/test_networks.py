@@ -1,0 +1,221 @@
+"""The three networks against float64 outputs of diffusers and transformers (tests/data), and each typical bug."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minibnn import layers, text_encoder, unet
+
+
+@pytest.mark.parametrize("small", [False, True])
+class TestVectors:
+    def test_unet(self, vectors, small):
+        network, prefix = vectors.network("unet", small), "small/" * small
+        with torch.no_grad():
+            for t in vectors.times:
+                out = network(vectors["in/x"], torch.full((2,), t), vectors["in/ctx"])
+                vectors.check(f"{prefix}unet.eps.t{t}", out)
+            mixed = network(vectors["in/x"], vectors["out/unet.mixed_t"], vectors["in/ctx"])
+        vectors.check(f"{prefix}unet.eps.mixed", mixed)
+
+    def test_vae(self, vectors, small):
+        network, prefix = vectors.network("vae", small), "small/" * small
+        with torch.no_grad():
+            mean, logvar = network.encode(vectors["in/image"])
+            vectors.check(f"{prefix}vae.mean", mean)
+            vectors.check(f"{prefix}vae.logvar", logvar)
+            vectors.check(f"{prefix}vae.decode", network.decode(vectors["in/z"]))
+
+    def test_text_encoder(self, vectors, small):
+        prefix = "small/" * small
+        with torch.no_grad():
+            for act in ("quick_gelu", "gelu"):
+                network = vectors.network("text", small, hidden_act=act)
+                vectors.check(f"{prefix}clip.{act}.last_hidden_state", network(vectors["in/ids"]))
+            network = vectors.network("text", small)
+            vectors.check(f"{prefix}clip.quick_gelu.len9", network(vectors["in/ids"][:, :9]))
+
+
+def test_time_embedding(vectors):
+    network, times = vectors.network("unet"), torch.tensor(vectors.times)
+    sinusoid = unet.time_sinusoid(times, 32)
+    vectors.check("unet.time_sinusoid", sinusoid)
+    vectors.check("unet.time_embedding", network.time_embedding(sinusoid))
+
+
+def test_every_block(vectors):
+    network, seen = vectors.network("unet"), {}
+    names = ["conv_in", "mid_block", *(f"{d}_blocks.{i}" for d in ("down", "up") for i in range(4))]
+    for name in names:
+        network.get_submodule(name).register_forward_hook(
+            lambda module, args, out, name=name: seen.update({name: out[0] if isinstance(out, tuple) else out})
+        )
+    t = int(vectors["out/unet.block.t"])
+    with torch.no_grad():
+        network(vectors["in/x"], torch.full((2,), t), vectors["in/ctx"])
+    for name in names:
+        vectors.check(f"unet.block.{name}", seen[name][:1])
+
+
+def test_gradients(vectors):
+    network = vectors.network("unet")
+    out = network(vectors["in/x"], vectors["out/unet.mixed_t"], vectors["in/ctx"])
+    loss = F.mse_loss(out, vectors["in/noise"])
+    loss.backward()
+    vectors.check("train.loss", loss)
+    norm = torch.stack([p.grad.double().norm() for p in network.parameters()]).norm()
+    vectors.check("train.grad_norm_all", norm)
+    keys = [k for k in vectors.arrays if k.startswith("out/train.grad.")]
+    assert len(keys) == 8
+    for key in keys:
+        name = key.removeprefix("out/train.grad.")
+        vectors.check(f"train.grad.{name}", network.get_parameter(name).grad[:64])
+
+
+def test_gradient_checkpointing_changes_nothing(vectors):
+    gradients = []
+    for checkpointing in (False, True):
+        network = vectors.network("unet")
+        network.gradient_checkpointing = checkpointing
+        network(vectors["in/x"], vectors["out/unet.mixed_t"], vectors["in/ctx"]).square().mean().backward()
+        gradients.append([p.grad for p in network.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_vae_encoder_shifts_with_its_input(vectors):
+    """Moving a picture by f pixels moves its latent by one place; stride-2 convolutions padded on all sides break it."""
+    network = vectors.network("vae")
+    f = network.factor
+    big = torch.randn(1, 3, 28 * f, 28 * f, generator=torch.Generator().manual_seed(0))
+    for norm in (m for m in network.modules() if isinstance(m, nn.GroupNorm)):  # only these see the whole picture
+        norm.forward = lambda x: x
+    network.encoder.mid_block.attentions[0].forward = lambda x: x
+    with torch.no_grad():
+        a, _ = network.encode(big[..., : 27 * f, : 27 * f])
+        b, _ = network.encode(big[..., f:, f:])
+    assert torch.allclose(a[..., 13:15, 13:15], b[..., 12:14, 12:14], atol=1e-5 * a.std().item())
+
+
+# --- each row of the table of typical bugs moves an output by more than the tolerance ---------------------------------
+
+
+def set_eps(network, kind, eps, where=""):
+    for name, module in network.named_modules():
+        if isinstance(module, kind) and where in name:
+            module.eps = eps
+
+
+def resnet_norms(network, eps):
+    for name, module in network.named_modules():
+        if isinstance(module, nn.GroupNorm) and ("resnets" in name or name == "conv_norm_out"):
+            module.eps = eps
+
+
+def transformer_norms(network, eps):
+    for name, module in network.named_modules():
+        if isinstance(module, nn.GroupNorm) and name.endswith("norm") and "attentions" in name:
+            module.eps = eps
+
+
+def set_heads(network, heads):
+    for module in network.modules():
+        if isinstance(module, unet.Attention):
+            module.heads = heads
+
+
+def set_groups(network):
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.num_groups = 16
+
+
+def symmetric_padding(network):
+    for module in network.modules():
+        if isinstance(module, layers.Downsample):
+            module.symmetric, module.conv.padding = True, (1, 1)
+
+
+def bilinear(patch):
+    original = F.interpolate
+    patch.setattr(F, "interpolate", lambda x, mode, **k: original(x, mode="bilinear", **k))
+
+
+def scale_by_channels(patch):
+    def wrong(q, k, v, heads, causal=False):
+        return ((q @ k.transpose(-1, -2)) / q.shape[-1]).softmax(-1) @ v
+
+    patch.setattr("minibnn.vae.attention", wrong)
+
+
+def frequency_shift(patch):
+    def wrong(t, channels):
+        half = channels // 2
+        angle = t[:, None] * torch.exp(-torch.log(torch.tensor(1e4)) / (half - 1) * torch.arange(half))
+        return torch.cat([angle.cos(), angle.sin()], -1)
+
+    patch.setattr(unet, "time_sinusoid", wrong)
+
+
+def reversed_skips(patch):
+    original = unet.UpBlock.forward
+    patch.setattr(unet.UpBlock, "forward", lambda self, x, skips, *rest: _reversed_cat(patch, original, self, x, skips, rest))
+
+
+def _reversed_cat(patch, original, self, x, skips, rest):
+    cat = torch.cat
+    with pytest.MonkeyPatch.context() as inner:
+        inner.setattr(torch, "cat", lambda tensors, dim: cat(tensors[::-1], dim))
+        return original(self, x, skips, *rest)
+
+
+def swapped_sinusoid(patch):
+    original = unet.time_sinusoid
+    patch.setattr(unet, "time_sinusoid", lambda t, c: original(t, c).roll(c // 2, dims=-1))
+
+
+BUGS = {  # name of the table's row: (parts it must show in, set, on the network, on the code)
+    "unet resnet GN eps 1e-5->1e-6": ("unet", "small", lambda n: resnet_norms(n, 1e-6), None),
+    "unet transformer GN eps 1e-6->1e-5": ("unet", "small", lambda n: transformer_norms(n, 1e-5), None),
+    "unet LN eps 1e-5->1e-6": ("unet", "small", lambda n: set_eps(n, nn.LayerNorm, 1e-6), None),
+    "vae GN eps 1e-6->1e-5": ("enc dec", "small", lambda n: set_eps(n, nn.GroupNorm, 1e-5), None),
+    "clip LN eps 1e-5->1e-6": ("clip", "small", lambda n: set_eps(n, nn.LayerNorm, 1e-6), None),
+    "unet 4 heads not 8": ("unet", "main", lambda n: set_heads(n, 4), None),
+    "sin/cos not flipped": ("unet", "main", None, swapped_sinusoid),
+    "freq_shift 1": ("unet", "main", None, frequency_shift),
+    "GEGLU tanh gelu": ("unet", "main", None, lambda p: p.setattr(
+        unet.F, "gelu", lambda x, gelu=F.gelu: gelu(x, approximate="tanh"))),
+    "clip gelu not quick": ("clip", "main", None, lambda p: p.setitem(
+        text_encoder.ACTIVATIONS, "quick_gelu", text_encoder.F.gelu)),
+    "clip no causal mask": ("clip", "main", None, lambda p: p.setattr(
+        text_encoder, "attention", lambda q, k, v, heads, causal: layers.attention(q, k, v, heads))),
+    "vae encoder symmetric pad": ("enc", "main", symmetric_padding, None),
+    "vae attn scale 1/C": ("enc dec", "main", None, scale_by_channels),
+    "upsample bilinear": ("unet dec", "main", None, bilinear),
+    "groups 16 not 8": ("unet enc dec", "main", set_groups, None),
+    "skip order reversed in concat": ("unet", "main", None, reversed_skips),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_vectors_catch(vectors, monkeypatch, bug):
+    parts, which, on_network, on_code = BUGS[bug]
+    if on_code:
+        on_code(monkeypatch)
+    small, prefix = which == "small", "small/" * (which == "small")
+    for part in parts.split():
+        network = vectors.network({"unet": "unet", "enc": "vae", "dec": "vae", "clip": "text"}[part], small)
+        if on_network:
+            on_network(network)
+        with torch.no_grad():
+            if part == "unet":
+                key = "unet.eps.t500"
+                out = network(vectors["in/x"], torch.full((2,), 500), vectors["in/ctx"])
+            elif part == "enc":
+                key, out = "vae.mean", network.encode(vectors["in/image"])[0]
+            elif part == "dec":
+                key, out = "vae.decode", network.decode(vectors["in/z"])
+            else:
+                key, out = "clip.quick_gelu.last_hidden_state", network(vectors["in/ids"])
+        error, tolerance = vectors.error(prefix + key, out)
+        assert error > 3 * tolerance, f"{part}: {error:.1e} hides within the tolerance {tolerance:.1e}"
