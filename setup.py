@@ -9,6 +9,6 @@ setup(
     package_data={"minibnn": ["assets/tiny/*", "assets/tiny/*/*"]},
     install_requires=["torch>=2.6", "numpy>=1.26", "safetensors>=0.4.3", "pillow>=10.3", "tqdm>=4.66"],
     extras_require={
-        "test": ["pytest>=8", "diffusers>=0.30", "transformers>=4.44", "accelerate>=0.30", "scipy>=1.11", "ruff>=0.6"],
+        "test": ["pytest>=8", "diffusers>=0.30", "transformers>=4.44", "accelerate>=0.30", "scipy>=1.11", "ruff>=0.6", "setuptools>=64"],
     },
 )

@@ -143,32 +143,33 @@ def _in_transformer(name):
     return ".transformer_blocks." in name and (".attn1." in name or ".ff." in name)
 
 
-WHERE = {
+KINDS = {
     "paper": lambda name, layer: _in_transformer(name),
-    "up": lambda name, layer: _in_transformer(name) and name.startswith("up_blocks."),
-    "mid": lambda name, layer: _in_transformer(name) and name.startswith("mid_block."),
-    "down": lambda name, layer: _in_transformer(name) and name.startswith("down_blocks."),
     "norm": lambda name, layer: isinstance(layer, (nn.GroupNorm, nn.LayerNorm)),
-    "cross-attention": lambda name, layer: ".attn2." in name,
+    "cross-attention": lambda name, layer: ".attn2." in name and isinstance(layer, nn.Linear),
     "time": lambda name, layer: "time_emb" in name,
     "conv": lambda name, layer: isinstance(layer, nn.Conv2d),
     "all": lambda name, layer: True,
 }
+REGIONS = {"up": "up_blocks.", "mid": "mid_block.", "down": "down_blocks."}
 
 
 def select(unet, where):
-    """Names of the layers that `where` chooses: one of WHERE, or several joined by commas ("paper,time").
+    """Names of the layers that `where` chooses: words joined by commas.
 
-    Raises ValueError for other words.
+    Words of KINDS add layers. Words of REGIONS mean the "paper" layers there, and restrict everything to those blocks:
+    "up,time" is self-attention, feed-forward and time projections of the up blocks. Raises ValueError for other words.
     """
-    choices = where.split(",")
-    for choice in choices:
-        if choice not in WHERE:
-            raise ValueError(f"where = {choice!r} is not one of {', '.join(WHERE)}")
+    words = where.split(",")
+    for word in words:
+        if word not in KINDS and word not in REGIONS:
+            raise ValueError(f"where = {word!r} is not one of {', '.join([*KINDS, *REGIONS])}")
+    regions = tuple(REGIONS[word] for word in words if word in REGIONS)
+    kinds = [KINDS[word] for word in words if word in KINDS] + [KINDS["paper"]] * bool(regions)
     return [
         name
         for name, layer in unet.named_modules()
-        if type(layer) in BAYESIAN and any(WHERE[choice](name, layer) for choice in choices)
+        if type(layer) in BAYESIAN and name.startswith(regions or "") and any(kind(name, layer) for kind in kinds)
     ]
 
 
@@ -182,7 +183,7 @@ def bayesianize(unet, where="paper", sigma=0.01):
         parent, _, child = name.rpartition(".")
         parent = unet.get_submodule(parent)
         layer = getattr(parent, child)
-        setattr(parent, child, BAYESIAN[type(layer)](layer, sigma, draw, stream))
+        setattr(parent, child, BAYESIAN[type(layer)](layer, sigma, draw, stream).train(layer.training))
     return draw
 
 
@@ -219,8 +220,7 @@ def gaussian_kl(mu_q, sigma_q, mu_p, sigma_p):
 
     log(σ_p/σ_q) + (σ_q² + (μ_q − μ_p)²)/(2σ_p²) − 1/2
     """
-    sigma_p = torch.as_tensor(sigma_p, dtype=torch.float32 if mu_q.dtype != torch.float64 else torch.float64)
-    sigma_p, sigma_q = sigma_p.to(mu_q.device), torch.as_tensor(sigma_q).to(mu_q.device)
+    sigma_q, sigma_p = (torch.as_tensor(s, dtype=mu_q.dtype, device=mu_q.device) for s in (sigma_q, sigma_p))
     return torch.log(sigma_p / sigma_q) + (sigma_q**2 + (mu_q - mu_p) ** 2) / (2 * sigma_p**2) - 0.5
 
 

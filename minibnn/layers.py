@@ -19,7 +19,7 @@ def attention(q, k, v, heads, causal=False):
     q (B, N, C), k and v (B, L, C) -> (B, N, C); `causal`: position n sees positions ≤ n only.
 
     PyTorch's fused kernel is taken except for half precision on a CPU, where two matmuls and a softmax in float32
-    are faster (`python tests/bench_unet.py --attention` measures both).
+    are faster (`python benchmarks/unet_speed.py --attention` measures both).
     """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, N, C) -> (B, heads, N, d)
     if q.device.type == "cpu" and q.dtype != torch.float32 and q.dtype != torch.float64 and not causal:

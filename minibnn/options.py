@@ -74,7 +74,7 @@ class TrainOptions:
 
     method: str = option("dreambooth", "what is trained: all of the UNet", "method", choices=("dreambooth",))
     bayes: bool = option(True, "random weights, or the plain baseline", "method")
-    where: str = option("paper", "which layers are random: paper, up, mid, down, norm, cross-attention, time, conv, all; joined by commas", "method", metavar="WHERE")
+    where: str = option("paper", "which layers are random, joined by commas: paper, norm, cross-attention, time, conv, all; up, mid, down restrict them to those blocks", "method", metavar="WHERE")
     sigma: float = option(None, "initial standard deviation of random weights [recipe]", "method", type=_rate)
     lambda_kl: float = option(0.0, "weight λ of the KL divergence to the prior, a sum over parameters", "method", type=_weight)
     prior_sigma: float = option(0.01, "standard deviation of the prior, centred at the pretrained weights", "method", type=_rate)
@@ -91,6 +91,7 @@ class TrainOptions:
     seed: int = option(0, "fixes everything on one device", "training", type=_count)
 
     out: str = option(None, "the run's folder [runs/NAME OF THE PICTURE FOLDER]", "output", metavar="DIR")
+    samples: int = option(8, "pictures in samples.png, always the same prompts and seeds; 0: none", "output", type=_count, metavar="N")
     sample_every: int = option(0, "draw samples every N steps; 0: only at the end", "output", type=_count, metavar="N")
     checkpoint_every: int = option(0, "write a checkpoint every N steps; 0: only at the end", "output", type=_count, metavar="N")
     single_file: bool = option(False, "also write model.safetensors for ComfyUI and AUTOMATIC1111", "output")

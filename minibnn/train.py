@@ -196,13 +196,17 @@ def mean_sigma(network):
 
 
 def sample_prompts(options):
-    """Eight prompts: the training prompt, the same with other places, and the class."""
+    """The training prompt four times, the same with other places, the class, and so on."""
     places = ("on the beach", "in the snow", "on a wooden floor")
-    return [options.prompt] * 4 + [f"{options.prompt} {place}" for place in places] + [options.class_prompt or options.prompt]
+    eight = [options.prompt] * 4 + [f"{options.prompt} {place}" for place in places]
+    eight.append(options.class_prompt or options.prompt)
+    return [eight[i % 8] for i in range(options.samples)]
 
 
 def save_samples(sd, options, autocast, path):
     """Draw the fixed prompts with fixed seeds at θ = μ, and save them as one picture."""
+    if not options.samples:
+        return
     sd.to(sd.device)
     sd.unet.eval()
     with autocast:
@@ -229,7 +233,8 @@ def finish(sd, options, autocast, out):
         write_tensors(out / "posterior.safetensors", posterior)
     if options.single_file:
         sd.save_single_file(out / "model.safetensors")
-    print(f"done: {out / 'samples.png'} shows it, {out} is a diffusers folder. Draw with another prompt:")
+    shown = f"{out / 'samples.png'} shows it, " if options.samples else ""
+    print(f"done: {shown}{out} is a diffusers folder. Draw with another prompt:")
     print(f'  python -m minibnn.sample --model {out} --prompt "{options.prompt} in the snow" --out picture.png')
 
 

@@ -1,0 +1,132 @@
+"""Full-size Stable Diffusion v1.5 with random weights: does it load and compute like diffusers'?
+
+    python benchmarks/full_size.py make FOLDER     writes FOLDER/diffusers/ and FOLDER/ldm.safetensors (float32, 2 × 4 GB)
+    python benchmarks/full_size.py check FOLDER    loads both layouts with minibnn and the folder with diffusers and
+                                                   compares the outputs; prints peak memory and times
+    python benchmarks/full_size.py train FOLDER --images PHOTOS
+                                                   two training steps at 256 × 256 in bf16 on a CPU, with peak memory
+
+The weights are random but so scaled that activations keep their size; the tokenizer is the bundled one.
+"""
+
+import argparse
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from minibnn import VAE, StableDiffusion, TextEncoder, UNet
+from minibnn.pipeline import BUNDLED, RECIPE, SD_SCHEDULER, official_configs
+from minibnn.tokenizer import Tokenizer
+
+
+def peak_gib():
+    """Largest resident memory of this process so far, GiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**20
+
+
+@contextlib.contextmanager
+def report(what):
+    start = time.perf_counter()
+    yield
+    print(f"{what}: {time.perf_counter() - start:.1f} s, peak memory so far {peak_gib():.2f} GiB", flush=True)
+
+
+def random_network(network_class):
+    """PyTorch's own initialisation: fan-in scaled, norms at 1."""
+    torch.manual_seed(0)
+    return network_class().eval()
+
+
+def make(folder):
+    with report("random weights"):
+        parts = [random_network(c) for c in (UNet, VAE, TextEncoder)]
+        configs = official_configs(*parts) | {"scheduler": SD_SCHEDULER}
+        sd = StableDiffusion(*parts, Tokenizer(BUNDLED / "tiny" / "tokenizer"), configs, dict(RECIPE))
+    with report("write the diffusers folder"):
+        sd.save(folder / "diffusers")
+    with report("write the single file"):
+        sd.save_single_file(folder / "ldm.safetensors")
+
+
+def check(folder):
+    import diffusers
+    import transformers
+
+    generator = torch.Generator().manual_seed(1)
+    x, t = torch.randn(1, 4, 32, 40, generator=generator), torch.tensor([501])
+    context, z = torch.randn(1, 77, 768, generator=generator), torch.randn(1, 4, 16, 24, generator=generator)
+    images = torch.rand(1, 3, 128, 192, generator=generator) * 2 - 1
+    ids = torch.randint(0, 49408, (2, 77), generator=generator)
+    sources = {
+        "unet": (UNet, diffusers.UNet2DConditionModel, lambda n: n(x, t, context), lambda n: n(x, t, context).sample),
+        "vae": (VAE, diffusers.AutoencoderKL, lambda n: torch.cat([n.encode(images)[0].flatten(), n.decode(z).flatten()]),
+                lambda n: torch.cat([n.encode(images).latent_dist.mean.flatten(), n.decode(z).sample.flatten()])),
+        "text_encoder": (TextEncoder, transformers.CLIPTextModel, lambda n: n(ids), lambda n: n(ids).last_hidden_state),
+    }  # fmt: skip
+    worst = 0.0
+    with torch.no_grad():
+        for part, (ours, theirs, run_ours, run_theirs) in sources.items():
+            file = "model.safetensors" if part == "text_encoder" else "diffusion_pytorch_model.safetensors"
+            with report(f"{part}: load from the folder"):
+                network = ours.from_file(folder / "diffusers" / part / file)
+            with report(f"{part}: compute"):
+                a = run_ours(network)
+            with report(f"{part}: load from the single file"):
+                network = ours.from_file(folder / "ldm.safetensors")
+            same = torch.equal(a, run_ours(network))
+            del network
+            with report(f"{part}: diffusers loads"):
+                network = theirs.from_pretrained(folder / "diffusers" / part).eval()
+            with report(f"{part}: diffusers computes"):
+                b = run_theirs(network)
+            del network
+            error = ((a - b).abs().max() / b.std()).item()
+            worst = max(worst, error)
+            print(f"{part}: max|d| / std = {error:.1e}; both layouts give the same bits: {same}", flush=True)
+    print("within 1e-4" if worst < 1e-4 else "NOT within 1e-4")
+    raise SystemExit(worst >= 1e-4)
+
+
+def train(folder, images):
+    """The training command itself, in a process of its own so that only its memory counts."""
+    out, classes = folder / "run", folder / "class_images"
+    shutil.rmtree(out, ignore_errors=True)
+    classes.mkdir(exist_ok=True)
+    shutil.copy(sorted(p for p in Path(images).iterdir() if p.suffix in (".jpg", ".png"))[0], classes)
+    command = [
+        sys.executable, "-m", "minibnn.train", "--images", images, "--model", str(folder / "diffusers"), "--out", str(out),
+        "--prompt", "a photo of a sks backpack", "--class-prompt", "a photo of a backpack", "--class-images", str(classes),
+        "--class-count", "1", "--resolution", "256", "--steps", "2", "--dtype", "bfloat16", "--samples", "0",
+    ]  # fmt: skip
+    script = (
+        "import resource, subprocess, sys, time; s = time.time(); c = subprocess.run(sys.argv[1:]).returncode; "
+        "print(f'exit code {c}, {time.time() - s:.0f} s, peak memory "
+        "{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.2f} GiB')"
+    )
+    subprocess.run([sys.executable, "-c", script, *command], check=True)
+    for line in (out / "log.jsonl").read_text().splitlines():
+        print(json.loads(line))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("make", "check", "train"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--images")
+    options = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    if options.what == "train":
+        train(options.folder, options.images)
+    else:
+        {"make": make, "check": check}[options.what](options.folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Random weights: the draw, its gradients (App. C), the KL divergence, and which layers are random (DESIGN of --where)."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+from torch.distributions import Normal, kl_divergence
+from torch.utils.checkpoint import checkpoint
+
+from minibnn import bayes
+from minibnn.unet import UNet
+
+D = torch.float64
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# --- the draw ---------------------------------------------------------------------------------------------------------
+
+
+def test_app_c_theta_is_mu_plus_sigma_eps():
+    """θ = μ + σ×ε as printed, and eq. 14: ∂L/∂μ = ∂L/∂θ, ∂L/∂σ = ∂L/∂θ × ε."""
+    mu = torch.randn(5, 7, dtype=D, requires_grad=True)
+    sigma = torch.rand(5, 7, dtype=D).add(0.1).requires_grad_()
+    seed = torch.tensor(123)
+    theta = bayes.sample_weights(mu, sigma, seed, stream=4)
+    eps = bayes.epsilon((5, 7), seed, 4, "cpu").double()
+    torch.testing.assert_close(theta, mu + sigma * eps, rtol=0, atol=1e-15)
+    target = torch.randn(5, 7, dtype=D)
+    (theta - target).pow(3).sum().backward()
+    by_theta = 3 * (mu + sigma * eps - target).detach() ** 2
+    torch.testing.assert_close(mu.grad, by_theta, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(sigma.grad, by_theta * eps, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda m, s: bayes.sample_weights(m, s, seed, 4), (mu, sigma))
+
+
+def test_epsilon_is_standard_normal_and_a_function_of_seed_and_stream():
+    eps = bayes.epsilon((400, 500), torch.tensor(1), 0, "cpu")
+    assert stats.kstest(eps.flatten().numpy(), "norm").pvalue > 1e-3
+    assert torch.equal(eps, bayes.epsilon((400, 500), torch.tensor(1), 0, "cpu"))
+    for seed, stream in ((2, 0), (1, 1), (2**62 - 1, 0)):
+        other = bayes.epsilon((400, 500), torch.tensor(seed), stream, "cpu")
+        assert abs(np.corrcoef(eps.flatten(), other.flatten())[0, 1]) < 0.01
+
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(6, 5), (3, 6)),
+    "linear without bias": (lambda: nn.Linear(6, 5, bias=False), (3, 6)),
+    "conv": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1), (2, 4, 9, 7)),
+    "group norm": (lambda: nn.GroupNorm(2, 4, eps=1e-6), (2, 4, 5, 5)),
+    "layer norm": (lambda: nn.LayerNorm(6, eps=1e-3), (3, 6)),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_layer_computes_with_one_draw_and_with_mu_in_eval(kind):
+    make, shape = LAYERS[kind]
+    plain = make().double()
+    for p in plain.parameters():
+        nn.init.normal_(p)
+    draw, x = bayes.Draw(), torch.randn(shape, dtype=D)
+    layer = bayes.BAYESIAN[type(plain)](copy.deepcopy(plain), 0.3, draw, stream=2)
+    assert torch.equal(layer.eval()(x), plain(x))
+
+    layer.train()
+    draw.renew(seeded())
+    sampled = copy.deepcopy(plain)
+    with torch.no_grad():
+        sampled.weight += 0.3 * bayes.epsilon(plain.weight.shape, draw.seed, 4, "cpu").double()
+        if plain.bias is not None:
+            sampled.bias += 0.3 * bayes.epsilon(plain.bias.shape, draw.seed, 5, "cpu").double()
+    torch.testing.assert_close(layer(x), sampled(x), rtol=1e-12, atol=1e-12)
+    assert torch.equal(layer(x), layer(x))  # the same forward, the same draw
+    before = layer(x)
+    draw.renew(seeded(1))
+    assert not torch.equal(layer(x), before)
+
+
+def test_bias_noise_is_one_value_for_each_output():
+    layer = bayes.BayesLinear(nn.Linear(3, 1000), 0.01, bayes.Draw(), 0)
+    noise = bayes.sample_weights(layer.bias, layer.bias_sigma, layer.draw.seed, 1) - layer.bias
+    assert noise.std().item() == pytest.approx(0.01, rel=0.1)
+    assert noise.unique().numel() > 990
+
+
+def test_backward_sees_the_draw_of_its_own_forward():
+    """Two forwards before one backward, and recomputation under checkpointing."""
+    draw = bayes.Draw()
+    layer = bayes.BayesLinear(nn.Linear(4, 4).double(), 0.5, draw, 0)
+    x, gradients = torch.randn(2, 4, dtype=D), []
+    for recompute in (False, True):
+        layer.zero_grad()
+        generator, losses = seeded(), []
+        for _ in range(2):
+            draw.renew(generator)
+            out = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
+            losses.append(out.square().sum())
+            if recompute:
+                losses.pop().backward()  # a checkpoint is recomputed with the seed of the present forward
+        sum(losses).backward() if losses else None
+        gradients.append([p.grad.clone() for p in layer.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_nothing_of_the_weights_size_but_theta_is_saved():
+    """ε is drawn again in backward: the graph keeps x and θ, as a plain layer keeps x and its weight."""
+    layer = bayes.BayesLinear(nn.Linear(300, 200, bias=False), 0.1, bayes.Draw(), 0)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        layer(torch.randn(3, 300, requires_grad=True))
+    assert sum(t.numel() >= 60000 for t in saved) == 1
+
+
+def test_sigma_moves_in_training():
+    """A σ stored as softplus(ρ) would move by 0.4 % here; stored itself, Adam moves it by its rate at each step."""
+    draw = bayes.Draw()
+    layer, generator = bayes.BayesLinear(nn.Linear(8, 8), 0.01, draw, 0), seeded()
+    optimiser = torch.optim.AdamW(layer.parameters(), 5e-6, weight_decay=0)
+    x = torch.randn(16, 8)
+    for _ in range(200):
+        draw.renew(generator)
+        layer(x).square().mean().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        bayes.clamp_sigma(layer)
+    moved = (layer.weight_sigma / 0.01 - 1).abs()
+    assert moved.max() > 0.02
+    assert layer.weight_sigma.min() >= bayes.SIGMA_MIN
+
+
+def test_clamp_keeps_sigma_positive():
+    layer = bayes.BayesLinear(nn.Linear(2, 2), 0.01, bayes.Draw(), 0)
+    layer.weight_sigma.data.fill_(-1.0)
+    bayes.clamp_sigma(layer)
+    assert (layer.weight_sigma == bayes.SIGMA_MIN).all()
+    assert (layer.bias_sigma == 0.01).all()
+
+
+# --- KL ---------------------------------------------------------------------------------------------------------------
+
+
+def random_layer():
+    layer = bayes.BayesLinear(nn.Linear(3, 4).double(), 0.02, bayes.Draw(), 0)
+    prior = {name: mu.detach() + 0.01 * torch.randn_like(mu) for name, (mu, _) in bayes.sigmas(layer).items()}
+    layer.weight_sigma.data.uniform_(0.005, 0.05)
+    return layer, prior
+
+
+@pytest.mark.parametrize("direction", ["q-p", "p-q"])
+def test_eq3_and_algorithm1_kl_is_a_sum_in_nats(direction):
+    layer, prior = random_layer()
+    expected = 0
+    for name, (mu, sigma) in bayes.sigmas(layer).items():
+        q, p = Normal(mu, sigma), Normal(prior[name], torch.tensor(0.01, dtype=D))
+        expected += (kl_divergence(q, p) if direction == "q-p" else kl_divergence(p, q)).sum()
+    got = bayes.kl(layer, prior, 0.01, direction)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+    got.backward()
+    assert layer.weight_sigma.grad.abs().min() > 0
+
+
+def test_eq3_kl_by_monte_carlo():
+    layer, prior = random_layer()
+    exact, n = bayes.kl(layer, prior, 0.01).item(), 20000
+    estimate = torch.zeros(n, dtype=D)
+    for name, (mu, sigma) in bayes.sigmas(layer).items():
+        q, p = Normal(mu.detach(), sigma.detach()), Normal(prior[name], torch.tensor(0.01, dtype=D))
+        theta = q.sample((n,))
+        estimate += (q.log_prob(theta) - p.log_prob(theta)).flatten(1).sum(1)
+    assert estimate.mean().item() == pytest.approx(exact, abs=4 * estimate.std().item() / n**0.5)
+
+
+def test_kl_to_the_starting_point_is_zero():
+    layer = bayes.BayesLinear(nn.Linear(3, 4), 0.01, bayes.Draw(), 0)
+    prior = {name: mu.detach().clone() for name, (mu, _) in bayes.sigmas(layer).items()}
+    for direction in ("q-p", "p-q"):
+        assert abs(bayes.kl(layer, prior, 0.01, direction).item()) < 1e-5
+
+
+# --- which layers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("where", "share"),
+    [("paper", 23.08), ("up", 12.02), ("norm", 0.0233), ("cross-attention", 5.115), ("paper,time", 26.32),
+     ("up,time", 13.59), ("paper,paper", 23.08)],
+)  # fmt: skip
+def test_shares_of_sd15(where, share):
+    with torch.device("meta"):
+        unet = UNet()
+        bayes.bayesianize(unet, where)
+    assert 100 * bayes.random_share(unet) == pytest.approx(share, rel=5e-4)
+
+
+def test_the_default_is_the_96_layers_of_the_authors():
+    with torch.device("meta"):
+        unet = UNet()
+    names = bayes.select(unet, "paper")
+    assert len(names) == 96
+    assert not any("attn2" in name for name in names)
+    assert len(bayes.select(unet, "down")) + len(bayes.select(unet, "mid")) + len(bayes.select(unet, "up")) == 96
+
+
+def test_all_is_every_parameter(vectors):
+    unet = vectors.network("unet")
+    bayes.bayesianize(unet, "all")
+    assert bayes.random_share(unet) == 1
+    with pytest.raises(ValueError, match="where = 'everything' is not one of paper, norm"):
+        bayes.select(unet, "paper,everything")
+
+
+def test_posterior_mean_is_an_ordinary_unet(vectors):
+    plain, unet = vectors.network("unet"), vectors.network("unet")
+    bayes.bayesianize(unet, "paper,norm,conv", 0.1)
+    x, t, context = vectors["in/x"], torch.tensor([3, 900]), vectors["in/ctx"]
+    with torch.no_grad():
+        assert torch.equal(unet(x, t, context), plain(x, t, context))
+    mean = bayes.posterior_mean(unet)
+    assert mean.keys() == plain.state_dict().keys()
+    plain.load_state_dict(mean, strict=True)

@@ -1,0 +1,57 @@
+"""The command lines as a person meets them: speed of --help, exit codes, one line for each mistake."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from minibnn.options import SampleOptions, TrainOptions, parse
+
+
+def command(*words):
+    return subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("name", ["minibnn.train", "minibnn.sample"])
+def test_help_needs_no_torch(name):
+    script = f"import sys, runpy; sys.argv = ['x', '--help']\ntry: runpy.run_module('{name}', run_name='__main__')\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    before = time.perf_counter()
+    result = command(name, "--help")
+    assert result.returncode == 0 and time.perf_counter() - before < 5
+    assert "[default" not in result.stdout and "--seed" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["minibnn.train", "--imges", "x"], "error: no option --imges; did you mean --images?"),
+        (["minibnn.train"], "error: --images is required; python -m minibnn.train --help explains it"),
+        (["minibnn.train", "--images", "x", "--steps", "0"], "error: argument --steps: '0' is not a whole number of at least 1"),
+        (["minibnn.train", "--images", "x", "--batch-size", "-1"], "error: argument --batch-size: '-1' is not a whole number of at least 1"),
+        (["minibnn.train", "--images", "x", "--lr", "0"], "error: argument --lr: '0' is not a number above 0"),
+        (["minibnn.train", "--images", "x", "--lr", "nan"], "error: argument --lr: 'nan' is not a number above 0"),
+        (["minibnn.train", "--images", "x", "--prompt", " "], "error: argument --prompt: ' ' is not a text that is not empty"),
+        (["minibnn.train", "--images", "nowhere"], "error: --images nowhere: no such folder"),
+        (["minibnn.sample", "--prompt", "a dog", "--out", "a.jpg"], "error: --out a.jpg: the name must end with .png"),
+        (["minibnn.sample", "--prompt", "a dog", "--model", "nowhere"], 'error: no model at nowhere: give a folder, a .safetensors file, or "tiny" for the bundled model'),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_exit_code_2(words, message, tmp_path):
+    result = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [message]
+    assert not list(tmp_path.iterdir())
+
+
+def test_defaults_and_kinds():
+    options = parse(TrainOptions, "x", ["--images", "p", "--no-bayes", "--lr", "1e-4"])
+    assert (options.bayes, options.lr, options.steps, options.model, options.seed) == (False, 1e-4, None, "tiny", 0)
+    options = parse(SampleOptions, "x", ["--prompt", "a dog", "a cat", "--guidance", "3"])
+    assert (options.prompt, options.guidance, options.steps) == (["a dog", "a cat"], 3.0, None)
+
+
+def test_import_is_lazy():
+    script = "import sys, minibnn; assert 'torch' not in sys.modules; minibnn.StableDiffusion; assert 'torch' in sys.modules; assert 'triton' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)

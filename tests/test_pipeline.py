@@ -1,0 +1,187 @@
+"""The bundled model as a whole: what diffusers makes of it, seeds, errors, both export layouts."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from minibnn import StableDiffusion, UserError
+from minibnn.options import SampleOptions
+from minibnn.pipeline import grid
+from minibnn.sample import sample
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return StableDiffusion.load("tiny")
+
+
+def as_array(picture):
+    return np.asarray(picture).astype(int)
+
+
+# --- diffusers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "pndm"])
+def test_diffusers_opens_the_saved_folder_and_draws_the_same_picture(sd, tmp_path, sampler):
+    diffusers = pytest.importorskip("diffusers")
+    sd.save(tmp_path / "saved")
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "saved")
+    kind = diffusers.DDIMScheduler if sampler == "ddim" else diffusers.PNDMScheduler
+    pipe.scheduler = kind.from_config(pipe.scheduler.config, **({} if sampler == "ddim" else {"skip_prk_steps": True}))
+    pipe.set_progress_bar_config(disable=True)
+    prompts = ["a red car on the beach", "a blue dog at night"]
+    start = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    theirs = pipe(prompts, latents=start.clone(), num_inference_steps=20, guidance_scale=5.0, height=64, width=64).images
+    ours = sd.generate(prompts, steps=20, guidance=5.0, seed=3, sampler=sampler, progress=False)
+    for a, b in zip(ours, theirs, strict=True):
+        assert np.abs(as_array(a) - as_array(b)).max() <= 2
+
+
+def test_every_part_of_the_folder_is_read_back(sd, tmp_path):
+    sd.save(tmp_path / "a")
+    again = StableDiffusion.load(tmp_path / "a")
+    for part in ("unet", "vae", "text_encoder"):
+        before, after = getattr(sd, part).state_dict(), getattr(again, part).state_dict()
+        assert all(torch.equal(before[k], after[k]) for k in before) and before.keys() == after.keys()
+    assert (again.configs, again.recipe) == (sd.configs, sd.recipe)
+    assert sd.tokenizer(["an orange cat"]).tolist() == again.tokenizer(["an orange cat"]).tolist()
+
+
+def test_velocity_prediction(sd, tmp_path):
+    """A network that predicts v = √ᾱ ε − √(1−ᾱ) x_0 gives the same ε̂ as one that predicts ε."""
+    copy = StableDiffusion.load("tiny")
+    copy.configs = copy.configs | {"scheduler": copy.configs["scheduler"] | {"prediction_type": "v_prediction"}}
+    x, context = torch.randn(2, 4, 8, 8), sd.encode_prompts(["a dog", "a cat"])
+    t = torch.tensor([100, 700])
+    with torch.no_grad():
+        eps, v_as_eps = sd.predict_eps(x, t, context), copy.predict_eps(x, t, context)
+    abar = sd.alphas_cumprod[t][:, None, None, None]
+    torch.testing.assert_close(v_as_eps, abar.sqrt() * eps + (1 - abar).sqrt() * x)
+
+
+# --- drawing ----------------------------------------------------------------------------------------------------------
+
+
+def test_guidance_as_printed(sd):
+    """Ho & Salimans eq. 6: (1 + w) ε(c) − w ε(∅), with s = 1 + w; s = 1 needs no unconditional half."""
+    x, context = torch.randn(1, 4, 8, 8), sd.encode_prompts(["a green fish"])
+    empty = sd.encode_prompts([""])
+    with torch.no_grad():
+        conditional = sd.predict_eps(x, torch.tensor([301]), context)
+        unconditional = sd.predict_eps(x, torch.tensor([301]), empty)
+        w = 2.5
+        printed = (1 + w) * conditional - w * unconditional
+        torch.testing.assert_close(sd.guided_eps(x, 301, context, empty, 1 + w), printed, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(sd.guided_eps(x, 301, context, empty, 1), conditional, rtol=1e-5, atol=1e-6)
+
+
+def test_a_seed_means_the_noise_of_the_contract(sd):
+    """Batching and device must not change it: torch.randn(n, 4, h, w) from a CPU generator."""
+    seen = []
+    original = sd.unet.forward
+    sd.unet.forward = lambda x, t, context: seen.append(x.clone()) or original(x, t, context)
+    try:
+        sd.generate(["a dog"] * 3, steps=1, guidance=1, seed=11, batch_size=2, progress=False)
+    finally:
+        del sd.unet.forward
+    start = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(11))
+    assert torch.equal(torch.cat(seen), start)
+
+
+def test_same_seed_same_picture_and_other_seed_another(sd):
+    a, b, c = (sd.generate(["a dog"], steps=3, seed=seed, progress=False)[0] for seed in (1, 1, 2))
+    assert a.tobytes() == b.tobytes() != c.tobytes()
+
+
+def test_other_sizes(sd):
+    picture = sd.generate(["a dog"], steps=2, size=(96, 40), progress=False)[0]
+    assert picture.size == (96, 40)
+
+
+def test_negative_prompt_changes_the_picture(sd):
+    a, b = (sd.generate(["a dog"], steps=3, negative_prompt=p, progress=False)[0] for p in ("", "at night"))
+    assert a.tobytes() != b.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"size": 60}, "60 x 60.*multiples of 8"), ({"steps": 0}, "steps = 0"), ({"sampler": "euler"}, "'euler'")],
+)
+def test_bad_numbers_are_named(sd, arguments, message):
+    with pytest.raises(UserError, match=message):
+        sd.generate(["a dog"], progress=False, **arguments)
+
+
+def test_long_prompts_are_cut_with_a_notice(sd, caplog):
+    sd.encode_prompts(["dog " * 80])
+    assert "the last 5 tokens" in caplog.text
+
+
+# --- loading and exporting --------------------------------------------------------------------------------------------
+
+
+def test_single_file_round_trip_draws_the_same(sd, tmp_path):
+    """The tiny networks are no SD v1.5, so that each is read with its own configuration."""
+    from minibnn import VAE, TextEncoder, UNet
+
+    sd.save_single_file(tmp_path / "one.safetensors")
+    for network_class, part in ((UNet, "unet"), (VAE, "vae"), (TextEncoder, "text_encoder")):
+        again = network_class.from_file(tmp_path / "one.safetensors", sd.configs[part])
+        state = getattr(sd, part).state_dict()
+        assert all(torch.equal(v, again.state_dict()[k]) for k, v in state.items())
+
+
+def test_fp16_variant_names(sd, tmp_path):
+    sd.save(tmp_path / "m", torch.float16)
+    for part, name in (("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        (tmp_path / "m" / part / f"{name}.safetensors").rename(tmp_path / "m" / part / f"{name}.fp16.safetensors")
+    again = StableDiffusion.load(tmp_path / "m", dtype=torch.float16)
+    assert again.unet.conv_in.weight.dtype == torch.float16
+    assert torch.equal(again.unet.conv_in.weight, sd.unet.conv_in.weight.half())
+
+
+def test_loading_errors(sd, tmp_path):
+    with pytest.raises(UserError, match='no model at .*nowhere.*"tiny"'):
+        StableDiffusion.load(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no model in .*empty"):
+        StableDiffusion.load(tmp_path / "empty")
+    sd.save_single_file(tmp_path / "one.safetensors")
+    with pytest.raises(UserError, match="holds no tokenizer.*--tokenizer"):
+        StableDiffusion.load(tmp_path / "one.safetensors")
+    sd.save(tmp_path / "m")
+    shutil.move(tmp_path / "m" / "vae" / "diffusion_pytorch_model.safetensors", tmp_path / "m" / "vae" / "diffusion_pytorch_model.bin")  # fmt: skip
+    with pytest.raises(UserError, match="pickle.*Convert"):
+        StableDiffusion.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize(("key", "value"), [("beta_schedule", "linear"), ("rescale_betas_zero_snr", True), ("prediction_type", "sample")])
+def test_schedules_that_are_not_implemented(sd, tmp_path, key, value):
+    sd.save(tmp_path / "m")
+    path = tmp_path / "m" / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(UserError, match=f"{key} = {value!r}"):
+        StableDiffusion.load(tmp_path / "m")
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_sample_writes_pictures_with_their_settings(tmp_path):
+    options = SampleOptions(prompt=["a red car", "a dog"], count=2, steps=2, out=str(tmp_path / "grid.png"), seed=5)
+    pictures = sample(options)
+    assert len(pictures) == 4
+    files = sorted((tmp_path / "grid").iterdir())
+    assert [f.name for f in files] == ["000.png", "001.png", "002.png", "003.png"]
+    stored = Image.open(files[3])
+    assert stored.tobytes() == pictures[3].tobytes()
+    settings = json.loads(stored.info["minibnn"])
+    assert (settings["prompt"], settings["seed"], settings["steps"], settings["number"]) == ("a dog", 5, 2, 3)
+    assert Image.open(tmp_path / "grid.png").size == grid(pictures, 2).size
+    with pytest.raises(UserError, match="grid.png exists"):
+        sample(options)

@@ -1,0 +1,65 @@
+"""The bundled model keeps the quality it was measured with (README; `python -m minibnn.evaluate` has all figures)."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minibnn import StableDiffusion, schedule, world
+from minibnn.evaluate import psnr, reconstruct
+from minibnn.pipeline import BUNDLED
+from minibnn.pretrain import to_tensor
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return StableDiffusion.load("tiny")
+
+
+def scenes(count, held_out=False):
+    rng = np.random.default_rng(77)
+    return [world.random_scene(rng, held_out) for _ in range(count)]
+
+
+def test_size():
+    assert sum(f.stat().st_size for f in BUNDLED.rglob("*") if f.is_file()) <= 24e6
+
+
+def test_the_vae_reconstructs(sd):
+    images = to_tensor([world.draw(scene) for scene in scenes(48)])
+    assert psnr(images, reconstruct(sd, images)) > 28  # measured 28.9
+
+
+def test_latents_have_unit_size(sd):
+    latents = sd.encode_pictures(to_tensor([world.draw(scene) for scene in scenes(64)]), torch.Generator().manual_seed(0))
+    assert latents.std().item() == pytest.approx(1, abs=0.1)
+
+
+@torch.no_grad()
+def denoising_error(sd, captions, drawn, t):
+    generator = torch.Generator().manual_seed(1)
+    x0 = sd.encode_pictures(to_tensor([world.draw(scene) for scene in drawn]), generator)
+    eps = torch.randn(x0.shape, generator=generator)
+    x_t = schedule.q_sample(x0, eps, sd.alphas_cumprod[torch.full((len(drawn),), t)])
+    return F.mse_loss(sd.predict_eps(x_t, torch.full((len(drawn),), t), sd.encode_prompts(captions)), eps).item()
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_the_right_caption_helps_to_denoise(sd, held_out):
+    """At t = 700 little but the caption tells what the picture is."""
+    drawn = scenes(48, held_out)
+    captions = [world.caption(scene) for scene in drawn]
+    right = denoising_error(sd, captions, drawn, 700)
+    assert right < 0.97 * denoising_error(sd, [""] * 48, drawn, 700)
+    assert right < 0.97 * denoising_error(sd, captions[1:] + captions[:1], drawn, 700)
+
+
+def test_drawn_colours_are_those_of_the_caption(sd):
+    """The middle of a heart has the colour it was asked to have, for at least 7 of 8 colours."""
+    captions = [world.article(f"{colour} heart on a tiled floor") for colour in world.COLOURS]
+    hits = 0
+    for colour, picture in zip(world.COLOURS, sd.generate(captions, seed=0, batch_size=8, progress=False), strict=True):
+        patch = np.asarray(picture)[26:42, 24:40].reshape(-1, 3).astype(float)
+        distance = {name: np.abs(patch - rgb).sum(1).mean() for name, rgb in world.COLOURS.items()}
+        hits += min(distance, key=distance.get) == colour
+    assert hits >= 7

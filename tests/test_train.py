@@ -1,0 +1,258 @@
+"""The training command on the bundled model: what it leaves, resuming bit for bit, Ctrl-C, kill, and every refusal."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minibnn import StableDiffusion, UserError, runs
+from minibnn.options import TrainOptions, parse
+from minibnn.train import Batches, make_optimiser, settle, train
+
+FAST = ["--class-count", "4", "--steps", "3", "--samples", "0"]
+
+
+@pytest.fixture(scope="module")
+def class_images(tmp_path_factory, dog):
+    """Class pictures need not be good here; nobody wants to wait for drawn ones."""
+    folder = tmp_path_factory.mktemp("class")
+    for i, path in enumerate(sorted(dog.iterdir())[:4]):
+        (folder / f"{i}.png").write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def options(dog, tmp_path, class_images):
+    def make(*arguments, out="run"):
+        words = ["--images", str(dog), "--out", str(tmp_path / out), "--class-images", str(class_images), *FAST]
+        return parse(TrainOptions, "minibnn.train", [*words, *arguments])
+
+    return make
+
+
+def state(folder):
+    return load_file(Path(folder) / runs.STATE)
+
+
+def assert_same_state(a, b):
+    a, b = state(a), state(b)
+    assert a.keys() == b.keys()
+    different = [k for k in a if not torch.equal(a[k], b[k])]
+    assert not different, different[:5]
+
+
+# --- what a run does --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_a_model_at_the_mean_and_its_records(options, tmp_path):
+    train(options("--keep-posterior", "--single-file", "--sample-every", "2", "--samples", "2"))
+    run = tmp_path / "run"
+    assert {p.name for p in run.iterdir()} == {
+        "checkpoint", "config.json", "log.jsonl", "samples.png", "samples-000002.png", "model_index.json", "recipe.json",
+        "unet", "vae", "text_encoder", "tokenizer", "scheduler", "posterior.safetensors", "model.safetensors",
+    }  # fmt: skip
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [1, 2, 3]
+    config = json.loads((run / "config.json").read_text())
+    assert config["options"]["lr"] == StableDiffusion.load("tiny").recipe["lr"]  # settled values, not None
+
+    trained, posterior = StableDiffusion.load(run), load_file(run / "posterior.safetensors")
+    weights = trained.unet.state_dict()
+    assert all(torch.equal(weights[k], posterior[k]) for k in weights)  # saved at θ = μ
+    assert posterior.keys() - weights.keys() == {k for k in posterior if k.endswith("_sigma")} != set()
+    base = StableDiffusion.load("tiny").unet.state_dict()
+    assert all(not torch.equal(weights[k], base[k]) for k in weights if not k.endswith("bias"))  # all of the UNet moved
+    for part in ("vae", "text_encoder"):  # and nothing else
+        before, after = getattr(StableDiffusion.load("tiny"), part).state_dict(), getattr(trained, part).state_dict()
+        assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_diffusers_opens_a_run(options, tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    train(options())
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "run")
+    x, t, context = torch.randn(1, 4, 8, 8), torch.tensor([400]), torch.randn(1, 77, 128)
+    with torch.no_grad():
+        ours = StableDiffusion.load(tmp_path / "run").unet(x, t, context)
+        torch.testing.assert_close(ours, pipe.unet(x, t, context).sample, rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_is_a_model_to_start_from(options, tmp_path):
+    train(options("--steps", "1"))
+    train(options("--steps", "1", "--model", str(tmp_path / "run"), out="second"))
+    assert StableDiffusion.load(tmp_path / "second").recipe["resolution"] == 64
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [], ["--no-bayes"], ["--where", "norm,conv"], ["--prior-weight", "0"], ["--batch-size", "2", "--accumulate", "2"],
+        ["--lambda-kl", "1e-6", "--kl", "p-q"], ["--dtype", "bfloat16"], ["--gradient-checkpointing"],
+        ["--dtype", "float16", "--prior-weight", "0"],
+    ],
+    ids=lambda a: " ".join(a) or "default",
+)  # fmt: skip
+def test_resume_is_bit_for_bit(options, tmp_path, arguments):
+    train(options(*arguments, "--steps", "4", out="straight"))
+    train(options(*arguments, "--steps", "2", out="stopped"))
+    train(options(*arguments, "--steps", "4", "--resume", out="stopped"))
+    assert_same_state(tmp_path / "straight", tmp_path / "stopped")
+    logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("straight", "stopped")]
+    assert logs[0] == logs[1]
+
+
+def test_the_seed_fixes_everything_and_matters(options, tmp_path):
+    for out, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        train(options("--seed", seed, out=out))
+    assert_same_state(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(AssertionError):
+        assert_same_state(tmp_path / "a", tmp_path / "c")
+
+
+def test_gradient_checkpointing_trains_the_same(options, tmp_path):
+    train(options(out="a"))
+    train(options("--gradient-checkpointing", out="b"))
+    assert_same_state(tmp_path / "a", tmp_path / "b")
+
+
+def test_the_loss_falls_on_a_few_pictures(options, tmp_path):
+    train(options("--steps", "60", "--lr", "3e-4", "--prior-weight", "0", "--batch-size", "4", "--no-bayes"))
+    losses = [json.loads(line)["diffusion"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert sum(losses[-15:]) < 0.8 * sum(losses[:15])
+
+
+def test_sigma_moves_and_takes_no_weight_decay(options, tmp_path):
+    train(options("--steps", "5"))
+    tensors = state(tmp_path / "run")
+    sigma = torch.cat([v.flatten() for k, v in tensors.items() if k.startswith("weight/") and k.endswith("_sigma")])
+    assert (sigma - 0.01).abs().max() > 1e-5
+    network = torch.nn.Linear(2, 2)
+    network.weight_sigma = torch.nn.Parameter(torch.ones(2, 2))
+    groups = make_optimiser(network, 1e-3).param_groups
+    assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(2, 0.01), (1, 0.0)]
+
+
+def test_batches_hold_subject_first_then_class(options, dog):
+    sd = StableDiffusion.load("tiny")
+    settled = settle(options("--batch-size", "2"), sd, 6)
+    images = torch.rand(6, 3, 64, 64) * 2 - 1
+    x0, context = Batches(settled, sd, images)(0, torch.Generator().manual_seed(0))
+    assert x0.shape == (4, 4, 8, 8) and context.shape == (4, 77, 128)
+    expected = sd.encode_prompts([settled.prompt, settled.class_prompt])
+    assert torch.equal(context, expected.repeat_interleave(2, 0))
+
+
+# --- stopping ---------------------------------------------------------------------------------------------------------
+
+
+def start_command(dog, class_images, out, *arguments):
+    command = [sys.executable, "-m", "minibnn.train", "--images", str(dog), "--class-images", str(class_images),
+               "--out", str(out), *FAST, "--steps", "400", *arguments]  # fmt: skip
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for_steps(out, steps, process):
+    for _ in range(600):
+        log = Path(out) / "log.jsonl"
+        if log.exists() and len(log.read_text().splitlines()) >= steps:
+            return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    raise AssertionError("training did not start")
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(options, tmp_path, dog, class_images):
+    out = tmp_path / "run"
+    process = start_command(dog, class_images, out)
+    wait_for_steps(out, 3, process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume goes on" in errors.splitlines()[-1] and "Traceback" not in errors
+    done = len((out / "log.jsonl").read_text().splitlines())
+    train(options("--steps", str(done + 1), "--resume"))
+    train(options("--steps", str(done + 1), out="straight"))
+    assert_same_state(out, tmp_path / "straight")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_kill_leaves_the_last_checkpoint(options, tmp_path, dog, class_images):
+    out = tmp_path / "run"
+    process = start_command(dog, class_images, out, "--checkpoint-every", "2")
+    wait_for_steps(out, 5, process)
+    process.kill()
+    process.communicate(timeout=60)
+    train(options("--steps", "12", "--resume", "--checkpoint-every", "2"))
+    train(options("--steps", "12", "--checkpoint-every", "2", out="straight"))
+    assert_same_state(out, tmp_path / "straight")
+
+
+def test_nan_names_the_step_and_the_good_checkpoint(options, tmp_path, monkeypatch):
+    from minibnn import schedule
+
+    original, calls = schedule.q_sample, []
+
+    def broken(x0, eps, abar):
+        calls.append(1)
+        return original(x0, eps, abar) * (float("nan") if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(schedule, "q_sample", broken)
+    with pytest.raises(UserError, match="the loss is nan at step 3; the last checkpoint, after 2 steps, is good"):
+        train(options("--checkpoint-every", "1"))
+    monkeypatch.setattr(schedule, "q_sample", original)
+    train(options("--checkpoint-every", "1", "--resume"))
+
+
+# --- refusals: one line that names the option, and no folder left -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resume"], "no checkpoint in .*run"),
+        (["--where", "paper,here"], "--where: where = 'here' is not one of"),
+        (["--resolution", "60"], "--resolution 60 is no multiple of 8"),
+        (["--device", "cuda:7"], "--device cuda:7"),
+        (["--device", "toaster"], "--device toaster"),
+        (["--model", "nowhere"], "no model at nowhere"),
+        (["--no-bayes", "--lambda-kl", "1"], "--lambda-kl and --keep-posterior need --bayes"),
+        (["--images", "nowhere"], "--images nowhere: no such folder"),
+        (["--resume", "--overwrite"], "exclude each other"),
+    ],
+)
+def test_refusals_leave_no_folder(options, tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message):
+        train(options(*arguments))
+    assert not (tmp_path / "run").exists()
+
+
+def test_prompt_is_required_except_for_the_bundled_model(options, tmp_path):
+    sd = StableDiffusion.load("tiny")
+    sd.recipe["prompt"] = sd.recipe["class_prompt"] = None
+    sd.save(tmp_path / "other")
+    with pytest.raises(UserError, match="--prompt is required"):
+        train(options("--model", str(tmp_path / "other")))
+    with pytest.raises(UserError, match="--class-prompt is required"):
+        train(options("--model", str(tmp_path / "other"), "--prompt", "a sks dog"))
+
+
+def test_existing_folders_are_kept(options, tmp_path):
+    train(options("--steps", "1"))
+    with pytest.raises(UserError, match="exists: go on with --resume, replace it with --overwrite"):
+        train(options("--steps", "1"))
+    with pytest.raises(UserError, match=r"--lr is 0.1 but the run in .* has .*only --steps may change"):
+        train(options("--lr", "0.1", "--resume"))
+    train(options("--steps", "1", "--overwrite", "--seed", "9"))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["options"]["seed"] == 9
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="no run of minibnn"):
+        train(options("--overwrite", out="mine"))
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
