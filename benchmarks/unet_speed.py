@@ -1,7 +1,7 @@
 """Is our UNet as fast as diffusers', and is `layers.attention` the fastest choice here?
 
     python benchmarks/unet_speed.py              training step of the tiny configuration, ours / diffusers'
-    python benchmarks/unet_speed.py --attention  fused attention against two matmuls and a softmax, by dtype and shape
+    python benchmarks/unet_speed.py --attention  fused attention against two matmuls and a softmax
 
 Both sides alternate within one run; the printed ratio is that of the medians.
 """
@@ -13,7 +13,6 @@ import time
 import torch
 import torch.nn.functional as F
 
-from minibnn import layers
 from minibnn.pretrain import UNET_CONFIG
 from minibnn.unet import UNet
 
@@ -61,23 +60,36 @@ def training_step(options):
         print(f"training step, batch {batch:3d}: ours {a * 1e3:7.1f} ms, diffusers {b * 1e3:7.1f} ms, ratio {a / b:.3f}")
 
 
+def fused(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def by_hand(q, k, v):
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+
+
+SHAPES = (  # batch, heads, queries, keys, channels per head: the tiny model's, then SD's at 256 × 256 pixels
+    (2, 4, 64, 64, 16), (2, 4, 64, 77, 16), (16, 4, 64, 64, 16), (16, 4, 16, 77, 32), (2, 8, 1024, 1024, 40), (2, 8, 1024, 77, 40),
+)  # fmt: skip
+
+
 def attention(options):
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for dtype in DTYPES.values():
-        for batch, n, length, channels, heads in ((2, 64, 64, 64, 4), (2, 64, 77, 64, 4), (16, 64, 64, 64, 4), (2, 1024, 1024, 320, 8), (2, 1024, 77, 320, 8), (2, 4096, 4096, 320, 8)):  # fmt: skip
-            q = torch.randn(batch, heads, n, channels // heads, device=device, dtype=dtype)
-            k = torch.randn(batch, heads, length, channels // heads, device=device, dtype=dtype)
+    for name, dtype in DTYPES.items():
+        for b, h, n, length, d in SHAPES:
+            q, k, v = (torch.randn(b, m, h * d, device=device, dtype=dtype) for m in (n, length, length))
+            words = f"{name:9s} batch {b:2d}, {h} heads of {d}, {n:4d} queries, {length:4d} keys"
+            for what, train in (("forward", False), ("with backward", True)):
+                leaves = [x.clone().requires_grad_(train) for x in (q, k, v)]
 
-            def fused(q=q, k=k):
-                return F.scaled_dot_product_attention(q, k, k)
+                def run(kernel, leaves=leaves, train=train, h=h, q=q):
+                    out = kernel(*(x.unflatten(-1, (h, -1)).transpose(1, 2) for x in leaves)).transpose(1, 2).flatten(-2)
+                    if train:
+                        out.backward(q)
 
-            def by_hand(q=q, k=k):
-                scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-                return scores.softmax(-1, dtype=torch.float32).to(k.dtype) @ k
-
-            with torch.no_grad():
-                a, b = alternate(fused, by_hand, options.repeats)
-            print(f"{str(dtype)[6:]:9s} B{batch} heads {heads} N {n} L {length} d {channels // heads}: fused {a * 1e3:8.2f} ms, two matmuls {b * 1e3:8.2f} ms, ratio {a / b:.2f}", flush=True)
+                x, y = alternate(lambda run=run: run(fused), lambda run=run: run(by_hand), options.repeats)
+                print(f"{words}, {what:13s}: fused {x * 1e3:8.2f} ms, by hand {y * 1e3:8.2f} ms, ratio {x / y:.2f}", flush=True)
 
 
 def main():
@@ -86,7 +98,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 16])
     options = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, default attention: {layers.attention.__module__}")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     attention(options) if options.attention else training_step(options)
 
 

@@ -169,13 +169,13 @@ class SpatialTransformer(nn.Module):
         h = self.norm(x)
         if not self.linear:
             h = self.proj_in(h)
-        h = h.flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, HW, C)
+        h = h.flatten(2).transpose(1, 2).contiguous()  # (B, C, H, W) -> (B, HW, C); every norm below would copy
         if self.linear:
             h = self.proj_in(h)
         h = self.transformer_blocks[0](h, context)
         if self.linear:
             h = self.proj_out(h)
-        h = h.transpose(1, 2).unflatten(2, x.shape[2:])  # (B, HW, C) -> (B, C, H, W)
+        h = h.transpose(1, 2).contiguous().unflatten(2, x.shape[2:])  # (B, HW, C) -> (B, C, H, W)
         if not self.linear:
             h = self.proj_out(h)
         return x + h

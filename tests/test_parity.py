@@ -106,11 +106,13 @@ def test_text_encoder(vectors, act, length):
         assert relative(ours(ids), theirs(ids).last_hidden_state) < 1e-5
 
 
+@pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_attention_is_softmax_of_scaled_products(dtype):
-    q, k, v = (torch.randn(2, n, 48).to(dtype) for n in (9, 5, 5))
-    heads = [x.double().unflatten(-1, (4, 12)).transpose(1, 2) for x in (q, k, v)]
+def test_attention_is_softmax_of_scaled_products(dtype, train):
+    """Both branches, which the dtype and the need of a gradient choose between."""
+    q, k, v = (torch.randn(2, n, 48).to(dtype).requires_grad_(train) for n in (9, 5, 5))
+    heads = [x.detach().double().unflatten(-1, (4, 12)).transpose(1, 2) for x in (q, k, v)]
     weights = (heads[0] @ heads[1].mT / 12**0.5).softmax(-1)
     reference = (weights @ heads[2]).transpose(1, 2).flatten(-2)
     tolerance = {torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
-    assert relative(layers.attention(q, k, v, 4), reference) < tolerance
+    assert relative(layers.attention(q, k, v, 4).detach(), reference) < tolerance
