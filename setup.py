@@ -5,9 +5,17 @@ setup(
     version="0.1.0",
     description="Bayesian few-shot fine-tuning of Stable Diffusion, from scratch: a minimal, educational reference",
     python_requires=">=3.10",
-    packages=["minibnn"],
+    packages=["minibnn", "minibnn_kernels"],
+    package_dir={"minibnn": "minibnn", "minibnn_kernels": "kernels"},  # kernels/ has no __init__.py: Hugging Face owns that name
     package_data={"minibnn": ["assets/tiny/*", "assets/tiny/*/*"]},
-    install_requires=["torch>=2.6", "numpy>=1.26", "safetensors>=0.4.3", "pillow>=10.3", "tqdm>=4.66"],
+    install_requires=[
+        "torch>=2.6",
+        "numpy>=1.26",
+        "safetensors>=0.4.3",
+        "pillow>=10.3",
+        "tqdm>=4.66",
+        "triton>=3.2; platform_system == 'Linux'",
+    ],
     extras_require={
         "test": ["pytest>=8", "diffusers>=0.30", "transformers>=4.44", "accelerate>=0.30", "scipy>=1.11", "ruff>=0.6", "setuptools>=64"],
     },

@@ -37,7 +37,7 @@ def test_wheel_holds_the_package_and_the_bundled_model(source, tmp_path):
     for name in ("train.py", "options.py", "assets/tiny/recipe.json", "assets/tiny/tokenizer/merges.txt",
                  "assets/tiny/unet/diffusion_pytorch_model.safetensors"):  # fmt: skip
         assert f"minibnn/{name}" in names
-    assert not [name for name in names if name.startswith("kernels/")]
+    assert "minibnn_kernels/bayes_linear.py" in names and not [name for name in names if name.startswith("kernels/")]
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     isolated(f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import minibnn.options", "/")
     model = tmp_path / "site" / "minibnn" / "assets" / "tiny"
@@ -49,7 +49,7 @@ def test_editable_install_works_from_anywhere(source, tmp_path):
     subprocess.run([*PIP, "install", "--no-deps", "--no-build-isolation", "--prefix", prefix, "-e", source], check=True)
     (site,) = prefix.glob("lib/python*/site-packages")
     for cwd in ("/", source):
-        isolated(f"import site; site.addsitedir({str(site)!r}); import minibnn.options as m; assert m.__file__.startswith({str(source)!r})", cwd)  # fmt: skip
+        isolated(f"import site; site.addsitedir({str(site)!r}); import minibnn.options as m; assert m.__file__.startswith({str(source)!r}); import importlib.util as u; assert u.find_spec('minibnn_kernels.bayes_linear').origin.startswith({str(source)!r})", cwd)  # fmt: skip
 
 
 def test_hugging_faces_kernels_package_is_not_shadowed(tmp_path):

@@ -1,0 +1,73 @@
+"""Compile the kernels for GPUs that are not here, and print what the machine code looks like, as JSON lines.
+
+Run by test_kernel_compile.py in a process of its own, because there the kernels must not be the interpreter's.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.pop("TRITON_INTERPRET", None)
+
+import triton
+from minibnn_kernels import bayes_linear as b
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+
+def compile_kernel(name, dtype, target, tiles=None, warps=None):
+    """-> the compiled kernel of one table configuration."""
+    kernel = getattr(b, f"{name}_kernel")
+    table = b.TILES_FLOAT32 if dtype == "float32" else b.TILES
+    bm, bn, bk, table_warps = table["sample" if name == "times_epsilon" else name]
+    short = DTYPES[dtype]
+    constants = {"BM": bm, "BN": bn, "BK": bk, "HAS_BIAS": True, "INTERPRET": False}
+    constants |= {"DTYPE": getattr(b.tl, dtype)} | (tiles or {})
+    activations = {"x", "y", "dx", "dy", "theta"}
+    signature, attributes = {}, {}
+    for i, argument in enumerate(kernel.arg_names):
+        if argument in constants:
+            signature[argument] = "constexpr"
+        elif argument in ("M", "N", "K", "stream"):
+            signature[argument] = "i32"
+        elif argument == "seed":
+            signature[argument] = "*i64"
+        else:
+            signature[argument] = "*" + (short if argument in activations else "fp32")
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=target, options={"num_warps": warps or table_warps, "enable_fp_fusion": False})
+
+
+def machine_code(compiled):
+    """SASS of a cubin, by the cuobjdump that comes with Triton."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        return subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
+
+
+def describe(name, dtype, arch, **changes):
+    if arch.startswith("gfx"):
+        compile_kernel(name, dtype, GPUTarget("hip", arch, 64), **changes)
+        return {"kernel": name, "dtype": dtype, "arch": arch}
+    compiled = compile_kernel(name, dtype, GPUTarget("cuda", int(arch[3:]), 32), **changes)
+    sass = machine_code(compiled)
+    return {
+        "kernel": name, "dtype": dtype, "arch": arch, "shared": compiled.metadata.shared,
+        "spills": len(re.findall(r"\b(?:LDL|STL)\b", sass)), "HMMA": len(re.findall(r"\bHMMA\b", sass)),
+        "HGMMA": len(re.findall(r"\bHGMMA\b", sass)), "fused": len(re.findall(r"\bFFMA\b", sass)),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    for job in json.loads(sys.argv[1]):
+        print(json.dumps(describe(**job)), flush=True)
