@@ -46,7 +46,7 @@ def test_wheel_holds_the_package_and_the_bundled_model(source, tmp_path):
 
 def test_editable_install_works_from_anywhere(source, tmp_path):
     prefix = tmp_path / "prefix"
-    subprocess.run([*PIP, "install", "--no-deps", "--no-build-isolation", "--prefix", prefix, "-e", source], check=True)
+    subprocess.run([*PIP, "install", "--no-deps", "--no-build-isolation", "--ignore-installed", "--prefix", prefix, "-e", source], check=True)
     (site,) = prefix.glob("lib/python*/site-packages")
     for cwd in ("/", source):
         isolated(f"import site; site.addsitedir({str(site)!r}); import minibnn.options as m; assert m.__file__.startswith({str(source)!r}); import importlib.util as u; assert u.find_spec('minibnn_kernels.bayes_linear').origin.startswith({str(source)!r})", cwd)  # fmt: skip
