@@ -108,7 +108,7 @@ def train(folder, images):
     script = (
         "import resource, subprocess, sys, time; s = time.time(); c = subprocess.run(sys.argv[1:]).returncode; "
         "print(f'exit code {c}, {time.time() - s:.0f} s, peak memory "
-        "{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.2f} GiB')"
+        "{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.2f} GiB'); sys.exit(c)"
     )
     subprocess.run([sys.executable, "-c", script, *command], check=True)
     for line in (out / "log.jsonl").read_text().splitlines():

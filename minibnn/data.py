@@ -16,26 +16,26 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from .errors import UserError
-from .weights import write_whole
+from .weights import read_json, write_json, write_whole
 
 log = logging.getLogger("minibnn")
 
+CLASS_RECORD = ".class.json"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-MAX_PIXELS = 2 * 89_478_485  # PIL's own limit for "this is an attack"
 
 
-def list_pictures(folder):
+def list_pictures(folder, option="--images"):
     """The pictures of a folder, sorted by name; other files are skipped with a notice. Raises UserError if none."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"--images {folder}: no such folder")
+        raise UserError(f"{option} {folder}: no such folder")
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     pictures = [p for p in files if p.suffix.lower() in SUFFIXES]
     skipped = [p.name for p in files if p not in pictures]
     if skipped:
-        log.warning("%s: skipping %d files that are no pictures: %s", folder, len(skipped), ", ".join(skipped[:4]))
+        log.warning("%s: skipping %d files that are not read: %s", folder, len(skipped), ", ".join(skipped[:4]))
     if not pictures:
-        raise UserError(f"--images {folder}: no pictures in it ({', '.join(s[1:] for s in SUFFIXES)} are read)")
+        raise UserError(f"{option} {folder}: no pictures in it ({', '.join(s[1:] for s in SUFFIXES)} are read, HEIC is not)")
     return pictures
 
 
@@ -46,10 +46,8 @@ def load_picture(path, size):
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS decides
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # at twice that size it is an error
             image = Image.open(path)
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{path}: {image.width} x {image.height} pixels are too many; make it smaller")
             image = _to_rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError:
         raise UserError(f"{path}: too many pixels, perhaps an attack; make it smaller") from None
@@ -94,24 +92,46 @@ def epoch_order(n, position, seed):
     return int(torch.randperm(n, generator=generator)[place])
 
 
-def class_pictures(sd, folder, count, prompt, size, group=16):
+def own_class_pictures(folder):
+    """Pictures that the user put into a folder of class pictures; none if it is empty or absent."""
+    folder = Path(folder)
+    if not folder.is_dir() or not any(p.suffix.lower() in SUFFIXES for p in folder.iterdir()):
+        return []
+    return [p for p in list_pictures(folder, "--class-images") if not p.name.startswith("drawn-")]
+
+
+def check_class_pictures(folder, made_for):
+    """Refuse drawn class pictures of another prompt, model or size. made_for: dict. Raises UserError naming the key."""
+    record = Path(folder) / CLASS_RECORD
+    before = read_json(record) if record.exists() else made_for
+    for key, value in made_for.items():
+        if before.get(key) != value:
+            raise UserError(
+                f"--class-images {folder} was drawn for {key} {before.get(key)!r}, not {value!r}; name another folder"
+            )
+
+
+def class_pictures(sd, folder, count, made_for, group=4):
     """Paths of `count` pictures in `folder`: the user's own first, then drawn ones; those missing are drawn now.
 
-    Group i of 16 pictures is drawn with seed i: an interrupted run goes on where it stopped, a larger count adds to it.
+    made_for: {"prompt", "resolution", …}, kept beside the pictures. Group i of 4 pictures is drawn with seed i: an
+    interrupted run goes on where it stopped, a larger count adds to it.
     """
     folder = Path(folder)
+    check_class_pictures(folder, made_for)
     drawn = [folder / f"drawn-{i:05d}.png" for i in range(count)]
-    own = [p for p in list_pictures(folder) if not p.name.startswith("drawn-")] if folder.is_dir() and any(folder.iterdir()) else []  # fmt: skip
-    paths = (own + drawn)[:count]
-    missing = [path for path in paths if not path.exists()]
-    bar = tqdm(total=len(missing), desc="class pictures", disable=not missing)
-    for start in range(0, count, group):
-        part = [path for path in drawn[start : start + group] if path in missing]
-        if part:
-            pictures = sd.generate([prompt] * group, seed=start // group, size=size, batch_size=group, progress=False)
-            for path in part:
-                picture = pictures[drawn.index(path) - start]
-                write_whole(path, lambda temporary, picture=picture: picture.save(temporary, format="PNG"))
-                bar.update()
-    bar.close()
+    paths = (own_class_pictures(folder) + drawn)[:count]
+    missing = {path for path in paths if not path.exists()}
+    if missing:
+        write_json(folder / CLASS_RECORD, made_for)
+    with tqdm(total=len(missing), desc="class pictures", disable=not missing) as bar:
+        for start in range(0, count, group):
+            if not missing.intersection(drawn[start : start + group]):
+                continue
+            prompts, seed = [made_for["prompt"]] * group, start // group
+            pictures = sd.generate(prompts, seed=seed, size=made_for["resolution"], batch_size=group, progress=False)
+            for path, picture in zip(drawn[start : start + group], pictures, strict=False):  # the last may be cut short
+                if path in missing:
+                    write_whole(path, lambda temporary, picture=picture: picture.save(temporary, format="PNG"))
+                    bar.update()
     return paths

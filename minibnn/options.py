@@ -8,6 +8,8 @@ But: no configuration files. A run is repeated from the options in its config.js
 import argparse
 import dataclasses
 import difflib
+import os
+import signal
 import sys
 from dataclasses import dataclass, field
 
@@ -66,6 +68,7 @@ class TrainOptions:
     images: str = option(None, "folder with the pictures of your subject", "what", required=True, metavar="DIR")
     model: str = option("tiny", '"tiny" (bundled), a diffusers folder, a run, or an LDM .safetensors file', "what")
     tokenizer: str = option(None, "folder with vocab.json and merges.txt, for an LDM file", "what", metavar="DIR")
+    prediction_type: str = option(None, "what an LDM file of SD v2 predicts [epsilon]", "what", choices=("epsilon", "v_prediction"))
     prompt: str = option(None, 'caption of your pictures, e.g. "a photo of a sks dog"', "what", type=_words)
     class_prompt: str = option(None, 'the class without the name, e.g. "a photo of a dog"', "what", type=_words)
     class_images: str = option(None, "folder of class pictures; missing ones are drawn first [OUT/class_images]", "what", metavar="DIR")
@@ -107,6 +110,7 @@ class SampleOptions:
     prompt: list = option(None, "one or more prompts", "what", required=True, nargs="+", type=_words)
     model: str = option("tiny", '"tiny" (bundled), a diffusers folder, a run, or an LDM .safetensors file', "what")
     tokenizer: str = option(None, "folder with vocab.json and merges.txt, for an LDM file", "what", metavar="DIR")
+    prediction_type: str = option(None, "what an LDM file of SD v2 predicts [epsilon]", "what", choices=("epsilon", "v_prediction"))
     negative_prompt: str = option("", "what to keep away from", "what")
 
     count: int = option(1, "pictures for each prompt", "drawing", type=_whole)
@@ -188,14 +192,31 @@ def run(main, options):
     """Call main(options) and turn what a user can cause into one line and an exit code (2, or 130 for Ctrl-C)."""
     import logging
 
+    from torch import OutOfMemoryError
+
     from .errors import UserError
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     try:
         main(options)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+        return
+    except (UserError, OSError) as error:
+        message = " ".join(str(error).split())
+    except (OutOfMemoryError, MemoryError):
+        message = "out of memory: try --gradient-checkpointing, --dtype bfloat16, a smaller --batch-size or --resolution"
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped", file=sys.stderr)
         raise SystemExit(130) from None
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def answer_ctrl_c_while_importing():
+    """Importing torch takes seconds; a Ctrl-C then ends in one word, not in a traceback. `run` undoes this."""
+
+    def stop(*_):
+        print("stopped", file=sys.stderr)
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, stop)

@@ -8,7 +8,7 @@ But: no safety checker, no image-to-image, no inpainting; pictures are drawn wit
 
 import dataclasses
 import logging
-import shutil
+import math
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +31,7 @@ from .weights import (
     single_file_tensors,
     write_json,
     write_tensors,
-    write_whole,
-)  # fmt: skip
+)
 
 log = logging.getLogger("minibnn")
 
@@ -42,7 +41,6 @@ FILES = {
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
 }
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 SD2_TEXT = {
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16,
     "hidden_act": "gelu",
@@ -90,8 +88,6 @@ class StableDiffusion:
 
     @classmethod
     def _load_folder(cls, folder, tokenizer, dtype):
-        recipe = RECIPE | (read_json(folder / "recipe.json") if (folder / "recipe.json").exists() else {})
-        dtype = dtype or (getattr(torch, recipe["dtype"]) if recipe["dtype"] else None)
         if not (folder / "unet").is_dir():
             raise WeightsError(
                 f"no model in {folder}: a diffusers folder holds unet/, vae/, text_encoder/, tokenizer/, scheduler/"
@@ -99,11 +95,23 @@ class StableDiffusion:
         configs = {part: read_json(folder / part / "config.json") for part in FILES}
         configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
         check_scheduler(configs["scheduler"])
+        recipe = dict(RECIPE)
+        if (folder / "recipe.json").exists():
+            recipe |= read_json(folder / "recipe.json")
+        dtype = dtype or (getattr(torch, recipe["dtype"]) if recipe["dtype"] else None)
         tokenizer = Tokenizer(tokenizer or folder / "tokenizer")
         parts = {
             part: network.from_file(_weight_file(folder / part, FILES[part]), configs[part], dtype)
             for part, network in (("unet", UNet), ("vae", VAE), ("text_encoder", TextEncoder))
         }
+        unet, vae, text = (parts[part].config for part in ("unet", "vae", "text_encoder"))
+        if unet.in_channels != vae.latent_channels or unet.cross_attention_dim != text.hidden_size:
+            raise UserError(
+                f"{folder} is no text-to-image model: its UNet takes {unet.in_channels} channels and contexts of "
+                f"{unet.cross_attention_dim}, VAE and text encoder give {vae.latent_channels} and {text.hidden_size}"
+            )
+        if not (folder / "recipe.json").exists():  # SD v2's 768 models say 96
+            recipe["resolution"] = configs["unet"].get("sample_size", 64) * parts["vae"].factor
         return cls(**parts, tokenizer=tokenizer, configs=configs, recipe=recipe)
 
     @classmethod
@@ -126,15 +134,15 @@ class StableDiffusion:
         scheduler = SD_SCHEDULER | ({"prediction_type": prediction_type} if prediction_type else {})
         check_scheduler(scheduler)
         configs = official_configs(unet, vae, text_encoder) | {"scheduler": scheduler}
-        return cls(unet, vae, text_encoder, Tokenizer(tokenizer), configs, dict(RECIPE))
+        recipe = RECIPE | {"resolution": 768 if prediction_type == "v_prediction" else 512}
+        return cls(unet, vae, text_encoder, Tokenizer(tokenizer), configs, recipe)
 
     # --- saving ---
 
     def save(self, folder, dtype=None):
         """Write the diffusers layout: opens in `diffusers.StableDiffusionPipeline.from_pretrained(folder)`.
 
-        dtype: of the floating-point weights on disk; None as in memory. model_index.json is written last, so that an
-        interrupted save is not mistaken for a model.
+        dtype: of the weights on disk; None as in memory. Each file is written whole, model_index.json last.
         """
         folder = Path(folder)
         for part in FILES:
@@ -142,10 +150,7 @@ class StableDiffusion:
             write_tensors(folder / part / FILES[part], {k: v.to(dtype or v.dtype) for k, v in state.items()})
             write_json(folder / part / "config.json", self.configs[part])
         write_json(folder / "scheduler" / "scheduler_config.json", self.configs["scheduler"])
-        for name in TOKENIZER_FILES:
-            source, target = self.tokenizer.folder / name, folder / "tokenizer" / name
-            if source.exists() and source.resolve() != target.resolve():
-                write_whole(target, lambda temporary, source=source: shutil.copyfile(source, temporary))
+        self.tokenizer.save(folder / "tokenizer")
         write_json(folder / "recipe.json", self.recipe)
         write_json(
             folder / "model_index.json",
@@ -184,10 +189,15 @@ class StableDiffusion:
             network.to(*args, **kwargs)
         return self
 
+    @property
+    def v_prediction(self):
+        """True if the UNet predicts v instead of ε; SD v1.5's own file does not mention it."""
+        return self.configs["scheduler"].get("prediction_type", "epsilon") == "v_prediction"
+
     @torch.no_grad()
     def encode_prompts(self, prompts):
         """list of n strings -> (n, 77, d)."""
-        for prompt in prompts:
+        for prompt in dict.fromkeys(prompts):
             surplus = len(self.tokenizer.encode(prompt)) - (self.tokenizer.max_length - 2)
             if surplus > 0:
                 log.warning("prompt too long: the last %d tokens of %r are ignored", surplus, prompt)
@@ -196,7 +206,7 @@ class StableDiffusion:
     def predict_eps(self, x, t, context):
         """ε̂ for latents x (B, 4, h, w) at times t (B,), whatever the network predicts."""
         out = self.unet(x, t, context)
-        if self.configs["scheduler"].get("prediction_type", "epsilon") == "v_prediction":
+        if self.v_prediction:
             return schedule.eps_from_v(x, out, self.alphas_cumprod.to(x.device)[t])
         return out
 
@@ -229,6 +239,12 @@ class StableDiffusion:
         width, height = self._picture_size(size)
         if sampler not in ("ddim", "pndm"):
             raise UserError(f'sampler {sampler!r} is not one of "ddim", "pndm"')
+        if not 0 <= eta <= 1 or (eta and sampler == "pndm"):
+            raise UserError(f"eta = {eta}: a number from 0 to 1, for the sampler ddim only")
+        if not math.isfinite(guidance):
+            raise UserError(f"guidance = {guidance} is no finite number")
+        if not 0 <= seed < 2**63:
+            raise UserError(f"seed = {seed} is outside 0..2**63 - 1")
         try:
             times = schedule.timesteps(steps)
         except ValueError as error:
@@ -278,8 +294,9 @@ class StableDiffusion:
     @torch.no_grad()
     def decode_latents(self, x):
         """Scaled latents (B, 4, h, w) -> pictures (B, 3, f·h, f·w) in [-1, 1], float32."""
-        images = self.vae.decode((x / self.vae.config.scaling_factor).to(self.vae.quant_conv.weight))
-        return images.float().clamp(-1, 1)
+        z = (x / self.vae.config.scaling_factor).to(self.vae.quant_conv.weight)
+        at_once = max(1, 64 * 64 // (z.shape[2] * z.shape[3]))  # one picture of 512 × 512: its decoder is what needs memory
+        return torch.cat([self.vae.decode(part).float().clamp(-1, 1) for part in z.split(at_once)])
 
 
 def _weight_file(folder, name):

@@ -34,7 +34,7 @@ from .text_encoder import TextEncoder, TextEncoderConfig
 from .tokenizer import END, START, Tokenizer, byte_symbols
 from .unet import UNet, UNetConfig
 from .vae import VAE, VAEConfig, sample_latents
-from .weights import write_json, write_tensors, write_text
+from .weights import write_tensors, write_text
 
 VAE_CONFIG = VAEConfig(block_out_channels=(16, 32, 64, 96), layers_per_block=1, norm_num_groups=8)
 TEXT_CONFIG = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -176,17 +176,8 @@ def make_vocabulary(words, folder):
             splits[word] = merged
     symbols = list(byte_symbols().values())
     tokens = [*symbols, *(s + "</w>" for s in symbols), *("".join(pair) for pair in merges), START, END]
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "vocab.json", json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False))
     write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n")
-    write_json(
-        folder / "tokenizer_config.json",
-        {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "bos_token": START, "eos_token": END,
-         "unk_token": END, "pad_token": END},
-    )  # fmt: skip
-    write_json(
-        folder / "special_tokens_map.json", {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
-    )
     return Tokenizer(folder)
 
 

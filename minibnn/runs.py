@@ -4,13 +4,14 @@
     log.jsonl                 one line for each step
     samples.png               the same prompts and seeds at the end (samples-000200.png, … with --sample-every)
     unet/ vae/ text_encoder/  the result, a diffusers folder
-    class_images/             pictures of the class, drawn by the base model
+    class_images/             pictures of the class, drawn by the base model, and for what (.class.json)
     checkpoint/               for --resume: weights, optimiser and step
 
 No random state is saved: every step draws from a generator seeded by (seed, step).
 """
 
 import dataclasses
+import hashlib
 import json
 import platform
 import shutil
@@ -19,13 +20,29 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from .errors import UserError
 from .weights import open_weights, read_json, write_json, write_tensors, write_text
 
 STATE = Path("checkpoint") / "state.safetensors"
-NOT_COMPARED = ("steps", "resume", "overwrite")  # the options that may differ when a run is resumed
+FORMAT = "minibnn run"
+NOT_COMPARED = ("steps", "resume", "overwrite", "out", "class_images")  # the options that may differ on --resume
+PATHS = ("images", "model", "tokenizer")
+
+
+def read_config(out):
+    """config.json of a run. Raises UserError if the folder is none."""
+    config = read_json(Path(out) / "config.json")
+    if config.get("format") != FORMAT or "options" not in config:
+        raise UserError(f"--out {out} is no run of minibnn; name another folder")
+    return config
+
+
+def is_fresh(out):
+    """True if nothing would be lost: an absent or empty folder, or a run stopped before its first checkpoint."""
+    if not out.exists():
+        return True
+    return {p.name for p in out.iterdir()} <= {"config.json", "class_images", "log.jsonl"}
 
 
 def check_folder(options):
@@ -38,41 +55,48 @@ def check_folder(options):
     if options.resume:
         if not (out / STATE).exists():
             raise UserError(f"no checkpoint in {out}: nothing to resume; start without --resume")
-    elif out.exists() and any(out.iterdir()):
+        read_config(out)
+    elif not is_fresh(out):
         if not options.overwrite:
             raise UserError(f"--out {out} exists: go on with --resume, replace it with --overwrite, or name another")
-        if not (out / "config.json").exists():
-            raise UserError(f"--out {out} is no run of minibnn and is not overwritten; name another folder")
-        if Path(options.model).resolve() == out.resolve():
-            raise UserError(f"--out {out} is the model to start from; name another folder")
+        read_config(out)
+        for name in ("images", "model", "tokenizer", "class_images"):
+            value = getattr(options, name)
+            if value and Path(value).resolve().is_relative_to(out.resolve()) and Path(value) != out / "class_images":
+                raise UserError(f"--overwrite would delete --{name.replace('_', '-')} {value}, which is inside {out}")
 
 
-def check_same_options(options):
-    """Refuse to resume with options that differ from the run's, --steps excepted. Raises UserError naming the first."""
-    before = read_json(Path(options.out) / "config.json")["options"]
+def fingerprint(paths):
+    """{file name: first half of its SHA-256}: resuming with other pictures would not be the same run."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:32] for path in paths}
+
+
+def check_same_run(options, pictures):
+    """Refuse to resume with other options, --steps excepted, or other pictures. Raises UserError naming the first."""
+    config = read_config(options.out)
+    before = config["options"]
     for name, value in dataclasses.asdict(options).items():
-        if name not in NOT_COMPARED and before.get(name) != value:
+        was = before.get(name)
+        same = was == value or (name in PATHS and was and value and Path(was).resolve() == Path(value).resolve())
+        if name not in NOT_COMPARED and not same:
             flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} is {value!r} but the run in {options.out} has {before.get(name)!r}; only --steps may change on --resume")  # fmt: skip
+            raise UserError(
+                f"{flag} is {value!r} but the run in {options.out} has {was!r}; only --steps may change on --resume"
+            )
+    if config["pictures"] != fingerprint(pictures):
+        raise UserError(f"--images {options.images}: the pictures are not those that the run in {options.out} began with")
 
 
-def start(options):
-    """Make the folder, empty unless resuming, and write config.json.
-
-    Overwriting keeps class pictures that the new run would draw again.
-    """
+def start(options, pictures):
+    """Make the folder, empty unless resuming, and write config.json. Overwriting keeps OUT/class_images."""
     out = Path(options.out)
     if options.overwrite and out.exists():
-        before = read_json(out / "config.json")["options"]
-        same_class = all(before.get(k) == getattr(options, k) for k in ("model", "class_prompt", "resolution"))
         for path in out.iterdir():
-            if not (path.name == "class_images" and same_class):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path.name != "class_images":
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     packages = {name: version(name) for name in ("torch", "numpy", "safetensors", "pillow")}
-    write_json(
-        out / "config.json",
-        {"format": "minibnn run", "options": dataclasses.asdict(options), "python": platform.python_version(), **packages},
-    )
+    content = {"options": dataclasses.asdict(options), "pictures": fingerprint(pictures)}
+    write_json(out / "config.json", {"format": FORMAT, **content, "python": platform.python_version(), **packages})
 
 
 def save_checkpoint(out, step, network, optimiser, scaler):
@@ -89,9 +113,7 @@ def save_checkpoint(out, step, network, optimiser, scaler):
 @torch.no_grad()
 def load_checkpoint(out, network, optimiser, scaler):
     """Restore network, optimiser and loss scaling in place; returns the number of completed steps."""
-    path = Path(out) / STATE
-    open_weights(path)  # a readable error when it is damaged
-    with safe_open(path, framework="pt") as file:
+    with open_weights(Path(out) / STATE) as file:
         for name, parameter in network.named_parameters():
             parameter.copy_(file.get_tensor(f"weight/{name}"))
             optimiser.state[parameter] = {
@@ -111,7 +133,7 @@ class Log:
         write_text(self.path, "".join(line + "\n" for line in lines))
 
     def write(self, values):
-        line = json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()})
+        line = json.dumps({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()})
         with open(self.path, "a") as file:
             file.write(line + "\n")
 

@@ -4,10 +4,11 @@ One picture is written as it is; several make a grid and stand one by one in a f
 settings as text ("minibnn"), so that it can be drawn again.
 """
 
-from .options import SampleOptions, parse, run
+from .options import SampleOptions, answer_ctrl_c_while_importing, parse, run
 
 if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
     OPTIONS = parse(SampleOptions, "minibnn.sample")
+    answer_ctrl_c_while_importing()
 
 import dataclasses
 import json
@@ -35,7 +36,7 @@ def sample(options):
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     dtype = options.dtype or ("float16" if device.startswith("cuda") else "float32")
-    sd = StableDiffusion.load(options.model, options.tokenizer, getattr(torch, dtype)).to(device)
+    sd = StableDiffusion.load(options.model, options.tokenizer, getattr(torch, dtype), options.prediction_type).to(device)
     side = sd.recipe["resolution"]
     size = (options.width or side, options.height or side)
     pictures = sd.generate(
@@ -48,6 +49,8 @@ def sample(options):
         "guidance": sd.recipe["guidance"] if options.guidance is None else options.guidance,
     }  # fmt: skip
     if len(pictures) > 1:
+        for stale in folder.glob("[0-9][0-9][0-9].png"):
+            stale.unlink()
         for i, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True)):
             save_png(picture, folder / f"{i:03d}.png", settings | {"prompt": prompt, "number": i})
         columns = options.count if options.count > 1 else min(4, len(pictures))

@@ -34,10 +34,7 @@ class TextEncoderConfig:
     layer_norm_eps: float = 1e-5
 
     FIXED = {"attention_dropout": 0.0, "dropout": 0.0}
-    IGNORED = (
-        "projection_dim", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_factor", "initializer_range",
-        "model_type", "architectures", "torch_dtype", "dtype", "transformers_version",
-    )  # fmt: skip
+    IGNORED = None  # transformers lists dozens of settings for generating text and keeping books
 
     def __post_init__(self):
         if self.hidden_act not in ACTIVATIONS:

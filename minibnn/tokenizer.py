@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from .errors import UserError
+from .weights import write_json, write_text
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 CONTRACTION = re.compile(r"'(?:s|t|re|ve|m|ll|d)")
@@ -61,25 +62,45 @@ class Tokenizer:
     """ids = tokenizer(["a dog"]): a list of n prompts -> (n, 77) int64, START and END included, padded and cut to 77."""
 
     def __init__(self, folder):
-        """folder: holds `vocab.json` and `merges.txt`; the padding token is read from its config files, if any.
+        """folder: holds `vocab.json` and `merges.txt`, or `tokenizer.json`; the padding token is read from its config files, if any.
 
         Raises UserError when a file is missing or is not what its name says.
         """
         self.folder = Path(folder)
         try:
-            self.vocab = json.loads((self.folder / "vocab.json").read_text(encoding="utf-8"))
-            lines = (self.folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+            self.vocab, pairs = self._read()
         except FileNotFoundError as error:
             raise UserError(f"no tokenizer in {self.folder}: {Path(error.filename).name} is missing") from None
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(f"tokenizer in {self.folder}: a file is damaged ({error})") from None
-        pairs = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
         if START not in self.vocab or END not in self.vocab or any(len(pair) != 2 for pair in pairs):
             raise UserError(f"tokenizer in {self.folder}: vocab.json and merges.txt are not CLIP's format")
         self.ranks = {pair: rank for rank, pair in enumerate(pairs)}
         self.max_length, self.pad = self._settings()
         self.symbols = byte_symbols()
         self._bpe = lru_cache(maxsize=65536)(self._bpe_uncached)
+
+    def _read(self):
+        """({token: id}, merges), from vocab.json and merges.txt, or from the one tokenizer.json that transformers 5 writes."""
+        one = self.folder / "tokenizer.json"
+        if one.exists() and not (self.folder / "vocab.json").exists():
+            whole = json.loads(one.read_text(encoding="utf-8"))
+            vocab = whole["model"]["vocab"] | {token["content"]: token["id"] for token in whole["added_tokens"]}
+            return vocab, [tuple(m.split() if isinstance(m, str) else m) for m in whole["model"]["merges"]]
+        vocab = json.loads((self.folder / "vocab.json").read_text(encoding="utf-8"))
+        lines = (self.folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+        return vocab, [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+
+    def save(self, folder):
+        """Write vocab.json, merges.txt and the two small files that name the special tokens."""
+        pad = next(token for token, i in self.vocab.items() if i == self.pad)
+        special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad}
+        merges = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in self.ranks)]) + "\n"
+        write_text(Path(folder) / "vocab.json", json.dumps(self.vocab, ensure_ascii=False))
+        write_text(Path(folder) / "merges.txt", merges)
+        write_json(Path(folder) / "special_tokens_map.json", special)
+        settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": self.max_length}
+        write_json(Path(folder) / "tokenizer_config.json", settings | special)
 
     def _settings(self):
         """(length, padding id): SD v1 pads with END, SD v2 with id 0 ("!"); `tokenizer_config.json` says which."""

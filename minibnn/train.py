@@ -9,12 +9,14 @@ paper's Algorithm 1. Methods differ in *what is trainable*; this one loop serves
 But: the text encoder and the VAE are not trained; one device.
 """
 
-from .options import TrainOptions, parse, run
+from .options import TrainOptions, answer_ctrl_c_while_importing, parse, run
 
 if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
     OPTIONS = parse(TrainOptions, "minibnn.train")
+    answer_ctrl_c_while_importing()
 
 import dataclasses
+import os
 from pathlib import Path
 
 import torch
@@ -34,25 +36,32 @@ def train(options):
     options = dataclasses.replace(options, out=str(out))
     runs.check_folder(options)
     files = data.list_pictures(options.images)
-    sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32)
+    sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
     options = settle(options, sd, len(files))
     images = data.load_pictures(files, options.resolution)
+    if options.prior_weight:  # before the folder is made: own class pictures may be broken
+        data.check_class_pictures(options.class_images, class_record(options))
+        data.load_pictures(data.own_class_pictures(options.class_images)[: options.class_count], options.resolution)
     if options.resume:
-        runs.check_same_options(options)
-    runs.start(options)
+        runs.check_same_run(options, files)
+    runs.start(options, files)
 
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    if device.type == "cuda":
+        make_deterministic()
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     sd.to(device)
-    batches = Batches(options, sd, images)
+    batches = Batches(options, sd, images, autocast)
     unet = sd.unet.train()
     unet.gradient_checkpointing = options.gradient_checkpointing
     draw = bayes.bayesianize(unet, options.where, options.sigma) if options.bayes else bayes.Draw()
     prior = {name: mu.detach().clone() for name, (mu, _) in bayes.sigmas(unet).items()} if options.lambda_kl else {}
     optimiser = make_optimiser(unet, options.lr)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    abar, v_prediction = sd.alphas_cumprod.to(device), sd.configs["scheduler"]["prediction_type"] == "v_prediction"
+    abar = sd.alphas_cumprod.to(device)
     first = runs.load_checkpoint(out, unet, optimiser, scaler) if options.resume else 0
+    if first > options.steps:
+        raise UserError(f"--steps {options.steps} lies before the checkpoint, which is after step {first}")
     log, saved = runs.Log(out, first), first
     print(describe(options, unet, len(files)))
 
@@ -66,7 +75,7 @@ def train(options):
                 t = torch.randint(0, schedule.TRAIN_STEPS, (len(x0),), generator=generator).to(device)
                 eps = torch.randn(x0.shape, generator=generator).to(device)
                 x_t = schedule.q_sample(x0, eps, abar[t])
-                target = schedule.velocity(x0, eps, abar[t]) if v_prediction else eps
+                target = schedule.velocity(x0, eps, abar[t]) if sd.v_prediction else eps
                 draw.renew(generator)
                 with autocast:
                     predicted = unet(x_t, t, context)
@@ -80,12 +89,12 @@ def train(options):
                     divergence = bayes.kl(unet, prior, options.prior_sigma, options.kl)
                     losses["kl"] += divergence.item() / options.accumulate
                     loss = loss + options.lambda_kl * divergence
-                if not torch.isfinite(loss):
-                    where = f"the last checkpoint, after {saved} steps, is good" if saved else "there is no checkpoint"
-                    raise UserError(f"the loss is {loss.item()} at step {step + 1}; {where}; try a smaller --lr")
+                stop_if_not_finite(loss, "loss", step, saved, bar)
                 scaler.scale(loss / options.accumulate).backward()
             scaler.unscale_(optimiser)
-            torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+            if not scaler.is_enabled():  # with loss scaling an overflow is expected, and the step is skipped
+                stop_if_not_finite(norm, "norm of the gradient", step, saved, bar)
             scaler.step(optimiser)
             scaler.update()
             optimiser.zero_grad()
@@ -103,7 +112,29 @@ def train(options):
             if stop.asked and done < options.steps:
                 bar.close()
                 raise KeyboardInterrupt(f"stopped after step {done}, saved in {out / runs.STATE.parent}: the same command with --resume goes on")  # fmt: skip
+    del optimiser, batches  # their memory is wanted for drawing
     finish(sd, options, autocast, out)
+
+
+def make_deterministic():
+    """The same bits from the same seed also on a GPU, as far as PyTorch has deterministic kernels (it warns otherwise)."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.backends.cudnn.benchmark = False
+
+
+def stop_if_not_finite(value, what, step, saved, bar):
+    """Raises UserError naming the step and the last good checkpoint."""
+    if not torch.isfinite(value):
+        bar.close()
+        where = f"the last checkpoint, after {saved} steps, is good" if saved else "there is no checkpoint"
+        raise UserError(f"the {what} is {value.item()} at step {step + 1}; {where}; try a smaller --lr")
+
+
+def class_record(options):
+    """What drawn class pictures depend on; kept beside them."""
+    return {"prompt": options.class_prompt, "model": options.model, "resolution": options.resolution}
 
 
 def settle(options, sd, pictures):
@@ -111,11 +142,13 @@ def settle(options, sd, pictures):
     recipe = sd.recipe
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
-    half = "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float16"
+    # "is_bf16_supported" is also true where bf16 is slowly emulated, as on a T4
+    half = "bfloat16" if device.startswith("cuda") and torch.cuda.get_device_capability(device)[0] >= 8 else "float16"
+    own_prompt = options.prompt and options.prompt != recipe["prompt"]
     options = dataclasses.replace(
         options,
         prompt=options.prompt or recipe["prompt"],
-        class_prompt=options.class_prompt or recipe["class_prompt"],
+        class_prompt=options.class_prompt or (None if own_prompt else recipe["class_prompt"]),
         class_images=options.class_images or str(Path(options.out) / "class_images"),
         class_count=options.class_count or recipe["class_pictures_per_picture"] * pictures,
         sigma=options.sigma or recipe["sigma"],
@@ -144,6 +177,8 @@ def settle(options, sd, pictures):
 
 def check_device(device):
     """Raises UserError when the device does not exist here."""
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"--device {device} is not one of cpu, cuda, cuda:N")
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -157,12 +192,16 @@ class Batches:
     text encoder run once, here, and leave the GPU afterwards.
     """
 
-    def __init__(self, options, sd, images):
+    def __init__(self, options, sd, images, autocast):
         self.size, self.seed, self.device = options.batch_size, options.seed, sd.device
         self.scale = sd.vae.config.scaling_factor
         self.sources = [(*data.latent_moments(sd.vae, images), sd.encode_prompts([options.prompt]))]
         if options.prior_weight:
-            paths = data.class_pictures(sd, options.class_images, options.class_count, options.class_prompt, options.resolution)
+            try:
+                with autocast:
+                    paths = data.class_pictures(sd, options.class_images, options.class_count, class_record(options))
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt("stopped while drawing class pictures: the same command goes on") from None
             moments = [data.latent_moments(sd.vae, data.load_pictures([path], options.resolution)) for path in paths]
             mean, logvar = (torch.cat(m) for m in zip(*moments, strict=True))
             self.sources.append((mean, logvar, sd.encode_prompts([options.class_prompt])))
@@ -210,8 +249,12 @@ def save_samples(sd, options, autocast, path):
     sd.to(sd.device)
     sd.unet.eval()
     with autocast:
-        pictures = sd.generate(sample_prompts(options), seed=0, size=options.resolution, progress=False)
+        pictures = sd.generate(
+            sample_prompts(options), seed=0, size=options.resolution, batch_size=4, progress=False
+        )
     sd.unet.train()
+    sd.vae.cpu()
+    sd.text_encoder.cpu()
     sheet = grid(pictures, 4, zoom=max(1, 192 // options.resolution))
     write_whole(path, lambda temporary: sheet.save(temporary, format="PNG"))
 
@@ -223,16 +266,18 @@ def describe(options, unet, pictures):
 
 
 def finish(sd, options, autocast, out):
-    """Write the samples and the result at the posterior mean, and say how to use it."""
-    save_samples(sd, options, autocast, out / "samples.png")
-    mean, posterior = bayes.posterior_mean(sd.unet), sd.unet.state_dict()
-    sd.unet = type(sd.unet)(sd.unet.config)
-    sd.unet.load_state_dict(mean, strict=True, assign=True)
-    sd.save(out)
+    """Write the result at the posterior mean, then the samples, and say how to use it."""
     if options.keep_posterior:
-        write_tensors(out / "posterior.safetensors", posterior)
+        write_tensors(out / "posterior.safetensors", sd.unet.state_dict())
+    with torch.device("meta"):
+        plain = type(sd.unet)(sd.unet.config)
+    plain.load_state_dict(bayes.posterior_mean(sd.unet), strict=True, assign=True)
+    sd.unet = plain
+    sd.recipe |= {name: getattr(options, name) for name in ("prompt", "class_prompt", "resolution")}
+    sd.save(out)
     if options.single_file:
         sd.save_single_file(out / "model.safetensors")
+    save_samples(sd, options, autocast, out / "samples.png")
     shown = f"{out / 'samples.png'} shows it, " if options.samples else ""
     print(f"done: {shown}{out} is a diffusers folder. Draw with another prompt:")
     print(f'  python -m minibnn.sample --model {out} --prompt "{options.prompt} in the snow" --out picture.png')

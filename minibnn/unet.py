@@ -4,8 +4,7 @@ Follows: diffusers' `UNet2DConditionModel` as configured by Stable Diffusion v1.
 architecture of Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models". Attribute names
 are the names in `unet/diffusion_pytorch_model.safetensors`.
 
-But: no class or size embeddings (SDXL), no inpainting-specific code (9 input channels load by configuration), one
-transformer layer a block.
+But: no class or size embeddings (SDXL), one transformer layer a block.
 
 Shapes: B pictures, C channels, H × W latent pixels, L prompt tokens, D context width, T time-embedding channels.
 The way through SD v1.5 for a 512 × 512 picture:
@@ -61,7 +60,9 @@ class UNetConfig:
         "conv_out_kernel": 3, "downsample_type": "conv", "attention_type": "default", "dropout": 0.0,
         "only_cross_attention": False, "resnet_out_scale_factor": 1.0,
     }  # fmt: skip
-    IGNORED = ("sample_size", "downsample_padding", "projection_class_embeddings_input_dim")
+    IGNORED = (
+        "sample_size", "downsample_padding", "projection_class_embeddings_input_dim", "addition_embed_type_num_heads",
+    )  # fmt: skip
 
     @property
     def heads(self):
@@ -108,12 +109,14 @@ class Attention(nn.Module):
         context = x if context is None else context
         q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
         if self.upcast:  # SD v2.1: q·k overflows fp16
-            return self.to_out[0](attention(q.float(), k.float(), v.float(), self.heads).to(v.dtype))
+            with torch.autocast(x.device.type, enabled=False):
+                out = attention(q.float(), k.float(), v.float(), self.heads).to(v.dtype)
+            return self.to_out[0](out)
         return self.to_out[0](attention(q, k, v, self.heads))
 
 
 class GEGLU(nn.Module):
-    """x -> a ⊙ gelu(b) with (a, b) = proj(x).   (Shazeer 2020, eq. 6)"""
+    """x -> a ⊙ gelu(b) with (a, b) = proj(x).   (Shazeer 2020, eq. 5)"""
 
     def __init__(self, in_channels, channels):
         super().__init__()

@@ -7,6 +7,7 @@ older VAE files, text encoders without their prefix, and the single-file layout 
 But: safetensors only. A pickle can run code when it is opened, and is refused.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -42,7 +43,7 @@ class WeightsError(UserError):
 def check_config(config_class, values, component):
     """Official config.json values (a dict, or None for the defaults) -> a `config_class`.
 
-    Keys that begin with "_" and those in `IGNORED` do not change the computation. Raises UserError, naming key and
+    Keys that begin with "_" and those that `IGNORED` names do not change the computation. Raises UserError, naming key and
     value, for a value that this code does not implement.
     """
     fields = {field.name for field in dataclasses.fields(config_class)}
@@ -50,7 +51,7 @@ def check_config(config_class, values, component):
     for key, value in (values or {}).items():
         if key in fields and value is not None:
             known[key] = tuple(value) if isinstance(value, list) else value
-        elif key.startswith("_") or key in config_class.IGNORED or key in fields:
+        elif key.startswith("_") or key in fields or _is_ignored(config_class, key):
             continue
         elif value != config_class.FIXED.get(key, value if not value else None) and value is not None:
             # Official files list options that are off; those we do not know are harmless as long as they are off.
@@ -58,10 +59,18 @@ def check_config(config_class, values, component):
     return config_class(**known)
 
 
+def _is_ignored(config_class, key):
+    """IGNORED = None: all keys but those of FIXED, for files that list dozens of unrelated settings."""
+    return key not in config_class.FIXED if config_class.IGNORED is None else key in config_class.IGNORED
+
+
 def read_json(path):
-    """The object in a JSON file. Raises UserError when it is missing or damaged."""
+    """The object in a JSON file, a dict. Raises UserError when it is missing or damaged."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise UserError(f"{path} holds no JSON object")
+        return value
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -227,7 +236,8 @@ def write_whole(path, write):
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {path}: {error}; free some space or choose another place") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def write_text(path, text):

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minibnn import layers, text_encoder, unet
+from minibnn.vae import sample_latents
 
 
 @pytest.mark.parametrize("small", [False, True])
@@ -42,6 +43,33 @@ def test_time_embedding(vectors):
     sinusoid = unet.time_sinusoid(times, 32)
     vectors.check("unet.time_sinusoid", sinusoid)
     vectors.check("unet.time_embedding", network.time_embedding(sinusoid))
+
+
+def test_vaswani_sinusoid_as_printed():
+    """PE(pos, 2i) = sin(pos/10000^(2i/d)), PE(pos, 2i+1) = cos(…): here all cosines, then all sines."""
+    out = unet.time_sinusoid(torch.tensor([0, 7, 999]), 10).double()
+    for row, position in enumerate((0, 7, 999)):
+        for i in range(5):
+            angle = torch.tensor(position / 10000 ** (2 * i / 10), dtype=torch.float64)
+            torch.testing.assert_close(out[row, i], angle.cos(), rtol=0, atol=1e-4)
+            torch.testing.assert_close(out[row, 5 + i], angle.sin(), rtol=0, atol=1e-4)
+
+
+def test_shazeer_eq5_geglu():
+    """GEGLU(x, W, V, b, c) = GELU(xW + b) ⊗ (xV + c), GELU(z) = z Φ(z); the official weight stacks V above W."""
+    module, x = unet.GEGLU(6, 4).double(), torch.randn(3, 6, dtype=torch.float64)
+    (v, w), (c, b) = module.proj.weight.chunk(2), module.proj.bias.chunk(2)
+    z = x @ w.T + b
+    printed = z * torch.special.ndtr(z) * (x @ v.T + c)
+    torch.testing.assert_close(module(x), printed, rtol=1e-12, atol=1e-12)
+
+
+def test_kingma_welling_eq10_reparameterisation():
+    """z = μ + σ ⊙ ε with ε ~ N(0, I)."""
+    mean, logvar = torch.randn(2, 4, 3, 3).double(), torch.randn(2, 4, 3, 3).double()
+    z = sample_latents(mean, logvar, torch.Generator().manual_seed(1))
+    eps = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(1)).double()
+    torch.testing.assert_close(z, mean + logvar.exp().sqrt() * eps, rtol=1e-12, atol=1e-12)
 
 
 def test_every_block(vectors):

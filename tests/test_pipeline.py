@@ -1,5 +1,6 @@
 """The bundled model as a whole: what diffusers makes of it, seeds, errors, both export layouts."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from minibnn import StableDiffusion, UserError
+from minibnn import StableDiffusion, Tokenizer, UNet, UserError
 from minibnn.options import SampleOptions
 from minibnn.pipeline import grid
 from minibnn.sample import sample
+from minibnn.weights import write_json, write_tensors
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +112,9 @@ def test_negative_prompt_changes_the_picture(sd):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"size": 60}, "60 x 60.*multiples of 8"), ({"steps": 0}, "steps = 0"), ({"sampler": "euler"}, "'euler'")],
+    [({"size": 60}, "60 x 60.*multiples of 8"), ({"steps": 0}, "steps = 0"), ({"sampler": "euler"}, "'euler'"),
+     ({"eta": 2}, "eta = 2"), ({"eta": 0.5, "sampler": "pndm"}, "for the sampler ddim only"),
+     ({"guidance": float("nan")}, "guidance = nan"), ({"seed": 2**64}, "seed = 18446744073709551616 is outside")],
 )
 def test_bad_numbers_are_named(sd, arguments, message):
     with pytest.raises(UserError, match=message):
@@ -127,7 +131,7 @@ def test_long_prompts_are_cut_with_a_notice(sd, caplog):
 
 def test_single_file_round_trip_draws_the_same(sd, tmp_path):
     """The tiny networks are no SD v1.5, so that each is read with its own configuration."""
-    from minibnn import VAE, TextEncoder, UNet
+    from minibnn import VAE, TextEncoder
 
     sd.save_single_file(tmp_path / "one.safetensors")
     for network_class, part in ((UNet, "unet"), (VAE, "vae"), (TextEncoder, "text_encoder")):
@@ -143,6 +147,26 @@ def test_fp16_variant_names(sd, tmp_path):
     again = StableDiffusion.load(tmp_path / "m", dtype=torch.float16)
     assert again.unet.conv_in.weight.dtype == torch.float16
     assert torch.equal(again.unet.conv_in.weight, sd.unet.conv_in.weight.half())
+
+
+def test_a_tokenizer_saved_by_transformers_5(sd, tmp_path):
+    """It writes one tokenizer.json instead of vocab.json and merges.txt."""
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.CLIPTokenizer.from_pretrained(sd.tokenizer.folder)
+    theirs.save_pretrained(tmp_path)
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).unlink(missing_ok=True)
+    prompts = ["a photo of a sks dog", "an orange cat in front of a brick wall", "Zürich!"]
+    assert Tokenizer(tmp_path)(prompts).tolist() == sd.tokenizer(prompts).tolist()
+
+
+def test_parts_that_do_not_belong_together(sd, tmp_path):
+    sd.save(tmp_path / "m")
+    depth = UNet(dataclasses.replace(sd.unet.config, in_channels=5))
+    write_tensors(tmp_path / "m" / "unet" / "diffusion_pytorch_model.safetensors", depth.state_dict())
+    write_json(tmp_path / "m" / "unet" / "config.json", sd.configs["unet"] | {"in_channels": 5})
+    with pytest.raises(UserError, match="no text-to-image model: its UNet takes 5 channels"):
+        StableDiffusion.load(tmp_path / "m")
 
 
 def test_loading_errors(sd, tmp_path):

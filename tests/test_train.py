@@ -1,5 +1,6 @@
 """The training command on the bundled model: what it leaves, resuming bit for bit, Ctrl-C, kill, and every refusal."""
 
+import contextlib
 import json
 import os
 import signal
@@ -143,7 +144,7 @@ def test_batches_hold_subject_first_then_class(options, dog):
     sd = StableDiffusion.load("tiny")
     settled = settle(options("--batch-size", "2"), sd, 6)
     images = torch.rand(6, 3, 64, 64) * 2 - 1
-    x0, context = Batches(settled, sd, images)(0, torch.Generator().manual_seed(0))
+    x0, context = Batches(settled, sd, images, contextlib.nullcontext())(0, torch.Generator().manual_seed(0))
     assert x0.shape == (4, 4, 8, 8) and context.shape == (4, 77, 128)
     expected = sd.encode_prompts([settled.prompt, settled.class_prompt])
     assert torch.equal(context, expected.repeat_interleave(2, 0))
@@ -225,6 +226,8 @@ def test_nan_names_the_step_and_the_good_checkpoint(options, tmp_path, monkeypat
         (["--no-bayes", "--lambda-kl", "1"], "--lambda-kl and --keep-posterior need --bayes"),
         (["--images", "nowhere"], "--images nowhere: no such folder"),
         (["--resume", "--overwrite"], "exclude each other"),
+        (["--device", "meta"], "--device meta is not one of cpu, cuda"),
+        (["--prompt", "a sks cat"], "--class-prompt is required"),
     ],
 )
 def test_refusals_leave_no_folder(options, tmp_path, arguments, message):
@@ -251,8 +254,89 @@ def test_existing_folders_are_kept(options, tmp_path):
         train(options("--lr", "0.1", "--resume"))
     train(options("--steps", "1", "--overwrite", "--seed", "9"))
     assert json.loads((tmp_path / "run" / "config.json").read_text())["options"]["seed"] == 9
+    with pytest.raises(UserError, match="--steps 1 lies before the checkpoint, which is after step 2"):
+        train(options("--steps", "2", out="two"))
+        train(options("--steps", "1", "--resume", out="two"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="config.json is missing"):
+        train(options("--overwrite", out="mine"))
+    (tmp_path / "mine" / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(UserError, match="no run of minibnn"):
         train(options("--overwrite", out="mine"))
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+
+
+def test_overwrite_never_deletes_what_it_is_given(options, tmp_path, dog):
+    train(options("--steps", "1"))
+    photos = tmp_path / "run" / "photos"
+    photos.mkdir()
+    (photos / "00.png").write_bytes((dog / "00.png").read_bytes())
+    with pytest.raises(UserError, match="--overwrite would delete --images .*photos"):
+        train(options("--images", str(photos), "--overwrite"))
+    assert (photos / "00.png").exists()
+
+
+def test_a_moved_run_resumes_but_not_with_other_pictures(options, tmp_path, dog):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in dog.iterdir():
+        (photos / path.name).write_bytes(path.read_bytes())
+    train(options("--images", str(photos), "--steps", "1"))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    train(options("--images", str(photos), "--steps", "2", "--resume", out="moved"))
+    (photos / "00.png").write_bytes((dog / "01.png").read_bytes())
+    with pytest.raises(UserError, match="the pictures are not those that the run .* began with"):
+        train(options("--images", str(photos), "--steps", "3", "--resume", out="moved"))
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_again(options, tmp_path, monkeypatch):
+    import minibnn.train as module
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.data, "class_pictures", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="stopped while drawing class pictures: the same command goes on"):
+        train(options())
+    monkeypatch.undo()
+    train(options())
+    assert (tmp_path / "run" / "model_index.json").exists()
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(options, tmp_path, monkeypatch):
+    original, calls = torch.nn.utils.clip_grad_norm_, []
+
+    def broken(parameters, limit):
+        calls.append(1)
+        return original(parameters, limit) * (float("inf") if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", broken)
+    with pytest.raises(UserError, match="the norm of the gradient is inf at step 3; the last checkpoint, after 2 steps"):
+        train(options("--checkpoint-every", "1"))
+    assert all(torch.isfinite(v).all() for v in state(tmp_path / "run").values())
+
+
+def test_a_scheduler_file_without_prediction_type(options, tmp_path):
+    """As in the official SD v1.5 folder."""
+    sd = StableDiffusion.load("tiny")
+    del sd.configs["scheduler"]["prediction_type"]
+    sd.save(tmp_path / "old")
+    train(options("--model", str(tmp_path / "old"), "--steps", "1"))
+
+
+def test_a_run_remembers_its_prompts_and_resolution(options, tmp_path):
+    train(options("--steps", "1", "--prompt", "a sks cat", "--class-prompt", "a cat", "--resolution", "32"))
+    recipe = StableDiffusion.load(tmp_path / "run").recipe
+    assert (recipe["prompt"], recipe["class_prompt"], recipe["resolution"]) == ("a sks cat", "a cat", 32)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_training_and_drawing_on_a_gpu(options, tmp_path, dtype):
+    arguments = ("--device", "cuda", "--dtype", dtype, "--samples", "2")
+    train(options(*arguments, "--steps", "4", out="straight"))
+    train(options(*arguments, "--steps", "2", out="stopped"))
+    train(options(*arguments, "--steps", "4", "--resume", out="stopped"))
+    assert_same_state(tmp_path / "straight", tmp_path / "stopped")

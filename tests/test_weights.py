@@ -238,6 +238,17 @@ def test_configurations_that_are_not_implemented(part, values, message):
         meta(part, values)
 
 
+def test_configurations_written_by_present_libraries_are_accepted():
+    diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
+    with torch.device("meta"):
+        unet = dict(diffusers.UNet2DConditionModel(cross_attention_dim=768).config)
+        vae = dict(diffusers.AutoencoderKL().config)
+    assert meta("unet", unet).config.cross_attention_dim == 768
+    assert meta("vae", vae | {"block_out_channels": [64, 64], "norm_num_groups": 32}).factor == 2
+    whole = transformers.CLIPConfig().to_dict()["text_config"] | {"max_length": 20, "top_k": 50, "id2label": {"0": "x"}}
+    assert meta("text", whole).config.hidden_size == 512
+
+
 def test_official_configurations_are_accepted():
     unet = {"_class_name": "UNet2DConditionModel", "_diffusers_version": "0.6.0", "sample_size": 64, "dual_cross_attention": False,
             "downsample_padding": 1, "class_embed_type": None, "attention_head_dim": [5, 10, 20, 20], "act_fn": "silu"}  # fmt: skip
