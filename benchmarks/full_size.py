@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 from minibnn import VAE, StableDiffusion, TextEncoder, UNet
-from minibnn.pipeline import BUNDLED, RECIPE, SD_SCHEDULER, official_configs
+from minibnn.configs import RECIPE, SD_SCHEDULER, official_configs
+from minibnn.pipeline import BUNDLED
 from minibnn.tokenizer import Tokenizer
 
 

@@ -11,7 +11,9 @@ Mitigating with Bayesian Neural Networks"); Blundell et al. 2015, "Weight Uncert
 σ is stored itself, not as softplus(ρ): 800 Adam steps at 5e-6 move a stored σ = 0.01 by up to 40 %, a softplus by 0.4 %.
 ε is never kept for backward but drawn again from its seed. In `eval()` a layer computes with μ.
 
-But: the noise comes from PyTorch's generator, so that CPU and GPU draw different weights.
+The noise comes from PyTorch's generator (`kernel="torch"`: fast everywhere, but CPU and GPU draw different weights), or
+from the Philox stream of `minibnn_kernels`, the same on every device: in plain PyTorch ("reference") or in a fused Triton
+kernel that never writes θ ("triton").
 """
 
 import torch
@@ -22,18 +24,20 @@ SIGMA_MIN = 1e-7
 
 
 class Draw:
-    """The seed of the current forward, shared by all layers of one network.
+    """The seed of the current forward, shared by all layers of one network; `kernel`: see the top of this file.
 
     `renew` makes a new tensor rather than writing into the old one: what an earlier forward saved stays as it was, so
-    that backward and gradient checkpointing see the ε of their own forward.
+    that its backward sees its own ε.
     """
 
-    def __init__(self):
-        self.seed = torch.zeros((), dtype=torch.int64)
+    def __init__(self, kernel="torch"):
+        self.kernel, self.seed = kernel, torch.zeros(1, dtype=torch.int64)
 
-    def renew(self, generator):
-        """Take the next seed from `generator` (torch.Generator on the CPU)."""
-        self.seed = torch.randint(2**62, (), generator=generator)
+    def renew(self, generator, device="cpu"):
+        """Take the next seed from `generator` (torch.Generator on the CPU), once for all layers."""
+        self.seed = torch.randint(2**62, (1,), generator=generator)
+        if self.kernel != "torch":
+            self.seed = self.seed.to(device)
 
 
 def epsilon(shape, seed, stream, device):
@@ -77,6 +81,11 @@ def _weights(self):
     """(θ, bias) of this forward: a draw in training, the means otherwise. The bias has a stream of its own."""
     if not self.training:
         return self.weight, self.bias
+    if self.draw.kernel != "torch":
+        from minibnn_kernels.reference import sample_weights as philox
+
+        bias = None if self.bias is None else philox(self.bias, self.bias_sigma, self.draw.seed, self.stream, "bias")
+        return philox(self.weight, self.weight_sigma, self.draw.seed, self.stream), bias
     weight = sample_weights(self.weight, self.weight_sigma, self.draw.seed, 2 * self.stream)
     if self.bias is None:
         return weight, None
@@ -91,6 +100,11 @@ class BayesLinear(nn.Module):
         _make_bayesian(self, layer, sigma, draw, stream)
 
     def forward(self, x):
+        if self.training and self.draw.kernel == "triton":
+            from minibnn_kernels.bayes_linear import bayes_linear
+
+            parameters = (self.weight, self.weight_sigma, self.bias, self.bias_sigma)
+            return bayes_linear(x, *parameters, seed=self.draw.seed, stream=self.stream)
         return F.linear(x, *_weights(self))
 
 
@@ -173,12 +187,12 @@ def select(unet, where):
     ]
 
 
-def bayesianize(unet, where="paper", sigma=0.01):
+def bayesianize(unet, where="paper", sigma=0.01, kernel="torch"):
     """Replace the chosen layers by Bayesian ones in place, μ at the present weights; returns the shared `Draw`.
 
-    Call `draw.renew(generator)` before each training forward.
+    Call `draw.renew(generator)` before each training forward. kernel: "torch", "reference" or "triton".
     """
-    draw = Draw()
+    draw = Draw(kernel)
     for stream, name in enumerate(select(unet, where)):
         parent, _, child = name.rpartition(".")
         parent = unet.get_submodule(parent)

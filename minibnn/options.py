@@ -79,6 +79,7 @@ class TrainOptions:
     bayes: bool = option(True, "random weights, or the plain baseline", "method")
     where: str = option("paper", "which layers are random, joined by commas: paper, norm, cross-attention, time, conv, all; up, mid, down restrict them to those blocks", "method", metavar="WHERE")
     sigma: float = option(None, "initial standard deviation of random weights [recipe]", "method", type=_rate)
+    kernel: str = option("torch", "what draws the random weights: PyTorch's generator; the Philox stream, the same on every device, in PyTorch (reference) or in a fused Triton kernel (triton, for linear layers on a GPU)", "method", choices=("torch", "reference", "triton"))
     lambda_kl: float = option(0.0, "weight λ of the KL divergence to the prior, a sum over parameters", "method", type=_weight)
     prior_sigma: float = option(0.01, "standard deviation of the prior, centred at the pretrained weights", "method", type=_rate)
     kl: str = option("q-p", "direction: q-p as in the paper's Eq. 3, p-q as in its Algorithm 1", "method", choices=("q-p", "p-q"))

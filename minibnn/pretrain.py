@@ -14,9 +14,7 @@ But: CPU only, one process a core with averaged gradients, which is 1.4 × as fa
 
 import argparse
 import dataclasses
-import json
 import math
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +26,15 @@ from torch import nn
 from tqdm import tqdm
 
 from . import schedule, world
+from .captions import RARE_WORDS, SPARE_WORDS, all_words, make_vocabulary, random_caption
+from .configs import RECIPE, SD_SCHEDULER, official_configs
 from .errors import UserError
-from .pipeline import RECIPE, SD_SCHEDULER, StableDiffusion, official_configs
+from .pipeline import StableDiffusion
 from .text_encoder import TextEncoder, TextEncoderConfig
-from .tokenizer import END, START, Tokenizer, byte_symbols
+from .tokenizer import END, START, Tokenizer
 from .unet import UNet, UNetConfig
 from .vae import VAE, VAEConfig, sample_latents
-from .weights import write_tensors, write_text
+from .weights import write_tensors
 
 VAE_CONFIG = VAEConfig(block_out_channels=(16, 32, 64, 96), layers_per_block=1, norm_num_groups=8)
 TEXT_CONFIG = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -45,8 +45,6 @@ UNET_CONFIG = UNetConfig(
 )  # fmt: skip
 KL_WEIGHT = 3e-5  # on the mean over latent values, beside a squared error that is a mean over pixels
 SUBJECT_WEIGHT = 3.0  # a pixel of the subject counts four times one of the background, whose textures are most of it
-RARE_WORDS = ("sks", "zwx", "ohwx", "qxv", "vlk", "ruq")  # in no caption: free to name a subject of one's own
-SPARE_WORDS = ("photo", "of", "picture", "drawing", "the", "and", "my", "small", "big")
 
 
 # --- one optimiser for all stages -------------------------------------------------------------------------------------
@@ -157,42 +155,7 @@ def train_vae(folder, steps, batch, rank, processes):
     return vae.eval()
 
 
-# --- stage 2: vocabulary and text encoder -----------------------------------------------------------------------------
-
-
-def make_vocabulary(words, folder):
-    """Learn byte-pair merges until every word is one token; write CLIP's `vocab.json` and `merges.txt`."""
-    splits = {word: [*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))}
-    merges = []
-    while pairs := Counter(pair for parts in splits.values() for pair in zip(parts, parts[1:], strict=False)):
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        merges.append(best)
-        for word, parts in splits.items():
-            i, merged = 0, []
-            while i < len(parts):
-                whole = tuple(parts[i : i + 2]) == best
-                merged.append("".join(best) if whole else parts[i])
-                i += 2 if whole else 1
-            splits[word] = merged
-    symbols = list(byte_symbols().values())
-    tokens = [*symbols, *(s + "</w>" for s in symbols), *("".join(pair) for pair in merges), START, END]
-    write_text(folder / "vocab.json", json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False))
-    write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n")
-    return Tokenizer(folder)
-
-
-def all_words():
-    """Every word of the captions, and the spare and rare ones."""
-    captions = [world.caption(world.Scene(*c)) for c in world.combinations() + world.combinations(held_out=True)]
-    return {*" ".join(captions).split(), "a", "an", *SPARE_WORDS, *RARE_WORDS}
-
-
-def random_caption(scene, rng):
-    """The scene's caption, sometimes without its colour, its background or both, sometimes "a photo of …"."""
-    colour = scene.colour + " " if rng.random() < 0.8 else ""
-    place = " " + world.BACKGROUNDS[scene.background] if rng.random() < 0.85 else ""
-    words = world.article(f"{colour}{scene.subject}{place}")
-    return "a photo of " + words if rng.random() < 0.15 else words
+# --- stage 2: the text encoder -----------------------------------------------------------------------------
 
 
 def train_text(folder, steps, batch, rank, processes):

@@ -72,7 +72,7 @@ def fingerprint(paths):
 
 
 def check_same_run(options, pictures):
-    """Refuse to resume with other options, --steps excepted, or other pictures. Raises UserError naming the first."""
+    """Refuse to resume with other options (fewer steps than done included) or pictures. Raises UserError naming them."""
     config = read_config(options.out)
     before = config["options"]
     for name, value in dataclasses.asdict(options).items():
@@ -83,6 +83,10 @@ def check_same_run(options, pictures):
             raise UserError(
                 f"{flag} is {value!r} but the run in {options.out} has {was!r}; only --steps may change on --resume"
             )
+    with open_weights(Path(options.out) / STATE) as file:
+        done = int(file.metadata()["completed_steps"])
+    if done > options.steps:
+        raise UserError(f"--steps {options.steps} lies before the checkpoint, which is after step {done}")
     if config["pictures"] != fingerprint(pictures):
         raise UserError(f"--images {options.images}: the pictures are not those that the run in {options.out} began with")
 

@@ -54,14 +54,12 @@ def train(options):
     batches = Batches(options, sd, images, autocast)
     unet = sd.unet.train()
     unet.gradient_checkpointing = options.gradient_checkpointing
-    draw = bayes.bayesianize(unet, options.where, options.sigma) if options.bayes else bayes.Draw()
+    draw = bayes.bayesianize(unet, options.where, options.sigma, options.kernel) if options.bayes else bayes.Draw()
     prior = {name: mu.detach().clone() for name, (mu, _) in bayes.sigmas(unet).items()} if options.lambda_kl else {}
     optimiser = make_optimiser(unet, options.lr)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     abar = sd.alphas_cumprod.to(device)
     first = runs.load_checkpoint(out, unet, optimiser, scaler) if options.resume else 0
-    if first > options.steps:
-        raise UserError(f"--steps {options.steps} lies before the checkpoint, which is after step {first}")
     log, saved = runs.Log(out, first), first
     print(describe(options, unet, len(files)))
 
@@ -76,7 +74,7 @@ def train(options):
                 eps = torch.randn(x0.shape, generator=generator).to(device)
                 x_t = schedule.q_sample(x0, eps, abar[t])
                 target = schedule.velocity(x0, eps, abar[t]) if sd.v_prediction else eps
-                draw.renew(generator)
+                draw.renew(generator, device)
                 with autocast:
                     predicted = unet(x_t, t, context)
                 errors = F.mse_loss(predicted.float(), target, reduction="none").split(options.batch_size)
@@ -170,6 +168,8 @@ def settle(options, sd, pictures):
             bayes.select(sd.unet, options.where)
         except ValueError as error:
             raise UserError(f"--where: {error}") from None
+    if options.kernel == "triton" and not (device.startswith("cuda") or os.environ.get("TRITON_INTERPRET") == "1"):
+        raise UserError("--kernel triton needs a GPU; on a CPU --kernel reference draws the same weights")
     if not options.bayes and (options.lambda_kl or options.keep_posterior):
         raise UserError("--lambda-kl and --keep-posterior need --bayes")
     return options
@@ -229,9 +229,9 @@ def make_optimiser(network, lr):
 
 def mean_sigma(network):
     """Mean of σ over all random parameters; 0 without any."""
-    pairs = bayes.sigmas(network).values()
-    count = sum(sigma.numel() for _, sigma in pairs)
-    return sum(sigma.detach().sum().item() for _, sigma in pairs) / count if count else 0.0
+    sigmas = [sigma.detach() for _, sigma in bayes.sigmas(network).values()]
+    count = sum(sigma.numel() for sigma in sigmas)
+    return (sum(sigma.sum() for sigma in sigmas) / count).item() if count else 0.0
 
 
 def sample_prompts(options):

@@ -230,6 +230,7 @@ def write_whole(path, write):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
+        os.chmod(temporary, 0o666 & ~_umask())  # safetensors makes files that only their owner can read
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -238,6 +239,12 @@ def write_whole(path, write):
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_text(path, text):

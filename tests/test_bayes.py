@@ -27,7 +27,7 @@ def test_app_c_theta_is_mu_plus_sigma_eps():
     """θ = μ + σ×ε as printed, and eq. 14: ∂L/∂μ = ∂L/∂θ, ∂L/∂σ = ∂L/∂θ × ε."""
     mu = torch.randn(5, 7, dtype=D, requires_grad=True)
     sigma = torch.rand(5, 7, dtype=D).add(0.1).requires_grad_()
-    seed = torch.tensor(123)
+    seed = torch.tensor([123])
     theta = bayes.sample_weights(mu, sigma, seed, stream=4)
     eps = bayes.epsilon((5, 7), seed, 4, "cpu").double()
     torch.testing.assert_close(theta, mu + sigma * eps, rtol=0, atol=1e-15)
@@ -79,6 +79,25 @@ def test_a_layer_computes_with_one_draw_and_with_mu_in_eval(kind):
     before = layer(x)
     draw.renew(seeded(1))
     assert not torch.equal(layer(x), before)
+
+
+def test_the_philox_stream_is_that_of_the_kernels():
+    """`kernel="reference"` and "triton" draw the same θ (here in Triton's interpreter), with the same gradients."""
+    from minibnn_kernels import reference
+
+    plain, x = nn.Linear(6, 5), torch.randn(3, 6)
+    results = []
+    for kernel in ("reference", "triton"):
+        draw = bayes.Draw(kernel)
+        draw.renew(seeded())
+        layer = bayes.BayesLinear(plain, 0.2, draw, 7)
+        y = layer(x)
+        theta = plain.weight + 0.2 * reference.epsilon(draw.seed, 7, 5, 6)
+        bias = plain.bias + 0.2 * reference.epsilon(draw.seed, 7, 5, 1, "bias")[:, 0]
+        torch.testing.assert_close(y, x @ theta.T + bias)
+        results.append(torch.autograd.grad(y.square().sum(), layer.parameters()))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_bias_noise_is_one_value_for_each_output():

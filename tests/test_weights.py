@@ -11,7 +11,7 @@ from conftest import NETWORKS
 from safetensors.torch import load_file, save_file
 
 from minibnn import ldm, weights
-from minibnn.pipeline import SD2_TEXT, SD2_UNET
+from minibnn.configs import SD2_TEXT, SD2_UNET
 from minibnn.text_encoder import TextEncoder, TextEncoderConfig
 from minibnn.unet import UNet
 from minibnn.vae import VAE

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from minibnn import world
-from minibnn.pretrain import RARE_WORDS, all_words, make_vocabulary, random_caption
+from minibnn.captions import RARE_WORDS, all_words, make_vocabulary, random_caption
 
 
 def array(scene):
