@@ -41,7 +41,8 @@ def train(options):
     images = data.load_pictures(files, options.resolution)
     if options.prior_weight:  # before the folder is made: own class pictures may be broken
         data.check_class_pictures(options.class_images, class_record(options))
-        data.load_pictures(data.own_class_pictures(options.class_images)[: options.class_count], options.resolution)
+        for path in data.own_class_pictures(options.class_images)[: options.class_count]:
+            data.load_picture(path, options.resolution)
     if options.resume:
         runs.check_same_run(options, files)
     runs.start(options, files)

@@ -82,6 +82,18 @@ def test_a_run_leaves_a_model_at_the_mean_and_its_records(options, tmp_path):
         assert all(torch.equal(before[k], after[k]) for k in before)
 
 
+def test_class_pictures_are_drawn_and_kept_when_overwriting(dog, tmp_path):
+    words = ["--images", str(dog), "--out", str(tmp_path / "run"), "--class-count", "2", "--steps", "1", "--samples", "0"]
+    train(parse(TrainOptions, "minibnn.train", words))
+    drawn = sorted((tmp_path / "run" / "class_images").glob("*.png"))
+    times = [path.stat().st_mtime_ns for path in drawn]
+    assert len(drawn) == 2
+    train(parse(TrainOptions, "minibnn.train", [*words, "--overwrite", "--lr", "1e-5"]))
+    assert [path.stat().st_mtime_ns for path in drawn] == times
+    with pytest.raises(UserError, match="was drawn for prompt 'a photo of a dog', not 'a cat'"):
+        train(parse(TrainOptions, "minibnn.train", [*words, "--overwrite", "--prompt", "a sks cat", "--class-prompt", "a cat"]))
+
+
 def test_diffusers_opens_a_run(options, tmp_path):
     diffusers = pytest.importorskip("diffusers")
     train(options())
