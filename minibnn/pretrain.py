@@ -1,6 +1,6 @@
 """Make the bundled model from nothing: `python -m minibnn.pretrain --work runs/pretrain --out minibnn/assets/tiny`.
 
-Three stages, each resumable by running the command again, on two CPU cores in about two hours:
+Three stages, each resumable by running the command again, on two CPU cores in about an hour and a half:
 1. `vae`: pictures of the world <-> latents (Kingma & Welling 2014; trained without SD's adversarial loss).
 2. `text`: a text encoder that learns to tell subject, colour and background from the caption. It stands for CLIP's
    pretraining and is frozen afterwards, as CLIP is in SD.
@@ -205,7 +205,17 @@ def encode_world(vae, count, rank):
     return scenes, mean, logvar
 
 
+def is_finished(path, steps):
+    """True if a stage's checkpoint has reached its last step."""
+    if not path.exists():
+        return False
+    with safe_open(path, framework="pt") as file:
+        return int(file.metadata()["step"]) >= steps
+
+
 def train_unet(vae, encoder, folder, steps, batch, pictures, rank, processes):
+    if is_finished(folder / "unet.safetensors", steps):
+        return  # before 48,000 drawings are encoded for nothing
     tokenizer = Tokenizer(folder / "tokenizer")
     scenes, mean, logvar = encode_world(vae, pictures // processes, rank)
     scale = latent_scale(vae)
@@ -235,8 +245,7 @@ def train_unet(vae, encoder, folder, steps, batch, pictures, rank, processes):
             predicted = unet(x_t, t, torch.stack([context_of(c) for c in captions]))
         return F.mse_loss(predicted.float(), eps)
 
-    unet.load_state_dict(optimise("unet", unet, loss_of_step, steps, 8e-4, folder, rank, processes))
-    return unet.eval()
+    optimise("unet", unet, loss_of_step, steps, 8e-4, folder, rank, processes)
 
 
 @torch.no_grad()
@@ -306,7 +315,7 @@ def main():
     parser.add_argument("--stage", choices=("vae", "text", "all"), default="all", help="stop after one stage")
     parser.add_argument("--vae-steps", type=int, default=6500, help="of 16 pictures")
     parser.add_argument("--text-steps", type=int, default=1500, help="of 32 captions")
-    parser.add_argument("--unet-steps", type=int, default=16000, help="of 64 pictures")
+    parser.add_argument("--unet-steps", type=int, default=8200, help="of 64 pictures")
     parser.add_argument("--pictures", type=int, default=48000, help="drawings that the UNet is trained on")
     parser.add_argument("--out", type=Path, help="folder of the finished model")
     parser.add_argument("--processes", type=int, default=2, help="one for each core")
