@@ -259,8 +259,8 @@ def latent_scale(vae):
 # --- the result -------------------------------------------------------------------------------------------------------
 
 TINY_RECIPE = {
-    "prompt": "a photo of a sks dog", "class_prompt": "a photo of a dog", "resolution": 64, "steps_per_picture": 100,
-    "lr": 5e-5, "class_pictures_per_picture": 16, "sigma": 0.01, "sample_steps": 25, "guidance": 3.0,
+    "prompt": "a photo of a sks dog", "class_prompt": "a photo of a dog", "resolution": 64, "steps_per_picture": 150,
+    "lr": 2e-4, "class_pictures_per_picture": 16, "sigma": 0.01, "sample_steps": 25, "guidance": 3.0,
     "dtype": "float32",
 }  # fmt: skip
 
