@@ -17,7 +17,6 @@ from minibnn import StableDiffusion, UserError, data, runs, schedule
 from minibnn.options import TrainOptions, parse
 from minibnn.train import Batches, make_optimiser, settle, train
 
-NO_INTERPRETER = pytest.mark.usefixtures("no_interpreter")
 FAST = ["--class-count", "4", "--steps", "3", "--samples", "0"]
 
 
@@ -37,12 +36,6 @@ def options(dog, tmp_path, class_images):
         return parse(TrainOptions, "minibnn.train", [*words, *arguments])
 
     return make
-
-
-@pytest.fixture
-def no_interpreter(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 def state(folder):
@@ -256,7 +249,6 @@ def test_nan_names_the_step_and_the_good_checkpoint(options, tmp_path, monkeypat
         (["--no-bayes", "--lambda-kl", "1"], "--lambda-kl and --keep-posterior need --bayes"),
         (["--images", "nowhere"], "--images nowhere: no such folder"),
         (["--resume", "--overwrite"], "exclude each other"),
-        pytest.param(["--kernel", "triton"], "--kernel triton needs a GPU", marks=NO_INTERPRETER),
         (["--device", "meta"], "--device meta is not one of cpu, cuda"),
         (["--prompt", "a sks cat"], "--class-prompt is required"),
     ],
@@ -264,6 +256,13 @@ def test_nan_names_the_step_and_the_good_checkpoint(options, tmp_path, monkeypat
 def test_refusals_leave_no_folder(options, tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):
         train(options(*arguments))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_kernel_needs_a_gpu(options, tmp_path, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(UserError, match="--kernel triton needs a GPU; on a CPU --kernel reference draws the same"):
+        train(options("--kernel", "triton", "--device", "cpu"))
     assert not (tmp_path / "run").exists()
 
 
