@@ -18,11 +18,11 @@ def attention(q, k, v, heads, causal=False):
 
     q (B, N, C), k and v (B, L, C) -> (B, N, C); `causal`: position n sees positions ≤ n only.
 
-    PyTorch's fused kernel, except when training in bfloat16 on a CPU: its backward is up to 7 × slower there than two
-    matmuls and a softmax (`python benchmarks/unet_speed.py --attention` measures both).
+    PyTorch's fused kernel, except when training in bfloat16 on a CPU with few keys: its backward is 1.3 to 4 × slower
+    there than two matmuls and a softmax (`python benchmarks/unet_speed.py --attention` measures both).
     """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, N, C) -> (B, heads, N, d)
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and not causal:
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and k.shape[-2] <= 256 and not causal:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         out = scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
     else:
