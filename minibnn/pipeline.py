@@ -148,7 +148,9 @@ class StableDiffusion:
         v2 = self.text_encoder.config.hidden_size == 1024
         parts = {part: getattr(self, part) for part in FILES}
         tensors = single_file_tensors(parts, openclip=v2)
-        write_tensors(path, {key: value.to(dtype or value.dtype) for key, value in tensors.items()})
+        write_tensors(
+            path, {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in tensors.items()}
+        )
 
     # --- computing ---
 

@@ -25,6 +25,7 @@ from .errors import UserError
 log = logging.getLogger("minibnn")
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
+POSITION_IDS = "cond_stage_model.transformer.text_model.embeddings.position_ids"
 OLD_VAE_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}  # diffusers < 0.12
 # Tensors that belong to no computation of ours: constants, and the halves of CLIP that make no context.
 UNUSED = re.compile(
@@ -274,4 +275,7 @@ def single_file_tensors(parts, openclip):
                 continue
             is_vae_attention = part == "vae" and ".mid.attn_1." in key and tensor.ndim == 2
             tensors[key] = tensor[:, :, None, None] if is_vae_attention else tensor
+    if "text_encoder" in parts and not openclip:  # a constant, but part of the official file
+        length = parts["text_encoder"].config.max_position_embeddings
+        tensors[POSITION_IDS] = torch.arange(length)[None]
     return tensors | {key: torch.cat([stack[i] for i in range(3)]) for key, stack in thirds.items()}

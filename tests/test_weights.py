@@ -88,9 +88,7 @@ def test_names_equal_the_official_table(manifests):
 def test_single_file_export_equals_the_official_names_and_shapes(manifests):
     parts = {"unet": meta("unet"), "vae": meta("vae"), "text_encoder": meta("text")}
     tensors = weights.single_file_tensors(parts, openclip=False)
-    assert {k: list(v.shape) for k, v in tensors.items()} == {
-        k: v for k, v in manifests["sd15_ldm_minimal"].items() if "position_ids" not in k
-    }
+    assert {k: list(v.shape) for k, v in tensors.items()} == manifests["sd15_ldm_minimal"]
     parts = {"unet": meta("unet", SD2_UNET), "vae": meta("vae"), "text_encoder": meta("text", SD2_TEXT)}
     ours = {k: list(v.shape) for k, v in weights.single_file_tensors(parts, openclip=True).items()}
     official = manifests["sd2_ldm_emaonly"]
@@ -120,7 +118,7 @@ def assert_same(a, b):
 def test_single_file_round_trip_is_bit_exact(small, tmp_path, caplog):
     path = tmp_path / "model.safetensors"
     tensors = weights.single_file_tensors(small, openclip=False)
-    unneeded = {"betas": torch.zeros(1000), "model_ema.decay": torch.zeros(()), "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77).float()[None]}  # fmt: skip
+    unneeded = {"betas": torch.zeros(1000), "model_ema.decay": torch.zeros(()), weights.POSITION_IDS: torch.arange(77).float()[None]}  # fmt: skip
     weights.write_tensors(path, tensors | unneeded)
     for network_class, part in ((UNet, "unet"), (VAE, "vae"), (TextEncoder, "text_encoder")):
         assert_same(network_class.from_file(path, config_of(small[part])), small[part])
