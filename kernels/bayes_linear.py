@@ -164,7 +164,7 @@ def sample_weights(mu, sigma, seed, stream, dtype):
     return theta
 
 
-def choose_path(m, n, k, dtype, device):
+def choose_path(m, n, k, device):
     """The path of "auto". On a GPU from the cost model, not from measurements: fused while a sampled weight serves few rows."""
     if device.type == "cpu" and not INTERPRET:
         return "reference"
@@ -285,6 +285,6 @@ def bayes_linear(x, mu, sigma, bias_mu=None, bias_sigma=None, *, seed, stream=0,
         raise ValueError(f'path {path!r} is not one of "auto", "fused", "sample", "reference"')
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     if path == "auto":
-        path = choose_path(len(rows), *mu.shape, compute_dtype, x.device)
+        path = choose_path(len(rows), *mu.shape, x.device)
     y = _forward(rows, mu.contiguous(), sigma.contiguous(), bias_mu, bias_sigma, seed, stream, compute_dtype, path)
     return y.reshape(*x.shape[:-1], len(mu))

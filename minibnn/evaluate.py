@@ -1,8 +1,8 @@
 """Does the bundled model draw what the caption says? `python -m minibnn.evaluate --out runs/evaluate`
 
 An independent classifier, trained here on fresh drawings of the world, judges subject, colour and background of drawn
-pictures; its own accuracy on unseen real drawings is printed first, and on real drawings that went through the VAE,
-which no sample can beat. Beside it the VAE's PSNR. Everything is seeded; takes some ten minutes on two cores.
+pictures; its own accuracy on unseen real drawings is printed first, and on real drawings that went through the VAE.
+Beside it the VAE's PSNR. Everything is seeded; takes about five minutes on two cores.
 
 Leaves classifier.safetensors (used again), evaluation.json and a sheet of samples.
 """

@@ -1,6 +1,6 @@
 """Make the bundled model from nothing: `python -m minibnn.pretrain --work runs/pretrain --out minibnn/assets/tiny`.
 
-Three stages, each resumable by running the command again, on two CPU cores in about an hour and a half:
+Three stages, each resumable by running the command again, on two CPU cores in under two hours:
 1. `vae`: pictures of the world <-> latents (Kingma & Welling 2014; trained without SD's adversarial loss).
 2. `text`: a text encoder that learns to tell subject, colour and background from the caption. It stands for CLIP's
    pretraining and is frozen afterwards, as CLIP is in SD.
@@ -9,7 +9,7 @@ Three stages, each resumable by running the command again, on two CPU cores in a
 What is held out: the UNet and the text encoder never see the combinations and the spotted animals of
 `world.is_held_out`. The VAE, like SD's, is trained on a wider world: also random colours and spots.
 
-But: CPU only, one process a core with averaged gradients, which is 1.4 × as fast here as one process with two threads.
+But: CPU only, one process a core with averaged gradients.
 """
 
 import argparse

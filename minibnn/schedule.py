@@ -114,7 +114,7 @@ def ddim_step(x, eps, abar_t, abar_prev, eta=0.0, noise=None):
 
 
 def plms_eps(eps):
-    """Linear multistep combination of the last (at most four) predictions, newest last.   (PNDM eq. 12 and App.; PLMS)
+    """Linear multistep combination of the last (at most four) predictions, newest last: Adams-Bashforth.   (Liu et al. 2022, PLMS)
 
     Example: plms_eps([e0, e1]) == (3·e1 − e0)/2.
     """

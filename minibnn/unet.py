@@ -116,7 +116,7 @@ class Attention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """x -> a ⊙ gelu(b) with (a, b) = proj(x).   (Shazeer 2020, eq. 5)"""
+    """x -> a ⊙ gelu(b) with (a, b) = proj(x).   (Shazeer 2020, §2)"""
 
     def __init__(self, in_channels, channels):
         super().__init__()

@@ -55,7 +55,7 @@ def test_vaswani_sinusoid_as_printed():
             torch.testing.assert_close(out[row, 5 + i], angle.sin(), rtol=0, atol=1e-4)
 
 
-def test_shazeer_eq5_geglu():
+def test_shazeer_geglu_as_printed():
     """GEGLU(x, W, V, b, c) = GELU(xW + b) ⊗ (xV + c), GELU(z) = z Φ(z); the official weight stacks V above W."""
     module, x = unet.GEGLU(6, 4).double(), torch.randn(3, 6, dtype=torch.float64)
     (v, w), (c, b) = module.proj.weight.chunk(2), module.proj.bias.chunk(2)

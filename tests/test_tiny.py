@@ -46,12 +46,12 @@ def denoising_error(sd, captions, drawn, t):
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_the_right_caption_helps_to_denoise(sd, held_out):
-    """At t = 700 little but the caption tells what the picture is."""
+    """At t = 700 little but the caption tells what the picture is: measured 0.49, 0.56 and 0.18, 0.21."""
     drawn = scenes(48, held_out)
     captions = [world.caption(scene) for scene in drawn]
     right = denoising_error(sd, captions, drawn, 700)
-    assert right < 0.97 * denoising_error(sd, [""] * 48, drawn, 700)
-    assert right < 0.97 * denoising_error(sd, captions[1:] + captions[:1], drawn, 700)
+    assert right < 0.7 * denoising_error(sd, [""] * 48, drawn, 700)
+    assert right < 0.3 * denoising_error(sd, captions[1:] + captions[:1], drawn, 700)
 
 
 def test_drawn_colours_are_those_of_the_caption(sd):
