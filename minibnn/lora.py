@@ -42,7 +42,7 @@ class LoraLinear(nn.Module):
         self.scale, self.draw, self.stream = alpha / rank, draw, stream
         self.weight = nn.Parameter(layer.weight.detach(), requires_grad=False)
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
-        down = torch.randn(rank, layer.in_features, generator=generator) / rank
+        down = torch.randn(rank, layer.in_features, generator=generator, device="cpu") / rank
         self.down = nn.Parameter(down.to(layer.weight))
         self.up = nn.Parameter(layer.weight.new_zeros(layer.out_features, rank))
         self.up_sigma = None if sigma is None else nn.Parameter(torch.full_like(self.up, sigma))

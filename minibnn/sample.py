@@ -37,6 +37,8 @@ def sample(options):
     check_device(device)
     dtype = options.dtype or ("float16" if device.startswith("cuda") else "float32")
     sd = StableDiffusion.load(options.model, options.tokenizer, getattr(torch, dtype), options.prediction_type).to(device)
+    if options.adapter:
+        sd.merge_adapter(options.adapter)
     side = sd.recipe["resolution"]
     size = (options.width or side, options.height or side)
     pictures = sd.generate(
