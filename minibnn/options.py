@@ -122,6 +122,7 @@ class SampleOptions:
     negative_prompt: str = option("", "what to keep away from", "what")
 
     count: int = option(1, "pictures for each prompt", "drawing", type=_whole)
+    posterior_samples: int = option(0, "also draw each picture with N draws of the weights, and show mean and deviation; needs a run with --keep-posterior", "drawing", type=_count, metavar="N")
     steps: int = option(None, "sampling steps [recipe]", "drawing", type=_whole)
     guidance: float = option(None, "classifier-free guidance, 1: none [recipe]", "drawing", type=float)
     sampler: str = option("ddim", "DDIM, or PNDM as in SD's own configuration", "drawing", choices=("ddim", "pndm"))
