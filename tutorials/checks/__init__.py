@@ -5,6 +5,7 @@ answer with what typical mistakes give, so that it can name the mistake. `WRONG[
 and words that their hint must contain; the tests try them all.
 """
 
+import functools
 import io
 import sys
 from pathlib import Path
@@ -68,8 +69,20 @@ def pair(got, names):
     return got
 
 
-def passed(name):
-    print(f"✓ {name}: correct")
+def exercise(check):
+    """Decorator of every check: new tensors are float64 while it runs; prints the line of success."""
+
+    @functools.wraps(check)
+    def run(fn):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            check(fn)
+        finally:
+            torch.set_default_dtype(before)
+        print(f"✓ {check.__name__.removeprefix('check_')}: correct")
+
+    return run
 
 
 def show(figure, name, alt):

@@ -4,7 +4,7 @@ import torch
 
 from minibnn import schedule
 
-from . import Mistake, compare, pair, passed, random
+from . import Mistake, compare, exercise, pair, random
 
 WRONG = {}
 ABAR = (1 - schedule.betas()).cumprod(0)
@@ -15,6 +15,7 @@ def column(abar):
     return abar.reshape(-1, 1, 1, 1)
 
 
+@exercise
 def check_alphas_cumprod(fn):
     betas = schedule.betas()
     compare(
@@ -29,7 +30,6 @@ def check_alphas_cumprod(fn):
         "ᾱ",
         tolerance=1e-12,
     )
-    passed("alphas_cumprod")
 
 
 WRONG["alphas_cumprod"] = [
@@ -40,6 +40,7 @@ WRONG["alphas_cumprod"] = [
 ]
 
 
+@exercise
 def check_q_sample(fn):
     x0, eps, abar = random(3, 4, 3, 3), random(3, 4, 3, 3, seed=1), ABAR[TIMES]
     a = column(abar)
@@ -57,7 +58,6 @@ def check_q_sample(fn):
     except RuntimeError as error:
         raise Mistake(f"abar_t has one value for each picture: reshape (B,) to (B, 1, 1, 1) before you multiply ({error})") from None
     compare(got, a.sqrt() * x0 + (1 - a).sqrt() * eps, mistakes, "x_t")
-    passed("q_sample")
 
 
 WRONG["q_sample"] = [
@@ -68,6 +68,7 @@ WRONG["q_sample"] = [
 ]
 
 
+@exercise
 def check_posterior(fn):
     x, x0, now, before = random(5), random(5, seed=1), ABAR[700], ABAR[650]
     mean, variance = pair(fn(x, x0, now, before), "the mean and the variance")
@@ -98,7 +99,6 @@ def check_posterior(fn):
         },
         "the variance",
     )
-    passed("posterior")
 
 
 def _posterior_with(variance):
@@ -113,6 +113,7 @@ WRONG["posterior"] = [
 ]
 
 
+@exercise
 def check_ddim_step(fn):
     x, eps, now, before = random(2, 4, 3, 3), random(2, 4, 3, 3, seed=1), ABAR[700], ABAR[650]
     x0 = schedule.x0_from_eps(x, eps, now)
@@ -130,7 +131,6 @@ def check_ddim_step(fn):
         },
         "x_{t−1}",
     )
-    passed("ddim_step")
 
 
 WRONG["ddim_step"] = [
@@ -140,6 +140,7 @@ WRONG["ddim_step"] = [
 ]
 
 
+@exercise
 def check_gaussian_eps(fn):
     x, abar, mean, std = random(50), ABAR[400], 0.7, 0.2
     total = abar * std**2 + 1 - abar
@@ -162,7 +163,6 @@ def check_gaussian_eps(fn):
         },
         "ε̂",
     )
-    passed("gaussian_eps")
 
 
 WRONG["gaussian_eps"] = [
