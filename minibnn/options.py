@@ -113,6 +113,9 @@ class SampleOptions:
     tokenizer: str = option(None, "folder with vocab.json and merges.txt, for an LDM file", "what", metavar="DIR")
     prediction_type: str = option(None, "what an LDM file of SD v2 predicts [epsilon]", "what", choices=("epsilon", "v_prediction"))
     negative_prompt: str = option("", "what to keep away from", "what")
+    unconditional_from: str = option(None, 'take the unconditional prediction of guidance from this base model: "tiny", a folder or a file', "what", metavar="MODEL")
+    first_prompt: str = option(None, "guide in two steps: towards this part of the prompt by --first-guidance, from there to the whole by --guidance", "what", type=_words)
+    first_guidance: float = option(None, "guidance towards --first-prompt [that of --guidance]", "what", type=float)
 
     count: int = option(1, "pictures for each prompt", "drawing", type=_whole)
     steps: int = option(None, "sampling steps [recipe]", "drawing", type=_whole)

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from PIL import PngImagePlugin
 
+from . import guidance
 from .errors import UserError
 from .pipeline import StableDiffusion, grid
 from .train import check_device
@@ -37,11 +38,12 @@ def sample(options):
     check_device(device)
     dtype = options.dtype or ("float16" if device.startswith("cuda") else "float32")
     sd = StableDiffusion.load(options.model, options.tokenizer, getattr(torch, dtype), options.prediction_type).to(device)
+    guided_by = predictor(options, sd)
     side = sd.recipe["resolution"]
     size = (options.width or side, options.height or side)
     pictures = sd.generate(
         prompts, options.steps, options.guidance, options.seed, options.negative_prompt, size, options.sampler,
-        options.eta, options.batch_size,
+        options.eta, options.batch_size, predictor=guided_by,
     )  # fmt: skip
 
     settings = dataclasses.asdict(options) | {
@@ -59,6 +61,28 @@ def sample(options):
         save_png(pictures[0], out, settings | {"prompt": prompts[0]})
     print(f"{out}: {len(pictures)} picture{'s' if len(pictures) > 1 else ''}")
     return pictures
+
+
+def predictor(options, sd):
+    """What --unconditional-from and --first-prompt ask for; None for plain guidance. Raises UserError."""
+    if options.first_guidance is not None and not options.first_prompt:
+        raise UserError("--first-guidance needs --first-prompt")
+    if not (options.unconditional_from or options.first_prompt):
+        return None
+    base = sd
+    if options.unconditional_from:
+        path = options.unconditional_from
+        base = StableDiffusion.load(path, options.tokenizer, sd.unet.conv_in.weight.dtype).to(sd.device)
+    try:
+        eps_base = guidance.unconditional_of(base, sd, options.negative_prompt)
+    except UserError as error:
+        raise UserError(f"--unconditional-from {options.unconditional_from}: {error}") from None
+    if not options.first_prompt:
+        return guidance.one_condition(sd, eps_base)
+    scale = sd.recipe["guidance"] if options.guidance is None else options.guidance
+    return guidance.two_conditions(
+        sd, eps_base, options.first_prompt, scale if options.first_guidance is None else options.first_guidance
+    )
 
 
 def save_png(picture, path, settings):
