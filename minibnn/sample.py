@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from PIL import PngImagePlugin
 
-from . import guidance
+from . import graft, guidance
 from .errors import UserError
 from .pipeline import StableDiffusion, grid
 from .train import check_device
@@ -37,7 +37,11 @@ def sample(options):
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     dtype = options.dtype or ("float16" if device.startswith("cuda") else "float32")
-    sd = StableDiffusion.load(options.model, options.tokenizer, getattr(torch, dtype), options.prediction_type).to(device)
+    if (Path(options.model) / graft.RECORD).exists():
+        sd = graft.load(options.model, dtype=getattr(torch, dtype))
+    else:
+        sd = StableDiffusion.load(options.model, options.tokenizer, getattr(torch, dtype), options.prediction_type)
+    sd.to(device)
     guided_by = predictor(options, sd)
     side = sd.recipe["resolution"]
     size = (options.width or side, options.height or side)
