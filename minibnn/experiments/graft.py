@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from .. import graft, schedule
 from ..options import GraftOptions, run
@@ -132,8 +133,8 @@ def experiment(options):
             continue
         seeds[str(seed)], shown = one_seed(seed, settings, options.fresh)
         write_json(path, {"settings": described, "seeds": seeds})
-        sheet = grid([p for row in shown.values() for p in row], 8)
-        write_whole(options.out / "graft-samples.png", lambda file, sheet=sheet: sheet.save(file, format="PNG"))
+        sheet = grid([p for row in shown.values() for p in row], 8).quantize(256, dither=Image.Dither.NONE)
+        write_whole(options.out / "graft-samples.png", lambda file, sheet=sheet: sheet.save(file, format="PNG", optimize=True))
     print_table(seeds)
 
 
