@@ -30,7 +30,9 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
@@ -123,7 +125,7 @@ def pictures_of(sd, x0):
 
 def picture_key(picture):
     """What makes two pictures "the same" for `--deduplicate`: 4 × 4 mean colours, rounded to one of eight levels."""
-    return tuple(value // 32 for pixel in picture.resize((4, 4), 4).getdata() for value in pixel)  # 4: box filter
+    return tuple((np.asarray(picture.resize((4, 4), Image.Resampling.BOX)) // 32).ravel().tolist())
 
 
 # --- choosing ---------------------------------------------------------------------------------------------------------

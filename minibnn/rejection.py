@@ -37,7 +37,7 @@ def tilt(rewards, alpha, maximum, uniform):
 
 def top_k(rewards, k):
     """Keep the K best of each group; of equal ones the earlier."""
-    order = rewards.argsort(-1, descending=True, stable=True)[..., :k]
+    order = rewards.sort(dim=-1, descending=True, stable=True).indices[..., :k]
     return torch.zeros_like(rewards, dtype=torch.bool).scatter(-1, order, True)
 
 
