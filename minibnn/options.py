@@ -120,6 +120,9 @@ class SampleOptions:
     prediction_type: str = option(None, "what an LDM file of SD v2 predicts [epsilon]", "what", choices=("epsilon", "v_prediction"))
     adapter: str = option(None, "a LoRA or OFT to add to MODEL: a run's folder, or a file", "what", metavar="PATH")
     negative_prompt: str = option("", "what to keep away from", "what")
+    unconditional_from: str = option(None, 'take the unconditional prediction of guidance from this base model: "tiny", a folder or a file', "what", metavar="MODEL")
+    first_prompt: str = option(None, "guide in two steps: towards this part of the prompt by --first-guidance, from there to the whole by --guidance", "what", type=_words)
+    first_guidance: float = option(None, "guidance towards --first-prompt [that of --guidance]", "what", type=float)
 
     count: int = option(1, "pictures for each prompt", "drawing", type=_whole)
     posterior_samples: int = option(0, "also draw each picture with N draws of the weights, and show mean and deviation; needs a run with --keep-posterior", "drawing", type=_count, metavar="N")
@@ -135,6 +138,44 @@ class SampleOptions:
     device: str = option(None, "cpu, cuda, cuda:1, ... [cuda if there is one]", "drawing")
     out: str = option("sample.png", "a PNG file; several pictures make a grid, and a folder of the same name", "output", metavar="PNG")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+
+@dataclass(frozen=True)
+class GraftOptions:
+    """Fine-tune a model on those of its own samples that a reward accepts (GRAFT, P-GRAFT)."""
+
+    reward: str = option(None, "red_thing_on_grass, redness, or your own as file.py:function", "what", required=True)
+    model: str = option("tiny", '"tiny" (bundled), a diffusers folder, a run, or an LDM .safetensors file', "what")
+    tokenizer: str = option(None, "folder with vocab.json and merges.txt, for an LDM file", "what", metavar="DIR")
+    prediction_type: str = option(None, "what an LDM file of SD v2 predicts [epsilon]", "what", choices=("epsilon", "v_prediction"))
+    prompt: list = option(None, "what to draw and learn; for the bundled model each of its subjects on the grass", "what", nargs="+", type=_words)
+    prompts_from: str = option(None, "a text file with one prompt in each line", "what", metavar="FILE")
+
+    candidates: int = option(8, "samples in a group, of one prompt", "choosing", type=_whole)
+    groups: int = option(4, "groups for each prompt", "choosing", type=_whole)
+    rule: str = option("top-k", "which of them to learn from", "choosing", choices=("top-k", "best-of-n", "threshold", "binary", "tilt"))
+    keep: int = option(2, "how many of a group, for top-k", "choosing", type=_whole)
+    minimum: float = option(0.5, "least reward, for threshold", "choosing", type=float)
+    alpha: float = option(1.0, "temperature: keep with probability exp((r - r_max) / alpha), for tilt", "choosing", type=_rate)
+    deduplicate: bool = option(False, "keep one of pictures that look alike", "choosing")
+
+    switch: int = option(0, "time 0..999 at which the base takes over; 0: never, which is GRAFT", "training", type=_count)
+    realisation: str = option("B", "what P-GRAFT trains on: A the state at the switch with more noise, B the final sample with noise", "training", choices=("A", "B"))
+    steps: int = option(300, "optimiser steps", "training", type=_whole)
+    lr: float = option(None, "learning rate of AdamW [recipe]", "training", type=_rate)
+    batch_size: int = option(8, "samples at once, drawing and training", "training", type=_whole)
+    resolution: int = option(None, "pixels [recipe]", "training", type=_whole)
+    dtype: str = option(None, "of the computation; weights train in float32 [float32; CUDA: bfloat16]", "training", choices=("float32", "bfloat16"))
+    device: str = option(None, "cpu, cuda, cuda:1, ... [cuda if there is one]", "training")
+    seed: int = option(0, "fixes everything on one device", "training", type=_count)
+
+    sample_steps: int = option(None, "sampling steps [recipe]", "drawing", type=_whole)
+    guidance: float = option(1.0, "classifier-free guidance of all samples, 1: none; the run keeps it", "drawing", type=float)
+    eta: float = option(1.0, "noise added by DDIM: 0 none, 1 as DDPM", "drawing", type=_weight)
+
+    out: str = option("runs/graft", "the run's folder", "output", metavar="DIR")
+    evaluate: int = option(32, "fresh samples drawn at the end for the mean reward and samples.png; 0: none", "output", type=_count)
+    overwrite: bool = option(False, "replace OUT if it is a run of this command", "output")
 
 
 class _Parser(argparse.ArgumentParser):
