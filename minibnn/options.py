@@ -133,7 +133,7 @@ class SampleOptions:
 class PhotoOptions:
     """Measure generated photographs: Clip-T, Clip-I, Dino, Lpips and Clip-IQA, each if its network is given."""
 
-    pictures: str = option(None, "folder of generated pictures, taken in the order of their names", "what", required=True, metavar="DIR")
+    pictures: str = option(None, "folder of generated pictures, in the order of the numbers in their names", "what", required=True, metavar="DIR")
     training: str = option(None, "folder of training pictures, for Clip-I and Dino", "what", metavar="DIR")
     prompts: str = option(None, "text file of prompts, one a line, each for equally many pictures in turn [the prompts that minibnn.sample wrote into the pictures]", "what", metavar="FILE")
 

@@ -20,15 +20,15 @@ if __name__ == "__main__":  # before torch is imported: --help and mistyped opti
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
-from .data import list_pictures, open_picture
+from .data import list_pictures, open_picture, to_tensor
 from .errors import UserError
 from .photo_weights import load_clip, load_clip_iqa, load_dino, load_lpips
 from .train import check_device
@@ -88,11 +88,6 @@ def mean_similarity(images, training):
     return (images @ training.T).mean(1)
 
 
-def _pixels(picture, device):
-    """PIL -> (1, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].to(device).float() / 255
-
-
 @torch.no_grad()
 def lpips_diversity(pictures, prompts, lpips, device="cpu"):
     """Lpips: the mean distance of each picture to the others of its prompt, n numbers ≥ 0; larger is more diverse.
@@ -106,7 +101,7 @@ def lpips_diversity(pictures, prompts, lpips, device="cpu"):
         if len(group) < 2:
             raise UserError(f"Lpips compares the pictures of one prompt, and {prompt!r} has only one; draw more, or leave out --lpips")
         small = [pictures[i].resize((LPIPS_SIDE, LPIPS_SIDE), Image.Resampling.BILINEAR) for i in group]
-        layers = [lpips(2 * _pixels(picture, device) - 1) for picture in small]
+        layers = [lpips(to_tensor([picture]).to(device)) for picture in small]
         for a, i in enumerate(group):
             for b, j in enumerate(group[:a]):
                 distance = lpips.distance(layers[a], layers[b]).item() / (len(group) - 1)
@@ -118,7 +113,7 @@ def lpips_diversity(pictures, prompts, lpips, device="cpu"):
 @torch.no_grad()
 def clip_iqa_quality(pictures, clip_iqa, device="cpu"):
     """Clip-IQA: no-reference quality, n numbers in 0..1, at each picture's own size."""
-    return torch.cat([clip_iqa(_pixels(picture, device)).cpu() for picture in tqdm(pictures, desc="Clip-IQA")])
+    return torch.cat([clip_iqa(to_tensor([picture]).to(device)).cpu() for picture in tqdm(pictures, desc="Clip-IQA")])
 
 
 # --- summary ----------------------------------------------------------------------------------------------------------
@@ -157,6 +152,11 @@ def summary(values):
 # --- command ----------------------------------------------------------------------------------------------------------
 
 
+def by_number(path):
+    """Sorting key of names as people count: 2.png before 10.png."""
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"([0-9]+)", path.name)]
+
+
 def read_prompts(path, files, pictures):
     """The prompt of each picture, from a text file or, if path is None, from what `minibnn.sample` wrote into the PNGs."""
     if path is not None:
@@ -186,7 +186,7 @@ def measure(options):
         raise UserError("--training DIR is required with --clip and --dino")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
-    files = list_pictures(options.pictures, "--pictures")
+    files = sorted(list_pictures(options.pictures, "--pictures"), key=by_number)
     pictures = [open_picture(file) for file in files]
     training = [open_picture(file) for file in list_pictures(options.training, "--training")] if options.training else []
     prompts = read_prompts(options.prompts, files, pictures) if options.clip or options.lpips else None

@@ -122,7 +122,7 @@ class ClipResNet(nn.Module):
 
 
 class ClipIqa(nn.Module):
-    """quality = iqa(x): (B, 3, H, W) in [0, 1], of any size from 32 × 32 -> (B,) in 0..1, the probability of "Good photo."."""
+    """quality = iqa(x): (B, 3, H, W) in [-1, 1], of any size from 32 × 32 -> (B,) in 0..1, the probability of "Good photo."."""
 
     MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 
@@ -134,5 +134,5 @@ class ClipIqa(nn.Module):
 
     def forward(self, x):
         mean, std = (torch.tensor(values).to(x)[:, None, None] for values in (self.MEAN, self.STD))
-        embedding = F.normalize(self.visual((x - mean) / std), dim=-1)
+        embedding = F.normalize(self.visual(((x + 1) / 2 - mean) / std), dim=-1)
         return (self.scale * embedding @ self.anchors.T).softmax(-1)[:, 0]

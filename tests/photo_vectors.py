@@ -15,7 +15,7 @@ from PIL import Image
 PATH = Path(__file__).parent / "data" / "photo.json"
 SIZES = ((64, 64), (93, 70), (130, 257))  # width × height; each twice
 BLOCKS, WIDTH, OUT, TEXT, LAYERS = (1, 2, 1, 1), 8, 24, 128, 2  # of the small CLIP ResNet and its text encoder
-IDS = ((49406, 1125, 1674, 269, 49407), (49406, 2103, 1674, 269, 49407))  # "Good photo." "Bad photo."
+IDS = ((49406, 886, 1125, 269, 49407), (49406, 2103, 1125, 269, 49407))  # "Good photo." "Bad photo.", by CLIP's tokenizer
 
 
 def pictures():
@@ -48,7 +48,7 @@ def alexnet_tensors():
 
 
 def clip_tensors():
-    """A small CLIP ResNet and its text encoder, under OpenAI's names."""
+    """A small CLIP ResNet and its text encoder, under OpenAI's names; piq rounds to half precision, so here it is done."""
     shapes = {"logit_scale": (), "text_projection": (TEXT, OUT), "positional_embedding": (77, TEXT)}
     shapes |= {"token_embedding.weight": (49408, TEXT), "ln_final.weight": (TEXT,), "ln_final.bias": (TEXT,)}
     for i in range(LAYERS):
@@ -80,7 +80,8 @@ def clip_tensors():
     shapes["visual.attnpool.positional_embedding"] = (5, channels)  # of 64 × 64 pixels; Clip-IQA leaves it out
     for name, out in {"q_proj": channels, "k_proj": channels, "v_proj": channels, "c_proj": OUT}.items():
         shapes |= {f"visual.attnpool.{name}.weight": (out, channels), f"visual.attnpool.{name}.bias": (out,)}
-    return {name: tensor(name, shape) for name, shape in shapes.items()} | {"logit_scale": torch.tensor(3.0)}
+    tensors = {name: tensor(name, shape).half().float() for name, shape in shapes.items()}
+    return tensors | {"logit_scale": torch.tensor(3.0)}
 
 
 def main():
