@@ -178,6 +178,24 @@ class GraftOptions:
     overwrite: bool = option(False, "replace OUT if it is a run of this command", "output")
 
 
+@dataclass(frozen=True)
+class PhotoOptions:
+    """Measure generated photographs: Clip-T, Clip-I, Dino, Lpips and Clip-IQA, each if its network is given."""
+
+    pictures: str = option(None, "folder of generated pictures, in the order of the numbers in their names", "what", required=True, metavar="DIR")
+    training: str = option(None, "folder of training pictures, for Clip-I and Dino", "what", metavar="DIR")
+    prompts: str = option(None, "text file of prompts, one a line, each for equally many pictures in turn [the prompts that minibnn.sample wrote into the pictures]", "what", metavar="FILE")
+
+    clip: str = option(None, "openai/clip-vit-large-patch14, for Clip-T and Clip-I", "networks", metavar="DIR")
+    dino: str = option(None, "facebook/dino-vits16, for Dino", "networks", metavar="DIR")
+    lpips: str = option(None, "torchvision's AlexNet and the linear layers of Lpips", "networks", metavar="DIR")
+    clip_iqa: str = option(None, "timm/resnet50_clip.openai, for Clip-IQA", "networks", metavar="DIR")
+    device: str = option(None, "cpu, cuda, cuda:1, ... [cuda if there is one]", "networks")
+
+    out: str = option("photo-metrics.json", "a JSON file", "output", metavar="FILE")
+    overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+
 class _Parser(argparse.ArgumentParser):
     """One line for a mistake, with the option that was probably meant."""
 
