@@ -154,6 +154,24 @@ class BpsOptions:
     overwrite: bool = option(False, "write into OUT if it exists", "output")
 
 
+@dataclass(frozen=True)
+class FlowOptions:
+    """Draw the world's pictures with a flow, without and with inverse noise correction; or train both (--train)."""
+
+    train: bool = option(False, "train a flow and its corrector instead of drawing (minutes)", "what")
+    flow: str = option(None, "folder of a trained flow and corrector [the bundled ones]", "what", metavar="DIR")
+
+    pictures: int = option(6000, "drawings that the flow is trained on", "training", type=_whole)
+    inverted: int = option(3000, "how many of them are inverted for the corrector", "training", type=_whole)
+    euler_steps: int = option(10, "Euler steps n of the sampler that is corrected", "training", type=_whole)
+    steps: int = option(1500, "optimiser steps of flow and corrector, of 64 latents", "training", type=_whole)
+    lr: float = option(2e-3, "learning rate of Adam, falling to 0", "training", type=_rate)
+    seed: int = option(0, "fixes everything", "training", type=_count)
+
+    out: str = option("flow.png", "a PNG file; with --train a folder", "output")
+    overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+
 class _Parser(argparse.ArgumentParser):
     """One line for a mistake, with the option that was probably meant."""
 
