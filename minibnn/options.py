@@ -196,6 +196,49 @@ class PhotoOptions:
     overwrite: bool = option(False, "replace OUT if it exists", "output")
 
 
+@dataclass(frozen=True)
+class BpsOptions:
+    """Train a steering branch on pairs of hints and pictures; or, with --branch, draw hints with a trained one."""
+
+    hints: str = option(None, "folder of NAME.hint.png and NAME.txt (caption), for training also NAME.png (picture)", "what", required=True, metavar="DIR")
+    branch: str = option(None, "folder of a trained branch: draw instead of train", "what", metavar="DIR")
+    model: str = option("tiny", '"tiny" (bundled), a diffusers folder, a run, or an LDM .safetensors file; stays frozen', "what")
+    tokenizer: str = option(None, "folder with vocab.json and merges.txt, for an LDM file", "what", metavar="DIR")
+
+    hint_channels: int = option(1, "1: grey hints (sketch, mask), 3: coloured ones (map)", "training", type=int, choices=(1, 3))
+    gains: str = option("head-heavy", "16, 8, 4, 2 by level and 16 in the middle, or 1 everywhere", "training", choices=("head-heavy", "equal"))
+    steps: int = option(None, "optimiser steps [1000; bundled model: 400]", "training", type=_whole)
+    lr: float = option(None, "learning rate of AdamW [1e-5; bundled model: 5e-4]", "training", type=_rate)
+    batch_size: int = option(16, "pairs for each step", "training", type=_whole)
+    resolution: int = option(None, "pixels of the square crop [recipe]", "training", type=_whole)
+    dtype: str = option(None, "of the computation [float32; CUDA: bfloat16]", "training", choices=("float32", "bfloat16"))
+    device: str = option(None, "cpu, cuda, cuda:1, ... [cuda if there is one]", "training")
+    seed: int = option(0, "fixes everything on one device", "training", type=_count)
+
+    sample_steps: int = option(None, "sampling steps [recipe]", "drawing", type=_whole)
+    guidance: float = option(None, "classifier-free guidance on the text [recipe]", "drawing", type=float)
+    out: str = option(None, "folder of the result [runs/bps; with --branch: runs/bps-drawn]", "output", metavar="DIR")
+    overwrite: bool = option(False, "write into OUT if it exists", "output")
+
+
+@dataclass(frozen=True)
+class FlowOptions:
+    """Draw the world's pictures with a flow, without and with inverse noise correction; or train both (--train)."""
+
+    train: bool = option(False, "train a flow and its corrector instead of drawing (minutes)", "what")
+    flow: str = option(None, "folder of a trained flow and corrector [the bundled ones]", "what", metavar="DIR")
+
+    pictures: int = option(6000, "drawings that the flow is trained on", "training", type=_whole)
+    inverted: int = option(3000, "how many of them are inverted for the corrector", "training", type=_whole)
+    euler_steps: int = option(10, "Euler steps n of the sampler that is corrected", "training", type=_whole)
+    steps: int = option(1500, "optimiser steps of flow and corrector, of 64 latents", "training", type=_whole)
+    lr: float = option(2e-3, "learning rate of Adam, falling to 0", "training", type=_rate)
+    seed: int = option(0, "fixes everything", "training", type=_count)
+
+    out: str = option("flow.png", "a PNG file; with --train a folder", "output")
+    overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+
 class _Parser(argparse.ArgumentParser):
     """One line for a mistake, with the option that was probably meant."""
 
