@@ -59,6 +59,11 @@ def load_picture(path, size):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
+def to_tensor(pictures):
+    """List of RGB pictures -> (n, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
 def _to_rgb(image):
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image).astype(np.float64) / 257  # 16 bits -> 8 bits; PIL's own convert clips instead

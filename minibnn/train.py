@@ -15,6 +15,7 @@ if __name__ == "__main__":  # before torch is imported: --help and mistyped opti
     OPTIONS = parse(TrainOptions, "minibnn.train")
     answer_ctrl_c_while_importing()
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -30,8 +31,11 @@ from .vae import sample_latents
 from .weights import write_tensors, write_whole
 
 
-def train(options):
-    """Run one training from its options (TrainOptions); leaves the run's folder. Raises UserError, KeyboardInterrupt."""
+def train(options, observe=None):
+    """Run one training from its options (TrainOptions); leaves the run's folder. Raises UserError, KeyboardInterrupt.
+
+    observe(step, sd), if given, is called before the first step and after each; `at_the_mean` lets it draw pictures.
+    """
     out = Path(options.out or Path("runs") / Path(options.images).resolve().name)
     options = dataclasses.replace(options, out=str(out))
     runs.check_folder(options)
@@ -63,6 +67,8 @@ def train(options):
     first = runs.load_checkpoint(out, unet, optimiser, scaler) if options.resume else 0
     log, saved = runs.Log(out, first), first
     print(describe(options, unet, len(files)))
+    if observe:
+        observe(first, sd)
 
     bar = tqdm(range(first, options.steps), initial=first, total=options.steps, desc="training")
     with runs.CtrlC() as stop:
@@ -104,6 +110,8 @@ def train(options):
             bar.set_postfix(loss=f"{losses['diffusion']:.3f}", refresh=False)
             if options.sample_every and done % options.sample_every == 0:
                 save_samples(sd, options, autocast, out / f"samples-{done:06d}.png")
+            if observe:
+                observe(done, sd)
             due = options.checkpoint_every and done % options.checkpoint_every == 0
             if due or stop.asked or done == options.steps:
                 runs.save_checkpoint(out, done, unet, optimiser, scaler)
@@ -243,19 +251,25 @@ def sample_prompts(options):
     return [eight[i % 8] for i in range(options.samples)]
 
 
+@contextlib.contextmanager
+def at_the_mean(sd):
+    """Inside, a model in training can be used as it will be: all parts on its device, weights at θ = μ."""
+    sd.to(sd.device)
+    sd.unet.eval()
+    yield
+    sd.unet.train()
+    sd.vae.cpu()
+    sd.text_encoder.cpu()
+
+
 def save_samples(sd, options, autocast, path):
     """Draw the fixed prompts with fixed seeds at θ = μ, and save them as one picture."""
     if not options.samples:
         return
-    sd.to(sd.device)
-    sd.unet.eval()
-    with autocast:
+    with at_the_mean(sd), autocast:
         pictures = sd.generate(
             sample_prompts(options), seed=0, size=options.resolution, batch_size=4, progress=False
         )
-    sd.unet.train()
-    sd.vae.cpu()
-    sd.text_encoder.cpu()
     sheet = grid(pictures, 4, zoom=max(1, 192 // options.resolution))
     write_whole(path, lambda temporary: sheet.save(temporary, format="PNG"))
 
