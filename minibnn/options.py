@@ -91,6 +91,7 @@ class TrainOptions:
 
     steps: int = option(None, "optimiser steps [recipe: so many for each picture]", "training", type=_whole)
     lr: float = option(None, "learning rate of AdamW [recipe]", "training", type=_rate)
+    lr_warmup_steps: int = option(0, "the rate rises linearly over the first N steps", "training", type=_count, metavar="N")
     batch_size: int = option(1, "pictures for each forward; as many class pictures beside them", "training", type=_whole)
     accumulate: int = option(1, "forwards for each optimiser step", "training", type=_whole)
     resolution: int = option(None, "pixels of the square crop [recipe]", "training", type=_whole)
