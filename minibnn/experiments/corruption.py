@@ -79,17 +79,16 @@ class Setting:
     bayes: tuple = (False, True)
 
 
-PLAIN_AND_PAPER = (View(), View("pndm", 50, 7.5))
-SAMPLERS = tuple(
-    View(sampler, steps, guidance)
-    for sampler, steps in (("ddim", 25), ("ddim", 50), ("ddim", 250), ("pndm", 25), ("pndm", 50))
-    for guidance in (1.0, 3.0, 7.5)
+SAMPLERS = (
+    *(View(sampler, steps, g) for sampler in ("ddim", "pndm") for steps in (25, 50) for g in (1.0, 3.0, 7.5)),
+    View("ddim", 250, 7.5),
 )
 RIVALS = (View(), View(average=True), View(base=True), View(guidance=7.5), View(guidance=7.5, base=True), View("pndm", 50, 7.5))
 SETTINGS = {
     "main": Setting("the recipe's rate, no prior preservation (as in the paper's §3.3)"),
     "views": Setting("main, drawn otherwise: averaged weights, base's ε(∅), guidance 7.5, PNDM", views=RIVALS),
-    "samplers": Setting("main, drawn with 5 samplers × 3 guidances", views=SAMPLERS),
+    "samplers": Setting("main, drawn with 5 samplers, guidance 1, 3 and 7.5", views=SAMPLERS),
+    "long": Setting("main, drawn as the paper draws too", views=(View(), View("pndm", 50, 7.5))),
     "prior": Setting("with prior preservation", {"prior_weight": 1.0}),
     "lr-5e-5": Setting("a quarter of the rate", {"lr": 5e-5}),
     "lr-4e-4": Setting("twice the rate", {"lr": 4e-4}),
