@@ -91,6 +91,7 @@ class TrainOptions:
 
     steps: int = option(None, "optimiser steps [recipe: so many for each picture]", "training", type=_whole)
     lr: float = option(None, "learning rate of AdamW [recipe]", "training", type=_rate)
+    lr_warmup_steps: int = option(0, "the rate rises linearly over the first N steps", "training", type=_count, metavar="N")
     batch_size: int = option(1, "pictures for each forward; as many class pictures beside them", "training", type=_whole)
     accumulate: int = option(1, "forwards for each optimiser step", "training", type=_whole)
     resolution: int = option(None, "pixels of the square crop [recipe]", "training", type=_whole)
@@ -103,6 +104,9 @@ class TrainOptions:
     samples: int = option(8, "pictures in samples.png, always the same prompts and seeds; 0: none", "output", type=_count, metavar="N")
     sample_every: int = option(0, "draw samples every N steps; 0: only at the end", "output", type=_count, metavar="N")
     checkpoint_every: int = option(0, "write a checkpoint every N steps; 0: only at the end", "output", type=_count, metavar="N")
+    monitor: bool = option(None, "watch fidelity, noise and σ₁ while training; keep the most faithful steps [on for the bundled model]", "output")
+    monitor_every: int = option(None, "look every N steps [nine times in all]", "output", type=_whole, metavar="N")
+    monitor_dino: str = option(None, "facebook/dino-vits16, for the fidelity of photographs", "output", metavar="DIR")
     single_file: bool = option(False, "also write model.safetensors for ComfyUI and AUTOMATIC1111", "output")
     export: str = option(None, "lora: also write files for other programs, joined by commas: kohya (ComfyUI, AUTOMATIC1111), peft", "output", metavar="FORMATS")
     keep_posterior: bool = option(False, "also write posterior.safetensors with μ and σ", "output")
@@ -176,6 +180,67 @@ class GraftOptions:
     out: str = option("runs/graft", "the run's folder", "output", metavar="DIR")
     evaluate: int = option(32, "fresh samples drawn at the end for the mean reward and samples.png; 0: none", "output", type=_count)
     overwrite: bool = option(False, "replace OUT if it is a run of this command", "output")
+
+
+@dataclass(frozen=True)
+class PhotoOptions:
+    """Measure generated photographs: Clip-T, Clip-I, Dino, Lpips and Clip-IQA, each if its network is given."""
+
+    pictures: str = option(None, "folder of generated pictures, in the order of the numbers in their names", "what", required=True, metavar="DIR")
+    training: str = option(None, "folder of training pictures, for Clip-I and Dino", "what", metavar="DIR")
+    prompts: str = option(None, "text file of prompts, one a line, each for equally many pictures in turn [the prompts that minibnn.sample wrote into the pictures]", "what", metavar="FILE")
+
+    clip: str = option(None, "openai/clip-vit-large-patch14, for Clip-T and Clip-I", "networks", metavar="DIR")
+    dino: str = option(None, "facebook/dino-vits16, for Dino", "networks", metavar="DIR")
+    lpips: str = option(None, "torchvision's AlexNet and the linear layers of Lpips", "networks", metavar="DIR")
+    clip_iqa: str = option(None, "timm/resnet50_clip.openai, for Clip-IQA", "networks", metavar="DIR")
+    device: str = option(None, "cpu, cuda, cuda:1, ... [cuda if there is one]", "networks")
+
+    out: str = option("photo-metrics.json", "a JSON file", "output", metavar="FILE")
+    overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+
+@dataclass(frozen=True)
+class BpsOptions:
+    """Train a steering branch on pairs of hints and pictures; or, with --branch, draw hints with a trained one."""
+
+    hints: str = option(None, "folder of NAME.hint.png and NAME.txt (caption), for training also NAME.png (picture)", "what", required=True, metavar="DIR")
+    branch: str = option(None, "folder of a trained branch: draw instead of train", "what", metavar="DIR")
+    model: str = option("tiny", '"tiny" (bundled), a diffusers folder, a run, or an LDM .safetensors file; stays frozen', "what")
+    tokenizer: str = option(None, "folder with vocab.json and merges.txt, for an LDM file", "what", metavar="DIR")
+
+    hint_channels: int = option(1, "1: grey hints (sketch, mask), 3: coloured ones (map)", "training", type=int, choices=(1, 3))
+    gains: str = option("head-heavy", "16, 8, 4, 2 by level and 16 in the middle, or 1 everywhere", "training", choices=("head-heavy", "equal"))
+    steps: int = option(None, "optimiser steps [1000; bundled model: 400]", "training", type=_whole)
+    lr: float = option(None, "learning rate of AdamW [1e-5; bundled model: 5e-4]", "training", type=_rate)
+    batch_size: int = option(16, "pairs for each step", "training", type=_whole)
+    resolution: int = option(None, "pixels of the square crop [recipe]", "training", type=_whole)
+    dtype: str = option(None, "of the computation [float32; CUDA: bfloat16]", "training", choices=("float32", "bfloat16"))
+    device: str = option(None, "cpu, cuda, cuda:1, ... [cuda if there is one]", "training")
+    seed: int = option(0, "fixes everything on one device", "training", type=_count)
+
+    sample_steps: int = option(None, "sampling steps [recipe]", "drawing", type=_whole)
+    guidance: float = option(None, "classifier-free guidance on the text [recipe]", "drawing", type=float)
+    out: str = option(None, "folder of the result [runs/bps; with --branch: runs/bps-drawn]", "output", metavar="DIR")
+    overwrite: bool = option(False, "write into OUT if it exists", "output")
+
+
+@dataclass(frozen=True)
+class FlowOptions:
+    """Draw the world's pictures with a flow, without and with inverse noise correction; or train both (--train)."""
+
+    train: bool = option(False, "train a flow and its corrector instead of drawing (minutes)", "what")
+    flow: str = option(None, "folder of a trained flow and corrector [the bundled ones]", "what", metavar="DIR")
+
+    pictures: int = option(6000, "drawings that the flow is trained on", "training", type=_whole)
+    inverted: int = option(3000, "how many of them are inverted for the corrector", "training", type=_whole)
+    euler_steps: int = option(10, "Euler steps n of the sampler that is corrected", "training", type=_whole)
+    steps: int = option(1500, "optimiser steps of flow and corrector, of 64 latents", "training", type=_whole)
+    lr: float = option(2e-3, "learning rate of Adam, falling to 0", "training", type=_rate)
+    seed: int = option(0, "fixes everything", "training", type=_count)
+
+    out: str = option("flow.png", "a PNG file; with --train a folder", "output")
+    overwrite: bool = option(False, "replace OUT if it exists", "output")
 
 
 class _Parser(argparse.ArgumentParser):
