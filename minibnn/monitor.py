@@ -43,8 +43,7 @@ class Monitor:
         self.world = options.model == "tiny"
         self.dino = self.seen = None
         with at_the_mean(sd):
-            mean, _ = data.latent_moments(sd.vae, images)
-            self.latents = mean * sd.vae.config.scaling_factor
+            self.latents = corruption.latents_of(sd, images)
             if self.world:
                 self.seen = reconstruct(sd, images.to(sd.device)).cpu()
         if options.monitor_dino and not self.world:
@@ -58,8 +57,7 @@ class Monitor:
         if step and step % self.every and step != self.options.steps:
             return
         self.rows = [row for row in self.rows if row["step"] < step]  # a resumed run looks again at its checkpoint
-        dtype = getattr(torch, self.options.dtype)
-        with at_the_mean(sd), torch.autocast(sd.device.type, dtype, enabled=dtype != torch.float32):
+        with at_the_mean(sd, getattr(torch, self.options.dtype)):
             self.rows.append({"step": step} | self.look(sd))
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         chart = self.chart()

@@ -20,7 +20,8 @@ from .. import plot
 from ..errors import UserError
 from ..options import option, parse, run
 from ..weights import write_text, write_whole
-from .corruption import SETTINGS, read_rows
+from .corruption import read_rows
+from .settings import SETTINGS
 from .stages import corruption_stage, interval, noise_stage
 
 CURVES = {  # what is drawn: (title, group of prompts)
