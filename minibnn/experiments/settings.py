@@ -6,7 +6,6 @@ Every setting that was tried is listed here, whether it showed something or not.
 import dataclasses
 from dataclasses import dataclass
 
-
 ALONE = {"prior_weight": 0.0}  # no class pictures: half the time, and the paper's §3.3 does without
 
 
