@@ -17,6 +17,7 @@ setup(
         "triton>=3.2; platform_system == 'Linux'",
     ],
     extras_require={
+        "metrics": ["transformers>=4.44"],  # CLIP and DINO of minibnn.photo_metrics
         "test": ["pytest>=8", "diffusers>=0.30", "transformers>=4.44", "accelerate>=0.30", "scipy>=1.11", "ruff>=0.6", "setuptools>=64"],
     },
 )

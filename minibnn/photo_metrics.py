@@ -1,9 +1,11 @@
 """How good are generated photographs? `python -m minibnn.photo_metrics --pictures DIR --training DIR --clip DIR …`
 
-Follows: the paper's App. G, and for what it leaves open (networks, sizes, pairs) the authors' own evaluation:
-Clip-T   cosine of picture and prompt, CLIP ViT-L/14;           Clip-I, Dino   mean cosine with the training pictures,
-Lpips    mean distance to the prompt's other pictures,          CLIP ViT-L/14 and the class token of DINO ViT-S/16;
-         AlexNet, at 512 × 512;                                 Clip-IQA       "Good photo." against "Bad photo.", RN50.
+Follows: the paper's App. G, I and Fig. 13, and where these are silent (networks, sizes, pairs) the authors' own evaluation:
+  Clip-T    cosine of the picture and its prompt, CLIP ViT-L/14
+  Clip-I    mean cosine with the training pictures, CLIP ViT-L/14
+  Dino      the same with the class token of DINO ViT-S/16
+  Lpips     mean distance to the other pictures of its prompt, AlexNet, at 512 × 512
+  Clip-IQA  "Good photo." against "Bad photo.", CLIP RN50
 
 Needs transformers (`pip install -e .[metrics]`) for CLIP and DINO; no network is downloaded: each comes from a folder.
 
@@ -12,11 +14,14 @@ But: no picture is left out (the authors skip all-black ones and pairs of distan
 Shapes: n pictures, m training pictures, D embedding.
 """
 
+import os
+
 from .options import PhotoOptions, answer_ctrl_c_while_importing, parse, run
 
 if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
     OPTIONS = parse(PhotoOptions, "minibnn.photo_metrics")
     answer_ctrl_c_while_importing()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no reports on the parts of a file that are not needed
 
 import dataclasses
 import json

@@ -254,7 +254,7 @@ def test_prompts_from_a_file(job, tmp_path):
         photo.measure(options)
 
 
-@pytest.mark.parametrize("case", ["config.json", "model.safetensors", "preprocessor_config.json", "kind", "weights", "pickle", "damaged"])
+@pytest.mark.parametrize("case", ["config.json", "model.safetensors", "preprocessor_config.json", "kind", "weights", "shape", "pickle", "damaged"])
 def test_what_a_hub_folder_lacks_is_told_in_one_line(case, folders, tmp_path):
     folder = tmp_path / "dino"
     folder.mkdir()
@@ -268,9 +268,10 @@ def test_what_a_hub_folder_lacks_is_told_in_one_line(case, folders, tmp_path):
         tensors.pop("layernorm.bias")
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         words = "lacks 1 weights, e.g. layernorm.bias"
+    elif case == "shape":
+        save_file(load_file(folder / "model.safetensors") | {"layernorm.bias": torch.zeros(5)}, folder / "model.safetensors", {"format": "pt"})
     elif case == "pickle":
         (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-        words = "pytorch_model.bin is a pickle"
     elif case == "damaged":
         (folder / "model.safetensors").write_bytes(b"x" * 100)
     else:
