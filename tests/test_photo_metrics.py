@@ -99,11 +99,6 @@ def test_lpips_eq1_as_printed():
         assert network.distance(network(x), network(x)).tolist() == [0, 0]
 
 
-def test_lpips_needs_two_pictures_of_a_prompt(folders):
-    with pytest.raises(UserError, match="'b' has only one"):
-        photo.lpips_diversity(pictures()[:3], ["a", "b", "a"], load_lpips(folders / "lpips"))
-
-
 # --- Clip-IQA ---------------------------------------------------------------------------------------------------------
 
 
@@ -318,3 +313,9 @@ def test_networks_and_training_pictures_are_asked_for(job):
         photo.measure(change(job, clip=None, dino=None, lpips=None, clip_iqa=None))
     with pytest.raises(UserError, match="--training DIR is required"):
         photo.measure(change(job, training=None))
+
+
+def test_lpips_needs_two_pictures_of_a_prompt(job, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a\nb\nb\na c\n")
+    with pytest.raises(UserError, match="'a' has one"):
+        photo.measure(change(job, prompts=str(tmp_path / "prompts.txt"), clip="nowhere"))  # told before networks are read
