@@ -17,6 +17,8 @@ setup(
         "triton>=3.2; platform_system == 'Linux'",
     ],
     extras_require={
-        "test": ["pytest>=8", "diffusers>=0.30", "transformers>=4.44", "accelerate>=0.30", "scipy>=1.11", "ruff>=0.6", "setuptools>=64"],
+        "test": ["pytest>=8", "diffusers>=0.30", "transformers>=4.44", "accelerate>=0.30", "peft>=0.18", "scipy>=1.11", "ruff>=0.6", "setuptools>=64",
+                 "matplotlib>=3.8", "nbformat>=5.9", "nbclient>=0.10", "ipykernel>=6.29"],  # these execute the tutorials
+        "tutorials": ["matplotlib>=3.8", "nbformat>=5.9", "notebook>=7.2"],
     },
 )
