@@ -1,7 +1,7 @@
 """The corruption laboratory: the paper's Eq. 1-2 as code, and σ₁ measured in any network.
 
 Follows: "Exploring Diffusion Models' Corruption Stage in Few-Shot Fine-tuning and Mitigating with Bayesian Neural
-Networks", §3.2-3.3, App. A, B and F. A network fine-tuned on one picture x′ is modelled as if it had learned
+Networks", §3.2-3.3, App. A, B and F. `python -m minibnn.corruption` lists commands that look into models with it. A network fine-tuned on one picture x′ is modelled as if it had learned
 x_0 ~ N(x′, σ₁²), so that x_0 and x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε are jointly Gaussian; with a set I_θ of pictures, as the
 same around the nearest one.
 
@@ -17,10 +17,20 @@ Every function takes ᾱ as a number in (0, 1) or a tensor of shape (B,), as `sc
 But: Eq. 1's variance is printed without its factor σ₁²; `posterior_variance` is what App. A's derivation gives.
 """
 
+if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
+    import sys
+
+    from .options import answer_ctrl_c_while_importing
+    from .probe_options import choose
+
+    COMMAND, OPTIONS = choose(sys.argv[1:])
+    answer_ctrl_c_while_importing()
+
 from dataclasses import dataclass
 
 import torch
 
+from . import data
 from .schedule import _over, eps_from_x0, q_sample
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -179,3 +189,15 @@ def predictor(sd, prompt):
         return sd.predict_eps(x.to(context.dtype), times, context.expand(len(x), -1, -1)).float()
 
     return predict_eps
+
+
+def latents_of(sd, images):
+    """Pictures (n, 3, H, W) in [-1, 1] -> scaled latents (n, 4, h, w), float32, without the noise of the VAE's posterior."""
+    return data.latent_moments(sd.vae, images.to(sd.device))[0] * sd.vae.config.scaling_factor
+
+
+if __name__ == "__main__":
+    from .options import run
+    from .probes import look
+
+    run(lambda options: look(COMMAND, options), OPTIONS)

@@ -225,13 +225,14 @@ class StableDiffusion:
 
     @torch.no_grad()
     def generate(self, prompts, steps=None, guidance=None, seed=0, negative_prompt="", size=None, sampler="ddim",
-                 eta=0.0, batch_size=8, progress=True):  # fmt: skip
+                 eta=0.0, batch_size=8, progress=True, predictor=None):  # fmt: skip
         """Draw one picture for each prompt: list of n strings -> list of n PIL images.
 
         steps, guidance, size (pixels, or (width, height)): None takes the recipe's (50, 7.5 and 512 for SD).
         sampler: "ddim" (with η = `eta`) or "pndm". The starting noise is
         `torch.randn(n, 4, h, w, generator=torch.Generator().manual_seed(seed))` on the CPU, so that a seed means the same
-        on every device. Raises UserError for sizes that are no multiples of the network's factor and for bad numbers.
+        on every device. predictor: what takes the place of `guided_eps`, for instance of `guidance.one_condition`.
+        Raises UserError for sizes that are no multiples of the network's factor and for bad numbers.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         steps = self.recipe["sample_steps"] if steps is None else steps
@@ -266,7 +267,7 @@ class StableDiffusion:
 
             def model(x, t, context=context, unconditional=unconditional):
                 bar.update()
-                return self.guided_eps(x, t, context, unconditional, guidance)
+                return (predictor or self.guided_eps)(x, t, context, unconditional, guidance)
 
             x = start[part].to(self.device)
             if sampler == "pndm":

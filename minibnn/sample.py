@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from PIL import PngImagePlugin
 
-from . import posterior
+from . import graft, guidance, posterior
 from .errors import UserError
 from .pipeline import StableDiffusion, grid
 from .train import check_device
@@ -44,18 +44,21 @@ def sample(options):
     dtype = options.dtype or ("float16" if device.startswith("cuda") else "float32")
     if options.posterior_samples:
         sd, random = posterior.open_run(options.model, options.tokenizer, getattr(torch, dtype))
+    elif (Path(options.model) / graft.RECORD).exists():
+        sd = graft.load(options.model, dtype=getattr(torch, dtype))
     else:
         sd = StableDiffusion.load(options.model, options.tokenizer, getattr(torch, dtype), options.prediction_type)
     if options.adapter:
         sd.merge_adapter(options.adapter)
     sd.to(device)
+    guided_by = predictor(options, sd)
     side = sd.recipe["resolution"]
     size = (options.width or side, options.height or side)
 
     def generate():
         return sd.generate(
             prompts, options.steps, options.guidance, options.seed, options.negative_prompt, size, options.sampler,
-            options.eta, options.batch_size,
+            options.eta, options.batch_size, predictor=guided_by,
         )  # fmt: skip
 
     settings = dataclasses.asdict(options) | {
@@ -93,6 +96,28 @@ def posterior_pictures(draws):
         named |= {f"{i:03d}-mean": mean, f"{i:03d}-deviation": deviation}
         print(f"picture {i}: the {len(drawn)} draws deviate by {average:.1f} of 255 grey levels")
     return named
+
+
+def predictor(options, sd):
+    """What --unconditional-from and --first-prompt ask for; None for plain guidance. Raises UserError."""
+    if options.first_guidance is not None and not options.first_prompt:
+        raise UserError("--first-guidance needs --first-prompt")
+    if not (options.unconditional_from or options.first_prompt):
+        return None
+    base = sd
+    if options.unconditional_from:
+        path = options.unconditional_from
+        base = StableDiffusion.load(path, options.tokenizer, sd.unet.conv_in.weight.dtype).to(sd.device)
+    try:
+        eps_base = guidance.unconditional_of(base, sd, options.negative_prompt)
+    except UserError as error:
+        raise UserError(f"--unconditional-from {options.unconditional_from}: {error}") from None
+    if not options.first_prompt:
+        return guidance.one_condition(sd, eps_base)
+    scale = sd.recipe["guidance"] if options.guidance is None else options.guidance
+    return guidance.two_conditions(
+        sd, eps_base, options.first_prompt, scale if options.first_guidance is None else options.first_guidance
+    )
 
 
 def save_png(picture, path, settings):

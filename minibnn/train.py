@@ -100,6 +100,8 @@ def train(options, observe=None):
             norm = torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
             if not scaler.is_enabled():  # with loss scaling an overflow is expected, and the step is skipped
                 stop_if_not_finite(norm, "norm of the gradient", step, saved, bar)
+            for group in optimiser.param_groups:
+                group["lr"] = options.lr * min(1, (step + 1) / (options.lr_warmup_steps or 1))
             scaler.step(optimiser)
             scaler.update()
             optimiser.zero_grad()

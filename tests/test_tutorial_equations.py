@@ -20,12 +20,12 @@ def float64():
 
 @pytest.fixture(scope="module")
 def schedules():
-    return definitions((TUTORIALS / "01_schedules.py").read_text())
+    return definitions((TUTORIALS / "01_schedules.py").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def linear():
-    return definitions((TUTORIALS / "04_bayes_linear.py").read_text())
+    return definitions((TUTORIALS / "04_bayes_linear.py").read_text(encoding="utf-8"))
 
 
 # --- 01 ---------------------------------------------------------------------------------------------------------------
