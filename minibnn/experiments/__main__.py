@@ -7,6 +7,8 @@ from ..options import answer_ctrl_c_while_importing
 
 NAMES = {
     "corruption": "fine-tune on 1-6 pictures with and without BNN, and measure the three phases",
+    "methods": "DreamBooth, LoRA and OFT, each with and without BNN: the paper's Table 1",
+    "where": "which layers are random: the paper's Table 3",
 }
 
 
