@@ -12,13 +12,11 @@ x (M, K) activations; μ, σ (N, K) float32 masters; y (M, N). A tile of the for
           │ x │ x │ x │─▶│ y │  BM rows
           └───┴───┴───┘  └───┘                 θ exists for one tile at a time, never in memory.
 
-dx walks n instead of k; the weight gradient walks m, and its epilogue multiplies dμ by ε to get dσ: each ε is made once.
+dx walks n instead of k; the weight gradient walks m, and its epilogue multiplies dμ by ε to get dσ: each ε made once.
 There are no atomics: the same inputs give the same bits. A bias is a matrix of one column, with noise of its own.
-
-Paths: "fused" (the kernels above), "sample" (one kernel writes θ in the compute dtype, then the library multiplies; again in
-backward), "reference" (`reference.py`, any device), "auto" (`choose_path`). Read `reference.py` and `philox.py` first.
-
-But: contiguous two-dimensional weights; first derivatives only; the exact random stream only, no PTX approximations.
+Paths: "fused" (these kernels), "sample" (one kernel writes θ in the compute dtype, then the library multiplies; again
+in backward), "reference" (`reference.py`, on any device), "auto" (`choose_path`). Read first: reference.py, philox.py.
+But: first derivatives only; the exact random stream only, no PTX approximations.
 """
 
 import os
@@ -35,16 +33,12 @@ from .philox import normal_tile
 DTYPES, PATHS = (torch.float32, torch.float16, torch.bfloat16), ("auto", "fused", "sample", "reference")
 INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 WEIGHT, BIAS = tl.constexpr(reference.DOMAINS["weight"]), tl.constexpr(reference.DOMAINS["bias"])
-# Tiles by kernel: (BM, BN, BK, warps). From offline compilation (no spills on sm_80 … sm_90), not from timings.
-TILES = {"forward": (64, 64, 32, 8), "dx": (64, 64, 32, 8), "wgrad": (32, 64, 64, 8), "sample": (0, 32, 64, 4)}
-TILES_FLOAT32 = TILES | {"forward": (64, 64, 16, 8), "dx": (64, 32, 32, 8), "wgrad": (64, 64, 16, 8)}  # no tensor cores
 
 
 # --- 1. kernels -------------------------------------------------------------------------------------------------------
 @triton.jit
 def rounded(v, DTYPE: tl.constexpr):
-    """v in DTYPE. The interpreter truncates to bfloat16 and cannot multiply it: there, float32 values rounded to nearest
-    even as bfloat16 take its place."""
+    """v in DTYPE. The interpreter cannot multiply bfloat16: there, float32 rounded to bfloat16's nearest even."""
     if INTERPRET and DTYPE == tl.bfloat16:
         bits = v.to(tl.float32).to(tl.uint32, bitcast=True)
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
@@ -133,10 +127,16 @@ def wgrad_kernel(dy, x, seed, stream, dmu, dsigma, dbias_mu, dbias_sigma, M, N, 
 
 
 # --- 2. launchers -----------------------------------------------------------------------------------------------------
-def _launch(kernel, name, dtype, result, *arguments):
-    """One program for each tile of the result, {axis of the tile: length}. No fused multiply-adds: ε is the reference's."""
+# (BM, BN, BK, warps) from offline compilation (no spills on sm_80 … sm_90), not from timings
+TILES = {forward_kernel: (64, 64, 32, 8), dx_kernel: (64, 64, 32, 8), wgrad_kernel: (32, 64, 64, 8),
+         sample_kernel: (0, 32, 64, 4)}  # fmt: skip
+TILES_FLOAT32 = TILES | {forward_kernel: (64, 64, 16, 8), dx_kernel: (64, 16, 64, 8), wgrad_kernel: (64, 64, 16, 8)}
+
+
+def _launch(kernel, dtype, result, *arguments):
+    """One program for each tile of the result, {axis: length}. Without fused multiply-adds ε is the reference's."""
     table = TILES_FLOAT32 if dtype == torch.float32 else TILES
-    tile = {axis: size for axis, size in zip(("BM", "BN", "BK", "num_warps"), table[name], strict=True) if size}
+    tile = {axis: size for axis, size in zip(("BM", "BN", "BK", "num_warps"), table[kernel], strict=True) if size}
     grid = tuple(triton.cdiv(length, tile[axis]) for axis, length in result.items())
     if 0 not in grid:
         kernel[grid](*arguments, **tile, enable_fp_fusion=False)
@@ -147,17 +147,16 @@ def sample_weights(mu, sigma, seed, stream, dtype, domain="weight", path="sample
     if path == "reference":
         return reference.sample_weights(mu, sigma, seed, stream, domain).to(dtype)
     theta, (n, k) = torch.empty(sigma.shape, dtype=dtype, device=sigma.device), sigma.reshape(len(sigma), -1).shape
-    _launch(sample_kernel, "sample", dtype, {"BN": n, "BK": k}, mu, sigma, seed, stream, theta, n, k, reference.DOMAINS[domain])
+    _launch(sample_kernel, dtype, {"BN": n, "BK": k}, mu, sigma, seed, stream, theta, n, k, reference.DOMAINS[domain])
     return theta
 
 
 def choose_path(m, n, k, device):
-    """The path of "auto". On a GPU from the cost model, not from measurements: fused while a sampled weight serves few rows."""
+    """The path of "auto". From the cost model, not from measurements: fused while a sampled weight serves few rows."""
     if device.type == "cpu" and not INTERPRET:
         return "reference"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-        return "sample"  # no tensor cores for tl.dot there
-    return "fused" if m <= 256 and n >= k else "sample"
+    tensor_cores = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)  # that tl.dot can use
+    return "fused" if tensor_cores and m <= 256 and n >= k else "sample"
 
 
 # --- 3. the operator: x (M, K) in the compute dtype -------------------------------------------------------------------
@@ -167,7 +166,8 @@ def _forward(x: Tensor, mu: Tensor, sigma: Tensor, bias_mu: Tensor | None, bias_
     (m, k), n = x.shape, len(mu)
     if path == "fused":
         y = torch.empty(m, n, dtype=x.dtype, device=x.device)
-        _launch(forward_kernel, "forward", x.dtype, {"BM": m, "BN": n}, x, mu, sigma, bias_mu, bias_sigma, seed, stream, y, m, n, k)
+        arguments = (x, mu, sigma, bias_mu, bias_sigma, seed, stream, y, m, n, k)
+        _launch(forward_kernel, x.dtype, {"BM": m, "BN": n}, *arguments)
         return y
     bias = None if bias_mu is None else sample_weights(bias_mu, bias_sigma, seed, stream, x.dtype, "bias", path)
     return F.linear(x, sample_weights(mu, sigma, seed, stream, x.dtype, path=path), bias)
@@ -184,10 +184,10 @@ def _backward(dy: Tensor, x: Tensor, mu: Tensor, sigma: Tensor, seed: Tensor, st
     (m, k), n = x.shape, len(mu)
     if path == "fused":
         dx = torch.empty(m, k, dtype=x.dtype, device=x.device)
+        _launch(dx_kernel, x.dtype, {"BM": m, "BK": k}, dy, mu, sigma, seed, stream, dx, m, n, k)
         gradients = [torch.empty(shape, device=x.device) for shape in [(n, k)] * 2 + [(n,)] * 2 * has_bias]
-        dbias = gradients[2:] or (None, None)
-        _launch(dx_kernel, "dx", x.dtype, {"BM": m, "BK": k}, dy, mu, sigma, seed, stream, dx, m, n, k)
-        _launch(wgrad_kernel, "wgrad", x.dtype, {"BN": n, "BK": k}, dy, x, seed, stream, *gradients[:2], *dbias, m, n, k)
+        outputs = gradients + [None] * (4 - len(gradients))
+        _launch(wgrad_kernel, x.dtype, {"BN": n, "BK": k}, dy, x, seed, stream, *outputs, m, n, k)
         return [dx, *gradients]
     dx = dy @ sample_weights(mu, sigma, seed, stream, x.dtype, path=path)
     gradients = []
@@ -198,7 +198,7 @@ def _backward(dy: Tensor, x: Tensor, mu: Tensor, sigma: Tensor, seed: Tensor, st
 
 @_backward.register_fake
 def _(dy, x, mu, sigma, seed, stream, has_bias, path):
-    return [torch.empty_like(x)] + [torch.empty_like(mu) for _ in "μσ"] + [mu.new_empty(len(mu)) for _ in "μσ" * has_bias]
+    return [torch.empty_like(like) for like in (x, mu, mu, *[mu[:, 0]] * 2 * has_bias)]
 
 
 def _save(ctx, inputs, output):
@@ -211,7 +211,6 @@ def _differentiate(ctx, dy):
     gradients = _backward(dy.contiguous(), *ctx.saved_tensors, ctx.stream, ctx.has_bias, ctx.path)
     return *gradients, *[None] * (8 - len(gradients))
 
-
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
@@ -219,26 +218,23 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 def bayes_linear(x, mu, sigma, bias_mu=None, bias_sigma=None, *, seed, stream=0, compute_dtype=None, path="auto"):
     """y = x (μ + σ∘ε)ᵀ + b with ε = `reference.epsilon(seed, stream, N, K)`; differentiable in all but the seed.
 
-    x (..., K), any leading dimensions, also none or empty; mu, sigma (N, K) float32; bias_mu, bias_sigma (N,) float32 or both
-    None, with ε_b = epsilon(seed, stream, N, 1, domain="bias"). seed: int64 tensor of one element on x's device; stream: int
-    ≥ 0, one number for each layer. compute_dtype: float32, float16 or bfloat16; None: autocast's, else x's. Returns (..., N)
-    in the compute dtype. Raises ValueError, naming both shapes, dtypes or devices. Under DDP give each rank its own seed.
+    x (..., K), any leading dimensions, also none or empty; mu, sigma (N, K), bias_mu, bias_sigma (N,) or None: float32,
+    with ε_b = epsilon(seed, stream, N, 1, domain="bias"). seed: int64 tensor of one element on x's device, its own on
+    each rank of DDP; stream: int ≥ 0, one number for each layer. compute_dtype: one of DTYPES; None: autocast's, else
+    x's. Returns (..., N) in the compute dtype. Raises ValueError naming both shapes, dtypes and devices.
     """
-    if mu.ndim != 2 or x.shape[-1:] != mu.shape[1:]:
-        raise ValueError(f"x (..., K) and mu (N, K) do not fit: {tuple(x.shape)}, {tuple(mu.shape)}")
     if (bias_mu is None) != (bias_sigma is None):
         raise ValueError("give both bias_mu and bias_sigma, or neither")
-    given = {"mu": mu, "sigma": sigma, "bias_mu": bias_mu, "bias_sigma": bias_sigma, "seed": seed.reshape(-1)}
-    for name, tensor in given.items():
-        shape = (1,) if name == "seed" else mu.shape[:1] if "bias" in name else mu.shape
-        wanted = tuple(shape), torch.int64 if name == "seed" else torch.float32, x.device
-        if tensor is not None and (tuple(tensor.shape), tensor.dtype, tensor.device) != wanted:
-            raise ValueError("{} must be {}, {}, on {}".format(name, *wanted) + f", not {tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}")  # fmt: skip
+    tensors = {"mu": mu, "sigma": sigma, "bias_mu": bias_mu, "bias_sigma": bias_sigma, "seed": seed.reshape(-1)}
+    for name, tensor in tensors.items():
+        shape = (1,) if name == "seed" else (len(mu),) if "bias" in name else (len(mu), *x.shape[-1:])
+        wanted = shape, torch.int64 if name == "seed" else torch.float32, x.device
+        if tensor is not None and wanted != (given := (tensor.shape, tensor.dtype, tensor.device)):
+            raise ValueError("with x {}: {} must be {} {} on {}, not {} {} on {}".format(x.shape, name, *wanted, *given))
     kind = x.device.type
     dtype = compute_dtype or (torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype)
-    for name, value, choices in (("compute_dtype", dtype, DTYPES), ("path", path, PATHS)):
-        if value not in choices:
-            raise ValueError(f"{name} {value!r} is not one of {', '.join(map(str, choices))}")
+    if dtype not in DTYPES or path not in PATHS:
+        raise ValueError(f"compute_dtype {dtype} must be one of {DTYPES}, and path {path!r} one of {PATHS}")
     rows = x.reshape(-1, x.shape[-1]).to(dtype).contiguous()
     path = choose_path(len(rows), *mu.shape, x.device) if path == "auto" else path
     parameters = (p if p is None else p.contiguous() for p in (mu, sigma, bias_mu, bias_sigma))

@@ -1,8 +1,7 @@
-"""The random stream of `reference.py` (read that first) as Triton functions: a tile of ε, made in registers, stored nowhere.
+"""The random stream of `reference.py`, function by function, in Triton: a tile of ε, made in registers, stored nowhere.
 
-Every kernel calls `normal_tile` where it needs ε. Since an ε depends on its element and not on the tile, forward, dx and
-the weight gradient may cut the matrix differently and still see the same weights. Function by function this is the code
-of `reference.py`; a product of two 32-bit words is taken in 64 bits, and `uint32` wraps by itself.
+Each kernel calls `normal_tile` where it needs ε. Since ε depends on the element and not on the tile, forward, dx and
+the weight gradient may cut the matrix differently and still see the same weights.
 """
 
 import triton
@@ -20,8 +19,7 @@ def philox(c0, c1, c2, c3, k0, k1):
         p0, p1 = c0.to(tl.uint64) * 0xD2511F53, c2.to(tl.uint64) * 0xCD9E8D57
         high0, high1 = (p0 >> 32).to(tl.uint32), (p1 >> 32).to(tl.uint32)
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, p1.to(tl.uint32), high0 ^ c3 ^ k1, p0.to(tl.uint32)
-        k0 += 0x9E3779B9
-        k1 += 0xBB67AE85
+        k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
     return c0, c1, c2, c3
 
 
@@ -56,16 +54,14 @@ def box_muller(w_radius, w_angle):
     z = x * x
     sin = polynomial(SIN.value, z) * z * x + x
     cos = polynomial(COS.value, z) * z * z + z * -0.5 + 1.0
-    quadrant = w_angle >> 30
-    odd = (quadrant & 1) == 1
+    odd, turned = (w_angle >> 30) % 2 == 1, w_angle >> 31 == 1  # the quadrant
     a, b = tl.where(odd, -sin, cos), tl.where(odd, cos, sin)
-    turned = quadrant >= 2
     return r * tl.where(turned, -a, a), r * tl.where(turned, -b, b)
 
 
 @triton.jit
 def normal_tile(seed, stream, DOMAIN: tl.constexpr, row0, column0, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """ε[row0 : row0 + ROWS, column0 : column0 + COLUMNS]; seed points to an int64; column0 and COLUMNS: multiples of 4."""
+    """ε[row0 : row0 + ROWS, column0 : column0 + COLUMNS]; column0 and COLUMNS: multiples of 4; *seed: int64."""
     key = tl.load(seed)
     rows = row0 + tl.arange(0, ROWS)[:, None]
     groups = column0 // 4 + tl.arange(0, COLUMNS // 4)[None, :]

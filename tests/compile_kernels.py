@@ -24,7 +24,7 @@ DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 def compile_kernel(name, dtype, target, fixed=None, tiles=None, warps=None):
     """-> the compiled kernel of one table configuration; `fixed`: arguments known beforehand, such as an absent bias."""
     kernel = getattr(b, f"{name}_kernel")
-    bm, bn, bk, table_warps = (b.TILES_FLOAT32 if dtype == "float32" else b.TILES)[name]
+    bm, bn, bk, table_warps = (b.TILES_FLOAT32 if dtype == "float32" else b.TILES)[kernel]
     constants = {"BM": bm, "BN": bn, "BK": bk, "DOMAIN": 0} | (fixed or {}) | (tiles or {})
     activations = {"x", "y", "dx", "dy", "theta"}
     signature, attributes = {}, {}
