@@ -65,6 +65,15 @@ def sample_weights(mu, sigma, seed, stream):
     return _SampleWeights.apply(mu, sigma, seed, stream)
 
 
+def draw_tensor(mu, sigma, draw, stream):
+    """θ of this forward, for a layer with one random tensor (an adapter); from the stream that `draw` names."""
+    if draw.kernel != "torch":
+        from minibnn_kernels.reference import sample_weights as philox
+
+        return philox(mu, sigma, draw.seed, stream)
+    return sample_weights(mu, sigma, draw.seed, 2 * stream)
+
+
 # --- layers -----------------------------------------------------------------------------------------------------------
 
 

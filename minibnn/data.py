@@ -39,24 +39,34 @@ def list_pictures(folder, option="--images"):
     return pictures
 
 
-def load_picture(path, size):
-    """A picture of any mode -> (3, size, size) float32 in [-1, 1], upright, centre-cropped to a square.
+def open_picture(path):
+    """A picture of any mode -> PIL RGB, upright, of its own size; transparent parts become white.
 
-    Transparent parts become white. Raises UserError naming the file when it is broken or absurdly large.
+    Raises UserError naming the file when it is broken or absurdly large.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # at twice that size it is an error
             image = Image.open(path)
-            image = _to_rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError:
         raise UserError(f"{path}: too many pixels, perhaps an attack; make it smaller") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
         raise UserError(f"{path}: broken or no picture ({error}); remove it or save it again") from None
+
+
+def load_picture(path, size):
+    """A picture of any mode -> (3, size, size) float32 in [-1, 1], centre-cropped to a square; else as `open_picture`."""
+    image = open_picture(path)
     if min(image.size) < size:
         log.warning("%s: %d x %d pixels are fewer than the resolution of %d", path, *image.size, size)
     image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def to_tensor(pictures):
+    """List of RGB pictures -> (n, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _to_rgb(image):

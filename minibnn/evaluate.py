@@ -18,9 +18,9 @@ from torch import nn
 from tqdm import tqdm
 
 from . import world
+from .data import to_tensor
 from .options import run
 from .pipeline import StableDiffusion, grid, to_pil
-from .pretrain import to_tensor
 from .weights import write_json, write_tensors, write_whole
 
 ATTRIBUTES = {"subject": world.SUBJECTS, "colour": tuple(world.COLOURS), "background": tuple(world.BACKGROUNDS)}

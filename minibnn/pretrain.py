@@ -28,6 +28,7 @@ from tqdm import tqdm
 from . import schedule, world
 from .captions import RARE_WORDS, SPARE_WORDS, all_words, make_vocabulary, random_caption
 from .configs import RECIPE, SD_SCHEDULER, official_configs
+from .data import to_tensor
 from .errors import UserError
 from .pipeline import StableDiffusion
 from .text_encoder import TextEncoder, TextEncoderConfig
@@ -116,11 +117,6 @@ def _restore(path, parameters, ema, optimiser):
 
 
 # --- stage 1: the VAE -------------------------------------------------------------------------------------------------
-
-
-def to_tensor(pictures):
-    """List of RGB pictures -> (n, 3, 64, 64) in [-1, 1]."""
-    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def wide_picture(rng):

@@ -1,0 +1,203 @@
+"""The corruption laboratory: the paper's Eq. 1-2 as code, and σ₁ measured in any network.
+
+Follows: "Exploring Diffusion Models' Corruption Stage in Few-Shot Fine-tuning and Mitigating with Bayesian Neural
+Networks", §3.2-3.3, App. A, B and F. `python -m minibnn.corruption` lists commands that look into models with it. A network fine-tuned on one picture x′ is modelled as if it had learned
+x_0 ~ N(x′, σ₁²), so that x_0 and x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε are jointly Gaussian; with a set I_θ of pictures, as the
+same around the nearest one.
+
+    here              paper
+    abar_t            α_t            ᾱ_t of DDPM
+    picture           x′, x*         a latent that the network has learned, σ₁ around it
+    pictures          I_θ            several of them, (n, C, H, W)
+    sigma1            σ₁             a number ≥ 0, or inf; or (B,)
+    gain              -              k_t = √ᾱ_t σ₁² / (ᾱ_t σ₁² + 1 − ᾱ_t), the factor in δ_t, 0 ≤ k_t ≤ 1/√ᾱ_t
+
+Every function takes ᾱ as a number in (0, 1) or a tensor of shape (B,), as `schedule` does.
+
+But: Eq. 1's variance is printed without its factor σ₁²; `posterior_variance` is what App. A's derivation gives.
+"""
+
+if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
+    import sys
+
+    from .options import answer_ctrl_c_while_importing
+    from .probe_options import choose
+
+    COMMAND, OPTIONS = choose(sys.argv[1:])
+    answer_ctrl_c_while_importing()
+
+from dataclasses import dataclass
+
+import torch
+
+from . import data
+from .schedule import _over, eps_from_x0, q_sample
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+def gain(abar_t, sigma1):
+    """k_t = √ᾱ_t σ₁² / (ᾱ_t σ₁² + 1 − ᾱ_t), float64: 0 for σ₁ = 0, 1/√ᾱ_t for σ₁ = inf.   (in Eq. 1)"""
+    abar_t, sigma1 = torch.as_tensor(abar_t, dtype=torch.float64), torch.as_tensor(sigma1, dtype=torch.float64)
+    return abar_t.sqrt() / (abar_t + (1 - abar_t) / sigma1**2)  # divided by σ₁², so that inf works
+
+
+def delta(x, picture, abar_t, sigma1):
+    """δ_t(x_t, x′) = k_t (x_t − √ᾱ_t x′): what stays between the predicted and the learned picture.   (Eq. 1)"""
+    return _over(gain(abar_t, sigma1), x) * (x - _over(abar_t, x).sqrt() * picture)
+
+
+def predict_x0(x, picture, abar_t, sigma1):
+    """x̂_0 = x′ + δ_t(x_t, x′), mean and mode of P_θ(x_0 | x_t). x, picture: (B, C, H, W) or alike.   (Eq. 2)"""
+    return picture + delta(x, picture, abar_t, sigma1)
+
+
+def posterior_variance(abar_t, sigma1):
+    """σ₁² (1−ᾱ_t) / (ᾱ_t σ₁² + 1 − ᾱ_t), of each element of x_0 given x_t, float64.   (Eq. 1 with its σ₁² put right)"""
+    abar_t, sigma1 = torch.as_tensor(abar_t, dtype=torch.float64), torch.as_tensor(sigma1, dtype=torch.float64)
+    return 1 / (1 / sigma1**2 + abar_t / (1 - abar_t))  # precisions add: the prior's and the observation's
+
+
+def expected_loss(abar_t, sigma1):
+    """ᾱ_t k_t²: the diffusion loss, per element, of Eq. 2's network on its own picture; 0 … 1, float64."""
+    return torch.as_tensor(abar_t, dtype=torch.float64) * gain(abar_t, sigma1) ** 2
+
+
+def sigma1_of(gain_t, abar_t):
+    """`gain` solved for σ₁, float64: σ₁² = k(1−ᾱ)/(√ᾱ − ᾱk). 0 for k ≤ 0, inf for k ≥ 1/√ᾱ_t."""
+    abar_t = torch.as_tensor(abar_t, dtype=torch.float64)
+    share = (torch.as_tensor(gain_t, dtype=torch.float64) * abar_t.sqrt()).clamp(0, 1)
+    return (share / (1 - share) * (1 - abar_t) / abar_t).sqrt()
+
+
+def nearest(x, pictures, abar_t):
+    """Number (B,) of the picture that minimises ‖δ_t(x_t, x*)‖: of the √ᾱ_t x* nearest to x_t.   (§3.2, I_θ)"""
+    scaled = _over(abar_t, x).sqrt() * x.new_ones(len(x), *[1] * (x.ndim - 1))  # (B, 1, 1, 1)
+    distance = [(x - scaled * picture).square().flatten(1).sum(1) for picture in pictures]
+    return torch.stack(distance).argmin(0)
+
+
+def predict_x0_of_set(x, pictures, abar_t, sigma1):
+    """Eq. 2 around the nearest picture of I_θ. x: (B, C, H, W); pictures: (n, C, H, W).   (§3.2)"""
+    return predict_x0(x, pictures[nearest(x, pictures, abar_t)], abar_t, sigma1)
+
+
+def eps_model(pictures, abar, sigma1):
+    """The network that Eq. 2 describes: model(x, t) -> ε̂, as the samplers of `schedule` and `estimate_sigma1` take it.
+
+    abar: (1000,); sigma1: a number, or (1000,), one for each t.
+    Example: schedule.sample_ddim(eps_model(pictures, abar, 0.5), noise, schedule.timesteps(50), abar).
+    """
+    sigma1 = torch.as_tensor(sigma1, dtype=torch.float64).expand(len(abar))
+
+    def model(x, t):
+        return eps_from_x0(x, predict_x0_of_set(x, pictures, abar[t], sigma1[t]), abar[t])
+
+    return model
+
+
+# --- the measurement --------------------------------------------------------------------------------------------------
+
+TIMES = (20, 50, 100, 200, 400, 600, 800)
+
+
+@dataclass(frozen=True)
+class Sigma1:
+    """What `estimate_sigma1` found; plain lists with one value for each t, so that `dataclasses.asdict` goes into JSON."""
+
+    t: list
+    gain: list  # k_t by least squares
+    sigma1: list  # σ₁,t of that gain; inf where the network removes none of the noise
+    low: list  # bootstrap interval of σ₁,t
+    high: list
+    loss: list  # mean (ε̂ − ε)²
+    explained: list  # ᾱ_t k_t² / loss, 0 … 1: the share of the loss that has the form of Eq. 2
+    from_loss: list  # σ₁,t read from the loss, as if all of it had that form: never below sigma1
+    own: list  # share of draws whose nearest picture is the one that was noised
+    mean: float  # of σ₁,t over t, as the paper's Fig. 4 takes it: large t dominate
+    mean_low: float
+    mean_high: float
+
+
+@torch.no_grad()
+def estimate_sigma1(predict_eps, latents, abar, ts=TIMES, draws=32, seed=0, batch_size=64, level=0.95, resamples=1000):
+    """σ₁,t of a network, by least squares of its errors x̂_0 − x′ on x_t − √ᾱ_t x′ over fresh noise.
+
+    With the ε-prediction ε̂ that is √ᾱ_t k_t = 1 − ⟨ε̂, ε⟩/⟨ε, ε⟩: the share of the added noise that the network leaves in.
+    By Stein's lemma k_t is the mean of ∂x̂_0/∂x_t's diagonal, so it means something for every network; that the whole
+    error has this form (`explained` = 1) and that σ₁,t is the same at all t is the paper's model, which may fail.
+
+    predict_eps(x, t): (B, 4, h, w) and an int -> ε̂; `predictor` makes it from a model and a prompt.
+    latents: (n, 4, h, w), those of the training pictures; abar: (1000,), on the CPU or their device.
+    The same noise (draws, n, 4, h, w) of `seed` serves all t and all networks: two checkpoints differ by the network only.
+    Intervals (percentile bootstrap, `level`) resample the draws of each picture: the pictures are those trained on, no
+    sample of others. Cost: len(ts)·n·draws forwards in batches. Returns Sigma1. Raises ValueError for fewer than two draws.
+    """
+    if draws < 2:
+        raise ValueError(f"draws = {draws}: an interval needs at least 2")
+    n = len(latents)
+    noise = torch.randn((draws, *latents.shape), generator=torch.Generator().manual_seed(seed))
+    noise = noise.flatten(0, 1).to(latents)  # draw by draw, all pictures
+    clean = latents.repeat(draws, *[1] * (latents.ndim - 1))
+    owner = torch.arange(n).repeat(draws)
+    left, loss, own = [], [], []
+    for t in ts:
+        x = q_sample(clean, noise, abar[t])
+        eps = torch.cat([predict_eps(part, int(t)) for part in x.split(batch_size)])
+        error = (noise - eps).double().flatten(1)
+        left.append((error * noise.double().flatten(1)).sum(1).cpu())  # ⟨ε − ε̂, ε⟩ of each draw
+        loss.append(error.square().mean().item())
+        own.append((nearest(x, latents, abar[t]).cpu() == owner).double().mean().item())
+    left = torch.stack(left).reshape(len(ts), draws, n)
+    energy = noise.double().square().flatten(1).sum(1).cpu().reshape(draws, n)
+
+    abar_t = torch.stack([abar[t] for t in ts]).cpu().double()
+    gain_t = left.sum((1, 2)) / energy.sum() / abar_t.sqrt()
+    sigma1 = sigma1_of(gain_t, abar_t)
+    counts = _bootstrap_counts(resamples, draws, n, torch.Generator().manual_seed(seed))
+    shares = torch.einsum("rdn,tdn->rt", counts, left) / torch.einsum("rdn,dn->r", counts, energy)[:, None]
+    resampled = sigma1_of(shares / abar_t.sqrt(), abar_t)  # (resamples, len(ts))
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = _quantiles(resampled, ends)
+    mean_low, mean_high = _quantiles(resampled.mean(1, keepdim=True), ends)
+    loss = torch.tensor(loss, dtype=torch.float64)
+    relative = loss * noise[0].numel() * len(noise) / energy.sum()  # to the noise drawn: of variance 1 only on average
+    explained = torch.where(loss > 0, abar_t * gain_t**2 / relative, 1.0)
+    from_loss = sigma1_of((relative / abar_t).sqrt(), abar_t)
+    columns = (gain_t, sigma1, low, high, loss, explained, from_loss)
+    means = (sigma1.mean(), mean_low, mean_high)
+    return Sigma1([int(t) for t in ts], *(c.tolist() for c in columns), own, *(m.item() for m in means))
+
+
+def _bootstrap_counts(resamples, draws, n, generator):
+    """How often each draw is taken when the draws of each picture are drawn again: (resamples, draws, n), float64."""
+    picked = torch.randint(draws, (resamples, draws, n), generator=generator)
+    return torch.zeros(resamples, draws, n, dtype=torch.float64).scatter_add_(1, picked, torch.ones_like(picked, dtype=torch.float64))
+
+
+def _quantiles(values, ends):
+    """Quantiles of each column of (resamples, columns): (2, columns). No interpolation, for some values may be inf."""
+    return torch.quantile(values, ends, dim=0, interpolation="nearest")
+
+
+def predictor(sd, prompt):
+    """predict_eps(x, t) of a StableDiffusion for one prompt ("" for none), without guidance; x float32, ε̂ float32."""
+    context = sd.encode_prompts([prompt])
+
+    def predict_eps(x, t):
+        times = torch.full((len(x),), t, device=x.device)
+        return sd.predict_eps(x.to(context.dtype), times, context.expand(len(x), -1, -1)).float()
+
+    return predict_eps
+
+
+def latents_of(sd, images):
+    """Pictures (n, 3, H, W) in [-1, 1] -> scaled latents (n, 4, h, w), float32, without the noise of the VAE's posterior."""
+    return data.latent_moments(sd.vae, images.to(sd.device))[0] * sd.vae.config.scaling_factor
+
+
+if __name__ == "__main__":
+    from .options import run
+    from .probes import look
+
+    run(lambda options: look(COMMAND, options), OPTIONS)

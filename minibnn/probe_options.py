@@ -1,0 +1,66 @@
+"""Command lines of `python -m minibnn.corruption`. Imports no torch, so that `--help` answers at once."""
+
+import sys
+from dataclasses import dataclass
+
+from .options import DTYPES, _count, _weight, _whole, _words, option, parse
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """Look into one model, and beside it into the model that it was trained from."""
+
+    model: str = option("tiny", 'the model to look into: a run, a diffusers folder, an LDM file, or "tiny" (bundled)', "what")
+    base: str = option(None, "the pretrained model to compare with [what the run was trained from; without a run: none]", "what", metavar="MODEL")
+    images: str = option(None, "folder with the training pictures [those of the run]", "what", metavar="DIR")
+    picture: int = option(0, "which of them is x′ where a probe uses one, by name from 0", "what", type=_count)
+    prompt: str = option(None, "the training prompt [of the run, or the model's recipe]", "what", type=_words)
+    tokenizer: str = option(None, "folder with vocab.json and merges.txt, for an LDM file", "what", metavar="DIR")
+    prediction_type: str = option(None, "what an LDM file of SD v2 predicts [epsilon]", "what", choices=("epsilon", "v_prediction"))
+    t: int = option(100, "the time of probe-local, probe-scaled and probe-blank, 1..999", "measuring", type=_whole)
+    draws: int = option(32, "draws of noise for each picture and time, at least 2", "measuring", type=_whole)
+    batch_size: int = option(32, "latents predicted at once", "measuring", type=_whole)
+    seed: int = option(0, "of the noise", "measuring", type=_count)
+    dtype: str = option(None, "of the weights [float32; CUDA: float16]", "measuring", choices=DTYPES)
+    device: str = option(None, "cpu, cuda, cuda:1, ... [cuda if there is one]", "measuring")
+    out: str = option(None, "a PNG file; figures as JSON stand beside it [COMMAND.png]", "output", metavar="PNG")
+    overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Draw what Eq. 2 alone predicts, without any network: for sets of pictures, large to one, and for values of σ₁."""
+
+    images: str = option(None, "folder with the training pictures", "what", required=True, metavar="DIR")
+    manifold: str = option(None, "folder with many other pictures: what the pretrained model knows [drawings of the picture world]", "what", metavar="DIR")
+    manifold_size: int = option(400, "how many drawings of the world", "what", type=_whole)
+    model: str = option("tiny", "whose VAE and noise schedule", "what")
+    sigma1: list = option((0.0, 0.1, 0.3, 1.0, 4.8), "values of σ₁, in latents of variance about 1", "what", type=_weight, nargs="+", metavar="X")
+    measured: str = option(None, "a JSON file of the command sigma1: draw also with the σ₁,t measured there", "what", metavar="JSON")
+    steps: int = option(50, "sampling steps (DDIM)", "drawing", type=_whole)
+    seed: int = option(0, "of the starting noise, the same for all", "drawing", type=_count)
+    out: str = option(None, "a PNG file; figures as JSON stand beside it [model.png]", "output", metavar="PNG")
+    overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+
+COMMANDS = {
+    "sigma1": "σ₁,t against t, with intervals, and how much of the loss has the form of Eq. 2 (Fig. 4)",
+    "model": "pictures that Eq. 2 alone draws: many pictures, few, one; σ₁ large, small (§3.2)",
+    "probe-zero": "x_t = 0 denoised from t = 999 (Fig. 3)",
+    "probe-local": "additional noise in a small region at t = 100 (Fig. 5)",
+    "probe-scaled": "k times a training picture denoised at t = 100 (Fig. 12)",
+    "probe-blank": "a blank picture at t = 100 without a prompt (Fig. 10b)",
+}
+USAGE = "usage: python -m minibnn.corruption COMMAND [options]\n\n" + "\n".join(f"  {k:13s} {v}" for k, v in COMMANDS.items())
+
+
+def choose(words):
+    """Words of the command line -> (command, options); exits with 2 and one line on a mistake, with 0 on --help."""
+    command, *rest = words or ["--help"]
+    if command in ("-h", "--help"):
+        print(USAGE + "\n\npython -m minibnn.corruption COMMAND --help lists the options of one.")
+        raise SystemExit(0)
+    if command not in COMMANDS:
+        print(f"error: no command {command}; one of {', '.join(COMMANDS)}", file=sys.stderr)
+        raise SystemExit(2)
+    return command, parse(ModelOptions if command == "model" else ProbeOptions, f"minibnn.corruption {command}", rest)

@@ -1,0 +1,274 @@
+"""The tutorials: solutions pass, stubs and typical wrong answers fail with the right hint, the solved notebooks run, and
+what the text shows (links, names, figures, mathematics) is in order."""
+
+import ast
+import base64
+import os
+import re
+import shutil
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TUTORIALS = ROOT / "tutorials"
+sys.path.insert(0, str(TUTORIALS))
+
+import build  # noqa: E402
+from checks import Mistake, compare, equal  # noqa: E402
+
+SOURCES = build.sources()
+PAGES = [*SOURCES, *sorted(TUTORIALS.glob("*.md"))]
+each_tutorial = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+MAX_FIGURE = 200_000  # bytes
+
+
+def checks_of(source):
+    return import_module(f"checks.{source.stem[3:]}")
+
+
+def definitions(text):
+    """The functions of a tutorial, without running its experiments: only imports, functions and classes are executed."""
+    tree = ast.parse(text)
+    tree.body = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))]
+    space = {"__name__": "tutorial"}
+    exec(compile(tree, "tutorial", "exec"), space)
+    return space
+
+
+EXERCISES = [(source, name) for source in SOURCES for name in checks_of(source).WRONG]
+each_exercise = pytest.mark.parametrize(("source", "name"), EXERCISES, ids=lambda x: x if isinstance(x, str) else x.stem[:2])
+
+
+# --- the exercises ----------------------------------------------------------------------------------------------------
+
+
+@each_exercise
+def test_the_check_passes_on_the_solution_and_fails_on_the_stub(source, name, capsys):
+    text, check = source.read_text(encoding="utf-8"), getattr(checks_of(source), f"check_{name}")
+    check(definitions(text)[name])
+    assert "✓" in capsys.readouterr().out
+    with pytest.raises(NotImplementedError, match="exercise "):
+        check(definitions(build.student_text(text))[name])
+
+
+@each_exercise
+def test_wrong_answers_fail_with_the_right_hint(source, name, capsys):
+    module = checks_of(source)
+    wrong_answers = module.WRONG[name]
+    assert len(wrong_answers) >= 2
+    for wrong, words in [*wrong_answers, (lambda *inputs, **named: None, "")]:
+        with pytest.raises(Mistake) as failure:
+            getattr(module, f"check_{name}")(wrong)
+        assert words in str(failure.value)
+    assert "✓" not in capsys.readouterr().out
+
+
+@each_tutorial
+def test_every_exercise_has_its_check_and_is_checked(source):
+    text = source.read_text(encoding="utf-8")
+    names = list(checks_of(source).WRONG)
+    checks = {name[6:] for name in vars(checks_of(source)) if name.startswith("check_")}
+    assert set(names) == checks
+    assert all(re.search(rf"^check_{name}\({name}\)$", text, re.MULTILINE) for name in names)
+    titles = re.findall(r"# --- exercise (\d+): .", text)
+    assert titles == [str(i + 1) for i in range(len(names))] and len(names) >= 3
+
+
+def test_compare_tells_wrong_answers_from_right_ones():
+    compare(1.0 + 1e-12, 1.0)
+    compare([1, 2], (1.0, 2.0))
+    for got, words in (
+        (None, "return"), ("x", "str"), (2.0, "2 where 1 is expected"), (float("nan"), "finite"), ([1.0], "shape (1,), expected ()"),
+        (3.0, "thrice"),
+    ):  # fmt: skip
+        with pytest.raises(Mistake, match=re.escape(words)):
+            compare(got, 1.0, {"thrice": 3.0})
+    with pytest.raises(AssertionError, match="do not show: once"):
+        compare(1.0, 1.0, {"once": 1.0})
+    assert not equal([1.0, 2.0], 1.0)
+
+
+# --- the notebooks ----------------------------------------------------------------------------------------------------
+
+
+@each_tutorial
+def test_the_committed_notebooks_are_built_from_the_source(source):
+    for path, text in build.build(source).items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} is out of date: python tutorials/build.py"
+        assert text.isascii() or "\\u" not in text  # readable in a diff
+        for i, cell in enumerate(nbformat.reads(text, 4).cells):
+            if cell.cell_type == "code":
+                compile(cell.source, f"{path.name}, cell {i}", "exec")
+                assert not cell.outputs
+
+
+def test_no_notebook_is_left_over():
+    built = {path for source in SOURCES for path in build.build(source)}
+    assert set(TUTORIALS.glob("*.ipynb")) == built
+
+
+def test_a_stub_replaces_the_solution_only():
+    text = "# %%\ndef f(x):\n    # --- exercise 1: double\n    y = x\n\n    return 2 * y\n    # --- end\n\n\nf(1)\n"
+    stub = '    # --- exercise 1: double\n    raise NotImplementedError("exercise 1: double")\n    # --- end\n'
+    assert build.student_text(text) == "# %%\ndef f(x):\n" + stub + "\n\nf(1)\n"
+    assert build.cells(text + "# %% [markdown]\n# a\n#\n# b\n") == [(False, text[5:].strip()), (True, "a\n\nb")]
+    for bad in (text.replace("    # --- end", "# --- end"), text.replace("    # --- end\n", "")):
+        with pytest.raises(ValueError, match="lacks its"):
+            build.student_text(bad)
+    for bad in ("# %% [raw]\nx\n", "# %% [markdown]\nx\n"):
+        with pytest.raises(ValueError):
+            build.cells(bad)
+    twice = build.notebook("# %%\nx = 1\n# %%\nx = 1\n")
+    assert twice.cells[0].id != twice.cells[1].id
+
+
+NO_NETWORK = """import socket
+
+def refuse(*address, **options):
+    raise OSError("a tutorial needs no network")
+
+socket.getaddrinfo = socket.create_connection = refuse"""
+
+
+def run(notebook, folder):
+    """Execute a notebook in `folder`, with the running interpreter as its kernel."""
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient import NotebookClient
+
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(NO_NETWORK))
+    kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
+    assert kernel.kernel_spec.argv[0] == sys.executable
+    client = NotebookClient(notebook, km=kernel, timeout=120, resources={"metadata": {"path": str(folder)}})
+    client.execute(env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"})
+    return notebook
+
+
+@each_tutorial
+def test_the_solved_notebook_runs(source, tmp_path):
+    folder = shutil.copytree(TUTORIALS, tmp_path / "tutorials", ignore=shutil.ignore_patterns("*.ipynb", "__pycache__"))
+    before = sorted(folder.rglob("*.*"))
+    notebook = run(build.notebook(source.read_text(encoding="utf-8")), folder)
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+    assert printed.count("✓") == len(checks_of(source).WRONG)
+    errors = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stderr")
+    assert "Warning" not in errors
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert pictures, "a tutorial shows at least one figure"
+    for output in pictures:
+        assert len(base64.b64decode(output.data["image/png"])) <= MAX_FIGURE
+        assert output.metadata.get("image/png", {}).get("alt"), "show(figure, name, alt) gives a figure its words"
+    assert [path for path in sorted(folder.rglob("*.*")) if "__pycache__" not in path.parts] == before  # nothing is written
+
+
+def test_a_notebook_that_names_what_minibnn_lacks_fails(tmp_path):
+    from nbclient.exceptions import CellExecutionError
+
+    with pytest.raises(CellExecutionError, match="no attribute 'train_ch3'"):
+        run(build.notebook("# %%\nimport minibnn.errors\nminibnn.errors.train_ch3\n"), tmp_path)
+
+
+# --- the text ---------------------------------------------------------------------------------------------------------
+
+
+def markdown_of(page):
+    """The text of a page, without its code."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".py":
+        text = "\n\n".join(body for markdown, body in build.cells(text) if markdown)
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def mathematics_faults(text):
+    """What some viewer would show wrong: displayed equations not on paragraphs of their own, own macros, loose signs."""
+    faults = []
+    prose = []
+    for paragraph in re.split(r"\n\s*\n", text):
+        body = re.sub(r"`[^`]*`", "", paragraph.strip())
+        if "$$" in body:
+            if not (body.startswith("$$") and body.endswith("$$") and body.count("$$") == 2 and len(body) > 4):
+                faults.append(f"$$ is not alone on its paragraph: {paragraph}")
+            if r"\begin{align}" in body or r"\begin{equation" in body or r"\begin{align*}" in body:
+                faults.append(f"use aligned: {paragraph}")
+        else:
+            prose.append(body)
+            if r"\begin" in body:
+                faults.append(f"displayed mathematics without $$: {paragraph}")
+        for bad in (r"\tag", r"\newcommand", r"\def", r"\textcolor", r"\label"):
+            if re.search(re.escape(bad) + r"(?![a-z])", body):
+                faults.append(f"{bad}: {paragraph}")
+    for paragraph in prose:
+        for line in paragraph.split("\n") if "|" in paragraph else [paragraph]:
+            pieces = line.replace(r"\$", "").split("$")
+            if len(pieces) % 2 == 0:
+                faults.append(f"an odd number of $: {line}")
+            for inside in pieces[1::2]:
+                if not inside or inside != inside.strip():
+                    faults.append(f"a space beside $: {line}")
+                if "|" in inside and "|" in paragraph[:1]:
+                    faults.append(f"| in a table's formula: use \\mid or \\Vert: {line}")
+    return faults
+
+
+@each_page
+def test_mathematics_renders_everywhere(page):
+    assert not mathematics_faults(markdown_of(page))
+
+
+def test_the_linter_of_mathematics_sees_faults():
+    assert not mathematics_faults("Let $x_t$ be\n\n$$x = \\begin{aligned}a&=b\\end{aligned}$$\n\nand `$HOME` or\n\n| a | $b$ |")
+    for bad in (
+        "see\n$$x$$", "$$x$$\nwhere", "$$x$$ and $$y$$", "\\begin{align}a\\end{align}", "$$\\begin{align}a\\end{align}$$",
+        "$$x \\tag{1}$$", "an $x", "an $ x $ b", "$$\\newcommand{\\a}{b}$$", "| $p(a|b)$ | c |",
+    ):  # fmt: skip
+        assert mathematics_faults(bad), bad
+
+
+@each_page
+def test_links_pictures_and_names_exist(page):
+    text = markdown_of(page)
+    for alt, target in re.findall(r"!\[(.*?)\]\((.*?)\)", text, re.DOTALL):
+        assert len(alt) > 10, f"{target} needs words for those who cannot see it"
+        assert (TUTORIALS / target).stat().st_size <= MAX_FIGURE
+    for target in re.findall(r"\]\((.*?)\)", text):
+        assert target.startswith("https://") or (TUTORIALS / target.split("#")[0]).exists(), target
+    assert "<img" not in text and "base64" not in text
+    for path, name in re.findall(r"`((?:minibnn|kernels|tutorials)/[\w/]+\.py)(?::(\w+))?", text):
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+        defined = {n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+        defined |= {t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+        assert not name or name in defined, f"{path} has no {name}"
+
+
+def test_the_notation_page_names_what_the_code_has():
+    """Every name of the column "in code" is a variable, argument or attribute somewhere in minibnn or in a tutorial."""
+    known = {"B", "C", "H", "W"}
+    for path in [*ROOT.glob("minibnn/*.py"), *SOURCES]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            known |= {getattr(node, field) for field in ("id", "arg", "attr", "name") if isinstance(getattr(node, field, None), str)}
+    page = (TUTORIALS / "NOTATION.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in page.split("\n") if line.startswith("| $")]
+    names = [name for row in rows for code in re.findall(r"`(.*?)`", row[2]) for name in re.findall(r"[A-Za-z_]\w*", code)]
+    assert len(rows) > 30 and len(names) >= len(rows)
+    assert not [name for name in names if name not in known]
+
+
+@each_tutorial
+def test_the_index_lists_it(source):
+    index = (TUTORIALS / "README.md").read_text(encoding="utf-8")
+    assert f"({source.stem}.ipynb)" in index and f"({source.stem}_solved.ipynb)" in index
+
+
+@each_tutorial
+def test_the_first_cell_of_code_is_short(source):
+    """At most six lines of imports, no paths, no downloads; it prints the versions."""
+    first = next(body for markdown, body in build.cells(source.read_text(encoding="utf-8")) if not markdown)
+    imports = [n for n in ast.parse(first).body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    assert 1 <= len(imports) <= 6 and "__version__" in first
+    assert "sys.path" not in source.read_text(encoding="utf-8") and "chdir" not in source.read_text(encoding="utf-8")

@@ -1,0 +1,196 @@
+"""Checks of 04_bayes_linear."""
+
+import math
+
+import torch
+
+from . import Mistake, compare, exercise, pair, random
+
+WRONG = {}
+
+
+@exercise
+def check_bayes_linear(fn):
+    x, mu, sigma = random(5, 3), random(2, 3, seed=1), random(2, 3, seed=2).abs() + 0.1
+    drawn = []
+
+    def draw(shape):
+        drawn.append(random(*shape, seed=10 + len(drawn)))
+        return drawn[-1]
+
+    got = fn(x, mu, sigma, draw)
+    if not drawn:
+        raise Mistake("ε was not drawn: call draw(shape) once")
+    if len(drawn) > 1:
+        raise Mistake(
+            f"ε was drawn {len(drawn)} times: one draw serves all rows of the batch, or the rows see different networks"
+        )
+    eps = drawn[0]
+    if eps.shape != mu.shape:
+        raise Mistake(f"ε has shape {tuple(eps.shape)}: every weight needs its own, as μ {tuple(mu.shape)}")
+    compare(
+        got,
+        x @ (mu + sigma * eps).T,
+        {
+            "σ is the standard deviation: do not square it, θ = μ + σ∘ε": x @ (mu + sigma**2 * eps).T,
+            "σ is the standard deviation, not the variance: no root, θ = μ + σ∘ε": x @ (mu + sigma.sqrt() * eps).T,
+            "ε was drawn but the layer computes with μ alone": x @ mu.T,
+            "θ is μ + σ∘ε, not μ∘(1 + σ∘ε)": x @ (mu * (1 + sigma * eps)).T,
+        },
+        "y",
+    )
+
+
+WRONG["bayes_linear"] = [
+    (lambda x, mu, sigma, draw: torch.stack([row @ (mu + sigma * draw(mu.shape)).T for row in x]), "drawn 5 times"),
+    (lambda x, mu, sigma, draw: x @ (mu + sigma**2 * draw(mu.shape)).T, "standard deviation"),
+    (lambda x, mu, sigma, draw: x @ (mu + sigma * draw((1,))).T, "every weight needs its own"),
+    (lambda x, mu, sigma, draw: x @ mu.T, "not drawn"),
+]
+
+
+@exercise
+def check_gradients(fn):
+    x, grad_y, eps, again = random(5, 3), random(5, 2, seed=1), random(2, 3, seed=2), random(2, 3, seed=3)
+    grad_mu, grad_sigma = pair(fn(x, grad_y, eps), "∂L/∂μ and ∂L/∂σ")
+    grad_theta = grad_y.T @ x
+    mean = {"sum over the rows of the batch: each row used the same θ, and its gradient adds up; this is the mean": grad_theta / 5}
+    compare(grad_mu, grad_theta, mean | {"∂θ/∂μ is 1, so ∂L/∂μ has no ε": grad_theta * eps}, "∂L/∂μ")
+    compare(
+        grad_sigma,
+        grad_theta * eps,
+        {
+            "∂θ/∂σ is ε, not 1: a factor ε is missing": grad_theta,
+            "this is the mean over the rows; sum": grad_theta * eps / 5,
+            "∂θ/∂σ is ε, not |ε|: a weight that was pushed down must be able to say so": grad_theta * eps.abs(),
+        },
+        "∂L/∂σ",
+    )
+    other = pair(fn(x, grad_y, again), "∂L/∂μ and ∂L/∂σ")[1]
+    if torch.equal(torch.as_tensor(other), torch.as_tensor(grad_sigma)):
+        raise Mistake("∂L/∂σ does not depend on the ε of the forward pass: it was drawn twice")
+
+
+def _draws_again(x, grad_y, eps):
+    grad_theta = grad_y.T @ x
+    return grad_theta, grad_theta * random(2, 3, seed=4)
+
+
+WRONG["gradients"] = [
+    (lambda x, grad_y, eps: (grad_y.T @ x, grad_y.T @ x), "factor ε is missing"),
+    (lambda x, grad_y, eps: (grad_y.T @ x / len(x), grad_y.T @ x * eps / len(x)), "sum over the rows"),
+    (_draws_again, "is wrong"),
+    (lambda x, grad_y, eps: grad_y.T @ x, "two values"),
+]
+
+
+@exercise
+def check_gaussian_kl(fn):
+    mu_q, sigma_q, mu_p, sigma_p = random(6), random(6, seed=1).abs() + 0.2, random(6, seed=2), random(6, seed=3).abs() + 0.3
+    right = _kl(mu_q, sigma_q, mu_p, sigma_p)
+    compare(
+        fn(mu_q, sigma_q, mu_p, sigma_p),
+        right.sum(),
+        {
+            "KL has its arguments swapped: this is KL(P‖Q), the expectation must be over Q": _kl(mu_p, sigma_p, mu_q, sigma_q).sum(),
+            "this is the mean; the KL of independent weights is the *sum* of theirs": right.mean(),
+            "one number for each weight; the KL of the whole layer is their sum": right,
+            "σ is the standard deviation: square it in the fraction (but not in the logarithm)": _kl(
+                mu_q, sigma_q.sqrt(), mu_p, sigma_p.sqrt()
+            ).sum(),
+            "log of the ratio of standard deviations, not of variances": (right + torch.log(sigma_p / sigma_q)).sum(),
+            "the sign is wrong: a KL divergence is never negative": -right.sum(),
+            "−1/2 is missing for each weight: KL(Q‖Q) must be 0": (right + 0.5).sum(),
+            "−1/2 belongs to each weight, before the sum": (right + 0.5).sum() - 0.5,
+        },
+        "the KL divergence",
+    )
+
+
+def _kl(mu_q, sigma_q, mu_p, sigma_p):
+    return torch.log(sigma_p / sigma_q) + (sigma_q**2 + (mu_q - mu_p) ** 2) / (2 * sigma_p**2) - 0.5
+
+
+WRONG["gaussian_kl"] = [
+    (lambda mu_q, sigma_q, mu_p, sigma_p: _kl(mu_p, sigma_p, mu_q, sigma_q).sum(), "swapped"),
+    (lambda *q_p: _kl(*q_p).mean(), "the *sum*"),
+    (lambda *q_p: _kl(*q_p), "one number"),
+    (lambda mu_q, sigma_q, mu_p, sigma_p: _kl(mu_q, sigma_q.sqrt(), mu_p, sigma_p.sqrt()).sum(), "square it"),
+]
+
+
+@exercise
+def check_negative_elbo(fn):
+    y, predicted, noise, kl = random(7, 1), random(7, 1, seed=1), 0.4, torch.tensor(2.5)
+    squares = (y - predicted) ** 2
+    constant = 0.5 * math.log(2 * math.pi * noise**2)
+    points = squares / (2 * noise**2) + constant
+    compare(
+        fn(y, predicted, noise, kl),
+        points.sum() + kl,
+        {
+            "sum over the data: with the mean the KL counts n times too much": points.mean() + kl,
+            "the KL is added to the loss: it is a price": points.sum() - kl,
+            "divide the squared errors by 2·noise²: how bad an error is depends on the noise": squares.sum() + kl,
+            "this is the mean squared error; the likelihood sums, and divides by 2·noise²": squares.mean() + kl,
+            "noise is a standard deviation: square it": (squares / (2 * noise) + constant).sum() + kl,
+            "the KL is missing": points.sum(),
+            "½ log(2π·noise²) is missing for each point": (squares / (2 * noise**2)).sum() + kl,
+            "½ log(2π·noise²) belongs to each point, before the sum": (squares / (2 * noise**2)).sum() + constant + kl,
+        },
+        "the loss",
+    )
+
+
+def _points(y, predicted, noise):
+    return (y - predicted) ** 2 / (2 * noise**2) + 0.5 * math.log(2 * math.pi * noise**2)
+
+
+WRONG["negative_elbo"] = [
+    (lambda y, predicted, noise, kl: _points(y, predicted, noise).mean() + kl, "n times too much"),
+    (lambda y, predicted, noise, kl: _points(y, predicted, noise).sum() - kl, "price"),
+    (lambda y, predicted, noise, kl: ((y - predicted) ** 2).sum() + kl, "depends on the noise"),
+]
+
+
+@exercise
+def check_exact_posterior(fn):
+    x, y, noise, mu_p, sigma_p = random(7, 3), random(7, 1, seed=1), 0.4, random(1, 3, seed=2), 0.6
+    data, prior = x.T @ x / noise**2, torch.eye(3) / sigma_p**2
+    precision = data + prior
+    pull = y.T @ x / noise**2 + mu_p / sigma_p**2
+    mean, covariance = pair(fn(x, y, noise, mu_p, sigma_p), "the mean and the covariance")
+    compare(
+        covariance,
+        torch.linalg.inv(precision),
+        {
+            "this is the precision; the covariance is its inverse": precision,
+            "the prior's precision 1/σ_p² is missing": torch.linalg.inv(data),
+            "precisions are 1/variance: square the noise and σ_p": torch.linalg.inv(x.T @ x / noise + torch.eye(3) / sigma_p),
+            "these are the standard deviations or variances of single weights; return the whole matrix": torch.linalg.inv(precision).diag(),
+            "precisions add up, not covariances": torch.linalg.inv(data) + sigma_p**2 * torch.eye(3),
+        },
+        "the covariance",
+    )
+    compare(
+        torch.as_tensor(mean).reshape(1, 3),
+        pull @ torch.linalg.inv(precision),
+        {
+            "this is the maximum of the likelihood, without the prior": y.T @ x @ torch.linalg.inv(x.T @ x),
+            "the prior's mean is missing: it pulls with μ_p/σ_p²": y.T @ x / noise**2 @ torch.linalg.inv(precision),
+        },
+        "the mean",
+    )
+
+
+def _posterior(x, y, noise, mu_p, sigma_p):
+    covariance = torch.linalg.inv(x.T @ x / noise**2 + torch.eye(x.shape[1]) / sigma_p**2)
+    return (y.T @ x / noise**2 + mu_p / sigma_p**2) @ covariance, covariance
+
+
+WRONG["exact_posterior"] = [
+    (lambda *problem: (_posterior(*problem)[0], torch.linalg.inv(_posterior(*problem)[1])), "its inverse"),
+    (lambda x, y, noise, mu_p, sigma_p: (mu_p, torch.linalg.inv(x.T @ x / noise**2)), "prior's precision"),
+    (lambda x, y, noise, mu_p, sigma_p: _posterior(x, y, noise, 0 * mu_p, sigma_p), "prior's mean is missing"),
+    (lambda *problem: _posterior(*problem)[0], "two values"),
+]
