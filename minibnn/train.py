@@ -17,6 +17,7 @@ if __name__ == "__main__":  # before torch is imported: --help and mistyped opti
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
 from pathlib import Path
 
@@ -164,6 +165,7 @@ def settle(options, sd, pictures):
         resolution=options.resolution or recipe["resolution"],
         device=device,
         dtype=options.dtype or (half if device.startswith("cuda") else "float32"),
+        kernel=options.kernel or default_kernel(device),
     )
     if not options.prompt:
         raise UserError('--prompt is required for this model, for instance --prompt "a photo of a sks dog"')
@@ -178,6 +180,12 @@ def settle(options, sd, pictures):
     if not options.bayes and (options.lambda_kl or options.keep_posterior):
         raise UserError("--lambda-kl and --keep-posterior need --bayes")
     return options
+
+
+def default_kernel(device):
+    """"triton" on a GPU where it is installed and can compile (from a T4 on), else "torch"."""
+    cuda = device.startswith("cuda") and importlib.util.find_spec("triton") is not None
+    return "triton" if cuda and torch.cuda.get_device_capability(device) >= (7, 5) else "torch"
 
 
 def check_device(device):
