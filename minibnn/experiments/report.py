@@ -26,11 +26,11 @@ from .stages import corruption_stage, interval, noise_stage
 
 CURVES = {  # what is drawn: (title, group of prompts)
     "fidelity": ("fidelity to the training pictures, other prompts", "other"),
-    "noise": ("noise above clean drawings (10⁻³), other prompts", "other"),
+    "noise": ("noise above clean drawings (x 1000), other prompts", "other"),
     "nearest": ("fidelity to the nearest picture, training prompt", "training"),
     "background": ("place drawn as asked, other prompts", "other"),
     "diversity": ("diversity, training prompt", "training"),
-    "sigma1": ("σ₁ at t = 100 (Eq. 2)", "training"),
+    "sigma1": ("sigma_1 at t = 100 (Eq. 2)", "training"),
 }
 KEPT = ("fidelity", "nearest", "noise", "worst_noise", "immerkaer", "diversity", "subject", "background")
 
