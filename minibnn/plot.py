@@ -104,6 +104,7 @@ def _draw(panel):
         pen.line(points, colour, 2)
         for x, y in points:
             pen.ellipse((x - 2, y - 2, x + 2, y + 2), colour)
-        label = (WIDTH - RIGHT - 4, TOP + 2 + 13 * i)
-        pen.text(label, line.label, colour, small, anchor="ra", stroke_width=2, stroke_fill="white")
+    for i, line in enumerate(panel.lines):
+        colour, place_of_label = line.colour or COLOURS[i % len(COLOURS)], (WIDTH - RIGHT - 4, TOP + 2 + 13 * i)
+        pen.text(place_of_label, line.label, colour, small, anchor="ra", stroke_width=2, stroke_fill="white")
     return image.convert("RGB")
