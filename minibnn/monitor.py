@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from . import corruption, data, methods, metrics, plot
+from .drawing import SIZE
 from .evaluate import reconstruct
 from .pipeline import at_the_mean, to_pil
 from .weights import write_text, write_whole
@@ -40,7 +41,7 @@ class Monitor:
         self.rows = []
         if options.resume and self.path.exists():
             self.rows = [json.loads(line) for line in self.path.read_text().splitlines()]
-        self.world = options.model == "tiny"
+        self.world = options.model == "tiny" and options.resolution == SIZE  # the classifier knows no other size
         self.dino = self.seen = None
         with at_the_mean(sd):
             self.latents = corruption.latents_of(sd, images)
