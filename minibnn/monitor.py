@@ -58,8 +58,7 @@ class Monitor:
         if step and step % self.every and step != self.options.steps:
             return
         self.rows = [row for row in self.rows if row["step"] < step]  # a resumed run looks again at its checkpoint
-        with at_the_mean(sd, getattr(torch, self.options.dtype)):
-            self.rows.append({"step": step} | self.look(sd))
+        self.rows.append({"step": step} | self.look(sd))
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         chart = self.chart()
         write_whole(self.out / "curves.png", lambda path: chart.save(path, format="PNG"))
@@ -68,12 +67,12 @@ class Monitor:
     def look(self, sd):
         """Draw six pictures and measure them."""
         prompts = [self.options.prompt] * 3 + [f"{self.options.prompt} {place}" for place in PLACES]
-        pictures = sd.generate(
-            prompts, STEPS, seed=0, size=self.options.resolution, batch_size=6 if self.world else 1, progress=False
-        )
-        images = data.to_tensor(pictures)
-        predict = corruption.predictor(sd, self.options.prompt)
-        sigma1 = corruption.estimate_sigma1(predict, self.latents.to(sd.device), sd.alphas_cumprod, TIMES, DRAWS, resamples=10)
+        size, at_once = self.options.resolution, 6 if self.world else 1
+        with at_the_mean(sd, getattr(torch, self.options.dtype)):
+            pictures = sd.generate(prompts, STEPS, seed=0, size=size, batch_size=at_once, progress=False)
+            predict, latents = corruption.predictor(sd, self.options.prompt), self.latents.to(sd.device)
+            sigma1 = corruption.estimate_sigma1(predict, latents, sd.alphas_cumprod, TIMES, DRAWS, resamples=10)
+        images = data.to_tensor(pictures)  # measured in full precision
         if self.world:
             fidelity, noise = metrics.fidelity(images, self.seen)[0], metrics.noise(images)
         else:
