@@ -17,7 +17,7 @@ from minibnn import StableDiffusion, UserError, data, runs, schedule
 from minibnn.options import TrainOptions, parse
 from minibnn.train import Batches, default_kernel, make_optimiser, settle, train
 
-FAST = ["--class-count", "4", "--steps", "3", "--samples", "0"]
+FAST = ["--class-count", "4", "--steps", "3", "--samples", "0", "--no-monitor"]
 
 
 @pytest.fixture(scope="module")
