@@ -167,7 +167,7 @@ def test_oft_is_pefts():
 
 
 def test_oft_keeps_what_rotations_keep():
-    """W Rᵀ (W Rᵀ)ᵀ = W Wᵀ: lengths of and angles between the neurons (Qiu et al. 2023, §3), also for a draw."""
+    """W Rᵀ (W Rᵀ)ᵀ = W Wᵀ: lengths of and angles between the neurons (Qiu et al. 2023), also for a draw."""
     draw = bayes.Draw()
     layer = oft_layer(0.2, draw)
     draw.renew(seeded())

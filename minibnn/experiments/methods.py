@@ -33,6 +33,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from .. import data, metrics
+from ..errors import UserError
 from ..evaluate import reconstruct
 from ..options import option, parse, run
 from ..pipeline import StableDiffusion, grid
@@ -95,7 +96,7 @@ def train_apart(row, seed, options, folder):
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(f"{row}, seed {seed}: {complaint.splitlines()[-1]}")
+        raise UserError(f"{row}, seed {seed}: {complaint.splitlines()[-1]}")
     return {"seconds": round(used.ru_utime + used.ru_stime, 1), "memory": round(used.ru_maxrss / 1024)}
 
 
