@@ -86,27 +86,40 @@ def describe(unet, options):
     return f"{options.method} trains {trained / 1e6:.3g} M of {total / 1e6:.4g} M parameters, {random}"
 
 
+def write_result(sd, options, folder):
+    """Write what is trained, at the mean of the posterior, into `folder`; the network stays as it is. Returns what it is."""
+    if options.method == "dreambooth":
+        dataclasses.replace(sd, unet=plain_unet(sd.unet)).save(folder)
+        return "diffusers folder"
+    if options.method == "lora":
+        adapter_files.write_diffusers_lora(sd.unet, folder)
+    else:
+        adapter_files.write_peft_oft(sd.unet, folder, options.model)
+    opener = "diffusers' load_lora_weights" if options.method == "lora" else "peft"
+    return f"{options.method} run for {options.model}, which {opener} opens too"
+
+
+def plain_unet(unet):
+    """A UNet without random weights that shares the means of `unet`."""
+    with torch.device("meta"):
+        plain = type(unet)(unet.config)
+    plain.load_state_dict(bayes.posterior_mean(unet), strict=True, assign=True)
+    return plain
+
+
 def save_result(sd, options, out):
-    """Write the run's result, at the mean of the posterior, and make sd.unet that: a plain UNet. Returns what it is."""
+    """Write the run's result and make sd.unet that: a plain UNet at the mean of the posterior. Returns what it is."""
     if options.keep_posterior:
         trained = {n: p for n, p in sd.unet.named_parameters() if p.requires_grad}
         write_tensors(out / "posterior.safetensors", trained)
+    kind = write_result(sd, options, out)
     if options.method == "dreambooth":
-        with torch.device("meta"):
-            plain = type(sd.unet)(sd.unet.config)
-        plain.load_state_dict(bayes.posterior_mean(sd.unet), strict=True, assign=True)
-        sd.unet = plain
-        sd.save(out)
-        return "diffusers folder"
+        sd.unet = plain_unet(sd.unet)
+        return kind
     formats = (options.export or "").split(",")
-    if options.method == "lora":
-        adapter_files.write_diffusers_lora(sd.unet, out)
-        if "kohya" in formats:
-            adapter_files.write_kohya_lora(sd.unet, out)
-        if "peft" in formats:
-            adapter_files.write_peft_lora(sd.unet, out, options.model)
-    else:
-        adapter_files.write_peft_oft(sd.unet, out, options.model)
+    if "kohya" in formats:
+        adapter_files.write_kohya_lora(sd.unet, out)
+    if "peft" in formats:
+        adapter_files.write_peft_lora(sd.unet, out, options.model)
     adapters.merge(sd.unet)
-    opener = "diffusers' load_lora_weights" if options.method == "lora" else "peft"
-    return f"{options.method} run for {options.model}, which {opener} opens too"
+    return kind

@@ -6,6 +6,7 @@ classifier-free guidance of Ho & Salimans 2022.
 But: no safety checker, no image-to-image, no inpainting; pictures are drawn with DDIM (or PNDM, SD's own default).
 """
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -298,6 +299,20 @@ class StableDiffusion:
         z = (x / self.vae.config.scaling_factor).to(self.vae.quant_conv.weight)
         at_once = max(1, 64 * 64 // (z.shape[2] * z.shape[3]))  # one picture of 512 × 512: its decoder is what needs memory
         return torch.cat([self.vae.decode(part).float().clamp(-1, 1) for part in z.split(at_once)])
+
+
+@contextlib.contextmanager
+def at_the_mean(sd, dtype=torch.float32):
+    """Inside, a model in training can be used as it will be: all parts on its device, weights at θ = μ, under autocast."""
+    sd.to(sd.device)
+    sd.unet.eval()
+    try:
+        with torch.autocast(sd.device.type, dtype, enabled=dtype != torch.float32):
+            yield
+    finally:
+        sd.unet.train()
+        sd.vae.cpu()
+        sd.text_encoder.cpu()
 
 
 def _weight_file(folder, name):

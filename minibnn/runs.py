@@ -4,6 +4,7 @@
     log.jsonl                 one line for each step
     samples.png               the same prompts and seeds at the end (samples-000200.png, … with --sample-every)
     unet/ vae/ text_encoder/  the result, a diffusers folder; or an adapter's file (see adapter_files.py)
+    curves.jsonl curves.png   fidelity, noise and σ₁ while training, and faithful/ the best steps (monitor.py)
     class_images/             pictures of the class, drawn by the base model, and for what (.class.json)
     checkpoint/               for --resume: weights, optimiser and step
 
@@ -61,7 +62,7 @@ def is_fresh(out):
     """True if nothing would be lost: an absent or empty folder, or a run stopped before its first checkpoint."""
     if not out.exists():
         return True
-    return {p.name for p in out.iterdir()} <= {"config.json", "class_images", "log.jsonl"}
+    return {p.name for p in out.iterdir()} <= {"config.json", "class_images", "log.jsonl", "curves.jsonl", "curves.png", "faithful"}
 
 
 def check_folder(options):

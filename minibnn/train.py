@@ -15,8 +15,8 @@ if __name__ == "__main__":  # before torch is imported: --help and mistyped opti
     OPTIONS = parse(TrainOptions, "minibnn.train")
     answer_ctrl_c_while_importing()
 
-import contextlib
 import dataclasses
+import importlib.util
 import os
 from pathlib import Path
 
@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from . import bayes, data, methods, runs, schedule
+from . import bayes, data, methods, monitor, runs, schedule
 from .errors import UserError
-from .pipeline import StableDiffusion, grid
+from .pipeline import StableDiffusion, at_the_mean, grid
 from .vae import sample_latents
 from .weights import write_whole
 
@@ -67,8 +67,11 @@ def train(options, observe=None):
     first = runs.load_checkpoint(out, unet, optimiser, scaler) if options.resume else 0
     log, saved = runs.Log(out, first), first
     print(describe(options, unet, len(files)))
-    if observe:
-        observe(first, sd)
+    observers = [observe] if observe else []
+    if options.monitor:
+        observers.append(monitor.Monitor(options, sd, images))
+    for look in observers:
+        look(first, sd)
 
     bar = tqdm(range(first, options.steps), initial=first, total=options.steps, desc="training")
     with runs.CtrlC() as stop:
@@ -112,8 +115,8 @@ def train(options, observe=None):
             bar.set_postfix(loss=f"{losses['diffusion']:.3f}", refresh=False)
             if options.sample_every and done % options.sample_every == 0:
                 save_samples(sd, options, autocast, out / f"samples-{done:06d}.png")
-            if observe:
-                observe(done, sd)
+            for look in observers:
+                look(done, sd)
             due = options.checkpoint_every and done % options.checkpoint_every == 0
             if due or stop.asked or done == options.steps:
                 runs.save_checkpoint(out, done, unet, optimiser, scaler)
@@ -123,6 +126,8 @@ def train(options, observe=None):
                 raise KeyboardInterrupt(f"stopped after step {done}, saved in {out / runs.STATE.parent}: the same command with --resume goes on")  # fmt: skip
     del optimiser, batches  # their memory is wanted for drawing
     finish(sd, options, autocast, out)
+    if options.monitor:
+        print(observers[-1].advice())
 
 
 def make_deterministic():
@@ -162,8 +167,10 @@ def settle(options, sd, pictures):
         class_count=options.class_count or recipe["class_pictures_per_picture"] * pictures,
         steps=options.steps or recipe["steps_per_picture"] * pictures,
         resolution=options.resolution or recipe["resolution"],
+        monitor=options.model == "tiny" if options.monitor is None else options.monitor,
         device=device,
         dtype=options.dtype or (half if device.startswith("cuda") else "float32"),
+        kernel=options.kernel or default_kernel(device),
     )
     if not options.prompt:
         raise UserError('--prompt is required for this model, for instance --prompt "a photo of a sks dog"')
@@ -178,6 +185,12 @@ def settle(options, sd, pictures):
     if not options.bayes and (options.lambda_kl or options.keep_posterior):
         raise UserError("--lambda-kl and --keep-posterior need --bayes")
     return options
+
+
+def default_kernel(device):
+    """"triton" on a GPU where it is installed and can compile (from a T4 on), else "torch"."""
+    cuda = device.startswith("cuda") and importlib.util.find_spec("triton") is not None
+    return "triton" if cuda and torch.cuda.get_device_capability(device) >= (7, 5) else "torch"
 
 
 def check_device(device):
@@ -246,17 +259,6 @@ def sample_prompts(options):
     eight = [options.prompt] * 4 + [f"{options.prompt} {place}" for place in places]
     eight.append(options.class_prompt or options.prompt)
     return [eight[i % 8] for i in range(options.samples)]
-
-
-@contextlib.contextmanager
-def at_the_mean(sd):
-    """Inside, a model in training can be used as it will be: all parts on its device, weights at θ = μ."""
-    sd.to(sd.device)
-    sd.unet.eval()
-    yield
-    sd.unet.train()
-    sd.vae.cpu()
-    sd.text_encoder.cpu()
 
 
 def save_samples(sd, options, autocast, path):

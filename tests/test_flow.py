@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from minibnn import StableDiffusion, flow, schedule
+from minibnn import flow
 from minibnn.errors import UserError
 from minibnn.options import FlowOptions
 

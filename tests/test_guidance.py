@@ -368,6 +368,25 @@ def test_an_adapter_is_switched_off_for_the_base_and_no_copy_is_made(finetuned):
     assert torch.equal(got, expected)
 
 
+def test_a_base_shares_what_is_equal():
+    """As after LoRA: the attention projections differ, everything else is in memory once, and nothing else changes."""
+    tuned, base = StableDiffusion.load("tiny"), StableDiffusion.load("tiny")
+    with torch.no_grad():
+        for name, parameter in tuned.unet.named_parameters():
+            if name.endswith("to_q.weight"):
+                parameter.mul_(1.5)
+    x, context = torch.ones(1, 4, 8, 8), base.encode_prompts([""])
+    with torch.no_grad():
+        before = base.predict_eps(x, torch.tensor([301]), context)
+        guidance.share_weights(base, tuned)
+        assert torch.equal(guidance.unconditional_of(base, tuned)(x, 301), before)
+    for part in ("unet", "vae", "text_encoder"):
+        ours = dict(getattr(tuned, part).named_parameters())
+        for name, parameter in getattr(base, part).named_parameters():
+            own = part == "unet" and name.endswith("to_q.weight")
+            assert (parameter is ours[name]) != own
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_base_in_half_precision_or_with_another_decoder_is_accepted(finetuned, dtype):
     other = StableDiffusion.load("tiny", dtype=dtype)

@@ -99,11 +99,6 @@ def test_lpips_eq1_as_printed():
         assert network.distance(network(x), network(x)).tolist() == [0, 0]
 
 
-def test_lpips_needs_two_pictures_of_a_prompt(folders):
-    with pytest.raises(UserError, match="'b' has only one"):
-        photo.lpips_diversity(pictures()[:3], ["a", "b", "a"], load_lpips(folders / "lpips"))
-
-
 # --- Clip-IQA ---------------------------------------------------------------------------------------------------------
 
 
@@ -254,7 +249,7 @@ def test_prompts_from_a_file(job, tmp_path):
         photo.measure(options)
 
 
-@pytest.mark.parametrize("case", ["config.json", "model.safetensors", "preprocessor_config.json", "kind", "weights", "pickle", "damaged"])
+@pytest.mark.parametrize("case", ["config.json", "model.safetensors", "preprocessor_config.json", "kind", "weights", "shape", "pickle", "damaged"])
 def test_what_a_hub_folder_lacks_is_told_in_one_line(case, folders, tmp_path):
     folder = tmp_path / "dino"
     folder.mkdir()
@@ -268,9 +263,10 @@ def test_what_a_hub_folder_lacks_is_told_in_one_line(case, folders, tmp_path):
         tensors.pop("layernorm.bias")
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         words = "lacks 1 weights, e.g. layernorm.bias"
+    elif case == "shape":
+        save_file(load_file(folder / "model.safetensors") | {"layernorm.bias": torch.zeros(5)}, folder / "model.safetensors", {"format": "pt"})
     elif case == "pickle":
         (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-        words = "pytorch_model.bin is a pickle"
     elif case == "damaged":
         (folder / "model.safetensors").write_bytes(b"x" * 100)
     else:
@@ -317,3 +313,9 @@ def test_networks_and_training_pictures_are_asked_for(job):
         photo.measure(change(job, clip=None, dino=None, lpips=None, clip_iqa=None))
     with pytest.raises(UserError, match="--training DIR is required"):
         photo.measure(change(job, training=None))
+
+
+def test_lpips_needs_two_pictures_of_a_prompt(job, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a\nb\nb\na c\n")
+    with pytest.raises(UserError, match="'a' has one"):
+        photo.measure(change(job, prompts=str(tmp_path / "prompts.txt"), clip="nowhere"))  # told before networks are read

@@ -7,8 +7,13 @@ from ..options import answer_ctrl_c_while_importing
 
 NAMES = {
     "corruption": "fine-tune on 1-6 pictures with and without BNN, and measure the three phases",
-    "methods": "DreamBooth, LoRA and OFT, each with and without BNN: the paper's Table 1",
-    "where": "which layers are random: the paper's Table 3",
+    "report": "curves, verdicts and tables of what `corruption` measured",
+    "methods": "DreamBooth, LoRA and OFT, each with and without BNN",
+    "where": "which layers of the UNet to make Bayesian",
+    "guidance": "fine-tuned models with and without the base's unconditional prediction",
+    "graft": "GRAFT and P-GRAFT on the bundled world",
+    "inverse-noise": "a flow's sampler inverted, and its noise learned",
+    "bps": "hints that a picture must follow, from 12, 40 and 200 pairs",
 }
 
 

@@ -1,4 +1,4 @@
-"""Guidance with and without the base's unconditional prediction: `python -m minibnn.experiments.guidance --runs runs/dog`
+"""Guidance with and without the base's unconditional prediction: `python -m minibnn.experiments guidance --runs runs/dog`
 
 For each run and each scale 28 pictures: the training prompt and seven places, the same starting noise everywhere. Runs are
 folders of `python -m minibnn.train`. guidance-samples.png has a row for each run without and with the base, in it scales
@@ -143,15 +143,11 @@ def print_table(result):
                 print(f"| {run_name} | {name} | {key} | " + " | ".join(f"{cells[str(s)][key]:.{digits}f}" for s in SCALES) + " |")
 
 
-def main():
-    parser = argparse.ArgumentParser(prog="python -m minibnn.experiments.guidance", description=__doc__.split("\n\n")[0])
+def main(arguments):
+    parser = argparse.ArgumentParser(prog="python -m minibnn.experiments guidance", description=__doc__.split("\n\n")[0])
     parser.add_argument("--runs", nargs="+", required=True, help="folders of fine-tuned models; their names must differ")
     parser.add_argument("--base", default="tiny", help="whose unconditional prediction is tried [tiny]")
     parser.add_argument("--prompt", default="a photo of a sks dog")
     parser.add_argument("--images", default="tutorials/dog", help="the subject's pictures [tutorials/dog]")
     parser.add_argument("--out", type=Path, default=Path("tutorials/results"), help="folder [tutorials/results]")
-    run(experiment, parser.parse_args())
-
-
-if __name__ == "__main__":
-    main()
+    run(experiment, parser.parse_args(arguments))
