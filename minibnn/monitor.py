@@ -94,11 +94,11 @@ class Monitor:
         def line(name):
             return plot.Line(name, steps, [row[name] for row in self.rows])
 
-        noise = "noise (10⁻³, above clean drawings)" if self.world else "noise (grey levels, Immerkær)"
+        noise = "noise above clean drawings (x 1000)" if self.world else "noise (grey levels, Immerkær)"
         panels = [
             plot.Panel("fidelity to the training pictures", [line("fidelity")]),
             plot.Panel(noise, [line("noise")]),
-            plot.Panel("σ₁ of Eq. 2", [line(f"sigma1 at {t}") for t in TIMES]),
+            plot.Panel("sigma_1 of Eq. 2", [line(f"sigma1 at {t}") for t in TIMES]),
         ]
         return plot.chart(panels, 3)
 

@@ -1,6 +1,7 @@
 """Line charts with Pillow alone, for what commands leave beside their numbers (the tutorials use matplotlib).
 
-But: lines with bands on one or more panels, a linear or a stretched axis, nothing else.
+But: lines with bands on one or more panels, a linear or a stretched axis, nothing else. Pillow's own font has no Greek and no
+raised digits: labels are plain ASCII.
 """
 
 import math

@@ -68,10 +68,10 @@ class PhotoJudge:
             "subject": None, "background": None, "clip_t": None, "clip_iqa": None,
         }  # fmt: skip
         if self.lpips and len(set(prompts)) < len(prompts):
-            values["diversity"] = photo_metrics.lpips_diversity(pictures, prompts, self.lpips, self.device).mean()
+            values["diversity"] = photo_metrics.lpips_diversity(pictures, prompts, self.lpips).mean()
         if self.clip:
             images = photo_metrics.clip_pictures(pictures, self.clip)
             values["clip_t"] = photo_metrics.clip_t(images, photo_metrics.clip_prompts(prompts, self.clip)).mean()
         if self.quality:
-            values["clip_iqa"] = photo_metrics.clip_iqa_quality(pictures, self.quality, self.device).mean()
+            values["clip_iqa"] = photo_metrics.clip_iqa_quality(pictures, self.quality).mean()
         return _rounded(values)
