@@ -85,11 +85,9 @@ SHARES, CENTRES, STD = torch.tensor([0.8, 0.2]), torch.tensor([-2.0, 2.0]), 0.5
 grid = torch.linspace(-5, 5, 2001)
 
 
-def density(x, abar=torch.tensor(1.0)):
-    """The mixture's density after noising with ᾱ; x (n,) -> (n,)."""
-    variance = abar * STD**2 + 1 - abar
-    bells = torch.exp(-((x[:, None] - abar.sqrt() * CENTRES) ** 2) / (2 * variance)) / (2 * math.pi * variance).sqrt()
-    return bells @ SHARES
+def density(x):
+    """The mixture's density; x (n,) -> (n,)."""
+    return torch.exp(-((x[:, None] - CENTRES) ** 2) / (2 * STD**2)) @ SHARES / (math.sqrt(2 * math.pi) * STD)
 
 
 def draw_mixture(n):
