@@ -35,9 +35,9 @@ print("minibnn", __version__, "· torch", torch.__version__)
 # The first term we have: it is frozen. Only $M$ must be learned, and few pairs may do, because everything about *pictures* is in
 # the first term; $M$ says only what a sketch says.
 #
-# $M$ depends on the time (early, when $z_t$ is noise, the hint tells most; late, nearly everything is decided) and on $z_t$. BPS
-# builds a *branch*, a U-shaped network that sees the hint and the time but **not** $z_t$, and adds its features inside the frozen
-# UNet, after every residual block and every attention. How they depend on $z_t$ comes from the frozen layers that they pass.
+# $M$ depends on the time and on $z_t$: in pure noise no $z_t$ suits the hint better than another, and in the end $z_t$ itself says
+# more than an inexact hint can. BPS builds a *branch*, a U-shaped network that sees the hint and the time but **not** $z_t$, and adds its features inside the frozen
+# UNet, after every residual block and every attention. The dependence on $z_t$ comes from the frozen layers that they pass.
 
 # %% [markdown]
 # ## Exercise 1 · M where it can be computed (15 minutes, medium)
@@ -58,8 +58,8 @@ def steering_term(z, c, abar, a, noise):
 check_steering_term(steering_term)
 
 # %% [markdown]
-# Two things to see: $M$ falls with $z$ (a branch that were added to the *output* and blind for $z_t$ could never do that), and it
-# is largest in the middle of the way.
+# Two things to see: $M$ changes with $z_t$ (a branch that is added to the *output* and blind for $z_t$ could never do that), and it
+# begins at 0 in pure noise, grows, and goes back to 0 at the end, the later the more exact the hint is.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(8, 2.7))
@@ -77,7 +77,7 @@ figure.tight_layout()
 show(
     figure,
     "09_steering",
-    "Left: M against z for three times, three falling straight lines. Right: the size of M against ᾱ rises and falls again, and is smaller for noisier hints.",
+    "Left: M against z for three times, three rising straight lines, the steeper the later. Right: the size of M against ᾱ rises and falls again; for exact hints it is larger and falls later.",
 )
 
 # %% [markdown]
@@ -245,8 +245,8 @@ with torch.no_grad():
 #
 # - **Not light**: for SD v1.5 the branch has 692 M parameters, four fifths of the UNet. It is light in *data* and in what it
 #   computes (no attention), not in size.
-# - **A hint without information** makes $M=0$; a trained branch does not know this for hints unlike those of training, as the empty
-#   sketch above shows.
+# - **A hint without information** should give $M=0$. The branch has never seen one: with an empty or a wrong sketch it is worse than
+#   the frozen model alone.
 # - **Guidance does not strengthen the hint**, since it is in both predictions.
 # - The gains belong to a task: the authors use them for sketches, and ones everywhere for layouts.
 # - The branch cannot see $z_t$. What depends on it must come from the frozen layers behind each addition.
