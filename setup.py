@@ -5,9 +5,9 @@ setup(
     version="0.1.0",
     description="Bayesian few-shot fine-tuning of Stable Diffusion, from scratch: a minimal, educational reference",
     python_requires=">=3.10",
-    packages=["minibnn", "minibnn_kernels"],
+    packages=["minibnn", "minibnn.experiments", "minibnn_kernels"],
     package_dir={"minibnn": "minibnn", "minibnn_kernels": "kernels"},  # kernels/ has no __init__.py: Hugging Face owns that name
-    package_data={"minibnn": ["assets/tiny/*", "assets/tiny/*/*"]},
+    package_data={"minibnn": ["assets/*.safetensors", "assets/*.json", "assets/tiny/*", "assets/tiny/*/*"]},
     install_requires=[
         "torch>=2.6",
         "numpy>=1.26",
@@ -17,8 +17,9 @@ setup(
         "triton>=3.2; platform_system == 'Linux'",
     ],
     extras_require={
-        "test": ["pytest>=8", "diffusers>=0.30", "transformers>=4.44", "accelerate>=0.30", "scipy>=1.11", "ruff>=0.6", "setuptools>=64",
+        "test": ["pytest>=8", "diffusers>=0.30", "transformers>=4.44", "accelerate>=0.30", "peft>=0.18", "scipy>=1.11", "ruff>=0.6", "setuptools>=64",
                  "matplotlib>=3.8", "nbformat>=5.9", "nbclient>=0.10", "ipykernel>=6.29"],  # these execute the tutorials
         "tutorials": ["matplotlib>=3.8", "nbformat>=5.9", "notebook>=7.2"],
+        "metrics": ["transformers>=4.44"],  # CLIP and DINO of minibnn.photo_metrics
     },
 )

@@ -25,7 +25,11 @@ SD_SCHEDULER = {
 # How to fine-tune and draw with official SD models: the paper's App. H.1. A model's own recipe.json overrides it.
 RECIPE = {
     "prompt": None, "class_prompt": None, "resolution": 512, "steps_per_picture": 200, "lr": 5e-6,
-    "class_pictures_per_picture": 200, "sigma": 0.01, "sample_steps": 50, "guidance": 7.5, "dtype": None,
+    "class_pictures_per_picture": 200, "prior_weight": 1.0, "sigma": 0.01, "sample_steps": 50, "guidance": 7.5, "dtype": None,
+    "methods": {  # what differs from the above
+        "lora": {"steps_per_picture": 400, "lr": 1e-4, "prior_weight": 0.0},
+        "oft": {"lr": 1e-4, "prior_weight": 0.0},
+    },
 }  # fmt: skip
 
 

@@ -39,20 +39,25 @@ def list_pictures(folder, option="--images"):
     return pictures
 
 
-def load_picture(path, size):
-    """A picture of any mode -> (3, size, size) float32 in [-1, 1], upright, centre-cropped to a square.
+def open_picture(path):
+    """A picture of any mode -> PIL RGB, upright, of its own size; transparent parts become white.
 
-    Transparent parts become white. Raises UserError naming the file when it is broken or absurdly large.
+    Raises UserError naming the file when it is broken or absurdly large.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # at twice that size it is an error
             image = Image.open(path)
-            image = _to_rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError:
         raise UserError(f"{path}: too many pixels, perhaps an attack; make it smaller") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
         raise UserError(f"{path}: broken or no picture ({error}); remove it or save it again") from None
+
+
+def load_picture(path, size):
+    """A picture of any mode -> (3, size, size) float32 in [-1, 1], centre-cropped to a square; else as `open_picture`."""
+    image = open_picture(path)
     if min(image.size) < size:
         log.warning("%s: %d x %d pixels are fewer than the resolution of %d", path, *image.size, size)
     image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)

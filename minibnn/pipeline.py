@@ -6,6 +6,7 @@ classifier-free guidance of Ho & Salimans 2022.
 But: no safety checker, no image-to-image, no inpainting; pictures are drawn with DDIM (or PNDM, SD's own default).
 """
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from . import ldm, schedule
+from . import adapter_files, ldm, runs, schedule
 from .configs import FILES, RECIPE, SD2_TEXT, SD2_UNET, SD_SCHEDULER, check_scheduler, official_configs
 from .errors import UserError
 from .text_encoder import TextEncoder
@@ -52,7 +53,7 @@ class StableDiffusion:
 
     @classmethod
     def load(cls, path, tokenizer=None, dtype=None, prediction_type=None):
-        """Load "tiny" (bundled), a diffusers folder, or a single LDM file with `tokenizer=` a folder.
+        """Load "tiny" (bundled), a diffusers folder, a run of any method, or a single LDM file with `tokenizer=` a folder.
 
         dtype: of the weights in memory; None keeps the files' (the bundled model's recipe says float32).
         prediction_type: "epsilon" or "v_prediction", only for single files of SD v2, which do not say it.
@@ -62,8 +63,20 @@ class StableDiffusion:
         if not path.exists():
             raise UserError(f'no model at {path}: give a folder, a .safetensors file, or "tiny" for the bundled model')
         if path.is_dir():
-            return cls._load_folder(path, tokenizer, dtype)
+            return cls._load_adapter_run(path, tokenizer, dtype, prediction_type) or cls._load_folder(path, tokenizer, dtype)
         return cls._load_single_file(path, tokenizer, dtype, prediction_type)
+
+    @classmethod
+    def _load_adapter_run(cls, folder, tokenizer, dtype, prediction_type):
+        """The base that a run of LoRA or OFT names, with the adapter in its weights; None if the folder is no such run."""
+        found = runs.adapter_run(folder)
+        if found is None:
+            return None
+        base, options = found
+        tokenizer, prediction_type = tokenizer or options["tokenizer"], prediction_type or options["prediction_type"]
+        sd = cls.load(base, tokenizer, dtype, prediction_type)
+        sd.recipe |= {name: options[name] for name in ("prompt", "class_prompt", "resolution")}
+        return sd.merge_adapter(folder)
 
     @classmethod
     def _load_folder(cls, folder, tokenizer, dtype):
@@ -98,7 +111,9 @@ class StableDiffusion:
         with open_weights(path) as file:
             shapes = shapes_of(file)
         if not is_single_file(shapes):
-            raise WeightsError(f"{path} is no whole model: there is no model.diffusion_model.* in it")
+            hint = "it is a LoRA: pass its base as --model and this as --adapter" if "lora" in " ".join(shapes) else (
+                "there is no model.diffusion_model.* in it")
+            raise WeightsError(f"{path} is no whole model: {hint}")
         v2 = any(name.startswith(ldm.OPENCLIP) for name in shapes)
         if v2 and prediction_type is None:
             log.warning('%s is SD v2; taking prediction_type "epsilon": for a 768-v model pass "v_prediction"', path)
@@ -115,6 +130,11 @@ class StableDiffusion:
         configs = official_configs(unet, vae, text_encoder) | {"scheduler": scheduler}
         recipe = RECIPE | {"resolution": 768 if prediction_type == "v_prediction" else 512}
         return cls(unet, vae, text_encoder, Tokenizer(tokenizer), configs, recipe)
+
+    def merge_adapter(self, path):
+        """Add a LoRA or OFT (a run's folder, or a file) to the UNet's weights in place; returns self. Raises WeightsError."""
+        adapter_files.merge_file(self.unet, path)
+        return self
 
     # --- saving ---
 
@@ -206,13 +226,14 @@ class StableDiffusion:
 
     @torch.no_grad()
     def generate(self, prompts, steps=None, guidance=None, seed=0, negative_prompt="", size=None, sampler="ddim",
-                 eta=0.0, batch_size=8, progress=True):  # fmt: skip
+                 eta=0.0, batch_size=8, progress=True, predictor=None):  # fmt: skip
         """Draw one picture for each prompt: list of n strings -> list of n PIL images.
 
         steps, guidance, size (pixels, or (width, height)): None takes the recipe's (50, 7.5 and 512 for SD).
         sampler: "ddim" (with η = `eta`) or "pndm". The starting noise is
         `torch.randn(n, 4, h, w, generator=torch.Generator().manual_seed(seed))` on the CPU, so that a seed means the same
-        on every device. Raises UserError for sizes that are no multiples of the network's factor and for bad numbers.
+        on every device. predictor: what takes the place of `guided_eps`, for instance of `guidance.one_condition`.
+        Raises UserError for sizes that are no multiples of the network's factor and for bad numbers.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         steps = self.recipe["sample_steps"] if steps is None else steps
@@ -247,7 +268,7 @@ class StableDiffusion:
 
             def model(x, t, context=context, unconditional=unconditional):
                 bar.update()
-                return self.guided_eps(x, t, context, unconditional, guidance)
+                return (predictor or self.guided_eps)(x, t, context, unconditional, guidance)
 
             x = start[part].to(self.device)
             if sampler == "pndm":
@@ -278,6 +299,20 @@ class StableDiffusion:
         z = (x / self.vae.config.scaling_factor).to(self.vae.quant_conv.weight)
         at_once = max(1, 64 * 64 // (z.shape[2] * z.shape[3]))  # one picture of 512 × 512: its decoder is what needs memory
         return torch.cat([self.vae.decode(part).float().clamp(-1, 1) for part in z.split(at_once)])
+
+
+@contextlib.contextmanager
+def at_the_mean(sd, dtype=torch.float32):
+    """Inside, a model in training can be used as it will be: all parts on its device, weights at θ = μ, under autocast."""
+    sd.to(sd.device)
+    sd.unet.eval()
+    try:
+        with torch.autocast(sd.device.type, dtype, enabled=dtype != torch.float32):
+            yield
+    finally:
+        sd.unet.train()
+        sd.vae.cpu()
+        sd.text_encoder.cpu()
 
 
 def _weight_file(folder, name):

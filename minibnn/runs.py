@@ -3,7 +3,8 @@
     config.json               the options, all of them, and the versions
     log.jsonl                 one line for each step
     samples.png               the same prompts and seeds at the end (samples-000200.png, … with --sample-every)
-    unet/ vae/ text_encoder/  the result, a diffusers folder
+    unet/ vae/ text_encoder/  the result, a diffusers folder; or an adapter's file (see adapter_files.py)
+    curves.jsonl curves.png   fidelity, noise and σ₁ while training, and faithful/ the best steps (monitor.py)
     class_images/             pictures of the class, drawn by the base model, and for what (.class.json)
     checkpoint/               for --resume: weights, optimiser and step
 
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from .adapter_files import is_adapter
 from .errors import UserError
 from .weights import open_weights, read_json, write_json, write_tensors, write_text
 
@@ -38,11 +40,29 @@ def read_config(out):
     return config
 
 
+def adapter_run(folder):
+    """(path of the base model, options) of a run of LoRA or OFT; None if the folder is another kind of model.
+
+    Raises UserError when the run is not finished or its base is not where it was.
+    """
+    config = Path(folder) / "config.json"
+    config = read_json(config) if config.exists() and not (Path(folder) / "unet").is_dir() else {}
+    if config.get("format") != FORMAT:
+        return None
+    options = config["options"]
+    if not is_adapter(folder):
+        raise UserError(f"the run in {folder} is not finished: its training command with --resume goes on")
+    base = next((b for b in (config["base"], options["model"]) if b == "tiny" or Path(b).exists()), None)
+    if base is None:
+        raise UserError(f"{folder} adapts the model {options['model']}, which is not there: pass --model BASE --adapter {folder}")
+    return base, options
+
+
 def is_fresh(out):
     """True if nothing would be lost: an absent or empty folder, or a run stopped before its first checkpoint."""
     if not out.exists():
         return True
-    return {p.name for p in out.iterdir()} <= {"config.json", "class_images", "log.jsonl"}
+    return {p.name for p in out.iterdir()} <= {"config.json", "class_images", "log.jsonl", "curves.jsonl", "curves.png", "faithful"}
 
 
 def check_folder(options):
@@ -99,14 +119,19 @@ def start(options, pictures):
             if path.name != "class_images":
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     packages = {name: version(name) for name in ("torch", "numpy", "safetensors", "pillow")}
-    content = {"options": dataclasses.asdict(options), "pictures": fingerprint(pictures)}
+    base = options.model if options.model == "tiny" else str(Path(options.model).resolve())
+    content = {"options": dataclasses.asdict(options), "base": base, "pictures": fingerprint(pictures)}
     write_json(out / "config.json", {"format": FORMAT, **content, "python": platform.python_version(), **packages})
+
+
+def _trainable(network):
+    return ((name, p) for name, p in network.named_parameters() if p.requires_grad)
 
 
 def save_checkpoint(out, step, network, optimiser, scaler):
     """Write everything that training needs to go on after `step` steps, as one file, whole or not at all."""
     tensors = {}
-    for name, parameter in network.named_parameters():
+    for name, parameter in _trainable(network):
         tensors[f"weight/{name}"] = parameter
         for key, value in optimiser.state[parameter].items():
             tensors[f"{key}/{name}"] = value
@@ -118,7 +143,7 @@ def save_checkpoint(out, step, network, optimiser, scaler):
 def load_checkpoint(out, network, optimiser, scaler):
     """Restore network, optimiser and loss scaling in place; returns the number of completed steps."""
     with open_weights(Path(out) / STATE) as file:
-        for name, parameter in network.named_parameters():
+        for name, parameter in _trainable(network):
             parameter.copy_(file.get_tensor(f"weight/{name}"))
             optimiser.state[parameter] = {
                 key: file.get_tensor(f"{key}/{name}").to(parameter.device, copy=True)

@@ -15,8 +15,8 @@ if __name__ == "__main__":  # before torch is imported: --help and mistyped opti
     OPTIONS = parse(TrainOptions, "minibnn.train")
     answer_ctrl_c_while_importing()
 
-import contextlib
 import dataclasses
+import importlib.util
 import os
 from pathlib import Path
 
@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from . import bayes, data, runs, schedule
+from . import bayes, data, methods, monitor, runs, schedule
 from .errors import UserError
-from .pipeline import StableDiffusion, grid
+from .pipeline import StableDiffusion, at_the_mean, grid
 from .vae import sample_latents
-from .weights import write_tensors, write_whole
+from .weights import write_whole
 
 
 def train(options, observe=None):
@@ -59,7 +59,7 @@ def train(options, observe=None):
     batches = Batches(options, sd, images, autocast)
     unet = sd.unet.train()
     unet.gradient_checkpointing = options.gradient_checkpointing
-    draw = bayes.bayesianize(unet, options.where, options.sigma, options.kernel) if options.bayes else bayes.Draw()
+    draw = methods.make_trainable(unet, options)
     prior = {name: mu.detach().clone() for name, (mu, _) in bayes.sigmas(unet).items()} if options.lambda_kl else {}
     optimiser = make_optimiser(unet, options.lr)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -67,8 +67,11 @@ def train(options, observe=None):
     first = runs.load_checkpoint(out, unet, optimiser, scaler) if options.resume else 0
     log, saved = runs.Log(out, first), first
     print(describe(options, unet, len(files)))
-    if observe:
-        observe(first, sd)
+    observers = [observe] if observe else []
+    if options.monitor:
+        observers.append(monitor.Monitor(options, sd, images))
+    for look in observers:
+        look(first, sd)
 
     bar = tqdm(range(first, options.steps), initial=first, total=options.steps, desc="training")
     with runs.CtrlC() as stop:
@@ -100,18 +103,20 @@ def train(options, observe=None):
             norm = torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
             if not scaler.is_enabled():  # with loss scaling an overflow is expected, and the step is skipped
                 stop_if_not_finite(norm, "norm of the gradient", step, saved, bar)
+            for group in optimiser.param_groups:
+                group["lr"] = options.lr * min(1, (step + 1) / (options.lr_warmup_steps or 1))
             scaler.step(optimiser)
             scaler.update()
             optimiser.zero_grad()
-            bayes.clamp_sigma(unet)
+            methods.constrain(unet, options)
 
             done = step + 1
             log.write({"step": done, **losses, "sigma": mean_sigma(unet)})
             bar.set_postfix(loss=f"{losses['diffusion']:.3f}", refresh=False)
             if options.sample_every and done % options.sample_every == 0:
                 save_samples(sd, options, autocast, out / f"samples-{done:06d}.png")
-            if observe:
-                observe(done, sd)
+            for look in observers:
+                look(done, sd)
             due = options.checkpoint_every and done % options.checkpoint_every == 0
             if due or stop.asked or done == options.steps:
                 runs.save_checkpoint(out, done, unet, optimiser, scaler)
@@ -121,6 +126,8 @@ def train(options, observe=None):
                 raise KeyboardInterrupt(f"stopped after step {done}, saved in {out / runs.STATE.parent}: the same command with --resume goes on")  # fmt: skip
     del optimiser, batches  # their memory is wanted for drawing
     finish(sd, options, autocast, out)
+    if options.monitor:
+        print(observers[-1].advice())
 
 
 def make_deterministic():
@@ -146,7 +153,7 @@ def class_record(options):
 
 def settle(options, sd, pictures):
     """Fill in what the command line left open, from the model's recipe, and check the whole. Raises UserError."""
-    recipe = sd.recipe
+    options, recipe = methods.settle(options, sd.recipe)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     # "is_bf16_supported" is also true where bf16 is slowly emulated, as on a T4
@@ -158,12 +165,12 @@ def settle(options, sd, pictures):
         class_prompt=options.class_prompt or (None if own_prompt else recipe["class_prompt"]),
         class_images=options.class_images or str(Path(options.out) / "class_images"),
         class_count=options.class_count or recipe["class_pictures_per_picture"] * pictures,
-        sigma=options.sigma or recipe["sigma"],
         steps=options.steps or recipe["steps_per_picture"] * pictures,
-        lr=options.lr or recipe["lr"],
         resolution=options.resolution or recipe["resolution"],
+        monitor=options.model == "tiny" if options.monitor is None else options.monitor,
         device=device,
         dtype=options.dtype or (half if device.startswith("cuda") else "float32"),
+        kernel=options.kernel or default_kernel(device),
     )
     if not options.prompt:
         raise UserError('--prompt is required for this model, for instance --prompt "a photo of a sks dog"')
@@ -172,16 +179,18 @@ def settle(options, sd, pictures):
     multiple = sd.vae.factor
     if options.resolution % multiple:
         raise UserError(f"--resolution {options.resolution} is no multiple of {multiple}")
-    if options.bayes:
-        try:
-            bayes.select(sd.unet, options.where)
-        except ValueError as error:
-            raise UserError(f"--where: {error}") from None
+    methods.check(sd.unet, options)
     if options.kernel == "triton" and not (device.startswith("cuda") or os.environ.get("TRITON_INTERPRET") == "1"):
         raise UserError("--kernel triton needs a GPU; on a CPU --kernel reference draws the same weights")
     if not options.bayes and (options.lambda_kl or options.keep_posterior):
         raise UserError("--lambda-kl and --keep-posterior need --bayes")
     return options
+
+
+def default_kernel(device):
+    """"triton" on a GPU where it is installed and can compile (from a T4 on), else "torch"."""
+    cuda = device.startswith("cuda") and importlib.util.find_spec("triton") is not None
+    return "triton" if cuda and torch.cuda.get_device_capability(device) >= (7, 5) else "torch"
 
 
 def check_device(device):
@@ -230,7 +239,8 @@ def make_optimiser(network, lr):
     """AdamW with the defaults of diffusers' script; σ takes no weight decay, which would pull it to 0."""
     groups = {False: [], True: []}
     for name, parameter in network.named_parameters():
-        groups[name.endswith("_sigma")].append(parameter)
+        if parameter.requires_grad:
+            groups[name.endswith("_sigma")].append(parameter)
     return torch.optim.AdamW(
         [{"params": groups[False], "weight_decay": 0.01}, {"params": groups[True], "weight_decay": 0.0}], lr, fused=True
     )
@@ -251,17 +261,6 @@ def sample_prompts(options):
     return [eight[i % 8] for i in range(options.samples)]
 
 
-@contextlib.contextmanager
-def at_the_mean(sd):
-    """Inside, a model in training can be used as it will be: all parts on its device, weights at θ = μ."""
-    sd.to(sd.device)
-    sd.unet.eval()
-    yield
-    sd.unet.train()
-    sd.vae.cpu()
-    sd.text_encoder.cpu()
-
-
 def save_samples(sd, options, autocast, path):
     """Draw the fixed prompts with fixed seeds at θ = μ, and save them as one picture."""
     if not options.samples:
@@ -276,25 +275,19 @@ def save_samples(sd, options, autocast, path):
 
 def describe(options, unet, pictures):
     """One line about what is about to happen."""
-    random = f"{bayes.random_share(unet):.2%} of the UNet random, σ₀ = {options.sigma}" if options.bayes else "no BNN"
-    return f"{pictures} pictures, {options.steps} steps at lr {options.lr:g}, {random}, {options.dtype} on {options.device}"
+    what = methods.describe(unet, options)
+    return f"{pictures} pictures, {options.steps} steps at lr {options.lr:g}, {options.dtype} on {options.device}; {what}"
 
 
 def finish(sd, options, autocast, out):
     """Write the result at the posterior mean, then the samples, and say how to use it."""
-    if options.keep_posterior:
-        write_tensors(out / "posterior.safetensors", sd.unet.state_dict())
-    with torch.device("meta"):
-        plain = type(sd.unet)(sd.unet.config)
-    plain.load_state_dict(bayes.posterior_mean(sd.unet), strict=True, assign=True)
-    sd.unet = plain
     sd.recipe |= {name: getattr(options, name) for name in ("prompt", "class_prompt", "resolution")}
-    sd.save(out)
+    kind = methods.save_result(sd, options, out)
     if options.single_file:
         sd.save_single_file(out / "model.safetensors")
     save_samples(sd, options, autocast, out / "samples.png")
     shown = f"{out / 'samples.png'} shows it, " if options.samples else ""
-    print(f"done: {shown}{out} is a diffusers folder. Draw with another prompt:")
+    print(f"done: {shown}{out} is a {kind}. Draw with another prompt:")
     print(f'  python -m minibnn.sample --model {out} --prompt "{options.prompt} in the snow" --out picture.png')
 
 

@@ -8,6 +8,7 @@ Held out from pretraining: some combinations (`is_held_out`), and the whole fami
 
     python -m minibnn.world --out sheet.png           a sheet of random drawings
     python -m minibnn.world --dog tutorials/dog       the six pictures of the dog
+    python -m minibnn.world --pairs pairs --count 40  drawings with exact sketches and captions, for minibnn.bps
 """
 
 import argparse
@@ -112,6 +113,28 @@ def subject_mask(scene, picture):
     return (np.abs(np.asarray(picture) - ground).max(axis=2) > 2).astype(np.float32)
 
 
+def outline(mask):
+    """Sketch of a mask (H, W): its pixels with a neighbour (of four) outside, 0 or 1, float32."""
+    inside = np.pad(mask, 1)
+    core = np.minimum.reduce([inside[:-2, 1:-1], inside[2:, 1:-1], inside[1:-1, :-2], inside[1:-1, 2:]])
+    return mask * (1 - core)
+
+
+def write_pairs(folder, count, seed, kind):
+    """`count` drawings NAME.png with NAME.hint.png, a "sketch" or a "mask" of the subject, and NAME.txt, the caption."""
+    rng = np.random.default_rng(seed)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        scene = random_scene(rng)
+        picture = draw(scene)
+        hint = subject_mask(scene, picture)
+        if kind == "sketch":
+            hint = outline(hint)
+        picture.save(Path(folder) / f"{i:03d}.png")
+        Image.fromarray((hint * 255).astype(np.uint8)).save(Path(folder) / f"{i:03d}.hint.png")
+        (Path(folder) / f"{i:03d}.txt").write_text(caption(scene) + "\n", encoding="utf-8")
+
+
 # --- command ----------------------------------------------------------------------------------------------------------
 
 DOG_BACKGROUNDS = ("grass", "brick", "sky", "wood", "beach", "tiles")
@@ -129,8 +152,13 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m minibnn.world", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", metavar="PNG", help="write a sheet of random drawings")
     parser.add_argument("--dog", metavar="FOLDER", help="write the six pictures of the few-shot subject")
+    parser.add_argument("--pairs", metavar="FOLDER", help="write drawings with hints and captions")
+    parser.add_argument("--count", type=int, default=40, help="how many pairs [40]")
+    parser.add_argument("--hint", choices=("sketch", "mask"), default="sketch", help="the subject's outline or its area [sketch]")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.pairs:
+        write_pairs(options.pairs, options.count, options.seed, options.hint)
     if options.dog:
         Path(options.dog).mkdir(parents=True, exist_ok=True)
         for i, scene in enumerate(dog_scenes()):

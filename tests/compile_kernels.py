@@ -21,14 +21,11 @@ from triton.compiler import ASTSource
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
-def compile_kernel(name, dtype, target, tiles=None, warps=None):
-    """-> the compiled kernel of one table configuration."""
+def compile_kernel(name, dtype, target, fixed=None, tiles=None, warps=None):
+    """-> the compiled kernel of one table configuration; `fixed`: arguments known beforehand, such as an absent bias."""
     kernel = getattr(b, f"{name}_kernel")
-    table = b.TILES_FLOAT32 if dtype == "float32" else b.TILES
-    bm, bn, bk, table_warps = table["sample" if name == "times_epsilon" else name]
-    short = DTYPES[dtype]
-    constants = {"BM": bm, "BN": bn, "BK": bk, "HAS_BIAS": True, "INTERPRET": False}
-    constants |= {"DTYPE": getattr(b.tl, dtype)} | (tiles or {})
+    bm, bn, bk, table_warps = (b.TILES_FLOAT32 if dtype == "float32" else b.TILES)[kernel]
+    constants = {"BM": bm, "BN": bn, "BK": bk, "DOMAIN": 0} | (fixed or {}) | (tiles or {})
     activations = {"x", "y", "dx", "dy", "theta"}
     signature, attributes = {}, {}
     for i, argument in enumerate(kernel.arg_names):
@@ -39,7 +36,7 @@ def compile_kernel(name, dtype, target, tiles=None, warps=None):
         elif argument == "seed":
             signature[argument] = "*i64"
         else:
-            signature[argument] = "*" + (short if argument in activations else "fp32")
+            signature[argument] = "*" + (DTYPES[dtype] if argument in activations else "fp32")
             attributes[(i,)] = [["tt.divisibility", 16]]
     constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)

@@ -15,6 +15,7 @@ if not torch.cuda.is_available():  # before the kernels are imported: without a 
 from fill_rule import fill
 
 from minibnn.text_encoder import TextEncoder, TextEncoderConfig
+from minibnn.tokenizer import END, START, byte_symbols
 from minibnn.unet import UNet, UNetConfig
 from minibnn.vae import VAE, VAEConfig
 from minibnn.weights import check_config
@@ -70,3 +71,17 @@ def vectors():
 @pytest.fixture(scope="session")
 def dog():
     return Path(__file__).parents[1] / "tutorials" / "dog"
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory):
+    """vocab.json and merges.txt as in the official repositories."""
+    folder = tmp_path_factory.mktemp("clip")
+    merges = gzip.decompress((DATA / "clip_merges_48894.txt.gz").read_bytes()).decode().strip().splitlines()
+    merges = [line for line in merges if not line.startswith("#version")]
+    symbols = list(byte_symbols().values())
+    tokens = symbols + [s + "</w>" for s in symbols] + ["".join(m.split()) for m in merges] + [START, END]
+    assert len(tokens) == 49408
+    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    return folder

@@ -1,29 +1,14 @@
 """The tokenizer with CLIP's official merges against transformers' ids, and its errors."""
 
-import gzip
 import json
 
 import pytest
 from conftest import DATA
 
 from minibnn.errors import UserError
-from minibnn.tokenizer import END, START, Tokenizer, byte_symbols, split_words
+from minibnn.tokenizer import Tokenizer, split_words
 
 CASES = json.loads((DATA / "tokenizer.json").read_text())["cases"]
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    """vocab.json and merges.txt as in the official repositories."""
-    folder = tmp_path_factory.mktemp("clip")
-    merges = gzip.decompress((DATA / "clip_merges_48894.txt.gz").read_bytes()).decode().strip().splitlines()
-    merges = [line for line in merges if not line.startswith("#version")]
-    symbols = list(byte_symbols().values())
-    tokens = symbols + [s + "</w>" for s in symbols] + ["".join(m.split()) for m in merges] + [START, END]
-    assert len(tokens) == 49408
-    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
-    return folder
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{i:02d}" for i in range(len(CASES))])

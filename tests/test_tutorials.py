@@ -49,7 +49,7 @@ each_exercise = pytest.mark.parametrize(("source", "name"), EXERCISES, ids=lambd
 
 @each_exercise
 def test_the_check_passes_on_the_solution_and_fails_on_the_stub(source, name, capsys):
-    text, check = source.read_text(), getattr(checks_of(source), f"check_{name}")
+    text, check = source.read_text(encoding="utf-8"), getattr(checks_of(source), f"check_{name}")
     check(definitions(text)[name])
     assert "✓" in capsys.readouterr().out
     with pytest.raises(NotImplementedError, match="exercise "):
@@ -70,7 +70,7 @@ def test_wrong_answers_fail_with_the_right_hint(source, name, capsys):
 
 @each_tutorial
 def test_every_exercise_has_its_check_and_is_checked(source):
-    text = source.read_text()
+    text = source.read_text(encoding="utf-8")
     names = list(checks_of(source).WRONG)
     checks = {name[6:] for name in vars(checks_of(source)) if name.startswith("check_")}
     assert set(names) == checks
@@ -144,7 +144,7 @@ def run(notebook, folder):
     notebook.cells.insert(0, nbformat.v4.new_code_cell(NO_NETWORK))
     kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
     assert kernel.kernel_spec.argv[0] == sys.executable
-    client = NotebookClient(notebook, km=kernel, timeout=120, resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(notebook, km=kernel, timeout=240, resources={"metadata": {"path": str(folder)}})
     client.execute(env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"})
     return notebook
 
@@ -153,7 +153,7 @@ def run(notebook, folder):
 def test_the_solved_notebook_runs(source, tmp_path):
     folder = shutil.copytree(TUTORIALS, tmp_path / "tutorials", ignore=shutil.ignore_patterns("*.ipynb", "__pycache__"))
     before = sorted(folder.rglob("*.*"))
-    notebook = run(build.notebook(source.read_text()), folder)
+    notebook = run(build.notebook(source.read_text(encoding="utf-8")), folder)
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     printed = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
     assert printed.count("✓") == len(checks_of(source).WRONG)
@@ -240,22 +240,35 @@ def test_links_pictures_and_names_exist(page):
         assert target.startswith("https://") or (TUTORIALS / target.split("#")[0]).exists(), target
     assert "<img" not in text and "base64" not in text
     for path, name in re.findall(r"`((?:minibnn|kernels|tutorials)/[\w/]+\.py)(?::(\w+))?", text):
-        tree = ast.parse((ROOT / path).read_text())
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
         defined = {n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
         defined |= {t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
         assert not name or name in defined, f"{path} has no {name}"
 
 
+def test_the_notation_page_names_what_the_code_has():
+    """Every name of the column "in code" is a variable, argument or attribute somewhere in minibnn or in a tutorial."""
+    known = {"B", "C", "H", "W"}
+    for path in [*ROOT.glob("minibnn/*.py"), *SOURCES]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            known |= {getattr(node, field) for field in ("id", "arg", "attr", "name") if isinstance(getattr(node, field, None), str)}
+    page = (TUTORIALS / "NOTATION.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in page.split("\n") if line.startswith("| $")]
+    names = [name for row in rows for code in re.findall(r"`(.*?)`", row[2]) for name in re.findall(r"[A-Za-z_]\w*", code)]
+    assert len(rows) > 30 and len(names) >= len(rows)
+    assert not [name for name in names if name not in known]
+
+
 @each_tutorial
 def test_the_index_lists_it(source):
-    index = (TUTORIALS / "README.md").read_text()
+    index = (TUTORIALS / "README.md").read_text(encoding="utf-8")
     assert f"({source.stem}.ipynb)" in index and f"({source.stem}_solved.ipynb)" in index
 
 
 @each_tutorial
 def test_the_first_cell_of_code_is_short(source):
     """At most six lines of imports, no paths, no downloads; it prints the versions."""
-    first = next(body for markdown, body in build.cells(source.read_text()) if not markdown)
+    first = next(body for markdown, body in build.cells(source.read_text(encoding="utf-8")) if not markdown)
     imports = [n for n in ast.parse(first).body if isinstance(n, (ast.Import, ast.ImportFrom))]
     assert 1 <= len(imports) <= 6 and "__version__" in first
-    assert "sys.path" not in source.read_text() and "chdir" not in source.read_text()
+    assert "sys.path" not in source.read_text(encoding="utf-8") and "chdir" not in source.read_text(encoding="utf-8")

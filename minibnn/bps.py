@@ -1,0 +1,396 @@
+"""Bayesian Power Steering: a frozen model learns to follow pictures (sketches, maps): `python -m minibnn.bps --hints DIR`.
+
+Follows: Huang et al. 2024 (arXiv 2406.03683) and the authors' released code, as far as they are known.
+
+By Bayes' rule the noise prediction of a model that also knows a hint y is that of the frozen model plus one term:
+
+    ε(z_t, t, c, y) = ε(z_t, t, c) + M,   M = −√(1−ᾱ_t) ∇_z log p_t(y | z_t, c)
+
+Here M is what a trainable *branch* causes: a U-shaped network that sees the hint and the time, never z_t or the prompt,
+and whose features B_k are added, through convolutions that start at zero, inside all units k of the frozen UNet:
+
+    h ← Block(h) + gain_k · ZeroConv_k(B_k(y, t))      after each residual block and each attention of unit k
+
+SD v1.5 has 25 units (12 encoder, 1 middle, 12 decoder) and 38 such additions. "Head-heavy and foot-light": encoder and
+middle get time-conditioned blocks and gains 16, 8, 4, 2 and 16, the decoder light blocks without time, and gain 1.
+
+    pairs: NAME.png (picture), NAME.hint.png (its hint), NAME.txt (its caption), e.g. from `python -m minibnn.world --pairs`
+
+But: no style hints of several maps, no BPS-XL; the 4 zero convolutions of conv_in and the downsamplers, which nothing
+uses (20.3 M parameters in SD v1.5), are kept: the branch has as many parameters as the released one.
+"""
+
+from .options import BpsOptions, answer_ctrl_c_while_importing, parse, run
+
+if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
+    OPTIONS = parse(BpsOptions, "minibnn.bps")
+    answer_ctrl_c_while_importing()
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import nn
+from tqdm import tqdm
+
+from . import data, schedule
+from .errors import UserError
+from .pipeline import StableDiffusion, grid, to_pil
+from .train import check_device
+from .unet import time_sinusoid
+from .vae import sample_latents
+from .weights import open_weights, read_json, write_json, write_tensors, write_whole
+
+GAINS = ("head-heavy", "equal")
+FORMAT = "minibnn bps"
+
+
+# --- the branch -------------------------------------------------------------------------------------------------------
+
+
+def zero_conv(in_channels, out_channels):
+    """A 3 × 3 convolution that gives 0 until it is trained."""
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+    nn.init.zeros_(conv.weight)
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
+class TimedBlock(nn.Module):
+    """Heavy block: x -> shortcut(x) + zero conv(silu((1 + scale)·norm(conv(silu(norm(x)))) + shift)), (scale, shift) from t."""
+
+    def __init__(self, in_channels, channels, time_channels, groups):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.time = nn.Linear(time_channels, 2 * channels)
+        self.norm2 = nn.GroupNorm(groups, channels)
+        self.conv2 = zero_conv(channels, channels)
+        self.shortcut = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else nn.Identity()
+
+    def forward(self, x, time):
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.time(time)[:, :, None, None].chunk(2, dim=1)
+        return self.shortcut(x) + self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
+
+
+class LightBlock(nn.Module):
+    """Light block: x -> shortcut(x) + zero conv(silu(norm(x))), without time."""
+
+    def __init__(self, in_channels, channels, groups):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, in_channels)
+        self.conv = zero_conv(in_channels, channels)
+        self.shortcut = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else nn.Identity()
+
+    def forward(self, x):
+        return self.shortcut(x) + self.conv(F.silu(self.norm(x)))
+
+
+class Branch(nn.Module):
+    """features = branch(hint, time): what is added in each unit of a UNet of this configuration.
+
+    hint (B, hint_channels, H, W), H and W multiples of `factor` (the VAE's); time (B, T) from `time_of`. Returns one
+    tensor (B, C, h, w) for each unit, in the order of `units`; None for conv_in and the downsamplers.
+    """
+
+    def __init__(self, config, hint_channels=1, factor=8, gains="head-heavy"):
+        super().__init__()
+        channels, n, groups = config.block_out_channels, config.layers_per_block, config.norm_num_groups
+        last, time_channels = len(channels) - 1, 4 * channels[0]
+        self.factor, self.hint_channels = factor, hint_channels
+        self.gains = []  # of encoder and middle; the decoder's are 1
+
+        widths = [channels[0]]  # of the encoder's units
+        self.encoder = nn.ModuleList([nn.Conv2d(hint_channels * factor**2, channels[0], 3, padding=1)])
+        for level, width in enumerate(channels):
+            for _ in range(n):
+                self.encoder.append(TimedBlock(widths[-1], width, time_channels, groups))
+                widths.append(width)
+            if level < last:
+                self.encoder.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+                widths.append(width)
+            self.gains += [2.0 ** (4 - level)] * (n + 1)
+        self.gains = [16.0, *self.gains[: len(self.encoder) - 1], 16.0] if gains == "head-heavy" else [1.0] * (len(self.encoder) + 1)
+        self.middle = nn.ModuleList(TimedBlock(channels[-1], channels[-1], time_channels, groups) for _ in range(2))
+        self.zeros = nn.ModuleList(zero_conv(width, width) for width in [*widths, channels[-1]])
+
+        self.decoder, self.upsamplers, before = nn.ModuleList(), nn.ModuleList(), channels[-1]
+        for level in reversed(range(len(channels))):
+            for _ in range(n + 1):
+                self.decoder.append(LightBlock(before + widths.pop(), channels[level], groups))
+                before = channels[level]
+            if level:
+                self.upsamplers.append(nn.Conv2d(before, before, 3, padding=1))
+        self.decoder_zeros = nn.ModuleList(zero_conv(block.conv.out_channels, block.conv.out_channels) for block in self.decoder)
+
+    def forward(self, hint, time):
+        h, skips, features = F.pixel_unshuffle(hint, self.factor), [], []  # (B, C, H, W) -> (B, f²C, H/f, W/f)
+        for unit, zero, gain in zip(self.encoder, self.zeros, self.gains, strict=False):
+            timed = isinstance(unit, TimedBlock)
+            h = unit(h, time) if timed else unit(h)
+            skips.append(h)
+            features.append(gain * zero(h) if timed else None)
+        for block in self.middle:
+            h = block(h, time)
+        features.append(self.gains[-1] * self.zeros[-1](h))
+        per_level = len(self.decoder) // (len(self.upsamplers) + 1)
+        for i, (block, zero) in enumerate(zip(self.decoder, self.decoder_zeros, strict=True)):
+            h = block(torch.cat([h, skips.pop()], dim=1))
+            features.append(zero(h))
+            if skips and (i + 1) % per_level == 0:
+                h = F.interpolate(h, size=skips[-1].shape[2:], mode="nearest")
+                h = self.upsamplers[i // per_level](h)
+        return features
+
+
+# --- where its features go --------------------------------------------------------------------------------------------
+
+
+def units(unet):
+    """The modules of each unit whose output is added to; none for conv_in and the downsamplers. 25 lists for SD v1.5."""
+    lists = [[]]
+    for block in unet.down_blocks:
+        lists += [[resnet, *block.attentions[i : i + 1]] for i, resnet in enumerate(block.resnets)]
+        lists += [[] for _ in block.downsamplers]
+    mid = unet.mid_block
+    lists.append([mid.resnets[0], mid.attentions[0], mid.resnets[1]])
+    for block in unet.up_blocks:
+        lists += [[resnet, *block.attentions[i : i + 1]] for i, resnet in enumerate(block.resnets)]
+    return lists
+
+
+@contextlib.contextmanager
+def added(unet, features):
+    """Within this block the UNet's forward adds features[k] to the output of every module of unit k."""
+    handles = []
+    try:
+        for modules, feature in zip(units(unet), features, strict=True):
+            for module in modules if feature is not None else []:
+                handles.append(module.register_forward_hook(lambda module, args, out, feature=feature: out + feature))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def time_of(unet, t, dtype=torch.float32):
+    """What the branch knows of the time: the frozen UNet's own embedding. (B,) -> (B, T)."""
+    with torch.no_grad():
+        return F.silu(unet.time_embedding(time_sinusoid(t, unet.config.block_out_channels[0]).to(dtype)))
+
+
+def steered(unet, branch, x, t, context, hint, inject=added):
+    """What the UNet predicts when steered by `hint`. inject(unet, features): where the features go.
+
+    Raises UserError when the hint does not have the size of the picture that x (B, 4, h, w) stands for.
+    """
+    wanted = (branch.hint_channels, branch.factor * x.shape[2], branch.factor * x.shape[3])
+    if tuple(hint.shape[1:]) != wanted:
+        raise UserError(f"hint of (channels, height, width) {tuple(hint.shape[1:])}: this model and picture size need {wanted}")
+    with inject(unet, branch(hint.to(x.dtype), time_of(unet, t, x.dtype))):
+        return unet(x, t, context)
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Pairs:
+    """hints (n, C, H, W) in [0, 1]; mean and logvar (n, 4, h, w) of the pictures' latents; captions."""
+
+    hints: torch.Tensor
+    mean: torch.Tensor
+    logvar: torch.Tensor
+    captions: list
+
+
+def make_pairs(sd, hints, images, captions):
+    """Hints (n, C, H, W) in [0, 1], pictures (n, 3, H, W) in [-1, 1] and captions -> Pairs."""
+    return Pairs(hints, *data.latent_moments(sd.vae, images), captions)
+
+
+def hint_files(folder):
+    """NAME -> its hint's path. Raises UserError if there is none."""
+    found = {path.name.removesuffix(".hint.png"): path for path in sorted(Path(folder).glob("*.hint.png"))}
+    if not found:
+        raise UserError(f"--hints {folder}: no NAME.hint.png in it (`python -m minibnn.world --pairs DIR` makes an example)")
+    return found
+
+
+def read_hint(path, channels, size=None):
+    """A PNG -> (channels, H, W) in [0, 1]; size (width, height): what it must have. Raises UserError naming the file."""
+    try:
+        image = Image.open(path).convert("L" if channels == 1 else "RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path}: broken or no picture ({error})") from None
+    if size and image.size != size:
+        raise UserError(f"{path} is {image.width} x {image.height} pixels, not {size[0]} x {size[1]}; make it that size")
+    array = np.array(image, dtype=np.float32).reshape(image.height, image.width, channels) / 255
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def read_caption(path):
+    """The words of a text file. Raises UserError if it is missing or empty."""
+    text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    if not text:
+        raise UserError(f"{path} is missing or empty: it holds the caption of {path.stem}.png")
+    return text
+
+
+def read_pairs(folder, channels, resolution):
+    """Folder -> hints, pictures, captions, each hint as large as its picture; both cropped to the resolution."""
+    hints, images, captions = [], [], []
+    for name, path in hint_files(folder).items():
+        picture = Path(folder) / f"{name}.png"
+        images.append(data.load_picture(picture, resolution))
+        hint = read_hint(path, channels, ImageOps.exif_transpose(Image.open(picture)).size)
+        whole = Image.fromarray((hint.permute(1, 2, 0).numpy().squeeze() * 255).round().astype(np.uint8))
+        whole = np.array(ImageOps.fit(whole, (resolution, resolution), Image.Resampling.LANCZOS), dtype=np.float32) / 255
+        hints.append(torch.from_numpy(whole.reshape(resolution, resolution, channels)).permute(2, 0, 1))
+        captions.append(read_caption(Path(folder) / f"{name}.txt"))
+    return torch.stack(hints), torch.stack(images), captions
+
+
+# --- training and drawing ---------------------------------------------------------------------------------------------
+
+
+def train(sd, branch, pairs, steps, lr, batch_size=16, seed=0, dtype=torch.float32, inject=added):
+    """Train the branch by the ordinary ε (or v) loss; everything else stays as it is. Every tenth caption is left out.
+
+    Returns the losses. Raises UserError when one is not finite.
+    """
+    sd.unet.requires_grad_(False)
+    optimiser = torch.optim.AdamW(branch.parameters(), lr)
+    contexts = sd.encode_prompts([*pairs.captions, ""])
+    abar, losses = sd.alphas_cumprod.to(sd.device), []
+    bar = tqdm(range(steps), desc="training the branch")
+    for step in bar:
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+        picked = [data.epoch_order(len(pairs.captions), step * batch_size + k, seed) for k in range(batch_size)]
+        x0 = sample_latents(pairs.mean[picked], pairs.logvar[picked], generator).to(sd.device) * sd.vae.config.scaling_factor
+        t = torch.randint(0, schedule.TRAIN_STEPS, (batch_size,), generator=generator)
+        eps = torch.randn(x0.shape, generator=generator).to(sd.device)
+        silent = torch.rand(batch_size, generator=generator) < 0.1
+        context = contexts[torch.where(silent, len(contexts) - 1, torch.tensor(picked))]
+        x_t, t = schedule.q_sample(x0, eps, abar[t.to(abar.device)]), t.to(sd.device)
+        with torch.autocast(sd.device.type, dtype, enabled=dtype != torch.float32):
+            predicted = steered(sd.unet, branch, x_t, t, context, pairs.hints[picked].to(sd.device), inject)
+        loss = F.mse_loss(predicted.float(), schedule.velocity(x0, eps, abar[t]) if sd.v_prediction else eps)
+        if not torch.isfinite(loss):
+            raise UserError(f"the loss is {loss.item()} at step {step + 1}; try a smaller --lr")
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(loss.item())
+        bar.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}", refresh=False)
+    return losses
+
+
+@torch.no_grad()
+def draw(sd, branch, hints, prompts, steps=None, guidance=None, seed=0, batch_size=8, inject=added):
+    """One picture for each hint (n, C, H, W) and prompt, as large as the hints: list of PIL images.
+
+    Guidance is on the text alone: the hint steers both predictions, so ε̂ = ε(∅, y) + s·(ε(c, y) − ε(∅, y)).
+    """
+    steps, guidance = steps or sd.recipe["sample_steps"], sd.recipe["guidance"] if guidance is None else guidance
+    if hints.shape[-1] % branch.factor or hints.shape[-2] % branch.factor:
+        raise UserError(f"hint of {hints.shape[-1]} x {hints.shape[-2]} pixels: both must be multiples of {branch.factor}")
+    shape = (len(prompts), sd.vae.config.latent_channels, hints.shape[-2] // branch.factor, hints.shape[-1] // branch.factor)
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    times, abar, pictures = schedule.timesteps(steps), sd.alphas_cumprod, []
+    for i in tqdm(range(0, len(prompts), batch_size), desc="drawing"):
+        part = slice(i, i + batch_size)
+        context = sd.encode_prompts([""] * len(prompts[part]) + list(prompts[part]))
+        hint = hints[part].to(sd.device).repeat(2, 1, 1, 1)
+
+        def model(x, t, context=context, hint=hint):
+            both, time = x.to(context.dtype).repeat(2, 1, 1, 1), torch.full((len(context),), t, device=x.device)
+            out = steered(sd.unet, branch, both, time, context, hint, inject).float()
+            if sd.v_prediction:
+                out = schedule.eps_from_v(x.repeat(2, 1, 1, 1), out, abar[t])
+            plain, captioned = out.chunk(2)
+            return plain + guidance * (captioned - plain)
+
+        pictures += to_pil(sd.decode_latents(schedule.sample_ddim(model, start[part].to(sd.device), times, abar)))
+    return pictures
+
+
+# --- command ----------------------------------------------------------------------------------------------------------
+
+
+def save_branch(branch, folder, config):
+    """branch.safetensors and config.json; config: {"model", "hint_channels", "factor", "gains", …}."""
+    write_tensors(Path(folder) / "branch.safetensors", branch.state_dict())
+    write_json(Path(folder) / "config.json", {"format": FORMAT, **config})
+
+
+def load_branch(folder, sd):
+    """A saved branch for this model. Raises UserError if the folder holds none or it belongs to another UNet."""
+    config = read_json(Path(folder) / "config.json")
+    if config.get("format") != FORMAT:
+        raise UserError(f"--branch {folder} is no folder of minibnn.bps")
+    branch = Branch(sd.unet.config, config["hint_channels"], config["factor"], config["gains"])
+    with open_weights(Path(folder) / "branch.safetensors") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    wanted = {name: tensor.shape for name, tensor in branch.state_dict().items()}
+    if {name: tensor.shape for name, tensor in state.items()} != wanted:
+        raise UserError(f"--branch {folder} was trained for {config['model']}, whose UNet is another; pass --model {config['model']}")
+    branch.load_state_dict(state)
+    return branch.eval()
+
+
+def with_hints(pictures, hints):
+    """Hints and pictures side by side, four of each in a row."""
+    cells = []
+    for picture, hint in zip(pictures, hints, strict=True):
+        cells += [to_pil(2 * hint[None].expand(-1, 3, -1, -1) - 1)[0], picture]
+    return grid(cells, 8, zoom=max(1, 128 // pictures[0].width))
+
+
+def main(options):
+    """Train on the pairs of --hints, or with --branch draw its hints."""
+    out = Path(options.out or ("runs/bps-drawn" if options.branch else "runs/bps"))
+    if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not options.overwrite:
+        raise UserError(f"--out {out} exists: name another folder or pass --overwrite")
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
+    dtype = getattr(torch, options.dtype or ("bfloat16" if device.startswith("cuda") else "float32"))
+    sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32)
+    resolution, bundled = options.resolution or sd.recipe["resolution"], options.model == "tiny"
+    if options.branch:
+        branch = load_branch(options.branch, sd)
+        files = hint_files(options.hints)
+        first = read_hint(next(iter(files.values())), branch.hint_channels)
+        size = (first.shape[2], first.shape[1])
+        hints = torch.stack([read_hint(path, branch.hint_channels, size) for path in files.values()])
+        prompts = [read_caption(Path(options.hints) / f"{name}.txt") for name in files]
+    else:
+        if resolution % sd.vae.factor:
+            raise UserError(f"--resolution {resolution} is no multiple of {sd.vae.factor}")
+        hints, images, prompts = read_pairs(options.hints, options.hint_channels, resolution)
+        torch.manual_seed(options.seed)
+        branch = Branch(sd.unet.config, options.hint_channels, sd.vae.factor, options.gains)
+    sd.to(device)
+    branch.to(device)
+    if not options.branch:
+        steps, lr = options.steps or (400 if bundled else 1000), options.lr or (5e-4 if bundled else 1e-5)
+        train(sd, branch, make_pairs(sd, hints, images, prompts), steps, lr, options.batch_size, options.seed, dtype)
+        config = dataclasses.asdict(options) | {"factor": sd.vae.factor, "resolution": resolution, "steps": steps, "lr": lr}
+        save_branch(branch, out, config)
+        hints, prompts, files = hints[:8], prompts[:8], []
+    with torch.autocast(device.split(":")[0], dtype, enabled=dtype != torch.float32):
+        pictures = draw(sd, branch.eval(), hints, prompts, options.sample_steps, options.guidance, options.seed)
+    for name, picture in zip(files, pictures, strict=False):
+        write_whole(out / f"{name}.png", lambda path, picture=picture: picture.save(path, format="PNG"))
+    sheet = with_hints(pictures, hints)
+    write_whole(out / "samples.png", lambda path: sheet.save(path, format="PNG"))
+    print(f"{out / 'samples.png'}: hints and pictures" + ("" if options.branch else f"; --branch {out} draws other hints"))
+
+
+if __name__ == "__main__":
+    run(main, OPTIONS)

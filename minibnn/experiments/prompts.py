@@ -1,0 +1,40 @@
+"""What is drawn at every checkpoint: the training prompt, and others that keep the subject and ask for something new.
+
+Of the paper's Table 5, [V] is the rare word and [object] the class word.
+"""
+
+from .. import world
+
+OBJECT = (
+    "in the jungle", "in the snow", "on the beach", "on a cobblestone street", "on top of pink fabric",
+    "on top of a wooden floor", "with a city in the background", "with a mountain in the background",
+    "with a blue house in the background", "on top of a purple rug in a forest", "wearing a red hat",
+    "wearing a santa hat", "wearing a rainbow scarf", "wearing a black top hat and a monocle", "in a chef outfit",
+    "in a firefighter outfit", "in a police outfit", "wearing pink glasses", "wearing a yellow shirt",
+    "in a purple wizard outfit",
+)  # fmt: skip
+OBJECT_ADJECTIVES = ("red", "purple", "shiny", "wet", "cube shaped")
+SUBJECT = (
+    "wearing sunglasses", "with snowflakes in their hair", "with beachy hair waves", "wearing a beret",
+    "with a neutral expression", "with a contemplative look", "laughing heartily", "with an amused smile",
+    "with forest green eyeshadow", "wearing a red hat", "with a slight grin", "with a thoughtful gaze",
+    "wearing a black top hat", "in a chef hat", "in a firefighter helmet", "in a police cap", "wearing pink glasses",
+    "wearing a yellow headband", "in a purple wizard hat", "smiling", "frowning", "looking surprised", "winking",
+    "yawning", "laughing",
+)  # fmt: skip
+
+
+def table5_object(word, kind):
+    """The 25 prompts for an object: table5_object("sks", "dog")[0] == "a sks dog in the jungle".   (Table 5, left)"""
+    return [f"a {word} {kind} {rest}" for rest in OBJECT] + [f"a {a} {word} {kind}" for a in OBJECT_ADJECTIVES]
+
+
+def table5_subject(word):
+    """The 25 prompts for a person.   (Table 5, right)"""
+    return [f"a photo of a {word} person {rest}" for rest in SUBJECT]
+
+
+def world_prompts(word, kind):
+    """(prompt, what a picture of it must show) in the bundled world: ten places and two colours, in Table 5's manner."""
+    places = [(f"a {word} {kind} {text}", {"subject": kind, "background": name}) for name, text in world.BACKGROUNDS.items()]
+    return places + [(f"a {colour} {word} {kind}", {"subject": kind}) for colour in ("red", "purple")]

@@ -1,0 +1,208 @@
+"""Curves, verdicts and tables of what `corruption` measured: `python -m minibnn.experiments report`.
+
+Reads the .jsonl files of --runs, judges each setting by the criterion of `stages.py`, and writes into --out
+
+    corruption.jsonl        all lines, shortened, so that the report can be made again from them
+    corruption.md           verdicts, and the effect of the BNN as a paired difference with its interval
+    corruption-NAME.png     curves with bootstrap intervals over seeds (percentiles, 95 %)
+    corruption-NAME.webp    pictures of one run, a row for each step
+"""
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from .. import plot
+from ..errors import UserError
+from ..options import option, parse, run
+from ..weights import write_text, write_whole
+from .corruption import read_rows
+from .settings import SETTINGS
+from .stages import corruption_stage, interval, noise_stage
+
+CURVES = {  # what is drawn: (title, group of prompts)
+    "fidelity": ("fidelity to the training pictures, other prompts", "other"),
+    "noise": ("noise above clean drawings (x 1000), other prompts", "other"),
+    "nearest": ("fidelity to the nearest picture, training prompt", "training"),
+    "background": ("place drawn as asked, other prompts", "other"),
+    "diversity": ("diversity, training prompt", "training"),
+    "sigma1": ("sigma_1 at t = 100 (Eq. 2)", "training"),
+}
+KEPT = ("fidelity", "nearest", "noise", "worst_noise", "immerkaer", "diversity", "subject", "background")
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Curves, verdicts and tables of what `corruption` measured."""
+
+    runs: list = option(("runs/corruption",), "folders of the .jsonl files", "what", nargs="+", metavar="DIR")
+    out: str = option("tutorials/results", "folder", "what", metavar="DIR")
+
+
+def shorten(row):
+    """A line without what the report does not use, numbers with four digits."""
+    sigma1 = {k: [float(f"{v:.4g}") for v in row["sigma1"][k]] for k in ("sigma1", "loss", "explained")}
+    kept = {k: None if row[k] is None else float(f"{row[k]:.4g}") for k in KEPT}
+    fixed = {k: row[k] for k in ("run", "step", "view", "group", "seconds")}
+    return fixed | kept | {"t": row["sigma1"]["t"]} | sigma1
+
+
+def load(folders):
+    """All lines of all runs. Raises UserError if there are none."""
+    rows = []
+    for folder in folders:
+        for path in sorted(Path(folder).glob("*.jsonl")):
+            rows += [shorten(row) if isinstance(row.get("sigma1"), dict) else row for row in read_rows(path)]
+    if not rows:
+        raise UserError(f"--runs {' '.join(map(str, folders))}: no .jsonl of minibnn.experiments corruption in it")
+    return rows
+
+
+def value_of(row, name):
+    """A measure of a line; "sigma1" means σ₁ at t = 100."""
+    return row["sigma1"][row["t"].index(100)] if name == "sigma1" else row[name]
+
+
+def table(rows, setting, pictures, kind, view, group, name):
+    """(steps, seeds, values (seeds, steps)) of the runs that are complete; kind: "plain" or "bnn"."""
+    found = defaultdict(dict)
+    for row in rows:
+        *words, n, which, seed = row["run"].split("-")
+        if ("-".join(words), int(n), which, row["view"], row["group"]) == (setting, pictures, kind, view, group):
+            value = value_of(row, name)
+            found[int(seed)][row["step"]] = float("nan") if value is None else value
+    longest = max((len(steps) for steps in found.values()), default=0)
+    found = {seed: steps for seed, steps in sorted(found.items()) if len(steps) == longest}
+    steps = sorted(next(iter(found.values()), {}))
+    return steps, list(found), [[values[s] for s in steps] for values in found.values()]
+
+
+def bootstrap(values, resamples=2000):
+    """values (seeds, steps) -> (low, high) of the mean over seeds, percentile bootstrap, 95 %: two lists."""
+    values = torch.tensor(values, dtype=torch.float64)
+    picked = torch.randint(len(values), (resamples, len(values)), generator=torch.Generator().manual_seed(0))
+    means = values[picked].mean(1)
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
+    return low.tolist(), high.tolist()
+
+
+def line(rows, setting, pictures, kind, view, group, name, label):
+    """A curve over steps with its band, or None where nothing was measured."""
+    steps, seeds, values = table(rows, setting, pictures, kind, view, group, name)
+    if not seeds:
+        return None
+    mean = torch.tensor(values, dtype=torch.float64).mean(0).tolist()
+    low, high = bootstrap(values) if len(seeds) > 1 else (None, None)
+    return plot.Line(label, steps, mean, low, high)
+
+
+def curves(rows, setting, pictures, view):
+    """The six curves of one setting, plain and BNN: a PIL picture."""
+    panels = []
+    for name, (title, group) in CURVES.items():
+        both = [line(rows, setting, pictures, kind, view, group, name, label) for kind, label in (("plain", "plain"), ("bnn", "BNN"))]
+        panels.append(plot.Panel(title, [one for one in both if one], stretch=25))
+    return plot.chart(panels, 3)
+
+
+def by_pictures(rows, setting, view, counts):
+    """Fidelity and noise, plain, one curve for each number of pictures: the paper's Fig. 2."""
+    panels = []
+    for name in ("fidelity", "noise", "nearest"):
+        title, group = CURVES[name]
+        lines = [line(rows, setting, n, "plain", view, group, name, f"{n} picture{'s' * (n > 1)}") for n in counts]
+        panels.append(plot.Panel(title + ", plain", [one for one in lines if one], stretch=25))
+    return plot.chart(panels, 3)
+
+
+def _interval(difference):
+    mean, low, high = difference
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" if abs(low) < 1e9 else f"{mean:+.3f} (one seed)"
+
+
+def verdicts(rows):
+    """Markdown: the two criteria for every setting, number of pictures, kind and view."""
+    text = ["| setting | pictures | weights | drawn with | seeds | corruption stage | its dip | noise stage | its peak |",
+            "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for setting, n, kind, view in cases(rows):
+        steps, seeds, fidelity = table(rows, setting, n, kind, view, "other", "fidelity")
+        noise = table(rows, setting, n, kind, view, "other", "noise")[2]
+        stage, found, dip = corruption_stage(fidelity, noise)
+        noisy, peaks, peak = noise_stage(noise)
+        fall = _interval(found["fidelity below its earlier maximum"])
+        rise = _interval(peaks["noise above the pretrained model"])
+        text.append(
+            f"| {setting} | {n} | {kind} | {view} | {len(seeds)} | {stage} | step {steps[dip]}: −fidelity {fall} "
+            f"| {noisy} | step {steps[peak]}: +noise {rise} |"
+        )
+    return "\n".join(text)
+
+
+def cases(rows):
+    """All (setting, pictures, kind, view) of which there are lines, in the order of SETTINGS."""
+    found = {(*_parts(row["run"]), row["view"]) for row in rows}
+    return sorted(found, key=lambda c: (list(SETTINGS).index(c[0]), c[1], c[3], c[2] == "bnn"))
+
+
+def _parts(run):
+    *words, n, kind, _seed = run.split("-")
+    return "-".join(words), int(n), kind
+
+
+def effects(rows):
+    """Markdown: BNN − plain at the same seed, at the step of plain's highest noise and at the last, other prompts.
+
+    A setting that only the BNN knows (σ₀, λ, where) is compared with the plain runs of "main".
+    """
+    text = ["| setting | pictures | drawn with | step | fidelity | noise | place as asked | diversity (training prompt) |",
+            "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for setting, n, kind, view in cases(rows):
+        if kind != "bnn":
+            continue
+        reference = setting if False in SETTINGS[setting].bayes else "main"
+        steps, seeds, noise = table(rows, reference, n, "plain", view, "other", "noise")
+        own_steps, own_seeds, _ = table(rows, setting, n, "bnn", view, "other", "noise")
+        common = [s for s in own_seeds if s in seeds]
+        if not common:
+            continue
+        shared = [s for s in own_steps if s in steps]
+        peak = max(shared[1:-1], key=lambda s: sum(run[steps.index(s)] for run in noise))
+        for step in (peak, shared[-1]):
+            cells = []
+            for name, group in (("fidelity", "other"), ("noise", "other"), ("background", "other"), ("diversity", "training")):
+                plain = table(rows, reference, n, "plain", view, group, name)
+                bnn = table(rows, setting, n, "bnn", view, group, name)
+                pairs = [
+                    bnn[2][bnn[1].index(s)][bnn[0].index(step)] - plain[2][plain[1].index(s)][plain[0].index(step)] for s in common
+                ]
+                cells.append(_interval(interval(pairs)))
+            text.append(f"| {setting} | {n} | {view} | {step} | {' | '.join(cells)} |")
+    return "\n".join(text)
+
+
+def report(options):
+    """Write all of it."""
+    rows, out = load(options.runs), Path(options.out)
+    write_text(out / "corruption.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    for setting, n, view in sorted({(s, n, v) for s, n, _, v in cases(rows)}):
+        save(curves(rows, setting, n, view), out / f"corruption-{setting}-{n}-{view}.png")
+    counts = sorted({n for s, n, _, _ in cases(rows) if s == "main"})
+    for view in sorted({v for s, _, _, v in cases(rows) if s == "main"}):
+        save(by_pictures(rows, "main", view, counts), out / f"corruption-pictures-{view}.png")
+    for path in (p for folder in options.runs for p in sorted(Path(folder).glob("main-*-0.png"))):
+        sheet = Image.open(path)  # as WebP, a fifth of PNG's size; fewer colours would look like noise
+        write_whole(out / f"corruption-{path.stem}.webp", lambda p, sheet=sheet: sheet.save(p, format="WEBP", quality=95, method=6))
+    write_text(out / "corruption.md", f"{verdicts(rows)}\n\n{effects(rows)}\n")
+    print(f"{out / 'corruption.md'}: {len(rows)} lines of {len({row['run'] for row in rows})} runs")
+
+
+def save(picture, path):
+    write_whole(path, lambda temporary: picture.save(temporary, format="PNG", optimize=True))
+
+
+def main(arguments):
+    run(report, parse(ReportOptions, "minibnn.experiments report", arguments))

@@ -1,0 +1,108 @@
+"""Line charts with Pillow alone, for what commands leave beside their numbers (the tutorials use matplotlib).
+
+But: lines with bands on one or more panels, a linear or a stretched axis, nothing else. Pillow's own font has no Greek and no
+raised digits: labels are plain ASCII.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from PIL import Image, ImageDraw, ImageFont
+
+WIDTH, HEIGHT = 440, 300  # of a panel, pixels
+LEFT, RIGHT, TOP, BOTTOM = 62, 14, 34, 44
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f")
+
+
+@dataclass
+class Line:
+    """One curve: y against x; low and high, where given, bound a shaded band. NaN and None are left out."""
+
+    label: str
+    x: list
+    y: list
+    low: list = None
+    high: list = None
+    colour: str = None
+
+
+@dataclass
+class Panel:
+    """One set of axes. stretch: x is shown as log(1 + x/stretch), so that 0 has a place; None: linear."""
+
+    title: str
+    lines: list = field(default_factory=list)
+    x_label: str = "step"
+    stretch: float = None
+
+
+def ticks(low, high, count=5):
+    """Round numbers that cover low..high: `ticks(0, 9.3)` -> [0, 2, 4, 6, 8]."""
+    span = (high - low) or 1.0
+    step = 10 ** math.floor(math.log10(span / count))
+    step *= next(m for m in (1, 2, 5, 10) if span / (m * step) <= count)
+    return [round(i * step, 10) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def chart(panels, columns=2):
+    """A PIL picture of all panels, row by row."""
+    rows = -(-len(panels) // columns)
+    sheet = Image.new("RGB", (min(columns, len(panels)) * WIDTH, rows * HEIGHT), "white")
+    for i, panel in enumerate(panels):
+        sheet.paste(_draw(panel), ((i % columns) * WIDTH, (i // columns) * HEIGHT))
+    return sheet
+
+
+def _finite(values):
+    return [v for v in values or [] if v is not None and math.isfinite(v)]
+
+
+def _draw(panel):
+    image = Image.new("RGBA", (WIDTH, HEIGHT), "white")
+    pen, font, small = ImageDraw.Draw(image), ImageFont.load_default(14), ImageFont.load_default(11)
+    pen.text((LEFT, 8), panel.title, "black", font)
+    xs = [x for line in panel.lines for x in line.x]
+    ys = [y for line in panel.lines for part in (line.y, line.low, line.high) for y in _finite(part)]
+    if not ys:
+        pen.text((LEFT, HEIGHT // 2), "nothing measured", "black", small)
+        return image.convert("RGB")
+    bend = (lambda x: math.log1p(x / panel.stretch)) if panel.stretch else float
+    x0, x1 = bend(min(xs)), bend(max(xs))
+    y0, y1 = min(ys), max(ys)
+    margin = 0.05 * (y1 - y0) or 0.5
+    y0, y1 = y0 - margin, y1 + margin
+
+    def place(x, y):
+        across = (bend(x) - x0) / ((x1 - x0) or 1.0)
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM)
+
+    for y in ticks(y0, y1):
+        height = place(min(xs), y)[1]
+        pen.line([(LEFT, height), (WIDTH - RIGHT, height)], "#e4e4e4")
+        pen.text((LEFT - 6, height), f"{y:g}", "#444444", small, anchor="rm")
+    last = -math.inf
+    for x in sorted(set(xs)) if panel.stretch else ticks(min(xs), max(xs), 6):
+        across = place(x, y0)[0]
+        if across - last >= 34:
+            pen.text((across, HEIGHT - BOTTOM + 6), f"{x:g}", "#444444", small, anchor="ma")
+            pen.line([(across, HEIGHT - BOTTOM), (across, HEIGHT - BOTTOM + 4)], "#888888")
+            last = across
+    pen.text((WIDTH - RIGHT, HEIGHT - 16), panel.x_label, "#444444", small, anchor="ra")
+    pen.line([(LEFT, TOP), (LEFT, HEIGHT - BOTTOM), (WIDTH - RIGHT, HEIGHT - BOTTOM)], "#888888")
+
+    for i, line in enumerate(panel.lines):
+        colour = line.colour or COLOURS[i % len(COLOURS)]
+        known = [k for k, y in enumerate(line.y) if y is not None and math.isfinite(y)]
+        if line.low and len(known) > 1:
+            band = Image.new("RGBA", image.size, (0, 0, 0, 0))
+            outline = [place(line.x[k], line.low[k]) for k in known] + [place(line.x[k], line.high[k]) for k in reversed(known)]
+            ImageDraw.Draw(band).polygon(outline, colour + "30")
+            image.alpha_composite(band)
+            pen = ImageDraw.Draw(image)
+        points = [place(line.x[k], line.y[k]) for k in known]
+        pen.line(points, colour, 2)
+        for x, y in points:
+            pen.ellipse((x - 2, y - 2, x + 2, y + 2), colour)
+        label = (WIDTH - RIGHT - 4, TOP + 2 + 13 * i)
+        pen.text(label, line.label, colour, small, anchor="ra")
+    return image.convert("RGB")

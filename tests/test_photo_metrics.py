@@ -1,0 +1,321 @@
+"""The photo measures against lpips and piq (recorded, see photo_vectors.py) and transformers, on small random networks."""
+
+import itertools
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import DATA
+from photo_vectors import alexnet_tensors, clip_tensors, pictures
+from PIL import Image, PngImagePlugin
+from safetensors.torch import load_file, save_file
+
+from minibnn import photo_metrics as photo
+from minibnn.data import to_tensor
+from minibnn.errors import UserError
+from minibnn.options import PhotoOptions
+from minibnn.photo_networks import Lpips
+from minibnn.photo_weights import load_clip, load_clip_iqa, load_dino, load_lpips
+
+transformers = pytest.importorskip("transformers")
+RECORDED = json.loads((DATA / "photo.json").read_text())
+PROMPTS = ["a photo of a sks dog", "Two cats, on 3 mats!"] * 3
+CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory, clip_folder):
+    """The four folders as a user fetches them, with small random networks; preprocessor_config.json as the official ones."""
+    root = tmp_path_factory.mktemp("networks")
+    for name in ("clip", "dino", "lpips", "clip_iqa"):
+        (root / name).mkdir()
+    for name, file in itertools.product(("clip", "clip_iqa"), ("vocab.json", "merges.txt")):
+        (root / name / file).write_bytes((clip_folder / file).read_bytes())
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = shape | {"eos_token_id": 49407, "bos_token_id": 49406}
+    vision = shape | {"image_size": 32, "patch_size": 8}
+    model = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
+    vit = transformers.ViTModel(transformers.ViTConfig(**vision), add_pooling_layer=False)
+    for network in (model, vit):  # the initial weights are so small that all pictures look alike
+        for tensor in network.parameters():
+            tensor.data += 0.1 * torch.randn_like(tensor)
+    model.save_pretrained(root / "clip")
+    vit.save_pretrained(root / "dino")
+    config = {"do_resize": True, "do_normalize": True, "size": 32}
+    clip = {"do_center_crop": True, "crop_size": 32, "resample": 3, "image_mean": CLIP_MEAN, "image_std": CLIP_STD}
+    dino = {"resample": 2, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    (root / "clip" / "preprocessor_config.json").write_text(json.dumps(config | clip | {"feature_extractor_type": "CLIPFeatureExtractor"}))
+    (root / "dino" / "preprocessor_config.json").write_text(json.dumps(config | dino | {"feature_extractor_type": "ViTFeatureExtractor"}))
+
+    trunk, linear = alexnet_tensors()
+    save_file(trunk, root / "lpips" / "alexnet-owt-7be5be79.safetensors")
+    save_file(linear, root / "lpips" / "alex.safetensors")
+    save_file(clip_tensors(), root / "clip_iqa" / "open_clip_model.safetensors")
+    return root
+
+
+def worst(got, wanted):
+    """Largest deviation, relative to how much the wanted values differ among themselves."""
+    got, wanted = torch.as_tensor(got), torch.as_tensor(wanted)
+    return ((got - wanted).abs().max() / wanted.std(0).max()).item()
+
+
+# --- Lpips ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompts", [["a", "b", "a", "a", "b", "a"], ["a", "b", "b", "a", "a", "b"]])
+def test_lpips_equals_lpips(folders, prompts):
+    """The mean of lpips' own distances to the others of the prompt, at 512 × 512; in equal groups the mean over all pairs."""
+    table = torch.tensor(RECORDED["lpips"])
+    got = photo.lpips_diversity(pictures(), prompts, load_lpips(folders / "lpips"))
+    same = torch.tensor([[a == b for b in prompts] for a in prompts])
+    assert worst(got, (table * same).sum(1) / (same.sum(1) - 1)) < 1e-5  # the diagonal is 0
+    if prompts.count("a") == 3:
+        assert got.mean().item() == pytest.approx(table[same & ~torch.eye(6, dtype=bool)].mean().item(), rel=1e-5)
+
+
+def test_lpips_eq1_as_printed():
+    """d(x, x0) = Σ_l 1/(H_l W_l) Σ_hw ‖w_l ⊙ (ŷ_hw − ŷ0_hw)‖², in float64; the file holds w²."""
+    torch.manual_seed(0)
+    network = Lpips().double()
+    for i in range(5):
+        getattr(network, f"lin{i}").data.uniform_(0, 1)
+    x, y = torch.rand(2, 2, 3, 67, 81, dtype=torch.float64) * 2 - 1
+    with torch.no_grad():
+        got = network.distance(network(x), network(y))
+        for b in range(2):
+            total = 0
+            for i, (one, other) in enumerate(zip(network(x[b : b + 1]), network(y[b : b + 1]), strict=True)):
+                w = getattr(network, f"lin{i}").sqrt()
+                height, width = one.shape[2:]
+                for r, c in itertools.product(range(height), range(width)):
+                    total += (w * (one[0, :, r, c] - other[0, :, r, c])).norm() ** 2 / (height * width)
+            assert got[b].item() == pytest.approx(total.item(), rel=1e-12)
+        assert network.distance(network(x), network(x)).tolist() == [0, 0]
+
+
+# --- Clip-IQA ---------------------------------------------------------------------------------------------------------
+
+
+def test_clip_iqa_equals_piq(folders):
+    network = load_clip_iqa(folders / "clip_iqa")
+    assert worst(network.anchors, RECORDED["anchors"]) < 1e-5
+    mean, std = torch.tensor(CLIP_MEAN)[:, None, None], torch.tensor(CLIP_STD)[:, None, None]
+    with torch.no_grad():
+        features = [network.visual(((to_tensor([p]) + 1) / 2 - mean) / std)[0] for p in pictures()]
+    assert worst(F.normalize(torch.stack(features), dim=-1), RECORDED["features"]) < 5e-5
+    assert worst(photo.clip_iqa_quality(pictures(), network), RECORDED["quality"]) < 2e-4
+
+
+# --- CLIP and DINO ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def theirs(folders):
+    """transformers' CLIP with its own tokenizer and processor: logits and embeddings of pictures() and PROMPTS."""
+    model = transformers.CLIPModel.from_pretrained(folders / "clip").eval()
+    tokenizer = transformers.CLIPTokenizer(str(folders / "clip" / "vocab.json"), str(folders / "clip" / "merges.txt"))
+    processor = transformers.AutoImageProcessor.from_pretrained(folders / "clip")
+    with torch.no_grad():
+        return model(**tokenizer(PROMPTS, padding=True, return_tensors="pt"), **processor(pictures(), return_tensors="pt")), model
+
+
+def test_clip_t_equals_the_logits_of_transformers(folders, theirs):
+    clip, (out, model) = load_clip(folders / "clip"), theirs
+    got = photo.clip_t(photo.clip_pictures(pictures(), clip), photo.clip_prompts(PROMPTS, clip))
+    cosines = out.logits_per_image / model.logit_scale.exp()
+    assert cosines.std() > 0.01
+    assert worst(got, cosines.diag()) < 3e-5
+    assert worst(photo.clip_prompts(PROMPTS[:3], clip), out.text_embeds[:3]) < 3e-5
+
+
+def test_clip_i_is_the_mean_over_all_pairs(folders, theirs):
+    clip, (out, _) = load_clip(folders / "clip"), theirs
+    images, training = photo.clip_pictures(pictures()[:4], clip), photo.clip_pictures(pictures()[4:], clip)
+    wanted = [(F.cosine_similarity(a, out.image_embeds[4:])).mean().item() for a in out.image_embeds[:4]]
+    assert worst(photo.mean_similarity(images, training), wanted) < 3e-5
+
+
+def test_pictures_are_resized_and_cropped_as_clip_wants(folders):
+    """Shortest edge to 32 (bicubic), the middle 32 × 32, CLIP's mean and deviation: by PIL, from an official-style config."""
+    clip, picture = load_clip(folders / "clip"), pictures()[1]
+    small = picture.resize((42, 32), Image.Resampling.BICUBIC).crop((5, 0, 37, 32))
+    pixels = ((to_tensor([small]) + 1) / 2 - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
+    assert torch.allclose(clip.processor(images=[picture], return_tensors="pt")["pixel_values"], pixels, atol=1e-5)
+
+
+def test_dino_is_the_class_token(folders):
+    dino = load_dino(folders / "dino")
+    model = transformers.ViTModel.from_pretrained(folders / "dino", add_pooling_layer=False).eval()
+    mean, std = (torch.tensor(v)[:, None, None] for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    tokens = []
+    with torch.no_grad():
+        for picture in pictures():  # squeezed to a square, bilinear
+            small = to_tensor([picture.resize((32, 32), Image.Resampling.BILINEAR)])
+            tokens.append(model(((small + 1) / 2 - mean) / std).last_hidden_state[0, 0])
+    wanted = [sum(F.cosine_similarity(a, b, dim=0).item() for b in tokens[4:]) / 2 for a in tokens[:4]]
+    got = photo.mean_similarity(photo.dino_pictures(pictures()[:4], dino), photo.dino_pictures(pictures()[4:], dino))
+    assert torch.tensor(wanted).std() > 0.01
+    assert worst(got, wanted) < 3e-5
+
+
+# --- best, average and worst case -------------------------------------------------------------------------------------
+
+
+def test_cases_filter_by_both_and_choose_by_quality():
+    """App. I on ten pictures: 0 has the best quality but the worst Clip-T, 1 the second best and the worst Dino."""
+    quality = torch.tensor([0.99, 0.98, 0.9, 0.8, 0.7, 0.62, 0.5, 0.4, 0.3, 0.2])
+    clip_t, dino = torch.linspace(0.3, 0.4, 10), torch.full((10,), 0.5)
+    clip_t[0], dino[1] = 0.1, 0.1
+    values = {"Clip-T": clip_t, "Dino": dino, "Clip-IQA": quality}
+    assert photo.cases(values) == {"best": 2, "average": 6, "worst": 9}  # kept: 2 … 9, whose mean is 0.5525
+    clip_t[9] = 0.0  # now 9 is filtered instead of 0, but stays the worst of all
+    assert photo.cases(values) == {"best": 0, "average": 5, "worst": 9}  # kept: 0, 2 … 8, whose mean is 0.65125
+    few = {name: numbers[:4] for name, numbers in values.items()}
+    assert photo.cases(few) == {"best": 0, "average": 2, "worst": 3}  # 90 % of 4 is rounded up: nothing is filtered
+
+
+def test_summary_reads_all_measures_at_the_cases():
+    values = {"Clip-T": torch.tensor([0.1, 0.2]), "Dino": torch.tensor([0.5, 0.7]), "Clip-IQA": torch.tensor([0.25, 0.75])}
+    rows = photo.summary(values)
+    assert rows["mean"] == pytest.approx({"Clip-T": 0.15, "Dino": 0.6, "Clip-IQA": 0.5})
+    assert rows["best"] == pytest.approx({"picture": 1, "Clip-T": 0.2, "Dino": 0.7, "Clip-IQA": 0.75})
+    assert rows["worst"]["picture"] == 0
+    assert photo.summary({"Dino": values["Dino"]}) == {"mean": {"Dino": pytest.approx(0.6)}}
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture()
+def job(tmp_path, folders):
+    """Options of a whole measurement: pictures 1, 2, 10 and 11 with two prompts in their PNGs, two training pictures."""
+    for name in ("pictures", "training"):
+        (tmp_path / name).mkdir()
+    for i, picture in zip((1, 2, 10, 11), pictures(), strict=False):
+        info = PngImagePlugin.PngInfo()
+        info.add_text("minibnn", json.dumps({"prompt": PROMPTS[i // 10]}))
+        picture.save(tmp_path / "pictures" / f"{i}.png", pnginfo=info)
+    for i, picture in enumerate(pictures()[4:]):
+        picture.save(tmp_path / "training" / f"{i}.png")
+    networks = {name: str(folders / name) for name in ("clip", "dino", "lpips", "clip_iqa")}
+    paths = {"pictures": str(tmp_path / "pictures"), "training": str(tmp_path / "training"), "out": str(tmp_path / "a" / "m.json")}
+    return PhotoOptions(**paths, **networks, device="cpu")
+
+
+def change(options, **changes):
+    return PhotoOptions(**(vars(options) | changes))
+
+
+def test_the_command_measures_everything(job, folders, tmp_path, capsys):
+    photo.measure(job)
+    result = json.loads((tmp_path / "a" / "m.json").read_text())
+    printed = capsys.readouterr().out.splitlines()
+    made, prompts = pictures(), [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]]
+    assert [(row["file"], row["prompt"]) for row in result["pictures"]] == list(zip(["1.png", "2.png", "10.png", "11.png"], prompts, strict=True))
+    clip = load_clip(folders / "clip")
+    clip_t = photo.clip_t(photo.clip_pictures(made[:4], clip), photo.clip_prompts(prompts, clip))
+    table = RECORDED["lpips"]
+    wanted = {"Clip-T": clip_t, "Lpips": [table[0][1], table[1][0], table[2][3], table[3][2]], "Clip-IQA": RECORDED["quality"][:4]}
+    for name, numbers in wanted.items():
+        assert worst([row[name] for row in result["pictures"]], numbers) < 2e-4, name
+    assert printed[0].split() == ["Clip-T", "Clip-I", "Dino", "Lpips", "Clip-IQA"]
+    assert [line.split()[0] for line in printed[1:5]] == ["mean", "best", "average", "worst"]
+    best = max(result["pictures"], key=lambda row: row["Clip-IQA"])  # of four pictures none is filtered
+    assert result["summary"]["best"]["Dino"] == best["Dino"] and printed[2].split()[-1] == best["file"]
+
+
+def test_prompts_from_a_file(job, tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a cat\n\n a dog \n")
+    options = change(job, prompts=str(path), dino=None, clip_iqa=None, lpips=None)
+    photo.measure(options)
+    assert [row["prompt"] for row in json.loads((tmp_path / "a" / "m.json").read_text())["pictures"]] == ["a cat"] * 2 + ["a dog"] * 2
+    path.write_text("a\nb\nc\n")
+    with pytest.raises(UserError, match="3 prompts for 4 pictures"):
+        photo.measure(change(options, overwrite=True))
+    (tmp_path / "pictures" / "12.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="12.jpg: broken"):
+        photo.measure(change(options, overwrite=True))
+    pictures()[0].save(tmp_path / "pictures" / "12.jpg")
+    with pytest.raises(UserError, match="12.jpg holds no prompt"):
+        photo.measure(change(options, overwrite=True, prompts=None))
+    with pytest.raises(UserError, match="m.json exists"):
+        photo.measure(options)
+
+
+@pytest.mark.parametrize("case", ["config.json", "model.safetensors", "preprocessor_config.json", "kind", "weights", "shape", "pickle", "damaged"])
+def test_what_a_hub_folder_lacks_is_told_in_one_line(case, folders, tmp_path):
+    folder = tmp_path / "dino"
+    folder.mkdir()
+    for file in (folders / "dino").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    words = f"hf download facebook/dino-vits16 --revision refs/pr/1 --local-dir {folder}"
+    if case == "kind":
+        (folder / "config.json").write_bytes((folders / "clip" / "config.json").read_bytes())
+    elif case == "weights":
+        tensors = load_file(folder / "model.safetensors")
+        tensors.pop("layernorm.bias")
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        words = "lacks 1 weights, e.g. layernorm.bias"
+    elif case == "shape":
+        save_file(load_file(folder / "model.safetensors") | {"layernorm.bias": torch.zeros(5)}, folder / "model.safetensors", {"format": "pt"})
+    elif case == "pickle":
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    elif case == "damaged":
+        (folder / "model.safetensors").write_bytes(b"x" * 100)
+    else:
+        (folder / case).unlink()
+    with pytest.raises(UserError, match=words) as error:
+        load_dino(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_library_is_told_in_one_line(folders, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"^--clip needs transformers: pip install transformers$"):
+        load_clip(folders / "clip")
+    load_lpips(folders / "lpips"), load_clip_iqa(folders / "clip_iqa")  # these do without
+
+
+def test_what_our_own_folders_lack_is_told_in_one_line(folders, tmp_path):
+    with pytest.raises(UserError, match="alexnet-owt-7be5be79.safetensors is missing; put in https"):
+        load_lpips(tmp_path)
+    (tmp_path / "alexnet-owt-7be5be79.pth").write_bytes(b"")
+    with pytest.raises(UserError, match="alexnet-owt-7be5be79.pth is a pickle"):
+        load_lpips(tmp_path)
+    (tmp_path / "alexnet-owt-7be5be79.safetensors").write_bytes((folders / "lpips" / "alex.safetensors").read_bytes())
+    (tmp_path / "alex.safetensors").write_bytes((folders / "lpips" / "alex.safetensors").read_bytes())
+    with pytest.raises(UserError, match="10 tensors missing or of another shape, e.g. features.0.weight"):
+        load_lpips(tmp_path)
+    with pytest.raises(UserError, match="hf download timm/resnet50_clip.openai"):
+        load_clip_iqa(tmp_path)
+    (tmp_path / "open_clip_model.safetensors").write_bytes((folders / "lpips" / "alex.safetensors").read_bytes())
+    with pytest.raises(UserError, match="is not CLIP's RN50"):
+        load_clip_iqa(tmp_path)
+
+
+def test_the_command_starts_fast_and_ends_with_one_line():
+    script = "import sys, runpy; sys.argv = ['x', '--help']\ntry: runpy.run_module('minibnn.photo_metrics', run_name='__main__')\nexcept SystemExit: pass\nassert 'torch' not in sys.modules\nimport minibnn.photo_metrics\nassert 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    words = [sys.executable, "-m", "minibnn.photo_metrics", "--pictures", "nowhere", "--lpips", "x", "--device", "cpu"]
+    result = subprocess.run(words, capture_output=True, text=True)
+    assert (result.returncode, result.stderr.splitlines()) == (2, ["error: --pictures nowhere: no such folder"])
+
+
+def test_networks_and_training_pictures_are_asked_for(job):
+    with pytest.raises(UserError, match="no network is given: pass --clip"):
+        photo.measure(change(job, clip=None, dino=None, lpips=None, clip_iqa=None))
+    with pytest.raises(UserError, match="--training DIR is required"):
+        photo.measure(change(job, training=None))
+
+
+def test_lpips_needs_two_pictures_of_a_prompt(job, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a\nb\nb\na c\n")
+    with pytest.raises(UserError, match="'a' has one"):
+        photo.measure(change(job, prompts=str(tmp_path / "prompts.txt"), clip="nowhere"))  # told before networks are read
