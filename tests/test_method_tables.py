@@ -12,7 +12,7 @@ from minibnn.configs import RECIPE
 from minibnn.experiments import methods
 from minibnn.experiments.prompts import world_prompts
 from minibnn.options import TrainOptions, parse
-from minibnn.weights import write_tensors
+from minibnn.weights import write_json, write_tensors
 
 
 def test_bootstrap_sees_seeds_and_pictures():
@@ -64,6 +64,13 @@ def test_a_torn_line_is_made_again(tmp_path):
     assert set(methods.read_runs(path)) == {("LoRA", 1)}
 
 
+def test_tables_do_not_mix_numbers_of_steps(tmp_path):
+    (tmp_path / "runs.jsonl").write_text(json.dumps({"row": "LoRA", "seed": 0, "steps": 300}) + "\n")
+    options = methods.MethodsOptions(out=str(tmp_path), steps=200, plan=True)
+    with pytest.raises(UserError, match="holds runs of 300 steps; name another --out"):
+        methods.table("methods", options)
+
+
 def test_measures_belong_to_their_pictures():
     """8 of the training prompt first; colours name no place."""
     wanted = [("a photo of a sks dog", {"subject": "dog"})] * 8 + world_prompts("sks", "dog")
@@ -83,6 +90,7 @@ def test_a_run_is_charged_for_itself_alone(tmp_path, monkeypatch):
     def train_apart(row, seed, options, folder):
         write_tensors(folder / runs.STATE, {"a": torch.zeros(1000)})
         write_tensors(folder / "pytorch_lora_weights.safetensors", {"b": torch.zeros(10)})
+        write_json(folder / "config.json", {"format": runs.FORMAT, "options": {"steps": 600}})
         return {"seconds": 1.0, "memory": 2}
 
     class Fake:
@@ -94,7 +102,7 @@ def test_a_run_is_charged_for_itself_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(methods, "train_apart", train_apart)
     monkeypatch.setattr(methods.StableDiffusion, "load", lambda folder: Fake())
     line, strip = methods.perform("LoRA", 3, options, torch.rand(2, 3, 64, 64))
-    assert (line["row"], line["seed"], line["seconds"], line["memory"]) == ("LoRA", 3, 1.0, 2)
+    assert (line["row"], line["seed"], line["steps"], line["seconds"], line["memory"]) == ("LoRA", 3, 600, 1.0, 2)
     assert 4000 < line["state"] < 4400 and 40 < line["stored"] < 440
     assert [int(picture[0, 0, 0]) for picture in strip] == [0, 1, 2, 3, 8, 10, 12, 14, 16]
     assert not (tmp_path / "training").exists()
