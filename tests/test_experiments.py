@@ -4,8 +4,10 @@ import dataclasses
 import json
 import math
 import random
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ from minibnn.experiments.stages import MARGIN, corruption_stage, interval, noise
 def test_intervals_are_those_of_scipy(n):
     values = np.random.default_rng(n).normal(0.3, 2, n)
     wanted = stats.t.interval(0.95, n - 1, values.mean(), stats.sem(values))
-    assert interval(values) == pytest.approx((values.mean(), *wanted), rel=2e-4)  # the table has four digits
+    assert interval(values) == pytest.approx((values.mean(), *wanted), abs=3e-4 * np.ptp(wanted))  # the table has four digits
 
 
 @pytest.mark.parametrize("n", [11, 12, 30])
@@ -58,7 +60,7 @@ def test_verdicts_need_all_differences_and_mind_the_margin():
 FALLS = (0.0, 0.3, 0.5, 0.35, 0.2, 0.4, 0.6)  # improves, falls, recovers
 RISES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6)
 BUMP = (0.1, 0.2, 0.8, 1.5, 2.5, 1.2, 0.4)
-FLAT = (0.1, 0.1, 0.12, 0.1, 0.11, 0.1, 0.1)
+FLAT = (0.1,) * 7
 
 
 def seeds(curve, spread, offset=0.0, n=3):
@@ -85,11 +87,10 @@ def test_a_corruption_stage_is_seen_and_where():
         ((*FALLS[:5], 0.2, 0.19), BUMP, "absent"),  # no recovery of fidelity
         (FALLS, (0.1, 0.2, 0.8, 1.5, 2.5, 2.6, 2.7), "absent"),  # no recovery of noise
         (FALLS, tuple(v + 3 for v in reversed(RISES)), "absent"),  # noise below the pretrained model's
-        ((0.0, 0.3, 0.5, 0.49, 0.485, 0.5, 0.6), BUMP, "absent"),  # falls by less than the margin of 0.02
+        ((0.0, 0.3, 0.5, 0.499, 0.498, 0.5, 0.6), BUMP, "absent"),  # falls by less than can be told from 0
     ],
 )
 def test_a_corruption_stage_needs_fall_noise_and_recovery(fidelity, noise, outcome):
-    assert corruption_stage(seeds(fidelity, 1e-3), seeds(noise, 1e-3))[0] in (outcome, "undecided")
     assert corruption_stage(seeds(fidelity, 1e-3), seeds(noise, 1e-3))[0] == outcome
 
 
@@ -108,9 +109,12 @@ def test_a_noise_stage_is_a_bump_above_both_ends():
     outcome, found, peak = noise_stage(seeds(BUMP, 0.05))
     assert (outcome, peak) == ("present", 4)
     assert [mean for mean, _, _ in found.values()] == pytest.approx([2.4, 2.1], abs=0.1)
-    for curve in (FLAT, (0.1, 0.2, 0.4, 0.8, 1.6, 2, 2.5), (2.5, 2, 1.6, 0.8, 0.4, 0.2, 0.1), (0.1, 0.1, 0.15, 0.25, 0.15, 0.1, 0.1)):
-        assert noise_stage(seeds(curve, 1e-3))[0] in ("absent",) if curve[3] != 0.25 else ("present",)
-    assert noise_stage(seeds((0.1, 0.1, 0.15, 0.2, 0.15, 0.1, 0.1), 0.05))[0] == "absent"  # below the margin of 0.2
+    for curve in (FLAT, (0.1, 0.2, 0.4, 0.8, 1.6, 2, 2.5), (2.5, 2, 1.6, 0.8, 0.4, 0.2, 0.1)):  # nothing; no recovery; no rise
+        assert noise_stage(seeds(curve, 1e-3))[0] == "absent"
+    small = (0.1, 0.1, 0.12, 0.15, 0.12, 0.1, 0.1)
+    assert noise_stage(seeds(small, 0.03))[0] == "absent"  # not told from 0, and surely below the margin of 0.2
+    assert noise_stage(seeds(small, 1e-3))[0] == "present"  # told from 0: present, however small
+    assert noise_stage(seeds(small, 0.2))[0] == "undecided"
     assert MARGIN == {"fidelity": 0.02, "noise": 0.2}
 
 
@@ -191,8 +195,7 @@ def test_what_cannot_be_planned_is_one_line(dog, tmp_path, capsys, arguments, me
     with pytest.raises(SystemExit) as stop:
         corruption.main(["--images", str(dog), "--out", str(tmp_path / "out"), *arguments])
     errors = capsys.readouterr().err
-    assert stop.value.code == 2 and errors.count("\n") == 1
-    assert pytest.raises(AssertionError) and __import__("re").search(message, errors), errors
+    assert stop.value.code == 2 and errors.count("\n") == 1 and re.search(message, errors), errors
     assert not (tmp_path / "out").exists()
 
 
@@ -208,7 +211,8 @@ def test_every_experiment_has_its_command(monkeypatch, capsys):
     assert stop.value.code == 2 and "error: no experiment corruptoin; there are corruption" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["experiments"])
     command.main()
-    assert all(name in capsys.readouterr().out for name in ("corruption",))
+    said = capsys.readouterr().out
+    assert all(f"  {name} " in said for name in command.NAMES)
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
@@ -216,14 +220,14 @@ def test_every_experiment_has_its_command(monkeypatch, capsys):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Two sampling steps, checkpoints at 0, 1, 2 and the last step, σ₁ at one time."""
+    """Two sampling steps, checkpoints at 0, 1 and the last step, σ₁ at one time."""
     generate = StableDiffusion.generate
 
     def draw(self, prompts, steps, guidance, **settings):
         return generate(self, prompts, 2, guidance, **settings)
 
     monkeypatch.setattr(StableDiffusion, "generate", draw)
-    monkeypatch.setattr(corruption, "log_spaced", lambda last: [0, 1, 2, last])
+    monkeypatch.setattr(corruption, "log_spaced", lambda last: [0, 1, last])
     monkeypatch.setattr(corruption, "SIGMA1_TIMES", (100,))
     monkeypatch.setattr(corruption, "SIGMA1_DRAWS", 2)
     monkeypatch.setattr(corruption, "TRAINING_PICTURES", 2)
@@ -234,13 +238,13 @@ def rows_of(path):
 
 
 def test_an_interrupted_run_goes_on_and_measures_the_same(quick, dog, tmp_path, monkeypatch):
-    monkeypatch.setitem(SETTINGS, "sigma-0.5", dataclasses.replace(SETTINGS["main"], views=(View(), View(average=True), View(base=True))))
+    monkeypatch.setitem(SETTINGS, "sigma-0.5", dataclasses.replace(SETTINGS["main"], views=(View(average=True), View(base=True))))
     it = Run("sigma-0.5", 2, True, 3)  # with a dot in its name
-    straight, stopped = (options(dog, tmp_path / name, each=1, steps=4) for name in ("straight", "stopped"))
+    straight, stopped = (options(dog, tmp_path / name, each=1, steps=3) for name in ("straight", "stopped"))
     corruption.perform(it, straight)
     rows = rows_of(tmp_path / "straight" / "out" / f"{it.name}.jsonl")
     assert [(row["step"], row["view"], row["group"]) for row in rows] == [
-        (step, view, group) for step in (0, 1, 2, 4) for view in ("ddim-25-g3", "ddim-25-g3-average", "ddim-25-g3-base")
+        (step, view, group) for step in (0, 1, 3) for view in ("ddim-25-g3-average", "ddim-25-g3-base")
         for group in ("training", "other")
     ]  # fmt: skip
     assert {row["run"] for row in rows} == {"sigma-0.5-2-bnn-3"}
@@ -248,7 +252,7 @@ def test_an_interrupted_run_goes_on_and_measures_the_same(quick, dog, tmp_path, 
     measure = corruption.Observer.measure
 
     def interrupted(self, step, sd):
-        if step == 2:
+        if step == 3:
             raise KeyboardInterrupt
         measure(self, step, sd)
 
@@ -256,24 +260,20 @@ def test_an_interrupted_run_goes_on_and_measures_the_same(quick, dog, tmp_path, 
     with pytest.raises(KeyboardInterrupt):
         corruption.perform(it, stopped)
     path = tmp_path / "stopped" / "out" / f"{it.name}.jsonl"
-    assert rows_of(path) == rows[:12]
+    assert rows_of(path) == rows[:8]
     path.write_text(path.read_text() + '{"run": "sigma-0.5-2-b')  # and its last line is torn
 
     measured = []
     monkeypatch.setattr(corruption.Observer, "measure", lambda self, step, sd: (measured.append(step), measure(self, step, sd)))
     corruption.perform(it, stopped)
-    assert measured == [2, 4] and rows_of(path) == rows
+    assert measured == [3] and rows_of(path) == rows
     assert {p.name for p in (tmp_path / "stopped" / "out").iterdir()} == {f"{it.name}.jsonl", f"{it.name}.png", "training"}
     assert not any((tmp_path / "stopped" / "out" / "training").iterdir())
     corruption.perform(it, stopped)  # all is there
-    assert measured == [2, 4]
+    assert measured == [3]
 
-    base, average, own = (  # the three views measured unlike pictures, at the last step, of the training prompt
-        [row[name] for name in ("fidelity", "noise", "immerkaer")] for row in (rows[-2], rows[-4], rows[-6])
-    )
-    assert base != average != own != base
-    start = [[row[name] for name in ("fidelity", "noise")] for row in rows[:6:2]]
-    assert start[0] == start[1] == start[2]  # before the first step all three are the pretrained model
+    for average, base, alike in ((rows[0], rows[2], True), (rows[-4], rows[-2], False)):  # at first both are the pretrained model
+        assert (abs(average["fidelity"] - base["fidelity"]) < 2e-4 and abs(average["noise"] - base["noise"]) < 2e-3) == alike
 
 
 def test_runs_of_like_names_have_folders_of_their_own(quick, dog, tmp_path, monkeypatch):
@@ -281,8 +281,6 @@ def test_runs_of_like_names_have_folders_of_their_own(quick, dog, tmp_path, monk
     seen = {}
 
     def remember(chosen, observe):
-        from pathlib import Path
-
         seen[chosen.sigma, chosen.seed] = (chosen.images, sorted(p.name for p in Path(chosen.images).iterdir()))
 
     monkeypatch.setattr(corruption, "train", remember)
@@ -444,8 +442,8 @@ def test_bootstrap_is_that_of_scipy():
     for k in range(3):
         wanted = stats.bootstrap((values[:, k],), np.mean, n_resamples=20000, method="percentile", rng=np.random.default_rng(1))
         spread = stats.sem(values[:, k])
-        assert low[k] == pytest.approx(wanted.confidence_interval.low, abs=0.15 * spread)
-        assert high[k] == pytest.approx(wanted.confidence_interval.high, abs=0.15 * spread)
+        assert low[k] == pytest.approx(wanted.confidence_interval.low, abs=0.25 * spread)  # 2000 resamples: ± 0.06
+        assert high[k] == pytest.approx(wanted.confidence_interval.high, abs=0.25 * spread)
     assert report.bootstrap(values.tolist()) == (low, high)  # of a fixed seed
 
 
@@ -473,14 +471,11 @@ def test_curves_are_means_with_bootstrap_bands(tmp_path):
     curve = report.line(rows, "main", 4, "plain", "ddim-25-g3", "other", "noise", "plain")
     values = torch.tensor(report.table(rows, "main", 4, "plain", "ddim-25-g3", "other", "noise")[2])
     assert curve.y == pytest.approx(values.mean(0).tolist()) and curve.x == list(STEPS)
-    assert (curve.low, curve.high) == report.bootstrap(values.double().tolist()) or curve.low == pytest.approx(report.bootstrap(values.tolist())[0])
-    alone = report.line(loaded(tmp_path / "..", []) if False else rows_shortened(rows_for("main", 4, "bnn", 0)), "main", 4, "bnn", "ddim-25-g3", "other", "noise", "BNN")
+    assert curve.low == pytest.approx(report.bootstrap(values.tolist())[0]) and curve.high == pytest.approx(report.bootstrap(values.tolist())[1])
+    one = [report.shorten(row) for row in rows_for("main", 4, "bnn", 0)]
+    alone = report.line(one, "main", 4, "bnn", "ddim-25-g3", "other", "noise", "BNN")
     assert alone.low is None and alone.high is None
     assert report.line(rows, "prior", 4, "plain", "ddim-25-g3", "other", "noise", "x") is None
-
-
-def rows_shortened(rows):
-    return [report.shorten(row) for row in rows]
 
 
 def cells(markdown, *start):
@@ -498,7 +493,7 @@ def test_verdicts_of_the_report(tmp_path):
     assert cells(text, "main", "4", "plain", view)[6].startswith("step 200: −fidelity +0.30")
     assert cells(text, "main", "4", "plain", view)[7] == "present"
     assert cells(text, "lr-5e-5", "1", "plain", view)[4:6] == ["3", "absent"]
-    assert cells(text, "prior", "1", "plain", view)[4:8:1][1] == "undecided" and "(one seed)" in cells(text, "prior", "1", "plain", view)[6]
+    assert cells(text, "prior", "1", "plain", view)[5] == "undecided" and "(one seed)" in cells(text, "prior", "1", "plain", view)[6]
     assert "| main | 1 |" not in text  # has two steps so far
 
 
@@ -524,7 +519,7 @@ def test_the_report_is_made_again_from_its_own_lines(tmp_path, capsys):
     Image.new("RGB", (20, 10), "red").save(tmp_path / "runs" / "main-4-bnn-0.png")
     first, again = tmp_path / "first", tmp_path / "again"
     report.report(report.ReportOptions(runs=[str(tmp_path / "runs")], out=str(first)))
-    assert "126 lines of 9 runs" in capsys.readouterr().out or True
+    assert capsys.readouterr().out == f"{first / 'corruption.md'}: 168 lines of 12 runs\n"
     assert {p.name for p in first.iterdir()} == {
         "corruption.jsonl", "corruption.md", "corruption-main-4-ddim-25-g3.png", "corruption-main-1-ddim-25-g3.png",
         "corruption-sigma-0.03-4-ddim-25-g3.png", "corruption-pictures-ddim-25-g3.png", "corruption-main-4-bnn-0-sheet.png",
