@@ -1,6 +1,6 @@
-"""Does the picture follow the hint? `python -m minibnn.experiments.bps`
+"""Does the picture follow the hint? `python -m minibnn.experiments bps`
 
-Branches are trained on 12, 40 and 200 pairs (sketch, drawing, caption) of the world and then draw 64 unseen sketches with
+Branches are trained on 12, 40 and 200 pairs (sketch, drawing, caption) of the world and then draw 32 unseen sketches with
 their captions. A judge trained on the world says which pixels the drawn subject covers (intersection over union, IoU,
 with the exact mask that the sketch was made from) and which subject, colour and background it is.
 
@@ -32,7 +32,7 @@ from minibnn.weights import read_json, write_json, write_whole
 
 from .judge import drawn, judged, train_judge
 
-STEPS, BATCH, LR, SAMPLE_STEPS, TESTS = 200, 8, 3e-4, 15, 64
+STEPS, BATCH, LR, SAMPLE_STEPS, TESTS = 100, 8, 3e-4, 10, 32
 RUNS = [("bps", 40), ("skip", 40), ("encoder", 40), ("bps", 12), ("bps", 200)]
 JUDGED = ("IoU", "subject", "colour", "background")
 
@@ -151,7 +151,7 @@ def sheet(options, hints, images):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m minibnn.experiments.bps", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m minibnn.experiments bps", description=__doc__.split("\n\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=int, default=1000, help="stop after so many new runs")
     parser.add_argument("--work", type=Path, default=Path("runs/experiments/bps"), help="folder of single runs")
