@@ -144,7 +144,7 @@ def run(notebook, folder):
     notebook.cells.insert(0, nbformat.v4.new_code_cell(NO_NETWORK))
     kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
     assert kernel.kernel_spec.argv[0] == sys.executable
-    client = NotebookClient(notebook, km=kernel, timeout=120, resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(notebook, km=kernel, timeout=240, resources={"metadata": {"path": str(folder)}})
     client.execute(env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"})
     return notebook
 
