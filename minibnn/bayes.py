@@ -46,32 +46,46 @@ def epsilon(shape, seed, stream, device):
     return torch.randn(shape, generator=generator, device=device)
 
 
+def _theta(mu, sigma, seed, stream, kernel, domain):
+    """μ + σ∘ε, or σ∘ε without μ, from the source of ε that `kernel` names."""
+    if kernel == "torch":
+        noise = epsilon(sigma.shape, seed, stream, sigma.device).to(sigma.dtype).mul_(sigma)
+        return noise if mu is None else noise.add_(mu)
+    if kernel == "reference":
+        from minibnn_kernels.reference import sample_weights as philox
+
+        return philox(mu, sigma, seed, stream, domain).to(sigma.dtype)
+    from minibnn_kernels.bayes_linear import sample_weights as fused
+
+    return fused(None if mu is None else mu.contiguous(), sigma.contiguous(), seed, stream, sigma.dtype, domain)
+
+
 class _SampleWeights(torch.autograd.Function):
     """θ = μ + σ∘ε, with ∂L/∂μ = ∂L/∂θ and ∂L/∂σ = ∂L/∂θ ∘ ε.   (paper, App. C, eq. 14)"""
 
     @staticmethod
-    def forward(ctx, mu, sigma, seed, stream):
-        ctx.seed, ctx.stream, ctx.shape = seed, stream, mu.shape
-        return epsilon(mu.shape, seed, stream, mu.device).to(mu.dtype).mul_(sigma).add_(mu)
+    def forward(ctx, mu, sigma, *source):
+        ctx.source = source
+        return _theta(mu, sigma, *source)
 
     @staticmethod
     def backward(ctx, grad):
-        eps = epsilon(ctx.shape, ctx.seed, ctx.stream, grad.device).to(grad.dtype)
-        return grad, eps.mul_(grad), None, None
+        return grad, _theta(None, grad, *ctx.source), None, None, None, None
 
 
-def sample_weights(mu, sigma, seed, stream):
-    """One draw θ = μ + σ∘ε of the posterior; differentiable in μ and σ; shapes as μ.   (paper, §4.2 and App. C)"""
-    return _SampleWeights.apply(mu, sigma, seed, stream)
+def sample_weights(mu, sigma, seed, stream, kernel="torch", domain="weight"):
+    """One draw θ = μ + σ∘ε of the posterior; differentiable in μ and σ; shapes as μ.   (paper, §4.2 and App. C)
+
+    kernel, domain: what makes ε, and "bias" for the second tensor of a layer; see the top of this file.
+    """
+    return _SampleWeights.apply(mu, sigma, seed, stream, kernel, domain)
 
 
-def draw_tensor(mu, sigma, draw, stream):
-    """θ of this forward, for a layer with one random tensor (an adapter); from the stream that `draw` names."""
-    if draw.kernel != "torch":
-        from minibnn_kernels.reference import sample_weights as philox
-
-        return philox(mu, sigma, draw.seed, stream)
-    return sample_weights(mu, sigma, draw.seed, 2 * stream)
+def draw_tensor(mu, sigma, draw, stream, domain="weight"):
+    """θ of this forward, from the stream that `draw` names. A layer's bias has noise of its own."""
+    if draw.kernel == "torch":
+        stream = 2 * stream + (domain == "bias")
+    return sample_weights(mu, sigma, draw.seed, stream, draw.kernel, domain)
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------
@@ -87,18 +101,13 @@ def _make_bayesian(self, layer, sigma, draw, stream):
 
 
 def _weights(self):
-    """(θ, bias) of this forward: a draw in training, the means otherwise. The bias has a stream of its own."""
+    """(θ, bias) of this forward: a draw in training, the means otherwise."""
     if not self.training:
         return self.weight, self.bias
-    if self.draw.kernel != "torch":
-        from minibnn_kernels.reference import sample_weights as philox
-
-        bias = None if self.bias is None else philox(self.bias, self.bias_sigma, self.draw.seed, self.stream, "bias")
-        return philox(self.weight, self.weight_sigma, self.draw.seed, self.stream), bias
-    weight = sample_weights(self.weight, self.weight_sigma, self.draw.seed, 2 * self.stream)
+    weight = draw_tensor(self.weight, self.weight_sigma, self.draw, self.stream)
     if self.bias is None:
         return weight, None
-    return weight, sample_weights(self.bias, self.bias_sigma, self.draw.seed, 2 * self.stream + 1)
+    return weight, draw_tensor(self.bias, self.bias_sigma, self.draw, self.stream, "bias")
 
 
 class BayesLinear(nn.Module):

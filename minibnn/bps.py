@@ -265,7 +265,7 @@ def train(sd, branch, pairs, steps, lr, batch_size=16, seed=0, dtype=torch.float
     Returns the losses. Raises UserError when one is not finite.
     """
     sd.unet.requires_grad_(False)
-    optimiser = torch.optim.AdamW(branch.parameters(), lr)
+    optimiser = torch.optim.AdamW(branch.parameters(), lr, fused=True)
     contexts = sd.encode_prompts([*pairs.captions, ""])
     abar, losses = sd.alphas_cumprod.to(sd.device), []
     bar = tqdm(range(steps), desc="training the branch")

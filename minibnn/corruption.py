@@ -136,7 +136,7 @@ def estimate_sigma1(predict_eps, latents, abar, ts=TIMES, draws=32, seed=0, batc
     if draws < 2:
         raise ValueError(f"draws = {draws}: an interval needs at least 2")
     n = len(latents)
-    noise = torch.randn((draws, *latents.shape), generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn((draws, *latents.shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
     noise = noise.flatten(0, 1).to(latents)  # draw by draw, all pictures
     clean = latents.repeat(draws, *[1] * (latents.ndim - 1))
     owner = torch.arange(n).repeat(draws)

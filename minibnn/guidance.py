@@ -95,6 +95,20 @@ def unconditional_of(base, sd, prompt="", off=contextlib.nullcontext):
     return predict
 
 
+def share_weights(base, sd):
+    """Let the base use those tensors of `sd` that are equal to its own, so that only the others are twice in memory.
+
+    After LoRA and OFT these are the attention projections, after fine-tuning of the UNet the whole UNet.
+    """
+    for part in ("unet", "vae", "text_encoder"):
+        theirs, ours = getattr(base, part), dict(getattr(sd, part).named_parameters())
+        for name, parameter in list(theirs.named_parameters()):
+            same = ours.get(name)
+            if same is not None and same.dtype == parameter.dtype and torch.equal(parameter.to(same.device), same):
+                layer, _, leaf = name.rpartition(".")
+                setattr(theirs.get_submodule(layer), leaf, same)
+
+
 def one_condition(sd, eps_base):
     """Predictor of eq. 7: one evaluation of the base and one of `sd`; γ = 1 needs no base."""
 

@@ -1,9 +1,11 @@
 """How good are generated photographs? `python -m minibnn.photo_metrics --pictures DIR --training DIR --clip DIR …`
 
-Follows: the paper's App. G, and for what it leaves open (networks, sizes, pairs) the authors' own evaluation:
-Clip-T   cosine of picture and prompt, CLIP ViT-L/14;           Clip-I, Dino   mean cosine with the training pictures,
-Lpips    mean distance to the prompt's other pictures,          CLIP ViT-L/14 and the class token of DINO ViT-S/16;
-         AlexNet, at 512 × 512;                                 Clip-IQA       "Good photo." against "Bad photo.", RN50.
+Follows: the paper's App. G, I and Fig. 13, and where these are silent (networks, sizes, pairs) the authors' own evaluation:
+  Clip-T    cosine of the picture and its prompt, CLIP ViT-L/14
+  Clip-I    mean cosine with the training pictures, CLIP ViT-L/14
+  Dino      the same with the class token of DINO ViT-S/16
+  Lpips     mean distance to the other pictures of its prompt, AlexNet, at 512 × 512
+  Clip-IQA  "Good photo." against "Bad photo.", CLIP RN50
 
 Needs transformers (`pip install -e .[metrics]`) for CLIP and DINO; no network is downloaded: each comes from a folder.
 
@@ -12,11 +14,14 @@ But: no picture is left out (the authors skip all-black ones and pairs of distan
 Shapes: n pictures, m training pictures, D embedding.
 """
 
+import os
+
 from .options import PhotoOptions, answer_ctrl_c_while_importing, parse, run
 
 if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
     OPTIONS = parse(PhotoOptions, "minibnn.photo_metrics")
     answer_ctrl_c_while_importing()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no reports on the parts of a file that are not needed
 
 import dataclasses
 import json
@@ -88,20 +93,26 @@ def mean_similarity(images, training):
     return (images @ training.T).mean(1)
 
 
+def prompt_groups(prompts):
+    """The places of each prompt's pictures, a list of lists. Raises UserError for a prompt with only one."""
+    groups = [[i for i, other in enumerate(prompts) if other == prompt] for prompt in dict.fromkeys(prompts)]
+    for group in groups:
+        if len(group) < 2:
+            raise UserError(f"Lpips compares the pictures of one prompt, but {prompts[group[0]]!r} has one: leave out --lpips or draw more")
+    return groups
+
+
 @torch.no_grad()
-def lpips_diversity(pictures, prompts, lpips, device="cpu"):
+def lpips_diversity(pictures, prompts, lpips):
     """Lpips: the mean distance of each picture to the others of its prompt, n numbers ≥ 0; larger is more diverse.
 
-    Where all prompts have equally many pictures, the mean over pictures is the mean over pairs, as in App. G. Raises
-    UserError for a prompt with one picture.
+    Where all prompts have equally many pictures, the mean over pictures is the mean over pairs, as in App. G. Errors as
+    `prompt_groups`.
     """
     result = torch.zeros(len(pictures))
-    for prompt in tqdm(list(dict.fromkeys(prompts)), desc="Lpips"):
-        group = [i for i, other in enumerate(prompts) if other == prompt]
-        if len(group) < 2:
-            raise UserError(f"Lpips compares the pictures of one prompt, and {prompt!r} has only one; draw more, or leave out --lpips")
+    for group in tqdm(prompt_groups(prompts), desc="Lpips"):
         small = [pictures[i].resize((LPIPS_SIDE, LPIPS_SIDE), Image.Resampling.BILINEAR) for i in group]
-        layers = [lpips(to_tensor([picture]).to(device)) for picture in small]
+        layers = [lpips(to_tensor([picture]).to(lpips.lin0.device)) for picture in small]
         for a, i in enumerate(group):
             for b, j in enumerate(group[:a]):
                 distance = lpips.distance(layers[a], layers[b]).item() / (len(group) - 1)
@@ -111,8 +122,9 @@ def lpips_diversity(pictures, prompts, lpips, device="cpu"):
 
 
 @torch.no_grad()
-def clip_iqa_quality(pictures, clip_iqa, device="cpu"):
+def clip_iqa_quality(pictures, clip_iqa):
     """Clip-IQA: no-reference quality, n numbers in 0..1, at each picture's own size."""
+    device = clip_iqa.anchors.device
     return torch.cat([clip_iqa(to_tensor([picture]).to(device)).cpu() for picture in tqdm(pictures, desc="Clip-IQA")])
 
 
@@ -191,19 +203,22 @@ def measure(options):
     training = [open_picture(file) for file in list_pictures(options.training, "--training")] if options.training else []
     prompts = read_prompts(options.prompts, files, pictures) if options.clip or options.lpips else None
 
-    values = {}
-    if options.clip:
-        clip = load_clip(options.clip, device)
-        images = clip_pictures(pictures, clip)
-        values["Clip-T"] = clip_t(images, clip_prompts(prompts, clip))
-        values["Clip-I"] = mean_similarity(images, clip_pictures(training, clip))
-    if options.dino:
-        dino = load_dino(options.dino, device)
-        values["Dino"] = mean_similarity(dino_pictures(pictures, dino), dino_pictures(training, dino))
     if options.lpips:
-        values["Lpips"] = lpips_diversity(pictures, prompts, load_lpips(options.lpips, device), device)
-    if options.clip_iqa:
-        values["Clip-IQA"] = clip_iqa_quality(pictures, load_clip_iqa(options.clip_iqa, device), device)
+        prompt_groups(prompts)
+
+    loaders = {"clip": load_clip, "dino": load_dino, "lpips": load_lpips, "clip_iqa": load_clip_iqa}
+    given = {name: load(getattr(options, name), device) for name, load in loaders.items() if getattr(options, name)}
+    values = {}
+    if "clip" in given:
+        images = clip_pictures(pictures, given["clip"])
+        values["Clip-T"] = clip_t(images, clip_prompts(prompts, given["clip"]))
+        values["Clip-I"] = mean_similarity(images, clip_pictures(training, given["clip"]))
+    if "dino" in given:
+        values["Dino"] = mean_similarity(dino_pictures(pictures, given["dino"]), dino_pictures(training, given["dino"]))
+    if "lpips" in given:
+        values["Lpips"] = lpips_diversity(pictures, prompts, given["lpips"])
+    if "clip_iqa" in given:
+        values["Clip-IQA"] = clip_iqa_quality(pictures, given["clip_iqa"])
 
     rows = summary(values)
     each = [

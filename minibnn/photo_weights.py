@@ -6,7 +6,6 @@ ours (`photo_networks.py`). What is absent, a package or a file, is one line tha
 But: safetensors only, as everywhere in minibnn.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +17,14 @@ from .ldm import OPENCLIP, ldm_name
 from .photo_networks import ClipIqa, ClipResNet, Lpips
 from .text_encoder import TextEncoder, TextEncoderConfig
 from .tokenizer import Tokenizer
-from .weights import PICKLES, WeightsError, open_weights, read_json
+from .weights import WeightsError, open_weights, read_json
 
-CLIP_FILES = "get it by: hf download openai/clip-vit-large-patch14 --local-dir"
+CLIP_FILES = (
+    "get it by: hf download openai/clip-vit-large-patch14 config.json preprocessor_config.json model.safetensors vocab.json "
+    "merges.txt --local-dir"
+)
 DINO_FILES = "get it by: hf download facebook/dino-vits16 --revision refs/pr/1 --local-dir"  # main has only a pickle
-RN50_FILES = "get it by: hf download timm/resnet50_clip.openai --local-dir"
+RN50_FILES = "get it by: hf download timm/resnet50_clip.openai open_clip_model.safetensors vocab.json merges.txt --local-dir"
 ALEXNET, LINEAR, RN50 = "alexnet-owt-7be5be79", "alex", "open_clip_model"
 LPIPS_FILES = (
     f"put in https://download.pytorch.org/models/{ALEXNET}.pth and lpips/weights/v0.1/{LINEAR}.pth of "
@@ -113,7 +115,7 @@ def load_clip_iqa(folder, device="cpu"):
     if not {"visual.attnpool.c_proj.weight", "visual.conv3.weight", "text_projection", "logit_scale"} <= tensors.keys():
         raise WeightsError(f"{path} is not CLIP's RN50; {RN50_FILES} {folder}")
     visual = {name.removeprefix("visual."): tensor for name, tensor in tensors.items() if name.startswith("visual.")}
-    blocks = [len({re.split(r"\.", n)[1] for n in visual if n.startswith(f"layer{level}.")}) for level in range(1, 5)]
+    blocks = [len({n.split(".")[1] for n in visual if n.startswith(f"layer{level}.")}) for level in range(1, 5)]
     with torch.device("meta"):
         network = ClipResNet(blocks, len(visual["conv3.weight"]), len(visual["attnpool.c_proj.weight"]))
     anchors = F.normalize(clip_text(tensors, Tokenizer(folder)(QUALITY), path), dim=-1)
@@ -144,9 +146,8 @@ def _find(folder, stem, option, remedy):
     """FOLDER/STEM.safetensors. Raises UserError: `remedy` if absent; how to convert it if there is only a pickle."""
     path = Path(folder) / f"{stem}.safetensors"
     if not path.is_file():
-        for pickle in sorted(Path(folder).glob(f"*{stem}*")):
-            if pickle.suffix in PICKLES:
-                open_weights(pickle)  # refuses it
+        if path.with_suffix(".pth").exists():
+            open_weights(path.with_suffix(".pth"))  # refuses it
         raise UserError(f"{option} {folder}: {path.name} is missing; {remedy}")
     return path
 

@@ -302,12 +302,13 @@ class StableDiffusion:
 
 
 @contextlib.contextmanager
-def at_the_mean(sd):
-    """Inside, a model in training can be used as it will be: all parts on its device, weights at θ = μ."""
+def at_the_mean(sd, dtype=torch.float32):
+    """Inside, a model in training can be used as it will be: all parts on its device, weights at θ = μ, under autocast."""
     sd.to(sd.device)
     sd.unet.eval()
     try:
-        yield
+        with torch.autocast(sd.device.type, dtype, enabled=dtype != torch.float32):
+            yield
     finally:
         sd.unet.train()
         sd.vae.cpu()

@@ -258,6 +258,10 @@ TINY_RECIPE = {
     "prompt": "a photo of a sks dog", "class_prompt": "a photo of a dog", "resolution": 64, "steps_per_picture": 150,
     "lr": 2e-4, "class_pictures_per_picture": 16, "sigma": 0.01, "sample_steps": 25, "guidance": 3.0,
     "dtype": "float32",
+    "methods": {
+        "lora": {"steps_per_picture": 100, "lr": 1e-3, "prior_weight": 0.0},
+        "oft": {"steps_per_picture": 100, "lr": 1e-3, "prior_weight": 0.0},
+    },
 }  # fmt: skip
 
 

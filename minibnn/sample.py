@@ -107,7 +107,9 @@ def predictor(options, sd):
     base = sd
     if options.unconditional_from:
         path = options.unconditional_from
-        base = StableDiffusion.load(path, options.tokenizer, sd.unet.conv_in.weight.dtype).to(sd.device)
+        base = StableDiffusion.load(path, options.tokenizer, sd.unet.conv_in.weight.dtype)
+        guidance.share_weights(base, sd)
+        base.to(sd.device)
     try:
         eps_base = guidance.unconditional_of(base, sd, options.negative_prompt)
     except UserError as error:

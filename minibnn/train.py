@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before torch is imported: --help and mistyped opti
     answer_ctrl_c_while_importing()
 
 import dataclasses
+import importlib.util
 import os
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def train(options, observe=None):
     files = data.list_pictures(options.images)
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
     options = settle(options, sd, len(files))
+    sd.recipe |= {name: getattr(options, name) for name in ("prompt", "class_prompt", "resolution")}
     images = data.load_pictures(files, options.resolution)
     if options.prior_weight:  # before the folder is made: own class pictures may be broken
         data.check_class_pictures(options.class_images, class_record(options))
@@ -169,6 +171,7 @@ def settle(options, sd, pictures):
         monitor=options.model == "tiny" if options.monitor is None else options.monitor,
         device=device,
         dtype=options.dtype or (half if device.startswith("cuda") else "float32"),
+        kernel=options.kernel or default_kernel(device),
     )
     if not options.prompt:
         raise UserError('--prompt is required for this model, for instance --prompt "a photo of a sks dog"')
@@ -183,6 +186,12 @@ def settle(options, sd, pictures):
     if not options.bayes and (options.lambda_kl or options.keep_posterior):
         raise UserError("--lambda-kl and --keep-posterior need --bayes")
     return options
+
+
+def default_kernel(device):
+    """"triton" on a GPU where it is installed and can compile (from a T4 on), else "torch"."""
+    cuda = device.startswith("cuda") and importlib.util.find_spec("triton") is not None
+    return "triton" if cuda and torch.cuda.get_device_capability(device) >= (7, 5) else "torch"
 
 
 def check_device(device):
@@ -273,7 +282,6 @@ def describe(options, unet, pictures):
 
 def finish(sd, options, autocast, out):
     """Write the result at the posterior mean, then the samples, and say how to use it."""
-    sd.recipe |= {name: getattr(options, name) for name in ("prompt", "class_prompt", "resolution")}
     kind = methods.save_result(sd, options, out)
     if options.single_file:
         sd.save_single_file(out / "model.safetensors")

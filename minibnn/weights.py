@@ -88,7 +88,7 @@ def open_weights(path):
         raise WeightsError(
             f"{path} is a pickle, which can run code when opened, and is not read. Convert it on a machine you can "
             'spare: python -c "import torch, safetensors.torch as s; d = torch.load(\'FILE\', map_location=\'cpu\', weights_only=True); '
-            "s.save_file({k: v.contiguous() for k, v in d.get('state_dict', d).items()}, 'FILE.safetensors')\""
+            "s.save_file({k: v.contiguous() for k, v in d.get('state_dict', d).items()}, 'FILE.safetensors', {'format': 'pt'})\""
         )
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")

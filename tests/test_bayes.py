@@ -100,6 +100,32 @@ def test_the_philox_stream_is_that_of_the_kernels():
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("kernel", ["reference", "triton"])
+@pytest.mark.parametrize(
+    ("plain", "x"),
+    [(nn.Conv2d(4, 6, 3, padding=1), torch.randn(2, 4, 5, 5)), (nn.GroupNorm(2, 4), torch.randn(2, 4, 3)), (nn.LayerNorm(4), torch.randn(2, 4))],
+    ids=["conv", "group norm", "layer norm"],
+)  # fmt: skip
+def test_other_layers_draw_the_philox_stream_and_make_it_again(kernel, plain, x):
+    from minibnn_kernels import reference
+
+    draw, saved = bayes.Draw(kernel), []
+    draw.renew(seeded())
+    layer = bayes.BAYESIAN[type(plain)](plain, 0.2, draw, 3)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = layer(x)
+    expected = copy.deepcopy(plain)
+    noise = [reference.epsilon(draw.seed, 3, len(p), p[0].numel(), d).reshape(p.shape) for p, d in ((plain.weight, "weight"), (plain.bias, "bias"))]
+    with torch.no_grad():
+        expected.weight += 0.2 * noise[0]
+        expected.bias += 0.2 * noise[1]
+    torch.testing.assert_close(y, expected(x))
+    assert not any(t.shape == noise[0].shape and torch.equal(t, noise[0]) for t in saved)
+    grads = torch.autograd.grad(y.square().sum(), (layer.weight, layer.weight_sigma, layer.bias, layer.bias_sigma))
+    exact = torch.autograd.grad(expected(x).square().sum(), (expected.weight, expected.bias))
+    torch.testing.assert_close(grads, (exact[0], exact[0] * noise[0], exact[1], exact[1] * noise[1]), rtol=1e-4, atol=1e-4)
+
+
 def test_bias_noise_is_one_value_for_each_output():
     layer = bayes.BayesLinear(nn.Linear(3, 1000), 0.01, bayes.Draw(), 0)
     noise = bayes.sample_weights(layer.bias, layer.bias_sigma, layer.draw.seed, 1) - layer.bias

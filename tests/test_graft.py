@@ -137,7 +137,11 @@ def test_graft_lemma_2_3_the_accepted_law_maximises_the_regularised_reward():
     best = objective(accepted)
     for _ in range(1000):
         p = accepted * np.exp(rng.choice([0.01, 0.3, 3.0]) * rng.normal(size=20))
-        assert objective(p / p.sum()) < best
+        p /= p.sum()
+        assert objective(p) < best
+        total = (base * keep).sum()  # E_p[r̂] − α KL(p‖p̄) = α log Z − α KL(p ‖ p̄ e^{r̂/α}/Z), the identity behind it
+        printed = alpha * np.log(total) - alpha * (p * np.log(p / (base * keep / total))).sum()
+        assert objective(p) == pytest.approx(printed, rel=1e-12)
     assert best == pytest.approx(alpha * math.log((base * keep).sum()), rel=1e-12)
 
 

@@ -13,13 +13,23 @@ if sys.platform != "linux":
 
 SHARED_LIMIT = {"sm_75": 64, "sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227}  # KiB for one block
 MULTIPLYING = ("forward", "dx", "wgrad")
+WITHOUT_BIAS = {"bias_mu": None, "bias_sigma": None, "dbias_mu": None, "dbias_sigma": None}
+ONES = {"M": 1, "N": 1, "K": 1}  # on a GPU Triton compiles sizes of 1 into the kernel
+DSIGMA = {"mu": None}
+
+
+def job(name, dtype, arch, **fixed):
+    return {"name": name, "dtype": dtype, "arch": arch, "fixed": fixed}
+
+
 JOBS = [
-    *({"name": name, "dtype": dtype, "arch": arch} for arch in ("sm_80", "sm_86", "sm_89", "sm_90")
-      for name in MULTIPLYING for dtype in ("bfloat16", "float32")),
-    *({"name": name, "dtype": "float16", "arch": arch} for arch in ("sm_80", "sm_90") for name in MULTIPLYING),
-    # a T4 has no tensor cores for tl.dot: it takes the sample path, whose kernels these are
-    *({"name": name, "dtype": "float16", "arch": arch} for arch in ("sm_75", "sm_80", "sm_90") for name in ("sample", "times_epsilon")),
-    *({"name": name, "dtype": "bfloat16", "arch": "gfx942"} for name in (*MULTIPLYING, "sample", "times_epsilon")),
+    *(job(name, dtype, arch) for arch in ("sm_80", "sm_86", "sm_89", "sm_90") for name in MULTIPLYING for dtype in ("bfloat16", "float32")),
+    *(job(name, "float16", arch) for arch in ("sm_80", "sm_90") for name in MULTIPLYING),
+    *(job(name, "bfloat16", "sm_80", **WITHOUT_BIAS) for name in MULTIPLYING),
+    *(job(name, "bfloat16", "sm_80", **ONES) for name in MULTIPLYING),
+    # a T4 has no tensor cores for tl.dot: it takes the sample path, whose kernel this is
+    *(job("sample", "float16", arch, **fixed) for arch in ("sm_75", "sm_80", "sm_90") for fixed in ({}, DSIGMA, ONES)),
+    *(job(name, "bfloat16", "gfx942") for name in (*MULTIPLYING, "sample")),
 ]  # fmt: skip
 TOO_LARGE = {"name": "dx", "dtype": "float32", "arch": "sm_80", "tiles": {"BM": 64, "BN": 64, "BK": 32}, "warps": 4}
 
@@ -32,16 +42,16 @@ def compiled():
     return [json.loads(line) for line in lines]
 
 
-@pytest.mark.parametrize("i", range(len(JOBS)), ids=["-".join(job.values()) for job in JOBS])
+@pytest.mark.parametrize("i", range(len(JOBS)), ids=["-".join(map(str, [*j.values()][:3] + [*j["fixed"]])) for j in JOBS])
 def test_compiles_without_spills_and_with_tensor_cores(compiled, i):
-    result, job = compiled[i], JOBS[i]
-    assert result["kernel"] == job["name"]
-    if job["arch"].startswith("gfx"):
+    result, wanted = compiled[i], JOBS[i]
+    assert result["kernel"] == wanted["name"]
+    if wanted["arch"].startswith("gfx"):
         return  # compiling is what is asked of it
     assert result["spills"] == 0
-    assert result["shared"] <= SHARED_LIMIT[job["arch"]] * 1024
-    on_tensor_cores = result["HGMMA" if job["arch"] == "sm_90" else "HMMA"] > 0
-    assert on_tensor_cores == (job["name"] in MULTIPLYING and job["dtype"] != "float32")
+    assert result["shared"] <= SHARED_LIMIT[wanted["arch"]] * 1024
+    on_tensor_cores = result["HGMMA" if wanted["arch"] == "sm_90" else "HMMA"] > 0
+    assert on_tensor_cores == (wanted["name"] in MULTIPLYING and wanted["dtype"] != "float32")
 
 
 def test_spills_would_be_seen(compiled):

@@ -13,7 +13,7 @@ from minibnn_kernels.bayes_linear import bayes_linear  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SEED = torch.tensor([987654321987], device=DEVICE)
-PATHS = ("fused", "sample", "reference")
+PATHS = ("fused", "mixed", "sample", "reference")
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # of the largest value; measured a third
 
 
@@ -44,11 +44,17 @@ def test_box_muller_against_float64():
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("shape", [(1, 1), (33, 70), (64, 128), (7, 3)])
-def test_theta_equals_the_reference_to_the_last_bit(dtype, shape):
+@pytest.mark.parametrize(
+    ("shape", "domain"),
+    [((1, 1), "weight"), ((33, 70), "weight"), ((64, 128), "weight"), ((7, 3), "weight"), ((9, 5, 3, 3), "weight"), ((37,), "bias")],
+)
+def test_theta_equals_the_reference_to_the_last_bit(dtype, shape, domain):
     mu, sigma = torch.randn(shape, device=DEVICE), torch.rand(shape, device=DEVICE)
-    theta = kernels.sample_weights(mu, sigma, SEED, 3, dtype)
-    assert torch.equal(theta.cpu(), reference.sample_weights(mu.cpu(), sigma.cpu(), SEED, 3).to(dtype))
+    theta = kernels.sample_weights(mu, sigma, SEED, 3, dtype, domain)
+    assert torch.equal(theta.cpu(), reference.sample_weights(mu.cpu(), sigma.cpu(), SEED, 3, domain).to(dtype))
+    noise = kernels.sample_weights(None, sigma, SEED, 3, torch.float32, domain).cpu()  # as dσ is made
+    eps = reference.epsilon(SEED, 3, shape[0], noise[0].numel(), domain).reshape(shape)
+    assert torch.equal(noise, sigma.cpu() * eps)
 
 
 def screen(eps):
@@ -154,7 +160,7 @@ def test_without_bias(path):
 def test_the_result_does_not_depend_on_tiles(monkeypatch):
     parts, dy = inputs(40, 40, 72, torch.float32), torch.randn(40, 40, device=DEVICE)
     before = computed(parts, dy, path="fused")
-    small = {name: (16, 32, 16, 4) if bm else (0, 16, 16, 4) for name, (bm, *_) in kernels.TILES.items()}
+    small = {kernel: (16, 32, 16, 4) if bm else (0, 16, 16, 4) for kernel, (bm, *_) in kernels.TILES.items()}
     monkeypatch.setattr(kernels, "TILES_FLOAT32", small)
     after = computed(parts, dy, path="fused")
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(before, after, strict=True))
@@ -177,6 +183,8 @@ def test_leading_dimensions_empty_and_strided_inputs(path):
     y = bayes_linear(x, mu, sigma, *bias, **settings)
     assert y.shape == (3, 5, 12)
     torch.testing.assert_close(y[2, 3], bayes_linear(x[2, 3], mu, sigma, *bias, **settings), rtol=1e-5, atol=1e-6)
+    strided = [torch.stack([p, -p], -1)[..., 0] for p in (mu, sigma, *bias)]
+    torch.testing.assert_close(y, bayes_linear(x, *strided, **settings), rtol=0, atol=0)
     empty = torch.zeros(0, 8, device=DEVICE, requires_grad=True)
     out = bayes_linear(empty, mu, sigma, *bias, **settings)
     assert out.shape == (0, 12)
@@ -222,7 +230,7 @@ def test_tolerances_see_a_wrong_tail_mask():
 @pytest.mark.parametrize("path", PATHS)
 def test_opcheck(path):
     x, mu, sigma, bias_mu, bias_sigma = inputs(5, 6, 8, torch.float32)
-    arguments = (x, mu, sigma, bias_mu, bias_sigma, SEED, 2, torch.float32, path)
+    arguments = (x, mu, sigma, bias_mu, bias_sigma, SEED, 2, path)
     torch.library.opcheck(torch.ops.minibnn.bayes_linear.default, arguments)
 
 
@@ -241,6 +249,14 @@ def test_autocast_chooses_the_compute_dtype_and_masters_stay_float32():
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
     assert all(p.grad.dtype == torch.float32 for p in parts)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_an_explicit_compute_dtype_holds_under_autocast(path):
+    parts = inputs(5, 6, 8, torch.float32)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        y = bayes_linear(*parts, seed=SEED, stream=5, compute_dtype=torch.float32, path=path)
+    assert torch.equal(y, bayes_linear(*parts, seed=SEED, stream=5, path=path)) and y.dtype == torch.float32
 
 
 def test_checkpointing_sees_the_same_epsilon():
@@ -266,15 +282,16 @@ def test_nothing_of_the_weights_size_is_saved_but_mu_and_sigma(path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": torch.zeros(2, 9)}, r"do not fit: \(2, 9\), \(6, 8\), \(6, 8\)"),
-        ({"sigma": torch.zeros(8, 6)}, r"do not fit: .*\(8, 6\)"),
-        ({"bias_mu": torch.zeros(5)}, r"must be \(6,\): \(5,\), \(6,\)"),
+        ({"x": torch.zeros(2, 9)}, r"with x .*\[2, 9\].*: mu must be \(6, 9\) .*, not .*\[6, 8\]"),
+        ({"sigma": torch.zeros(8, 6)}, r"sigma must be \(6, 8\) .*, not .*\[8, 6\]"),
+        ({"bias_mu": torch.zeros(5)}, r"bias_mu must be \(6,\) .*, not .*\[5\]"),
         ({"bias_mu": None}, "both bias_mu and bias_sigma, or neither"),
-        ({"mu": torch.zeros(6, 8).half()}, "mu must be float32, not torch.float16"),
-        ({"mu": torch.zeros(6, 8, device="meta")}, "x is on .* but mu on meta"),
-        ({"seed": torch.zeros(2, dtype=torch.int64)}, "one int64, not 2 of torch.int64"),
-        ({"compute_dtype": torch.float64}, "compute_dtype torch.float64"),
-        ({"path": "fast"}, "path 'fast' is not one of"),
+        ({"mu": torch.zeros(6, 8).half()}, r"mu must be .* torch.float32 .*, not .* torch.float16"),
+        ({"mu": torch.zeros(6, 8, device="meta")}, r"mu must be .* on (cpu|cuda:0), not .* on meta"),
+        ({"seed": torch.zeros(2, dtype=torch.int64)}, r"seed must be \(1,\) torch.int64 .*, not .*\[2\]"),
+        ({"seed": torch.zeros(1)}, "seed must be .* torch.int64 .*, not .* torch.float32"),
+        ({"compute_dtype": torch.float64}, "compute_dtype torch.float64 must be one of"),
+        ({"path": "fast"}, "path 'fast' one of .*'auto', 'fused'"),
     ],
 )
 def test_mistakes_are_named(change, message):

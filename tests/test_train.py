@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from minibnn import StableDiffusion, UserError, data, runs, schedule
 from minibnn.options import TrainOptions, parse
-from minibnn.train import Batches, make_optimiser, settle, train
+from minibnn.train import Batches, default_kernel, make_optimiser, settle, train
 
 FAST = ["--class-count", "4", "--steps", "3", "--samples", "0", "--no-monitor"]
 
@@ -264,6 +264,16 @@ def test_the_kernel_needs_a_gpu(options, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="--kernel triton needs a GPU; on a CPU --kernel reference draws the same"):
         train(options("--kernel", "triton", "--device", "cpu"))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_kernel_is_settled_by_the_device(options, tmp_path, monkeypatch):
+    sd = StableDiffusion.load("tiny")
+    assert settle(options("--device", "cpu"), sd, 6).kernel == "torch"
+    assert settle(options("--device", "cpu", "--kernel", "reference"), sd, 6).kernel == "reference"
+    for capability, installed, expected in (((7, 5), True, "triton"), ((9, 0), True, "triton"), ((7, 0), True, "torch"), ((9, 0), False, "torch")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        monkeypatch.setattr("minibnn.train.importlib.util.find_spec", lambda name, i=installed: object() if i else None)
+        assert default_kernel("cuda:0") == expected
 
 
 def test_prompt_is_required_except_for_the_bundled_model(options, tmp_path):

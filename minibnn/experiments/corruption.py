@@ -24,18 +24,21 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .. import corruption, data, guidance, metrics
+from .. import corruption, data, guidance
 from ..errors import UserError
-from ..evaluate import reconstruct
 from ..options import TrainOptions, option, parse, run
-from ..pipeline import StableDiffusion, grid
-from ..train import at_the_mean, train
+from ..pipeline import StableDiffusion, at_the_mean, grid
+from ..train import train
 from ..weights import write_text, write_whole
-from .prompts import world_prompts
+from .judging import PhotoJudge, WorldJudge
+from .prompts import table5_object, table5_subject, world_prompts
+from .settings import SETTINGS, Run, log_spaced
 
 TRAINING_PICTURES = 8  # drawn of the training prompt
 SIGMA1_TIMES = (20, 100, 300, 500, 700, 900)
 SIGMA1_DRAWS = 8
+WORLD_STEPS = 800
+BEYOND = 4  # times the paper's steps, for SD
 
 
 @dataclass(frozen=True)
@@ -43,90 +46,23 @@ class CorruptionOptions:
     """Fine-tune on 1-6 pictures with and without BNN, and measure pictures, noise and σ₁ on the way."""
 
     images: str = option("tutorials/dog", "folder of the training pictures; runs take the first of them", "what", metavar="DIR")
-    model: str = option("tiny", "the pretrained model", "what")
-    settings: list = option(("main",), "names of SETTINGS in this file, or all", "what", nargs="+", metavar="NAME")
+    model: str = option("tiny", '"tiny", or an SD model for the settings called paper', "what")
+    tokenizer: str = option(None, "folder with vocab.json and merges.txt, for an LDM file", "what", metavar="DIR")
+    kind: str = option("dog", "the subject's class word", "what")
+    word: str = option("sks", "the rare word that names it", "what")
+    settings: list = option(("main",), "names of experiments/settings.py; all: those for the bundled model", "what", nargs="+", metavar="NAME")
     pictures: list = option((1, 2, 4, 6), "numbers of training pictures", "what", nargs="+", type=int, metavar="N")
     seeds: list = option((0, 1, 2), "seeds of training", "what", nargs="+", type=int, metavar="N")
-    steps: int = option(1600, "optimiser steps of each run", "what", type=int)
-    each: int = option(2, "pictures for each of the other prompts", "what", type=int)
+    steps: int = option(None, f"optimiser steps of each run [{WORLD_STEPS}; paper: {BEYOND} times the paper's]", "what", type=int)
+    each: int = option(2, "pictures for each of the other prompts; the paper draws 4", "what", type=int)
+    dino: str = option(None, "facebook/dino-vits16: fidelity of photographs", "photographs", metavar="DIR")
+    clip: str = option(None, "openai/clip-vit-large-patch14, for Clip-T", "photographs", metavar="DIR")
+    lpips: str = option(None, "torchvision's AlexNet and Lpips' linear layers", "photographs", metavar="DIR")
+    clip_iqa: str = option(None, "timm/resnet50_clip.openai", "photographs", metavar="DIR")
+    gradient_checkpointing: bool = option(False, "less memory, more time", "photographs")
     processes: int = option(1, "runs at once, one thread each", "how", type=int)
     plan: bool = option(False, "say what would be done, and stop", "how")
     out: str = option("runs/corruption", "folder", "how", metavar="DIR")
-
-
-@dataclass(frozen=True)
-class View:
-    """How pictures are drawn from a checkpoint. average: with the running mean of μ; base: ε(∅) of the pretrained model."""
-
-    sampler: str = "ddim"
-    steps: int = 25
-    guidance: float = 3.0
-    average: bool = False
-    base: bool = False
-
-    @property
-    def name(self):
-        return f"{self.sampler}-{self.steps}-g{self.guidance:g}" + "-average" * self.average + "-base" * self.base
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One factor changed. options: of `minibnn.train`; views: how checkpoints are drawn; bayes: which of (False, True)."""
-
-    what: str
-    options: dict = dataclasses.field(default_factory=dict)
-    views: tuple = (View(),)
-    bayes: tuple = (False, True)
-
-
-SAMPLERS = (
-    *(View(sampler, steps, g) for sampler in ("ddim", "pndm") for steps in (25, 50) for g in (1.0, 3.0, 7.5)),
-    View("ddim", 250, 7.5),
-)
-RIVALS = (View(), View(average=True), View(base=True), View(guidance=7.5), View(guidance=7.5, base=True), View("pndm", 50, 7.5))
-SETTINGS = {
-    "main": Setting("the recipe's rate, no prior preservation (as in the paper's §3.3)"),
-    "views": Setting("main, drawn otherwise: averaged weights, base's ε(∅), guidance 7.5, PNDM", views=RIVALS),
-    "samplers": Setting("main, drawn with 5 samplers, guidance 1, 3 and 7.5", views=SAMPLERS),
-    "long": Setting("main, drawn as the paper draws too", views=(View(), View("pndm", 50, 7.5))),
-    "prior": Setting("with prior preservation", {"prior_weight": 1.0}),
-    "lr-5e-5": Setting("a quarter of the rate", {"lr": 5e-5}),
-    "lr-4e-4": Setting("twice the rate", {"lr": 4e-4}),
-    "warm-up": Setting("the rate rises over 200 steps", {"lr_warmup_steps": 200}),
-    "batch-4": Setting("four pictures a step", {"batch_size": 4}),
-    "sigma-0.003": Setting("σ₀ = 0.003", {"sigma": 0.003}, bayes=(True,)),
-    "sigma-0.03": Setting("σ₀ = 0.03", {"sigma": 0.03}, bayes=(True,)),
-    "sigma-0.1": Setting("σ₀ = 0.1", {"sigma": 0.1}, bayes=(True,)),
-    "lambda-1e-6": Setting("λ = 1e-6", {"lambda_kl": 1e-6}, bayes=(True,)),
-    "lambda-1e-4": Setting("λ = 1e-4", {"lambda_kl": 1e-4}, bayes=(True,)),
-    "where-up": Setting("random: up", {"where": "up"}, bayes=(True,)),
-    "where-norm": Setting("random: norm", {"where": "norm"}, bayes=(True,)),
-    "where-cross": Setting("random: cross-attention", {"where": "cross-attention"}, bayes=(True,)),
-    "where-conv": Setting("random: conv", {"where": "conv"}, bayes=(True,)),
-    "where-all": Setting("random: all", {"where": "all"}, bayes=(True,)),
-}
-
-
-@dataclass(frozen=True)
-class Run:
-    """One fine-tuning to be measured."""
-
-    setting: str
-    pictures: int
-    bayes: bool
-    seed: int
-
-    @property
-    def name(self):
-        return f"{self.setting}-{self.pictures}-{'bnn' if self.bayes else 'plain'}-{self.seed}"
-
-
-def log_spaced(last):
-    """0 and the doublings of 25 up to `last`, which is always there."""
-    steps = [0]
-    while 25 * 2 ** (len(steps) - 1) < last:
-        steps.append(25 * 2 ** (len(steps) - 1))
-    return [*steps, last]
 
 
 def read_rows(path):
@@ -141,14 +77,16 @@ def read_rows(path):
 class Observer:
     """Called by `train` at every step: keeps the running mean of μ, and measures at the steps asked for."""
 
-    def __init__(self, it, options, prompts):
-        self.it, self.options, self.prompts = it, options, prompts
+    def __init__(self, it, options):
+        self.it, self.options = it, options
         self.views = SETTINGS[it.setting].views
-        self.steps = log_spaced(options.steps)
+        self.world = options.model == "tiny"
+        self.prompt, _, self.prompts = prompts_of(it, options)
+        self.steps = log_spaced(steps_of(it, options))
         self.path = Path(options.out) / f"{it.name}.jsonl"
         self.rows = read_rows(self.path)
         self.done = {row["step"] for row in self.rows}
-        self.base = self.average = self.latents = None
+        self.base = self.average = self.latents = self.judge = None
         self.sheet = {}
         self.began = time.monotonic()
 
@@ -161,19 +99,18 @@ class Observer:
             for name, value in self.means(sd):
                 self.average[name].lerp_(value, share)
         if step in self.steps and step not in self.done:
-            with at_the_mean(sd):
+            with at_the_mean(sd, DRAWING[sd.device.type]):
                 self.measure(step, sd)
 
     def start(self, sd):
         """What is needed once: latents of the training pictures, the pretrained model, the running mean."""
         files = data.list_pictures(self.options.images)[: self.it.pictures]
-        self.training = data.load_pictures(files, sd.recipe["resolution"])
+        training = data.load_pictures(files, sd.recipe["resolution"])
         with at_the_mean(sd):
-            self.seen = reconstruct(sd, self.training)  # what the decoder cannot draw is no fault of the UNet
-            mean, _ = data.latent_moments(sd.vae, self.training)
-            self.latents = mean * sd.vae.config.scaling_factor
+            self.judge = WorldJudge(sd, training) if self.world else PhotoJudge(sd, training, self.options)
+            self.latents = corruption.latents_of(sd, training)
         if any(view.base for view in self.views):
-            self.base = StableDiffusion.load(self.options.model)
+            self.base = StableDiffusion.load(self.options.model, self.options.tokenizer, torch.float32).to(sd.device)
         self.average = {name: value.clone() for name, value in self.means(sd)}
 
     def means(self, sd):
@@ -182,16 +119,15 @@ class Observer:
     def measure(self, step, sd):
         """Draw and measure one checkpoint; its lines are written together."""
         rows, seconds = [], round(time.monotonic() - self.began, 1)
-        prompt = sd.recipe["prompt"]
-        groups = {"training": [(prompt, {"subject": "dog"})] * TRAINING_PICTURES, "other": self.prompts}
-        predict = corruption.predictor(sd, prompt)
+        groups = {"training": [(self.prompt, {"subject": self.options.kind})] * TRAINING_PICTURES, "other": self.prompts}
+        predict = corruption.predictor(sd, self.prompt)
         found = corruption.estimate_sigma1(predict, self.latents, sd.alphas_cumprod, SIGMA1_TIMES, SIGMA1_DRAWS)
         sigma1 = {"t": found.t, "sigma1": found.sigma1, "loss": found.loss, "explained": found.explained, "mean": found.mean}
         for view in self.views:
             for group, wanted in groups.items():
                 pictures = self.draw(sd, view, [prompt for prompt, _ in wanted])
                 row = {"run": self.it.name, "step": step, "view": view.name, "group": group, "seconds": seconds}
-                rows.append(row | measures(data.to_tensor(pictures), wanted, self.seen) | {"sigma1": sigma1})
+                rows.append(row | self.judge(pictures, wanted) | {"sigma1": sigma1})
                 if view == self.views[0]:
                     self.sheet.setdefault(step, []).extend(pictures[:4] if group == "training" else pictures[:10])
         self.rows += rows
@@ -205,8 +141,8 @@ class Observer:
             torch._foreach_copy_([p for _, p in self.means(sd)], list(self.average.values()))
         predictor = guidance.one_condition(sd, guidance.unconditional_of(self.base, sd)) if view.base else None
         pictures = sd.generate(
-            prompts, view.steps, view.guidance, seed=1, sampler=view.sampler, batch_size=16, progress=False,
-            predictor=predictor,
+            prompts, view.steps, view.guidance, seed=1, sampler=view.sampler, batch_size=16 if self.world else 4,
+            progress=False, predictor=predictor,
         )  # fmt: skip
         if own:
             torch._foreach_copy_([p for _, p in self.means(sd)], list(own.values()))
@@ -219,58 +155,74 @@ class Observer:
         write_whole(self.path.with_suffix(".png"), lambda path: sheet.save(path, format="PNG", optimize=True))
 
 
-def measures(images, wanted, training):
-    """All measures of `metrics`, averaged over the pictures (B, 3, 64, 64); wanted: B pairs (prompt, what it shows)."""
-    mean, nearest = metrics.fidelity(images, training)
-    right = metrics.prompt_fidelity(images, [want for _, want in wanted])
-    by_prompt = {}
-    for image, (prompt, _) in zip(images, wanted, strict=True):
-        by_prompt.setdefault(prompt, []).append(image)
-    alike = [metrics.diversity(torch.stack(group)) for group in by_prompt.values() if len(group) > 1]
-    values = {
-        "fidelity": mean.mean().item(), "nearest": nearest.mean().item(), "noise": metrics.noise(images).mean().item(),
-        "worst_noise": metrics.noise(images).quantile(0.9).item(), "immerkaer": metrics.immerkaer(images).mean().item(),
-        "diversity": sum(alike) / len(alike) if alike else None,
-    }  # fmt: skip
-    for name in ("subject", "background"):
-        known = [value for value in right[name] if value is not None]
-        values[name] = sum(known) / len(known) if known else None
-    return {name: None if value is None else round(value, 5) for name, value in values.items()}
+DRAWING = {"cpu": torch.float32, "cuda": torch.bfloat16}
+
+
+def prompts_of(it, options):
+    """(training prompt, class prompt, [(other prompt, what it shows)], each `each` times)."""
+    kind = "person" if SETTINGS[it.setting].person else options.kind
+    if options.model == "tiny":
+        others = world_prompts(options.word, kind)
+    else:
+        texts = table5_subject(options.word) if SETTINGS[it.setting].person else table5_object(options.word, kind)
+        others = [(text, {}) for text in texts]
+    return f"a photo of a {options.word} {kind}", f"a photo of a {kind}", others * options.each
+
+
+def steps_of(it, options):
+    """Optimiser steps of a run."""
+    per_picture = SETTINGS[it.setting].steps_per_picture
+    return options.steps or (BEYOND * per_picture * it.pictures if per_picture else WORLD_STEPS)
 
 
 def train_options(it, options, folder):
     """The options with which `minibnn.train` makes this run; folder: the first n pictures."""
     defaults = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
-    chosen = {"prior_weight": 0.0} | SETTINGS[it.setting].options
-    fixed = {"images": str(folder), "model": options.model, "bayes": it.bayes, "seed": it.seed, "steps": options.steps}
-    out = str(Path(options.out) / "training" / it.name)
-    return TrainOptions(**(defaults | chosen | fixed | {"out": out, "samples": 0, "overwrite": True}))
+    prompt, class_prompt, _ = prompts_of(it, options)
+    return TrainOptions(**(defaults | SETTINGS[it.setting].options | {
+        "images": str(folder), "model": options.model, "tokenizer": options.tokenizer, "bayes": it.bayes, "seed": it.seed,
+        "steps": steps_of(it, options), "prompt": prompt, "class_prompt": class_prompt,
+        "class_images": str(Path(options.out) / "class_images"), "gradient_checkpointing": options.gradient_checkpointing,
+        "out": str(Path(options.out) / "training" / it.name), "samples": 0, "monitor": False, "overwrite": True,
+    }))  # fmt: skip
 
 
 def perform(it, options):
     """Train and measure one run; what training leaves is deleted at the end."""
-    files = data.list_pictures(options.images)
-    if it.pictures > len(files):
-        raise UserError(f"--pictures {it.pictures}: {options.images} holds {len(files)}")
-    observer = Observer(it, options, world_prompts("sks", "dog") * options.each)
-    if options.steps in observer.done:
-        return
+    observer = Observer(it, options)
     work = Path(options.out) / "training" / it.name
-    folder = work.with_suffix(".pictures")
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in files[: it.pictures]:
+    folder = work.with_name(f"{it.name}.pictures")  # the name may hold a dot, as sigma-0.003 does
+    clean(work, folder)  # an interrupted run is trained again
+    if observer.steps[-1] in observer.done:
+        return
+    folder.mkdir(parents=True)
+    for path in data.list_pictures(options.images)[: it.pictures]:
         shutil.copy(path, folder / path.name)
     train(train_options(it, options, folder), observer)
-    shutil.rmtree(work)
-    shutil.rmtree(folder)
+    clean(work, folder)
+
+
+def clean(*folders):
+    for folder in folders:
+        if folder.exists():
+            shutil.rmtree(folder)
 
 
 def planned(options):
-    """The runs that the options name, in order. Raises UserError for an unknown setting."""
-    names = list(SETTINGS) if list(options.settings) == ["all"] else options.settings
+    """The runs that the options name, in order. Raises UserError for what cannot be."""
+    names = options.settings
+    if list(names) == ["all"]:
+        names = [name for name, setting in SETTINGS.items() if setting.steps_per_picture is None]
     for name in names:
         if name not in SETTINGS:
             raise UserError(f"--settings {name}: there are {', '.join(SETTINGS)}")
+        if (SETTINGS[name].steps_per_picture is None) != (options.model == "tiny"):
+            raise UserError(f"--settings {name} does not go with --model {options.model}: paper… is for SD, the others for tiny")
+    if options.model != "tiny" and not options.dino:
+        raise UserError("--dino is required for photographs: the folder of facebook/dino-vits16")
+    there = len(data.list_pictures(options.images))
+    if max(options.pictures) > there or min(options.pictures) < 1:
+        raise UserError(f"--pictures {' '.join(map(str, options.pictures))}: {options.images} holds {there}")
     return [
         Run(name, n, bayes, seed)
         for name in names for seed in options.seeds for n in options.pictures for bayes in SETTINGS[name].bayes
@@ -285,8 +237,8 @@ def _start_worker(folder):
 def experiment(options):
     """Perform all runs that are not yet there."""
     todo, out = planned(options), Path(options.out)
-    measurements = sum(len(log_spaced(options.steps)) * len(SETTINGS[it.setting].views) for it in todo)
-    print(f"{len(todo)} runs of {options.steps} steps, {measurements} measurements of a checkpoint")
+    measurements = sum(len(log_spaced(steps_of(it, options))) * len(SETTINGS[it.setting].views) for it in todo)
+    print(f"{len(todo)} runs, {sum(steps_of(it, options) for it in todo)} steps, {measurements} measurements of a checkpoint")
     if options.plan:
         return
     out.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,163 @@
+"""Does the picture follow the hint? `python -m minibnn.experiments bps`
+
+Branches are trained on 12, 40 and 200 pairs (sketch, drawing, caption) of the world and then draw 32 unseen sketches with
+their captions. A judge trained on the world says which pixels the drawn subject covers (intersection over union, IoU,
+with the exact mask that the sketch was made from) and which subject, colour and background it is.
+
+Compared under the same number of steps, pairs, batch and learning rate:
+    base     the frozen model, which sees no hint
+    bps      all 18 additions of the bundled model (38 in SD v1.5)
+    skip     ControlNet's places: the encoder's features are added to the skips, the middle's to its output
+    encoder  T2I-Adapter's places: additions in the encoder's units alone
+The last two take the same branch; only where its features go differs. ControlNet proper also copies the UNet and sees z_t,
+T2I-Adapter proper has a lighter encoder without time: neither is claimed to be reproduced.
+
+Every run is kept in --work and not repeated; --runs N stops after N new ones.
+"""
+
+import argparse
+import contextlib
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from minibnn import StableDiffusion, bps, world
+from minibnn.evaluate import random_scenes, reconstruct
+from minibnn.options import run
+from minibnn.pipeline import grid, to_pil
+from minibnn.pretrain import to_tensor
+from minibnn.weights import read_json, write_json, write_whole
+
+from .judge import drawn, judged, train_judge
+
+STEPS, BATCH, LR, SAMPLE_STEPS, TESTS = 100, 8, 3e-4, 10, 32
+RUNS = [("bps", 40), ("skip", 40), ("encoder", 40), ("bps", 12), ("bps", 200)]
+JUDGED = ("IoU", "subject", "colour", "background")
+
+
+@contextlib.contextmanager
+def skip_only(unet, features):
+    """Add features of the encoder's units to the UNet's skips, and that of the middle to the middle's output."""
+    encoder = sum(len(block.resnets) + len(block.downsamplers) for block in unet.down_blocks) + 1
+    skips, handles = list(features[:encoder]), []
+    for block in unet.up_blocks:
+        for resnet in block.resnets:
+            feature = skips.pop()
+
+            def add(module, args, feature=feature):
+                own = args[0].shape[1] - feature.shape[1]
+                return torch.cat([args[0][:, :own], args[0][:, own:] + feature], dim=1), *args[1:]
+
+            handles.append(resnet.register_forward_pre_hook(add))
+    handles.append(unet.mid_block.register_forward_hook(lambda module, args, out: out + features[encoder]))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class SkipBranch(bps.Branch):
+    """As `Branch`, but with features for conv_in and the downsamplers too, whose results are skips; no decoder."""
+
+    def forward(self, hint, time):
+        h, features = torch.nn.functional.pixel_unshuffle(hint, self.factor), []
+        for unit, zero, gain in zip(self.encoder, self.zeros, self.gains, strict=False):
+            h = unit(h, time) if isinstance(unit, bps.TimedBlock) else unit(h)
+            features.append(gain * zero(h))
+        for block in self.middle:
+            h = block(h, time)
+        return [*features, self.gains[-1] * self.zeros[-1](h)]
+
+
+def encoder_only(unet, features):
+    """Additions in the encoder's units alone."""
+    encoder = sum(len(block.resnets) + len(block.downsamplers) for block in unet.down_blocks) + 1
+    return bps.added(unet, features[:encoder] + [None] * (len(features) - encoder))
+
+
+VARIANTS = {"bps": (bps.Branch, bps.added), "skip": (SkipBranch, skip_only), "encoder": (bps.Branch, encoder_only)}
+
+
+def world_pairs(count, seed):
+    """Scenes, sketches (n, 1, 64, 64) in [0, 1], pictures, exact masks."""
+    scenes = random_scenes(count, seed, held_out=False)
+    images, masks = drawn(scenes)
+    return scenes, torch.from_numpy(np.stack([world.outline(mask.numpy()) for mask in masks]))[:, None], images, masks
+
+
+def one(sd, judge, variant, count, seed):
+    """Train one branch and judge what it draws; the pictures too."""
+    kind, inject = VARIANTS[variant]
+    torch.manual_seed(seed)
+    branch = kind(sd.unet.config)
+    started = time.process_time()
+    if count:
+        scenes, hints, images, _ = world_pairs(count, [11, seed])
+        pairs = bps.make_pairs(sd, hints, images, [world.caption(scene) for scene in scenes])
+        bps.train(sd, branch, pairs, STEPS, LR, BATCH, seed, inject=inject)
+    seconds = time.process_time() - started
+    scenes, hints, _, masks = world_pairs(TESTS, 12)
+    captions = [world.caption(scene) for scene in scenes]
+    pictures = bps.draw(sd, branch.eval(), hints, captions, SAMPLE_STEPS, seed=seed, batch_size=32, inject=inject)
+    used = sum(p.numel() for p in branch.parameters() if p.any() or not count)
+    result = judged(judge, to_tensor(pictures), masks, scenes)
+    return {**result, "training seconds": round(seconds, 1), "parameters": used}, pictures
+
+
+def experiment(options):
+    sd = StableDiffusion.load("tiny")
+    judge = train_judge(options.work / "judge.safetensors")
+    todo = [("base", 0, seed) for seed in options.seeds] + [(*which, seed) for seed in options.seeds for which in RUNS]
+    new, results = 0, {}
+    for variant, count, seed in todo:
+        path = options.work / f"{variant}-{count}-{seed}.json"
+        if not path.exists():
+            if new == options.runs:
+                print(f"{new} runs done; the same command goes on")
+                return
+            new += 1
+            result, pictures = one(sd, judge, "bps" if variant == "base" else variant, count, seed)
+            write_whole(path.with_suffix(".png"), lambda p, pictures=pictures: grid(pictures[:8], 8).save(p, format="PNG"))
+            write_json(path, result)
+            print(path.stem, result, flush=True)
+        results.setdefault(f"{variant} {count}", []).append(read_json(path))
+
+    scenes, hints, images, masks = world_pairs(TESTS, 12)
+    limit = {"real drawings": judged(judge, images, masks, scenes),
+             "real drawings through the VAE": judged(judge, reconstruct(sd, images), masks, scenes)}  # fmt: skip
+    summary = {"settings": {"steps": STEPS, "batch": BATCH, "lr": LR, "sampling steps": SAMPLE_STEPS, "hints": TESTS,
+                            "seeds": options.seeds}, "judge": limit, "runs": results}  # fmt: skip
+    write_json(options.out / "bps.json", summary)
+    write_whole(options.out / "bps.png", lambda p: sheet(options, hints, images).save(p, format="PNG", optimize=True))
+    for name, values in limit.items():
+        print(f"{name:32s}" + "".join(f"  {key} {values[key]:.3f}" for key in JUDGED))
+    for name, runs in results.items():
+        means = {key: np.array([r[key] for r in runs]) for key in JUDGED}
+        print(f"{name:32s}" + "".join(f"  {key} {v.mean():.3f} ± {v.std(ddof=1) if len(v) > 1 else 0:.3f}" for key, v in means.items()))
+
+
+def sheet(options, hints, images):
+    """Rows: hint, the drawing it came from, base, bps 12, 40, 200, skip 40, encoder 40, all of the first seed."""
+    from PIL import Image
+
+    cells = to_pil(2 * hints[:8].expand(-1, 3, -1, -1) - 1) + to_pil(images[:8])
+    for variant, count in [("base", 0), ("bps", 12), ("bps", 40), ("bps", 200), ("skip", 40), ("encoder", 40)]:
+        row = Image.open(options.work / f"{variant}-{count}-{options.seeds[0]}.png")
+        cells += [row.crop((66 * i, 0, 66 * i + 64, 64)) for i in range(8)]
+    return grid(cells, 8)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m minibnn.experiments bps", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=int, default=1000, help="stop after so many new runs")
+    parser.add_argument("--work", type=Path, default=Path("runs/experiments/bps"), help="folder of single runs")
+    parser.add_argument("--out", type=Path, default=Path("tutorials/results"), help="folder of bps.json and bps.png")
+    run(experiment, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Inverse noise correction, before and after, at equal and at fewer FLOPs: `python -m minibnn.experiments inverse-noise`
+
+Quality is the energy distance between drawn and fresh real samples, 2 E‖X−Y‖ − E‖X−X′‖ − E‖Y−Y′‖, unbiased: 0 for the
+same distribution. FLOPs are those of drawing one sample, counted by PyTorch.
+
+    plane   two data sets in the plane, three seeds of everything: flow, corrector, noise. Beside the sampler and the
+            corrected sampler stands the same flow trained on for as long (in FLOPs) as inversion and corrector took.
+    world   the bundled flow on the world's latents (one training), three seeds of corrector and noise
+
+Leaves inverse_noise.json and inverse_noise.png. The bundled corrector is that of seed 0; `--bundle` writes it.
+"""
+
+import argparse
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from minibnn import StableDiffusion, flow
+from minibnn.errors import UserError
+from minibnn.options import run
+from minibnn.pipeline import grid, to_pil
+from minibnn.weights import read_json, write_json, write_whole
+
+PLANE_STEPS, PLANE_LR, PLANE_BATCH, PLANE_POINTS = 1500, 5e-3, 256, 4000
+EULER = (5, 10)
+CORRECTOR_STEPS = (5, 10, 20)
+
+
+def ring(n, generator):
+    """Eight Gaussians of standard deviation 0.15 on a circle of radius 1.5."""
+    angle = torch.randint(0, 8, (n,), generator=generator) * np.pi / 4
+    return 1.5 * torch.stack([angle.cos(), angle.sin()], dim=1) + 0.15 * torch.randn(n, 2, generator=generator)
+
+
+def moons(n, generator):
+    """Two interleaved half circles of radius 1.3 with noise of 0.1."""
+    angle, side = torch.rand(n, generator=generator) * np.pi, torch.randint(0, 2, (n, 1), generator=generator) * 2 - 1
+    points = side * torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], dim=1)
+    return 1.3 * points + 0.1 * torch.randn(n, 2, generator=generator)
+
+
+def energy_distance(a, b):
+    """Of two samples (n, …) and (m, …), unbiased."""
+    a, b = a.flatten(1), b.flatten(1)
+    within = [torch.cdist(x, x).sum() / (len(x) * (len(x) - 1)) for x in (a, b)]
+    return (2 * torch.cdist(a, b).mean() - sum(within)).item()
+
+
+@torch.no_grad()
+def flops(velocity, x):
+    """Of one evaluation for one sample."""
+    with FlopCounterMode(display=False) as counter:
+        velocity(x[:1], x.new_zeros(1))
+    return counter.get_total_flops()
+
+
+class Counting(torch.nn.Module):
+    """A velocity that counts how many samples it is asked for."""
+
+    def __init__(self, velocity):
+        super().__init__()
+        self.velocity, self.samples = velocity, 0
+
+    def forward(self, x, s):
+        self.samples += len(x)
+        return self.velocity(x, s)
+
+
+def plane(data, seed):
+    """One seed on one data set: a list of {"what", "n", "corrector steps", "FLOPs", "distance", …}."""
+    generator = torch.Generator().manual_seed(seed)
+    x, real, e = data(PLANE_POINTS, generator), data(PLANE_POINTS, generator), torch.randn(PLANE_POINTS, 2, generator=generator)
+    torch.manual_seed(seed)
+    main = flow.VectorFlow(2, 64)
+    flow.fit(main, x, PLANE_STEPS, PLANE_LR, PLANE_BATCH, seed)
+    main.requires_grad_(False)
+    cost, rows = flops(main, x), [{"what": "real", "distance": energy_distance(x, real), "FLOPs": 0}]
+
+    def note(what, sampled, n, cost, **more):
+        rows.append({"what": what, "n": n, "FLOPs": cost, "distance": energy_distance(sampled, real), **more})
+
+    for n in (5, 10, 20, 40):
+        note("flow", flow.sample(main, e, n), n, n * cost)
+    for n in EULER:
+        counting = Counting(main)
+        try:
+            z, residual = flow.inverse_noise(counting, x, n)
+        except UserError as error:
+            rows.append({"what": "refused", "n": n, "why": str(error)})
+            continue
+        torch.manual_seed(1000 + seed)
+        corrector = flow.VectorFlow(2, 32)
+        flow.fit(corrector, z, PLANE_STEPS, PLANE_LR, PLANE_BATCH, 1000 + seed)
+        small = flops(corrector, x)
+        for k in CORRECTOR_STEPS:
+            note("corrected", flow.sample(main, e, n, corrector, k), n, n * cost + k * small,
+                 **{"corrector steps": k, "residual": residual.max().item(), "spread of z": z.std().item()})  # fmt: skip
+        other = 2 * n
+        note("corrector of another n", flow.sample(main, e, other, corrector, 10), other, other * cost + 10 * small)
+        extra = counting.samples * cost + 3 * PLANE_STEPS * PLANE_BATCH * small  # backward: about twice the forward
+        longer = copy.deepcopy(main).requires_grad_(True)
+        more = max(1, round(extra / (3 * PLANE_BATCH * cost)))
+        flow.fit(longer, x, more, PLANE_LR, PLANE_BATCH, 2000 + seed, "as long")
+        note("flow trained on", flow.sample(longer, e, n), n, n * cost, **{"more steps": more})
+        note("flow trained on, 2n", flow.sample(longer, e, 2 * n), 2 * n, 2 * n * cost, **{"more steps": more})
+    return rows
+
+
+def world(options, sd):
+    """The bundled flow: the same rows for each seed of the corrector."""
+    main, _ = flow.load_flow(options.flow, flow.MAIN)
+    data, real = flow.world_latents(sd, options.inverted, 0), flow.world_latents(sd, options.tests, 10_000)
+    n = options.euler_steps
+    z, residual = flow.inverse_noise(main, data, n, lost=flow.LOST)
+    cost, rows, pictures = flops(main, data), [], []
+    rows.append({"what": "inverted", "n": n, "of": len(data), "kept": len(z), "residual": residual.max().item(), "spread of z": z.std().item()})
+    print(f"world: {len(z)} of {len(data)} inverted, residual {residual.max():.1e}, spread {z.std():.3f}", flush=True)
+    for seed in options.seeds:
+        e = torch.randn(options.tests, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+        for steps in (n, 2 * n, 4 * n):
+            drawn = flow.sample(main, e, steps)
+            rows.append({"what": "flow", "seed": seed, "n": steps, "FLOPs": steps * cost, "distance": energy_distance(drawn, real)})
+            if steps == n:
+                pictures.append(drawn[:12])
+        torch.manual_seed(1000 + seed)
+        corrector = flow.LatentFlow(flow.CORRECTOR)
+        flow.fit(corrector, z, options.corrector_training, 2e-3, 64, 1000 + seed, "corrector")
+        corrector.requires_grad_(False)
+        small = flops(corrector, data)
+        for k in CORRECTOR_STEPS:
+            drawn = flow.sample(main, e, n, corrector, k)
+            rows.append({"what": "corrected", "seed": seed, "n": n, "corrector steps": k, "FLOPs": n * cost + k * small,
+                         "distance": energy_distance(drawn, real)})  # fmt: skip
+            if k == 10:
+                pictures.append(drawn[:12])
+        # What a perfect corrector would draw: the flow from inverse noises of drawings it was not fitted to.
+        if seed == options.seeds[0]:
+            other, _ = flow.inverse_noise(main, real[:250], n, lost=flow.LOST)
+            rows.append({"what": "from true inverse noise", "n": n, "distance": energy_distance(flow.sample(main, other, n), data)})
+            rows.append({"what": "real", "distance": energy_distance(data, real)})
+            if options.bundle:
+                flow.save_flow(options.flow.with_name("corrector.safetensors"), corrector, {"euler_steps": str(n), "seed": "0"})
+    sheet = grid(to_pil(sd.decode_latents(torch.cat(pictures[:2]))), 12, zoom=2)
+    write_whole(options.out / "inverse_noise_world.png", lambda path: sheet.save(path, format="PNG", optimize=True))
+    return rows
+
+
+def table(rows):
+    """[{what, n, corrector steps, mean, standard deviation over seeds, MFLOPs}] of rows of several seeds."""
+    groups = {}
+    for row in rows:
+        if "distance" in row:
+            groups.setdefault((row["what"], row.get("n"), row.get("corrector steps"), row.get("FLOPs")), []).append(row["distance"])
+    result = []
+    for (what, n, k, cost), values in groups.items():
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        result.append({"what": what, "n": n, "corrector steps": k, "MFLOPs": cost and cost / 1e6,
+                       "distance": float(np.mean(values)), "±": spread, "seeds": len(values)})  # fmt: skip
+    return result
+
+
+def figure(tables, path):
+    """Distance against FLOPs for each data set."""
+    import matplotlib.pyplot as plt
+
+    drawing, axes = plt.subplots(1, len(tables), figsize=(4 * len(tables), 3.2))
+    for axis, (name, rows) in zip(np.atleast_1d(axes), tables.items(), strict=True):
+        for what in ("flow", "corrected", "flow trained on"):
+            if points := [r for r in rows if r["what"] == what]:
+                xs, ys, errors = zip(*sorted((r["MFLOPs"], r["distance"], r["±"]) for r in points), strict=True)
+                axis.errorbar(xs, ys, errors, fmt="o-" if what == "flow" else "s", capsize=2, label=what, ms=4)
+        axis.set(title=name, xlabel="MFLOPs for one sample", xscale="log", yscale="log")
+    np.atleast_1d(axes)[0].set_ylabel("energy distance to real")
+    np.atleast_1d(axes)[0].legend(fontsize=8)
+    drawing.tight_layout()
+    write_whole(path, lambda temporary: drawing.savefig(temporary, format="png", dpi=90))
+
+
+def experiment(options):
+    path = options.out / "inverse_noise.json"
+    result = read_json(path) if path.exists() else {}
+    if "plane" in options.parts:
+        result["plane"] = {data.__name__: [plane(data, seed) for seed in range(3)] for data in (ring, moons)}
+        write_json(path, result)
+    if "world" in options.parts:
+        result["world"] = world(options, StableDiffusion.load("tiny"))
+        write_json(path, result)
+    tables = {name: table([row for seed in seeds for row in seed]) for name, seeds in result.get("plane", {}).items()}
+    if "world" in result:
+        tables["world"] = table(result["world"])
+    result["tables"] = tables
+    write_json(path, result)
+    for name, rows in tables.items():
+        for row in rows:
+            print(f"{name:6s} {row['what']:24s} n {row['n'] or '':4} corrector {row['corrector steps'] or '':4} "
+                  f"MFLOPs {row['MFLOPs'] or 0:9.3f}  distance {row['distance']:.4f} ± {row['±']:.4f} ({row['seeds']})")  # fmt: skip
+    figure(tables, options.out / "inverse_noise.png")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m minibnn.experiments inverse-noise", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--parts", nargs="+", choices=("plane", "world"), default=["plane", "world"])
+    parser.add_argument("--flow", type=Path, default=flow.BUNDLED / "flow.safetensors", help="the world's flow [bundled]")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the world's correctors")
+    parser.add_argument("--euler-steps", type=int, default=10)
+    parser.add_argument("--inverted", type=int, default=1500, help="drawings that are inverted")
+    parser.add_argument("--tests", type=int, default=500, help="samples that are compared")
+    parser.add_argument("--corrector-training", type=int, default=700, help="optimiser steps of each corrector")
+    parser.add_argument("--bundle", action="store_true", help="keep seed 0's corrector beside --flow")
+    parser.add_argument("--out", type=Path, default=Path("tutorials/results"))
+    run(experiment, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    main()

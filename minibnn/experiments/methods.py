@@ -1,0 +1,229 @@
+"""The paper's Tables 1 and 3 at the size of the bundled model: `python -m minibnn.experiments methods`, and `… where`.
+
+methods: DreamBooth, LoRA and OFT, each without and with BNN. where: DreamBooth with BNN in different layers. All runs use the
+bundled model's rates, and all take the same number of steps; as in the paper DreamBooth has prior preservation, the adapters have none.
+
+Every run is a training command of its own, one thread, so that its processor time and peak memory are its own. Its pictures are
+drawn at θ = μ: 8 of the training prompt, and one or more of each of twelve other prompts, the same noise for every run.
+
+    fidelity          cosine to the training pictures (as the VAE decodes them), of the training prompt and of others   (−1 … 1)
+    noise             energy above that of clean drawings, other prompts                                            (10⁻³)
+    dog, place        share of pictures of other prompts that show a dog; that show the place asked for               (0 … 1)
+    diversity         1 − mean cosine between the pictures of the training prompt                                     (0 … 2)
+    CPU s, peak MB    of the whole training process, of which some 5 s and 500 MB are Python and PyTorch
+    state MB, file MB what is trained with Adam's two moments; what the run leaves to be used
+
+Intervals are 95 % percentile bootstrap: seeds are drawn with replacement, then pictures within each. Differences "with − without"
+pair the same seed, prompt and noise. With three seeds such intervals are rather too narrow than too wide.
+
+Leaves in --out: runs.jsonl (a line for each run, with every picture's values; runs that are there are not repeated), and for each
+table NAME.json, NAME.md and NAME.png (a row for each method: 4 pictures of the training prompt, then 5 places; first seed).
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+from .. import data, metrics
+from ..errors import UserError
+from ..evaluate import reconstruct
+from ..options import option, parse, run
+from ..pipeline import StableDiffusion, grid
+from ..weights import write_json, write_text, write_whole
+from .prompts import world_prompts
+
+TRAINING_PICTURES = 8
+ROWS = {  # the options of `minibnn.train` that make a row
+    "DreamBooth": ("--no-bayes",),
+    "DreamBooth + BNN": (),
+    "LoRA": ("--method", "lora", "--no-bayes"),
+    "LoRA + BNN": ("--method", "lora"),
+    "OFT": ("--method", "oft", "--no-bayes"),
+    "OFT + BNN": ("--method", "oft"),
+    "up": ("--where", "up"),
+    "norm": ("--where", "norm"),
+    "cross-attention": ("--where", "cross-attention"),
+    "conv": ("--where", "conv"),
+    "all": ("--where", "all"),
+}
+TABLES = {  # {what a row is called in this table: row}
+    "methods": {name: name for name in list(ROWS)[:6]},
+    "where": {"none": "DreamBooth", "paper": "DreamBooth + BNN", **{name: name for name in list(ROWS)[6:]}},
+}
+PAIRS = {  # {with: without}
+    "methods": {"DreamBooth + BNN": "DreamBooth", "LoRA + BNN": "LoRA", "OFT + BNN": "OFT"},
+    "where": {name: "none" for name in TABLES["where"] if name != "none"},
+}
+MEASURES = ("fidelity", "fidelity, others", "noise", "dog", "place", "diversity")
+
+
+@dataclass(frozen=True)
+class MethodsOptions:
+    """Fine-tune with every method and seed, draw, measure, and write one table."""
+
+    images: str = option("tutorials/dog", "folder of the training pictures", "what", metavar="DIR")
+    seeds: list = option((0, 1, 2), "seeds of training", "what", nargs="+", type=int, metavar="N")
+    steps: int = option(300, "optimiser steps of each run", "what", type=int)
+    each: int = option(2, "pictures for each of the other prompts", "what", type=int)
+    plan: bool = option(False, "say what would be done, and stop", "how")
+    out: str = option("runs/methods", "folder", "how", metavar="DIR")
+
+
+def read_runs(path):
+    """{(row, seed): line} of runs.jsonl; a torn last line is dropped."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    found = [json.loads(line) for line in lines if line.endswith("\n")]
+    return {(line["row"], line["seed"]): line for line in found}
+
+
+def train_apart(row, seed, options, folder):
+    """Run `minibnn.train` as a process; returns its processor time in seconds and its peak memory in MB."""
+    command = [
+        sys.executable, "-m", "minibnn.train", "--images", options.images, "--out", str(folder), "--seed", str(seed),
+        "--steps", str(options.steps), "--samples", "0", "--no-monitor", "--overwrite", "--class-images", str(Path(options.out) / "class_images"),
+        *ROWS[row],
+    ]  # fmt: skip
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    complaint = process.stderr.read().decode()
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise UserError(f"{row}, seed {seed}: {complaint.splitlines()[-1]}")
+    return {"seconds": round(used.ru_utime + used.ru_stime, 1), "memory": round(used.ru_maxrss / 1024)}
+
+
+def measure(pictures, wanted, training):
+    """{measure: list of each picture's value, or a number}; wanted: (prompt, what it shows) for each, those of the training prompt first."""
+    images, n = data.to_tensor(pictures), TRAINING_PICTURES
+    close, grain = metrics.fidelity(images, training)[0].tolist(), metrics.noise(images).tolist()
+    right = metrics.prompt_fidelity(images, [want for _, want in wanted])
+    values = {
+        "fidelity": close[:n], "fidelity, others": close[n:], "noise": grain[n:],
+        "dog": [float(v) for v in right["subject"][n:]],
+        "place": [float(v) for v in right["background"][n:] if v is not None],
+        "diversity": [metrics.diversity(images[:n])],
+    }  # fmt: skip
+    return {name: [round(v, 5) for v in list_] for name, list_ in values.items()}
+
+
+def perform(row, seed, options, training):
+    """Train and measure one run; returns its line and the pictures of its strip."""
+    folder = Path(options.out) / "training"
+    cost = train_apart(row, seed, options, folder)
+    sd = StableDiffusion.load(folder)
+    files = list(folder.rglob("*.safetensors"))
+    sizes = {  # in bytes: what is trained with Adam's two moments; the result
+        "state": sum(p.stat().st_size for p in files if "checkpoint" in p.parts),
+        "stored": sum(p.stat().st_size for p in files if "checkpoint" not in p.parts),
+    }
+    shutil.rmtree(folder)
+    prompt = sd.recipe["prompt"]
+    wanted = [(prompt, {"subject": "dog"})] * TRAINING_PICTURES + world_prompts("sks", "dog") * options.each
+    pictures = sd.generate([words for words, _ in wanted], seed=1, batch_size=16, progress=False)
+    line = {"row": row, "seed": seed, "steps": options.steps, **cost, **sizes, "values": measure(pictures, wanted, training)}
+    n = TRAINING_PICTURES
+    return line, pictures[:4] + pictures[n : n + 10 : 2]
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def bootstrap(groups, resamples=2000):
+    """groups: for each seed the values of its pictures -> (mean, low, high), 95 %, over seeds and pictures within them."""
+    rng = np.random.default_rng(0)
+    groups = [np.asarray(values, float) for values in groups]
+    means = []
+    for _ in range(resamples):
+        chosen = rng.integers(len(groups), size=len(groups))
+        means.append(np.mean([rng.choice(groups[i], len(groups[i])).mean() for i in chosen]))
+    return float(np.mean([g.mean() for g in groups])), *(float(v) for v in np.quantile(means, (0.025, 0.975)))
+
+
+def summarise(table, found, seeds):
+    """{row: {measure: (mean, low, high), "seconds": …}} and {with: {measure: (difference, low, high)}}."""
+
+    def lines(name):
+        return [found[TABLES[table][name], seed] for seed in seeds]
+
+    rows = {
+        name: {what: bootstrap([line["values"][what] for line in lines(name)]) for what in MEASURES}
+        | {cost: float(np.mean([line[cost] for line in lines(name)])) for cost in ("seconds", "memory", "state", "stored")}
+        for name in TABLES[table]
+    }
+    differences = {}
+    for name, base in PAIRS[table].items():
+        pairs = list(zip(lines(name), lines(base), strict=True))
+        differences[name] = {
+            what: bootstrap([np.subtract(a["values"][what], b["values"][what]) for a, b in pairs]) for what in MEASURES
+        }
+    return rows, differences
+
+
+def markdown(rows, differences):
+    """Two tables in Markdown: the rows, then with − without; bold where the interval excludes 0."""
+    head = " | ".join(MEASURES)
+    lines = [f"| | {head} | CPU s | peak MB | state MB | file MB |", "|---" * (len(MEASURES) + 5) + "|"]
+    for name, row in rows.items():
+        cells = [f"{m:.3f} ({low:.3f} … {high:.3f})" for m, low, high in (row[what] for what in MEASURES)]
+        costs = f"{row['seconds']:.0f} | {row['memory']:.0f} | {row['state'] / 1e6:.3g} | {row['stored'] / 1e6:.2g}"
+        lines.append(f"| {name} | {' | '.join(cells)} | {costs} |")
+    lines += ["", f"| with − without | {head} |", "|---" * (len(MEASURES) + 1) + "|"]
+    for name, row in differences.items():
+        cells = []
+        for m, low, high in (row[what] for what in MEASURES):
+            text = f"{m:+.3f} ({low:+.3f} … {high:+.3f})"
+            cells.append(f"**{text}**" if low > 0 or high < 0 else text)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def save_sheet(path, strips):
+    """strips: {row: PNG file with its pictures side by side}. One picture, 256 colours, the rows' names at the left."""
+    images = [Image.open(file) for file in strips.values()]
+    margin, height = 100, images[0].height + 2
+    sheet = Image.new("RGB", (margin + images[0].width, height * len(images)), "white")
+    for i, (name, image) in enumerate(zip(strips, images, strict=True)):
+        sheet.paste(image, (margin, i * height))
+        ImageDraw.Draw(sheet).text((2, i * height + height // 2 - 6), name, fill="black")
+    write_whole(path, lambda temporary: sheet.quantize(256).save(temporary, format="PNG", optimize=True))
+
+
+def table(name, options):
+    """Perform the runs of a table that are not yet there, and write it."""
+    out = Path(options.out)
+    found = read_runs(out / "runs.jsonl")
+    todo = [(row, seed) for seed in options.seeds for row in TABLES[name].values() if (row, seed) not in found]
+    print(f"{len(todo)} of {len(options.seeds) * len(TABLES[name])} runs of {options.steps} steps are to be made")
+    if options.plan:
+        return
+    sd = StableDiffusion.load("tiny")
+    files = data.list_pictures(options.images)
+    training = reconstruct(sd, data.load_pictures(files, sd.recipe["resolution"]))
+    made_for = {"prompt": sd.recipe["class_prompt"], "model": "tiny", "resolution": sd.recipe["resolution"]}
+    count = sd.recipe["class_pictures_per_picture"] * len(files)
+    data.class_pictures(sd, out / "class_images", count, made_for)  # before any run, so that none is charged for them
+    for row, seed in tqdm(todo, desc="runs"):
+        line, pictures = perform(row, seed, options, training)
+        if seed == options.seeds[0]:
+            strip = grid(pictures, len(pictures))
+            write_whole(out / "strips" / f"{row}.png", lambda path, strip=strip: strip.save(path, format="PNG"))
+        found[row, seed] = line
+        write_text(out / "runs.jsonl", "".join(json.dumps(each) + "\n" for each in found.values()))
+    rows, differences = summarise(name, found, options.seeds)
+    settings = {"command": f"python -m minibnn.experiments {name}", "steps": options.steps, "seeds": list(options.seeds), "each": options.each}
+    write_json(out / f"{name}.json", {"settings": settings, "rows": rows, "with − without": differences})
+    write_text(out / f"{name}.md", markdown(rows, differences))
+    save_sheet(out / f"{name}.png", {shown: out / "strips" / f"{row}.png" for shown, row in TABLES[name].items()})
+    print(markdown(rows, differences))
+
+
+def main(arguments, name="methods"):
+    run(lambda options: table(name, options), parse(MethodsOptions, f"minibnn.experiments {name}", arguments))

@@ -1,0 +1,95 @@
+"""What the corruption experiment varies: one factor at a time against "main"; and the paper's own settings for SD.
+
+Every setting that was tried is listed here, whether it showed something or not.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+ALONE = {"prior_weight": 0.0}  # no class pictures: half the time, and the paper's §3.3 does without
+
+
+@dataclass(frozen=True)
+class View:
+    """How pictures are drawn from a checkpoint. average: with the running mean of μ; base: ε(∅) of the pretrained model."""
+
+    sampler: str = "ddim"
+    steps: int = 25
+    guidance: float = 3.0
+    average: bool = False
+    base: bool = False
+
+    @property
+    def name(self):
+        return f"{self.sampler}-{self.steps}-g{self.guidance:g}" + "-average" * self.average + "-base" * self.base
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One factor changed. options: of `minibnn.train`; views: how checkpoints are drawn; bayes: which of (False, True).
+
+    steps_per_picture: only the paper's settings for SD have it (App. H); their other values are those of `configs.RECIPE`.
+    person: draw Table 5's second column.
+    """
+
+    what: str
+    options: dict = dataclasses.field(default_factory=lambda: dict(ALONE))
+    views: tuple = (View(),)
+    bayes: tuple = (False, True)
+    steps_per_picture: int = None
+    person: bool = False
+
+
+SAMPLERS = (
+    *(View(sampler, steps, g) for sampler in ("ddim", "pndm") for steps in (25, 50) for g in (1.0, 3.0, 7.5)),
+    View("ddim", 250, 7.5),
+)
+PAPER_VIEWS = (View("pndm", 50, 7.5),)  # SD's default sampler
+RIVALS = (View(), View(average=True), View(base=True), View(guidance=7.5), View(guidance=7.5, base=True), View("pndm", 50, 7.5))
+SETTINGS = {
+    "main": Setting("the recipe's rate, no prior preservation (as in the paper's §3.3)"),
+    "views": Setting("main, drawn otherwise: averaged weights, base's ε(∅), guidance 7.5, PNDM", views=RIVALS),
+    "samplers": Setting("main, drawn with 5 samplers, guidance 1, 3 and 7.5", views=SAMPLERS),
+    "pndm": Setting("main, drawn as the paper draws too: PNDM, 50 steps, guidance 7.5", views=(View(), *PAPER_VIEWS)),
+    "prior": Setting("with prior preservation", {"prior_weight": 1.0}),
+    "lr-5e-5": Setting("a quarter of the rate", ALONE | {"lr": 5e-5}),
+    "lr-4e-4": Setting("twice the rate", ALONE | {"lr": 4e-4}),
+    "warm-up": Setting("the rate rises over 200 steps", ALONE | {"lr_warmup_steps": 200}),
+    "batch-4": Setting("four pictures a step", ALONE | {"batch_size": 4}),
+    "sigma-0.003": Setting("σ₀ = 0.003", ALONE | {"sigma": 0.003}, bayes=(True,)),
+    "sigma-0.03": Setting("σ₀ = 0.03", ALONE | {"sigma": 0.03}, bayes=(True,)),
+    "sigma-0.1": Setting("σ₀ = 0.1", ALONE | {"sigma": 0.1}, bayes=(True,)),
+    "lambda-1e-6": Setting("λ = 1e-6", ALONE | {"lambda_kl": 1e-6}, bayes=(True,)),
+    "lambda-1e-4": Setting("λ = 1e-4", ALONE | {"lambda_kl": 1e-4}, bayes=(True,)),
+    "where-up": Setting("random: up", ALONE | {"where": "up"}, bayes=(True,)),
+    "where-norm": Setting("random: norm", ALONE | {"where": "norm"}, bayes=(True,)),
+    "where-cross": Setting("random: cross-attention", ALONE | {"where": "cross-attention"}, bayes=(True,)),
+    "where-conv": Setting("random: conv", ALONE | {"where": "conv"}, bayes=(True,)),
+    "where-all": Setting("random: all", ALONE | {"where": "all"}, bayes=(True,)),
+    "paper": Setting("the paper's: SD v1.5, DreamBooth data set", {}, PAPER_VIEWS, steps_per_picture=200),
+    "paper-v14": Setting("SD v1.4, λ = 0.1", {"lambda_kl": 0.1}, PAPER_VIEWS, steps_per_picture=200),
+    "paper-v20": Setting("SD v2.0, 400 steps a picture", {}, PAPER_VIEWS, steps_per_picture=400),
+    "paper-celeba": Setting("CelebA, 250 steps a picture, prompts for a person", {}, PAPER_VIEWS, (False, True), 250, person=True),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning to be measured."""
+
+    setting: str
+    pictures: int
+    bayes: bool
+    seed: int
+
+    @property
+    def name(self):
+        return f"{self.setting}-{self.pictures}-{'bnn' if self.bayes else 'plain'}-{self.seed}"
+
+
+def log_spaced(last):
+    """0 and the doublings of 25 up to `last`, which is always there."""
+    steps = [0]
+    while 25 * 2 ** (len(steps) - 1) < last:
+        steps.append(25 * 2 ** (len(steps) - 1))
+    return [*steps, last]

@@ -1,0 +1,193 @@
+"""Checks of 02_corruption_equations."""
+
+import torch
+
+from . import Mistake, compare, exercise, random
+
+WRONG = {}
+
+
+@exercise
+def check_joint_covariance(fn):
+    a, s = torch.tensor(0.7), 0.6
+    v, root = s**2, a.sqrt()
+
+    def matrix(corner, cross, last):
+        return torch.stack([torch.stack([torch.as_tensor(corner), cross]), torch.stack([cross, last])])
+
+    last, cross = a * v + 1 - a, root * v
+    corner = torch.tensor(v)
+    compare(
+        fn(a, s),
+        matrix(corner, cross, last),
+        {
+            "Var(x_t) lacks the noise: √(1−ᾱ) ε adds 1 − ᾱ": matrix(corner, cross, a * v),
+            "Var(x_t): the factor √ᾱ is squared, too: ᾱσ₁²": matrix(corner, cross, root * v + 1 - a),
+            "Var(x_t): the noise has the factor √(1−ᾱ), so its variance is 1 − ᾱ": matrix(corner, cross, a * v + (1 - a).sqrt()),
+            "Cov(x_0, x_t) is negative here, but x_t contains +√ᾱ x_0": matrix(corner, -cross, last),
+            "Cov(x_0, x_t): x_t contains √ᾱ x_0, not ᾱ x_0": matrix(corner, a * v, last),
+            "x_0 and x_t are not independent: x_t contains √ᾱ x_0": matrix(corner, 0 * cross, last),
+            "σ₁ is a standard deviation: variances have σ₁²": matrix(torch.tensor(s), root * s, a * s + 1 - a),
+        },
+        "the covariance",
+    )
+
+
+def _covariance(a, v, cross, noise):
+    return torch.tensor([[v, cross], [cross, float(a) * v + noise]], dtype=torch.float64)
+
+
+WRONG["joint_covariance"] = [
+    (lambda a, s: _covariance(a, s**2, a.sqrt() * s**2, 0.0), "lacks the noise"),
+    (lambda a, s: _covariance(a, s**2, -a.sqrt() * s**2, 1 - float(a)), "negative"),
+    (lambda a, s: _covariance(a, s, a.sqrt() * s, 1 - float(a)), "standard deviation"),
+]
+
+
+@exercise
+def check_predict_x0(fn):
+    x, picture, a, s = random(2, 3), random(2, 3, seed=1), torch.tensor(0.7), 0.6
+    root, v = a.sqrt(), s**2
+    total, rest = a * v + 1 - a, x - root * picture
+    right = picture + root * v / total * rest
+    compare(
+        fn(x, picture, a, s),
+        right,
+        {
+            "this is δ_t alone: x̂_0 = x′ + δ_t": right - picture,
+            "x_t is compared with √ᾱ x′, its mean, not with x′": picture + root * v / total * (x - picture),
+            "the slope is Cov(x_0, x_t)/Var(x_t), and Cov(x_0, x_t) = √ᾱσ₁²: a √ᾱ is missing": picture + v / total * rest,
+            "the slope is Cov(x_0, x_t)/Var(x_t), and Cov(x_0, x_t) = √ᾱσ₁², not ᾱσ₁²": picture + a * v / total * rest,
+            "σ₁ is a standard deviation: square it": picture + root * s / (a * s + 1 - a) * rest,
+            "square σ₁ above and below the line": picture + root * s / total * rest,
+            "δ_t has the wrong sign: x_0 deviates from x′ to the same side as x_t": right - 2 * root * v / total * rest,
+            "Var(x_t) lacks the noise, 1 − ᾱ: this is x_t/√ᾱ, the limit of σ₁ = ∞": x / root,
+            "this is the mean of x_t for σ₁ = 0; the picture itself is x′": picture,
+        },
+        "x̂_0",
+    )
+
+
+def _x0(x, picture, a, s):
+    return picture + a.sqrt() * s**2 / (a * s**2 + 1 - a) * (x - a.sqrt() * picture)
+
+
+WRONG["predict_x0"] = [
+    (lambda x, p, a, s: _x0(x, p, a, s) - p, "δ_t alone"),
+    (lambda x, p, a, s: p + a.sqrt() * s**2 / (a * s**2 + 1 - a) * (x - p), "its mean"),
+    (lambda x, p, a, s: _x0(x, p, a, s**0.5), "square it"),
+    (lambda x, p, a, s: p + s**2 / (a * s**2 + 1 - a) * (x - a.sqrt() * p), "√ᾱ is missing"),
+]
+
+
+@exercise
+def check_posterior_variance(fn):
+    a, s = torch.tensor(0.7), 0.6
+    v = s**2
+    total = a * v + 1 - a
+    compare(
+        fn(a, s),
+        v * (1 - a) / total,
+        {
+            "this is what Eq. 1 prints; its factor σ₁² is missing: try σ₁ = 0, where the variance must be 0": (1 - a) / total,
+            "this is the standard deviation": (v * (1 - a) / total).sqrt(),
+            "this is the precision; the variance is its inverse": total / (v * (1 - a)),
+            "this is Var(x_0) before anything is known of x_t: knowing x_t must make it smaller": torch.tensor(v),
+            "subtract Cov²/Var(x_t), not Cov/Var(x_t)": v - a.sqrt() * v / total,
+            "σ₁ is a standard deviation: square it": s * (1 - a) / (a * s + 1 - a),
+            "this is the limit σ₁ = ∞": (1 - a) / a,
+        },
+        "the variance",
+    )
+
+
+WRONG["posterior_variance"] = [
+    (lambda a, s: (1 - a) / (a * s**2 + 1 - a), "what Eq. 1 prints"),
+    (lambda a, s: 1 / s**2 + a / (1 - a), "precision"),
+    (lambda a, s: s**2 - a.sqrt() * s**2 / (a * s**2 + 1 - a), "Cov²"),
+]
+
+
+@exercise
+def check_predict_eps(fn):
+    pictures, a, s = random(3, 4), torch.tensor(0.3), 0.8
+    x = torch.stack([1.2 * pictures[0], 0.4 * pictures[1] + 0.1, 0.7 * pictures[2] - 0.2, -pictures[0]])
+    root = a.sqrt()
+
+    def eps_around(own):
+        return (x - root * _x0(x, own, a, s)) / (1 - a).sqrt()
+
+    def closest(scale):
+        return pictures[torch.cdist(x, scale * pictures).argmin(1)]
+
+    star = closest(root)
+    right = eps_around(star)
+    unscaled, farthest = eps_around(closest(1.0)), eps_around(pictures[torch.cdist(x, root * pictures).argmax(1)])
+    compare(
+        fn(x, pictures, a, s),
+        right,
+        {
+            "x* must minimise δ_t: compare x_t with √ᾱ x*, not with x* itself": unscaled,
+            "this is x̂_0; turn it into ε̂ = (x_t − √ᾱ x̂_0)/√(1−ᾱ)": _x0(x, star, a, s),
+            "this uses the mean of the pictures; Eq. 2 is around the nearest one": eps_around(pictures.mean(0).expand(4, -1)),
+            "this takes the farthest picture": farthest,
+            "this is the noise if x* were the answer; δ_t is missing from x̂_0": (x - root * star) / (1 - a).sqrt(),
+            "ε̂ = (x_t − √ᾱ x̂_0)/√(1−ᾱ): the root in the denominator is missing": right / (1 - a).sqrt(),
+            "ε̂ = (x_t − √ᾱ x̂_0)/√(1−ᾱ): x̂_0 has the factor √ᾱ": (x - _x0(x, star, a, s)) / (1 - a).sqrt(),
+            "every row of x has its own nearest picture": eps_around(pictures[((x - root * pictures[:, None]) ** 2).sum((1, 2)).argmin()].expand(4, -1)),
+        },
+        "ε̂",
+    )
+
+
+def _eps(x, own, a, s):
+    return (x - a.sqrt() * _x0(x, own, a, s)) / (1 - a).sqrt()
+
+
+WRONG["predict_eps"] = [
+    (lambda x, p, a, s: _eps(x, p[torch.cdist(x, p).argmin(1)], a, s), "√ᾱ x*"),
+    (lambda x, p, a, s: _eps(x, p.mean(0).expand(len(x), -1), a, s), "the mean of the pictures"),
+    (lambda x, p, a, s: _x0(x, p[torch.cdist(x, a.sqrt() * p).argmin(1)], a, s), "turn it into ε̂"),
+]
+
+
+@exercise
+def check_sigma1_of(fn):
+    eps, a = random(5, 7), torch.tensor(0.4)
+    predicted = 0.45 * eps + 0.3 * random(5, 7, seed=1) - 0.2
+    error = eps - predicted
+
+    def solve(share):
+        return (share / (1 - share) * (1 - a) / a).sqrt()
+
+    share = (error * eps).sum() / (eps * eps).sum()
+    compare(
+        fn(eps, predicted, a),
+        solve(share),
+        {
+            "this reads σ₁ from the size of the error; least squares projects it: ⟨ε − ε̂, ε⟩/⟨ε, ε⟩": solve(((error * error).sum() / (eps * eps).sum()).sqrt()),
+            "this is the share of the noise that was *removed*, ⟨ε̂, ε⟩/⟨ε, ε⟩; take what is left": solve((predicted * eps).sum() / (eps * eps).sum()),
+            "this is σ₁², a variance": solve(share) ** 2,
+            "this is the share √ᾱ k_t; solve it for σ₁": share,
+            "this is k_t; solve it for σ₁": share / a.sqrt(),
+            "the share is √ᾱ k_t = ᾱσ₁²/(ᾱσ₁² + 1−ᾱ): solving it leaves the factor (1−ᾱ)/ᾱ": (share / (1 - share)).sqrt(),
+            "the factor is (1−ᾱ)/ᾱ, not its inverse": (share / (1 - share) * a / (1 - a)).sqrt(),
+            "the regression is the other way round: ε is the variable, the error what depends on it": solve((error * eps).sum() / (error * error).sum()),
+            "one σ₁ for all draws: sum over everything, then divide; this is the mean of the draws' own shares": solve(((error * eps).sum(1) / (eps * eps).sum(1)).mean()),
+        },
+        "σ₁",
+    )
+    if not torch.isfinite(torch.as_tensor(fn(eps, 1.01 * eps, a))):
+        raise Mistake("noise in the data can make the share slightly negative: take 0 then (clamp), not the root of a negative number")
+
+
+def _solve(share, a):
+    return (share / (1 - share) * (1 - a) / a).clamp(min=0).sqrt()
+
+
+WRONG["sigma1_of"] = [
+    (lambda e, p, a: _solve((((e - p) ** 2).sum() / (e**2).sum()).sqrt(), a), "from the size"),
+    (lambda e, p, a: _solve((p * e).sum() / (e * e).sum(), a), "what is left"),
+    (lambda e, p, a: ((e - p) * e).sum() / (e * e).sum(), "solve it"),
+    (lambda e, p, a: (1 - (p * e).sum() / (e * e).sum()).div((p * e).sum() / (e * e).sum()).mul((1 - a) / a).sqrt(), "slightly negative"),
+]

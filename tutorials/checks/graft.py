@@ -1,0 +1,167 @@
+"""Checks of 07_graft."""
+
+import math
+
+import torch
+
+from . import Mistake, compare, exercise, pair, random
+
+WRONG = {}
+
+
+@exercise
+def check_top_k(fn):
+    rewards = random(4, 8)
+    order = rewards.argsort(-1, descending=True)
+    right = torch.zeros(4, 8, dtype=torch.bool).scatter(-1, order[:, :3], True)
+    got = fn(rewards, 3)
+    if torch.is_tensor(got) and got.shape == (4, 3):
+        raise Mistake("these are the best three themselves; return True or False for every sample")
+    overall = (rewards >= rewards.flatten().sort(descending=True).values[11]).double()
+    compare(
+        torch.as_tensor(got).double() if torch.is_tensor(got) else got,
+        right.double(),
+        {
+            "these are the worst of each group": torch.zeros(4, 8).scatter(-1, order[:, -3:], 1.0),
+            "the best of all groups together: K of *each* group, or easy prompts crowd out hard ones": overall,
+            "True for what is kept, this is the opposite": (~right).double(),
+            "one too many: K samples of each group": torch.zeros(4, 8).scatter(-1, order[:, :4], 1.0),
+            "a threshold on the reward keeps as many as it likes; rank within the group": (rewards > 0).double(),
+        },
+        "the mask",
+    )
+
+
+def _mask(rewards, indices):
+    return torch.zeros(rewards.shape, dtype=torch.bool).scatter(-1, indices, True)
+
+
+WRONG["top_k"] = [
+    (lambda rewards, k: _mask(rewards, rewards.argsort(-1)[:, :k]), "worst"),
+    (lambda rewards, k: rewards >= rewards.flatten().sort(descending=True).values[k * len(rewards) - 1], "*each* group"),
+    (lambda rewards, k: rewards > 0, "rank within the group"),
+    (lambda rewards, k: rewards.topk(k).values, "True or False"),
+]
+
+
+def _binomial(q, m, k, others):
+    return sum(math.comb(m - others, j) * q**j * (1 - q) ** (m - others - j) for j in range(k))
+
+
+@exercise
+def check_top_k_probability(fn):
+    q = torch.tensor([0.05, 0.3, 0.6, 0.9])
+    compare(
+        fn(q, 8, 3),
+        _binomial(q, 8, 3, 1),
+        {
+            "the *others* are M − 1: the sample does not compete with itself": _binomial(q, 8, 3, 0),
+            "fewer than K others may be better: j = 0 … K − 1": _binomial(q, 8, 4, 1),
+            "j = 0 counts, too: nobody better": _binomial(q, 8, 3, 1) - (1 - q) ** 7,
+            "q is the chance that another one is better, not worse": _binomial(1 - q, 8, 3, 1),
+            "the binomial coefficients are missing": sum(q**j * (1 - q) ** (7 - j) for j in range(3)),
+        },
+        "the probability",
+    )
+
+
+WRONG["top_k_probability"] = [
+    (lambda q, m, k: _binomial(q, m, k, 0), "M − 1"),
+    (lambda q, m, k: _binomial(q, m, k + 1, 1), "fewer than K"),
+    (lambda q, m, k: _binomial(1 - q, m, k, 1), "not worse"),
+    (lambda q, m, k: sum(q**j * (1 - q) ** (m - 1 - j) for j in range(k)), "coefficients"),
+]
+
+
+@exercise
+def check_ceiling(fn):
+    a = torch.rand(50, generator=torch.Generator().manual_seed(0))
+    compare(
+        fn(a),
+        (a**2).mean() / a.mean(),
+        {
+            "this is the success without any training; accepted states have the weight a": a.mean(),
+            "this is the second moment; divide by the acceptance rate": (a**2).mean(),
+            "the mean of a², not the square of the mean": a.mean() ** 2 / a.mean() + 1e-3,
+            "one state's success is a, not always 1": torch.tensor(1.0),
+        },
+        "the ceiling",
+    )
+
+
+WRONG["ceiling"] = [
+    (lambda a: a.mean(), "without any training"),
+    (lambda a: (a**2).mean(), "acceptance rate"),
+    (lambda a: torch.tensor(1.0), "not always 1"),
+]
+
+
+def _renoise(x_t, abar_t, abar_s, eps):
+    rho = (abar_s / abar_t).sqrt()
+    variance = (1 - abar_s) - rho**2 * (1 - abar_t)
+    return rho, variance, rho * x_t + variance.sqrt() * eps
+
+
+@exercise
+def check_renoise(fn):
+    x_t, eps = random(2, 4, 3, 3), random(2, 4, 3, 3, seed=1)
+    abar_t, abar_s = torch.tensor(0.6), torch.tensor(0.2)
+    x_s, target = pair(fn(x_t, abar_t, abar_s, eps), "x_s and the target")
+    rho, variance, right = _renoise(x_t, abar_t, abar_s, eps)
+    compare(
+        x_s,
+        right,
+        {
+            "this is the noising of a clean picture; x_t has noise already": abar_s.sqrt() * x_t + (1 - abar_s).sqrt() * eps,
+            "x_t keeps √(ᾱ_s/ᾱ_t) of itself, not √ᾱ_s": abar_s.sqrt() * x_t + variance.sqrt() * eps,
+            "too much noise: the noise that x_t has, shrunk by ρ, counts": rho * x_t + (1 - abar_s).sqrt() * eps,
+            "σ² is a variance: take its root": rho * x_t + variance * eps,
+            "ρ is √(ᾱ_s/ᾱ_t): upside down": x_t / rho + variance.sqrt() * eps,
+        },
+        "x_s",
+    )
+    compare(
+        target,
+        ((1 - abar_s) / variance).sqrt() * eps,
+        {
+            "ε is only the noise added last; scale it so that its mean is −√(1−ᾱ_s) times the score": eps,
+            "upside down: the target is larger than ε": (variance / (1 - abar_s)).sqrt() * eps,
+            "the root is missing": (1 - abar_s) / variance * eps,
+        },
+        "the target",
+    )
+
+
+WRONG["renoise"] = [
+    (lambda x_t, abar_t, abar_s, eps: (abar_s.sqrt() * x_t + (1 - abar_s).sqrt() * eps, eps), "noise already"),
+    (lambda x_t, abar_t, abar_s, eps: (_renoise(x_t, abar_t, abar_s, eps)[2], eps), "added last"),
+    (lambda x_t, abar_t, abar_s, eps: _renoise(x_t, abar_t, abar_s, eps)[2], "two values"),
+    (lambda x_t, abar_t, abar_s, eps: ((abar_s / abar_t).sqrt() * x_t + (1 - abar_s).sqrt() * eps, eps), "too much noise"),
+]
+
+
+@exercise
+def check_switched(fn):
+    for t, switch, name in ((700, 500, "fine-tuned"), (300, 500, "base"), (500, 500, "base"), (1, 0, "fine-tuned")):
+        asked = []
+        predict = fn(
+            lambda x, t, asked=asked: asked.append("fine-tuned") or 2 * x, lambda x, t, asked=asked: asked.append("base") or 3 * x, switch
+        )
+        if not callable(predict):
+            raise Mistake("return a function of x and t")
+        got = predict(torch.ones(3), t)
+        if len(asked) > 1:
+            raise Mistake("one network for each time: both were asked, at twice the price")
+        if asked != [name] and t == switch:
+            raise Mistake("at the switch itself the base works: the state x_t *there* is what was learned")
+        if asked != [name]:
+            raise Mistake(f"at t = {t} with the switch at {switch} the {name} network works: drawing begins at large t")
+        compare(got, torch.full((3,), 2.0 if name == "fine-tuned" else 3.0), {}, "ε̂")
+
+
+WRONG["switched"] = [
+    (lambda ours, base, switch: lambda x, t: ours(x, t) if t < switch else base(x, t), "drawing begins at large t"),
+    (lambda ours, base, switch: lambda x, t: ours(x, t) if t >= switch else base(x, t), "at the switch itself"),
+    (lambda ours, base, switch: lambda x, t: (ours(x, t), base(x, t))[0], "at twice the price"),
+    (lambda ours, base, switch: None, "return a function"),
+]

@@ -1,0 +1,126 @@
+"""Checks of 06_guidance."""
+
+import torch
+
+from . import Mistake, compare, exercise, random
+
+WRONG = {}
+
+
+@exercise
+def check_guide(fn):
+    eps_u, eps_c, scale = random(2, 4, 3, 3), random(2, 4, 3, 3, seed=1), 2.5
+    compare(
+        fn(eps_u, eps_c, scale),
+        eps_u + scale * (eps_c - eps_u),
+        {
+            "start from the unconditional prediction, not from the conditional one": eps_c + scale * (eps_c - eps_u),
+            "the direction is wrong: away from the unconditional prediction, ε_c − ε_u": eps_u + scale * (eps_u - eps_c),
+            "the unconditional prediction has the weight 1 − w, not w − 1": scale * eps_c + (scale - 1) * eps_u,
+            "this mixes with weights w and 1 − w the wrong way round": scale * eps_u + (1 - scale) * eps_c,
+            "only the difference: add it to ε_u": scale * (eps_c - eps_u),
+        },
+        "ε̂",
+    )
+
+
+WRONG["guide"] = [
+    (lambda eps_u, eps_c, scale: eps_c + scale * (eps_c - eps_u), "start from the unconditional"),
+    (lambda eps_u, eps_c, scale: scale * eps_c + (scale - 1) * eps_u, "1 − w, not w − 1"),
+    (lambda eps_u, eps_c, scale: eps_u + scale * (eps_u - eps_c), "direction"),
+]
+
+
+@exercise
+def check_schedule_map(fn):
+    abar, base = (torch.linspace(*ends).cumprod(0) for ends in ((0.999, 0.9, 20), (0.9995, 0.96, 50)))
+    compare(
+        fn(abar, base),
+        (abar[:, None] - base[None]).abs().argmin(1),
+        {
+            "this maps the base's times to ours; we need the base's time for each of ours": (abar[:, None] - base[None]).abs().argmin(0),
+            "nearest in variance 1 − ᾱ, not in its root": ((1 - abar).sqrt()[:, None] - (1 - base).sqrt()[None]).abs().argmin(1),
+            "this is the largest distance: argmin, not argmax": (abar[:, None] - base[None]).abs().argmax(1),
+            "the times themselves are kept: look for the base's nearest variance": torch.arange(20),
+            "the base's time must be nearest on both sides; this is the first that is at least as noisy": torch.searchsorted(
+                1 - base, 1 - abar
+            ).clamp(max=49),
+        },
+        "τ",
+    )
+
+
+WRONG["schedule_map"] = [
+    (lambda abar, base: (abar[:, None] - base[None]).abs().argmin(0), "each of ours"),
+    (lambda abar, base: torch.arange(len(abar)), "the times themselves"),
+    (lambda abar, base: ((1 - abar).sqrt()[:, None] - (1 - base).sqrt()[None]).abs().argmin(1), "not in its root"),
+]
+
+
+@exercise
+def check_base_eps(fn):
+    x, v = random(2, 4, 3, 3), random(2, 4, 3, 3, seed=1)
+    abar, base = torch.linspace(0.999, 0.9, 20).cumprod(0), torch.linspace(0.9995, 0.96, 50).cumprod(0)
+    t, tau, asked = 12, int((abar[12] - base).abs().argmin()), []
+
+    def network(x, time):
+        asked.append(time)
+        return v
+
+    got = fn(network, x, t, torch.arange(50)[[tau] * 20], base)
+    if not asked:
+        raise Mistake("the base was not asked: call network(x, time)")
+    if int(asked[0]) == t:
+        raise Mistake("the base was asked at our time t: its own time of the same noise is tau[t]")
+    if int(asked[0]) != tau:
+        raise Mistake(f"the base was asked at {int(asked[0])}, tau[t] is {tau}")
+    right = base[tau]
+    compare(
+        got,
+        right.sqrt() * v + (1 - right).sqrt() * x,
+        {
+            "the network says v; convert it to ε": v,
+            "use the base's ᾱ at τ, not at t": base[t].sqrt() * v + (1 - base[t]).sqrt() * x,
+            "this is x_0 = √ᾱ·x − √(1−ᾱ)·v, not ε": right.sqrt() * x - (1 - right).sqrt() * v,
+            "a plus stands between them: ε = √ᾱ·v + √(1−ᾱ)·x": right.sqrt() * v - (1 - right).sqrt() * x,
+            "the roots are missing: ε = √ᾱ·v + √(1−ᾱ)·x": right * v + (1 - right) * x,
+        },
+        "ε_ψ",
+    )
+
+
+def _base_eps(network, x, t, tau, abar_base, at=None):
+    v = network(x, tau[t])
+    abar = abar_base[tau[t] if at is None else at]
+    return abar.sqrt() * v + (1 - abar).sqrt() * x
+
+
+WRONG["base_eps"] = [
+    (lambda network, x, t, tau, abar_base: network(x, t), "our time t"),
+    (lambda network, x, t, tau, abar_base: network(x, tau[t]), "convert it"),
+    (lambda network, x, t, tau, abar_base: _base_eps(network, x, t, tau, abar_base, t), "ᾱ at τ"),
+    (lambda network, x, t, tau, abar_base: x, "not asked"),
+]
+
+
+@exercise
+def check_guide_two(fn):
+    eps_u, eps_1, eps_12 = (random(2, 4, 3, 3, seed=i) for i in range(3))
+    compare(
+        fn(eps_u, eps_1, eps_12, 1.5, 4.0),
+        eps_u + 1.5 * (eps_1 - eps_u) + 4.0 * (eps_12 - eps_1),
+        {
+            "the second arrow begins where the first ends, at ε_1, not at ε_u": eps_u + 1.5 * (eps_1 - eps_u) + 4.0 * (eps_12 - eps_u),
+            "the scales are swapped": eps_u + 4.0 * (eps_1 - eps_u) + 1.5 * (eps_12 - eps_1),
+            "begin at ε_u": 1.5 * (eps_1 - eps_u) + 4.0 * (eps_12 - eps_1),
+            "the first condition's arrow is missing": eps_u + 4.0 * (eps_12 - eps_1),
+        },
+        "ε̂",
+    )
+
+
+WRONG["guide_two"] = [
+    (lambda u, one, both, a, b: u + a * (one - u) + b * (both - u), "at ε_1"),
+    (lambda u, one, both, a, b: u + b * (one - u) + a * (both - one), "swapped"),
+    (lambda u, one, both, a, b: u + b * (both - one), "missing"),
+]

@@ -1,0 +1,148 @@
+"""Checks of 11_lora_and_oft."""
+
+import torch
+
+from . import Mistake, compare, exercise, pair, random
+
+WRONG = {}
+
+
+@exercise
+def check_lora(fn):
+    x, weight, down, up, alpha = random(4, 5), random(3, 5, seed=1), random(2, 5, seed=2), random(3, 2, seed=3), 6.0
+    change = up @ down
+    compare(
+        fn(x, weight, down, up, alpha),
+        x @ (weight + 3.0 * change).T,
+        {
+            "the change is scaled by α/r, not by α: r is the number of rows of A": x @ (weight + 6.0 * change).T,
+            "the scale α/r is missing": x @ (weight + change).T,
+            "W is missing: LoRA adds to the pretrained layer": x @ (3.0 * change).T,
+            "α/r belongs to the change alone, not to W": 3.0 * x @ (weight + change).T,
+            "α/r is applied twice, once for each matrix": x @ (weight + 9.0 * change).T,
+        },
+        "y",
+    )
+    if not torch.equal(torch.as_tensor(fn(x, weight, down, 0 * up, alpha)), x @ weight.T):
+        raise Mistake("with B = 0 the output must be that of W alone, to the last bit: add the correction to x Wᵀ")
+
+
+WRONG["lora"] = [
+    (lambda x, weight, down, up, alpha: x @ (weight + alpha * up @ down).T, "not by α"),
+    (lambda x, weight, down, up, alpha: x @ (up @ down * 3.0).T, "W is missing"),
+    (lambda x, weight, down, up, alpha: 3.0 * x @ (weight + up @ down).T, "alone"),
+]
+
+
+@exercise
+def check_for_diffusers(fn):
+    down, up, alpha = random(2, 5, seed=2), random(3, 2, seed=3), 6.0
+    got_down, got_up = pair(fn(down, up, alpha), "A and B")
+    product = torch.as_tensor(got_up) @ torch.as_tensor(got_down) if got_up is not None and got_down is not None else None
+    compare(
+        product,
+        3.0 * up @ down,
+        {
+            "the program that opens the file computes W + B A: α/r must be in the file": up @ down,
+            "both matrices were scaled: the product then has (α/r)²": 9.0 * up @ down,
+            "α/r, not α: this program does not divide by the rank either": 6.0 * up @ down,
+            "the scale was divided out; the other program does not multiply it in again": up @ down / 3.0,
+        },
+        "B A",
+    )
+    compare(
+        got_down,
+        down,
+        {"put the factor into B: the rows of A keep their size, and B = 0 still means 'no change'": 3.0 * down},
+        "A",
+    )
+
+
+WRONG["for_diffusers"] = [
+    (lambda down, up, alpha: (down, up), "must be in the file"),
+    (lambda down, up, alpha: (3.0 * down, 3.0 * up), "both matrices"),
+    (lambda down, up, alpha: (down, alpha * up), "not α"),
+    (lambda down, up, alpha: (3.0 * down, up), "into B"),
+]
+
+
+@exercise
+def check_cayley(fn):
+    q, eye = random(4, 4), torch.eye(4)
+    s = (q - q.T) / 2
+    right = (eye + s) @ torch.linalg.inv(eye - s)
+    compare(
+        fn(q),
+        right,
+        {
+            "this is Rᵀ: the sign of S is swapped": right.T,
+            "S = ½(Q − Qᵀ): the half is missing": (eye + 2 * s) @ torch.linalg.inv(eye - 2 * s),
+            "Q itself is not skew: use S = ½(Q − Qᵀ)": (eye + q) @ torch.linalg.inv(eye - q),
+            "S = ½(Q − Qᵀ), a difference: the sum is symmetric, and R no rotation": (eye + (q + q.T) / 2)
+            @ torch.linalg.inv(eye - (q + q.T) / 2),
+            "the inverse is missing": (eye + s) @ (eye - s),
+        },
+        "R",
+    )
+    if not torch.equal(torch.as_tensor(fn(torch.zeros(3, 3))), torch.eye(3)):
+        raise Mistake("Q = 0 must give exactly I")
+
+
+WRONG["cayley"] = [
+    (lambda q: torch.linalg.solve(torch.eye(len(q)) + (q - q.T) / 2, torch.eye(len(q)) - (q - q.T) / 2), "swapped"),
+    (lambda q: torch.linalg.solve(torch.eye(len(q)) - (q - q.T), torch.eye(len(q)) + (q - q.T)), "half is missing"),
+    (lambda q: torch.linalg.solve(torch.eye(len(q)) - q, torch.eye(len(q)) + q), "not skew"),
+    (lambda q: (torch.eye(len(q)) + (q - q.T) / 2) @ (torch.eye(len(q)) - (q - q.T) / 2), "inverse is missing"),
+]
+
+
+@exercise
+def check_rotated_weight(fn):
+    weight = random(4, 4)
+    rotations = [torch.linalg.matrix_exp(angle * torch.tensor([[0.0, -1.0], [1.0, 0.0]])) for angle in (0.4, 1.1)]
+    whole = torch.block_diag(*rotations)
+    compare(
+        fn(weight, rotations),
+        weight @ whole.T,
+        {
+            "this rotates the outputs: the layer's *inputs* are rotated, W Rᵀ": whole @ weight,
+            "the transpose is missing: y = W (Rᵀ x), so W Rᵀ": weight @ whole,
+            "the same block everywhere: block i belongs to the i-th part of the inputs": weight @ torch.block_diag(*rotations[:1] * 2).T,
+            "the blocks are in the wrong order": weight @ torch.block_diag(*rotations[::-1]).T,
+        },
+        "W Rᵀ",
+    )
+
+
+WRONG["rotated_weight"] = [
+    (lambda weight, rotations: torch.block_diag(*rotations) @ weight, "inputs"),
+    (lambda weight, rotations: weight @ torch.block_diag(*rotations), "transpose is missing"),
+    (lambda weight, rotations: weight @ torch.block_diag(*rotations[:1] * 2).T, "same block"),
+]
+
+
+@exercise
+def check_weight_std(fn):
+    down, sigma, alpha = random(3, 5), 0.2, 6.0
+    squares = (down**2).sum(0)
+    compare(
+        fn(down, sigma, alpha),
+        2.0 * sigma * squares.sqrt(),
+        {
+            "the scale α/r is missing": sigma * squares.sqrt(),
+            "standard deviations of independent terms do not add up; variances do": 2.0 * sigma * down.abs().sum(0),
+            "this is the variance: take the root": (2.0 * sigma) ** 2 * squares,
+            "sum over the rank, one number for each input": 2.0 * sigma * (down**2).sum(1).sqrt(),
+            "the entries of A enter squared, so that signs do not cancel": 2.0 * sigma * down.sum(0).abs(),
+            "a sum over the r terms, not their mean": 2.0 * sigma * (squares / 3).sqrt(),
+            "σ is a standard deviation already": 2.0 * sigma**0.5 * squares.sqrt(),
+        },
+        "the standard deviation",
+    )
+
+
+WRONG["weight_std"] = [
+    (lambda down, sigma, alpha: sigma * down.norm(dim=0), "α/r is missing"),
+    (lambda down, sigma, alpha: 2.0 * sigma * down.abs().sum(0), "variances do"),
+    (lambda down, sigma, alpha: (2.0 * sigma * down.norm(dim=0)) ** 2, "take the root"),
+]
