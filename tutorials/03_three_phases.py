@@ -20,8 +20,8 @@ import torch
 from checks import TUTORIALS, show
 from checks.three_phases import check_dreambooth_loss, check_fidelity, check_immerkaer, check_paired_interval
 
-from minibnn import StableDiffusion, __version__, corruption, data, fidelity as eye, metrics, pipeline, probes, schedule
-from minibnn.experiments import corruption as laboratory, prompts, report, stages
+from minibnn import StableDiffusion, __version__, corruption, data, metrics, pipeline, probes, schedule
+from minibnn.experiments import prompts, report, stages
 
 print("minibnn", __version__, "· torch", torch.__version__)
 
@@ -39,7 +39,7 @@ print("minibnn", __version__, "· torch", torch.__version__)
 # 1. **Learning.** Pictures become like the photos.
 # 2. **Corruption.** *Fidelity falls again*, and noisy patterns appear: the network knows few pictures already, but not yet exactly
 #    ($\sigma_1$ is large).
-# 3. **Memorising.** The noise goes, and what is left are the photos ($\sigma_1\to0$).
+# 3. **Memorising.** The noise goes, and nothing but the photos is left ($\sigma_1\to0$).
 #
 # To *find* phases one must measure at many steps. Four quantities:
 #
@@ -127,7 +127,7 @@ brick = data.to_tensor(sd.generate(["a red dog in front of a brick wall"], seed=
 
 generator = torch.Generator().manual_seed(0)
 print("                      fidelity   noise (calm parts)   Immerkær")
-for name, spoil in (("white noise", eye.white_noise), ("blotches", eye.blotches)):
+for name, spoil in (("white noise", metrics.white_noise), ("blotches", metrics.blotches)):
     for amount in (0.0, 0.1, 0.2, 0.4):
         picture = spoil(seen, amount, generator).clamp(-1, 1)
         like = fidelity(metrics.features(picture), metrics.features(seen)).item()
@@ -135,9 +135,10 @@ for name, spoil in (("white noise", eye.white_noise), ("blotches", eye.blotches)
 print(f"{'a clean wall':16} {'':12} {metrics.noise(brick).item():12.2f} {immerkaer(brick[0, 0]).item():18.4f}")
 
 # %% [markdown]
-# Fidelity falls with either damage: our small network is not blind to noise. Immerkær's estimate finds white noise to the percent, but
-# blotches, being smooth, hardly at all, and a clean brick wall alarms it more than they do: edges count as noise. So below we use
-# `minibnn/metrics.py:noise`: high-frequency energy ($10^{-3}$) in the calmest 60 % of the pixels, less what clean drawings of such a place have.
+# Fidelity falls with either damage: our small network is not blind to noise. Immerkær's estimate finds white noise within some percent (less where
+# values are cut off at white and black), but blotches, being smooth, hardly at all, and a clean brick wall alarms it more than they do: edges count
+# as noise. So below we use `minibnn/metrics.py:noise`: high-frequency energy ($10^{-3}$) in the calmest 60 % of the pixels, less what clean
+# drawings of such a place have there. Below 0 means smoother than those, as pictures drawn by a network often are.
 #
 # The same in minibnn: `minibnn/train.py:train` (the loss), `minibnn/metrics.py:fidelity`, `minibnn/metrics.py:immerkaer`.
 #
@@ -167,7 +168,8 @@ def look():
     predict = corruption.predictor(sd, PROMPT)
     row = {"fidelity": like[:2].mean(), "elsewhere": like[2:].mean(), "noise": metrics.noise(images)[2:].mean()}
     row |= {"place": sum(right) / len(right)}
-    row |= {"sigma1": corruption.estimate_sigma1(predict, latent, abar, (100,), draws=16, resamples=10).sigma1[0]}
+    at_100 = corruption.estimate_sigma1(predict, latent, abar, (100,), draws=16, resamples=10)
+    row |= {"sigma1": at_100.sigma1[0], "loss": at_100.loss[0], "explained": at_100.explained[0]}
     return pictures, row | look_inside(predict)
 
 
@@ -212,7 +214,7 @@ for step, (_, row) in looks.items():
 
 # %%
 sheet = pipeline.grid([picture for pictures, _ in looks.values() for picture in pictures], 8)
-figure, axis = plt.subplots(figsize=(8, 4.2))
+figure, axis = plt.subplots(figsize=(7, 3.7))
 axis.imshow(sheet)
 axis.set_yticks([33 + 66 * i for i in range(len(looks))], [f"step {step}" for step in looks])
 axis.set_xticks([33 + 66 * i for i in range(8)], ["training\nprompt"] * 2 + [want["background"] for _, want in places], fontsize=8)
@@ -240,27 +242,32 @@ show(
 #   $\sigma_1\approx4.8$ *more* than there was. In the paper's figure the fine-tuned network leaves it, and the pretrained one removes it.
 
 # %%
-shown = torch.cat([look["from_zero"] for _, look in looks.values()] + [latent])
-figure, axis = plt.subplots(figsize=(5, 1.5))
+shown = torch.cat([torch.zeros_like(latent), *(row["from_zero"] for _, row in looks.values()), latent])
+figure, axis = plt.subplots(figsize=(6, 1.5))
 axis.imshow(pipeline.grid(pipeline.to_pil(sd.decode_latents(shown)), len(shown)))
-axis.set_xticks([33 + 66 * i for i in range(len(shown))], [f"step {step}" for step in looks] + ["the photo"], fontsize=8)
+axis.set_xticks([33 + 66 * i for i in range(len(shown))], ["x_t = 0", *(f"step {step}" for step in looks), "the photo"], fontsize=8)
 axis.set_yticks([])
 show(
     figure,
     "03_zero",
-    "What the network makes of an empty latent in one step: at step 0 a vague coloured blur, at step 100 nearly the photo, shown last.",
+    "An empty latent, and what the network makes of it in one step: at step 0 a brown blur, at step 100 a blurred version of the photo, "
+    "teal and pink on green; last the photo itself.",
 )
-abar_100 = abar[100].item()
-print(f"Eq. 2 at t = 100: σ₁ = 4.8 would leave {corruption.gain(abar_100, 4.8) ** 2:.3f} of δ′, and mean a loss of {corruption.expected_loss(abar_100, 4.8):.3f}")
-for step in (0, 100):
-    row = looks[step][1]
-    print(f"step {step:3}: measured {row['left']:.3f} of δ′ left; Eq. 2 with the measured σ₁ = {row['sigma1']:.3f}: {corruption.gain(abar_100, row['sigma1']) ** 2:.3f}")
+at = abar[100].item()
+print(f"Eq. 2 at t = 100, σ₁ = 4.8: {corruption.gain(at, 4.8) ** 2:.3f} of δ′ is left, and the loss is {corruption.expected_loss(at, 4.8):.3f}, all of it noise left in")
+for step, (_, row) in looks.items():
+    expected = corruption.gain(at, row["sigma1"]) ** 2
+    print(f"step {step:3}, measured: {row['left']:.3f} of δ′ is left (Eq. 2 with the measured σ₁: {expected:.3f}); "
+          f"the loss is {row['loss']:.3f}, {row['explained']:.0%} of it noise left in")  # fmt: skip
 
 # %% [markdown]
-# The first probe agrees with the paper: a network that was asked about *nothing* answers with the photo. So the centre of Eq. 2 is
-# right, and early. The second does not: the share that is left *falls* here with fine-tuning. A network with a loss of 1 at $t=100$ would not denoise at all; ours is
-# far from that at every step. $\sigma_1$ at one time $t$ says what the network does there; an average over $t$ is dominated by large $t$, where even a
-# large $\sigma_1$ is harmless.
+# The first probe agrees with the paper: asked about *nothing*, the network answers with the photo, the more the longer it has learned it. The
+# second does not: the share of $\delta'$ that is left *falls* here with fine-tuning. It is more than Eq. 2 says: a small region of noise could be a detail, and
+# the network does not treat all directions alike.
+#
+# The last column is instructive. At step 0 the loss is large, *but hardly any of it is noise left in*: the network draws a clean picture, of
+# another dog. A $\sigma_1$ of 4.8 at $t=100$ would mean a network that takes out nothing. (The paper averages $\sigma_{1,t}$ over $t$; large $t$ dominate,
+# where even a large $\sigma_1$ is harmless: tutorial 02.)
 #
 # ## Exercise 4 · an interval (10 minutes, medium)
 #
@@ -290,8 +297,8 @@ check_paired_interval(paired_interval)
 # at each checkpoint pictures of the training prompt and of twelve other prompts. Bands are bootstrap intervals over seeds.
 
 # %%
-rows = laboratory.read_rows(TUTORIALS / "results" / "corruption.jsonl")
-VIEW = laboratory.View().name
+rows = report.read_rows(TUTORIALS / "results" / "corruption.jsonl")
+VIEW = "ddim-25-g3"  # DDIM, 25 steps, guidance 3
 counts = sorted({pictures for setting, pictures, _, view in report.cases(rows) if (setting, view) == ("main", VIEW)})
 runs = {row["run"] for row in rows}
 print(f"{len(rows)} lines of {len(runs)} runs; below: {', '.join(map(str, counts))} photos, drawn with {VIEW}")
@@ -313,9 +320,11 @@ for axis, (name, (group, title)) in zip(axes.flat, PANELS.items(), strict=True):
         if len(seeds) > 1:
             axis.fill_between(steps, *report.bootstrap(values), alpha=0.2)
     axis.set_xscale("symlog", linthresh=25)
+    axis.set_xlim(left=0)
     axis.set_title(title, fontsize=9)
     axis.tick_params(labelsize=7)
 axes[1, 0].set_xlabel("step")
+axes[1, 2].set_ylim(0, 1.05)
 axes[0, 0].legend(fontsize=7)
 show(
     figure,
