@@ -243,6 +243,24 @@ class FlowOptions:
     overwrite: bool = option(False, "replace OUT if it exists", "output")
 
 
+@dataclass(frozen=True)
+class BenchOptions:
+    """Time the fused Bayesian linear layer against plain and unfused ones at SD v1.5's shapes, or predict the times."""
+
+    where: str = option("paper", "which layers, as in minibnn.train; linear ones count", "what", metavar="WHERE")
+    batch: list = option((1, 4), "batch sizes", "what", nargs="+", type=_whole, metavar="N")
+    resolution: int = option(512, "pixels of the picture", "what", type=_whole)
+    dtype: str = option("bfloat16", "of the computation", "what", choices=("bfloat16", "float16"))
+
+    predict: bool = option(False, "print what the cost model expects; needs no GPU", "cost model")
+    bandwidth: float = option(4.3, "TB/s of a copy, for --predict; H200", "cost model", type=_rate)
+    matmul: float = option(790.0, "TFLOP/s of a 16-bit matmul, for --predict; H200", "cost model", type=_rate)
+
+    out: str = option(None, "a JSON file with every layer's figures", "output", metavar="JSON")
+    plot: str = option(None, "a picture of time against batch size", "output", metavar="PNG")
+    overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+
 class _Parser(argparse.ArgumentParser):
     """One line for a mistake, with the option that was probably meant."""
 

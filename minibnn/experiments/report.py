@@ -5,7 +5,7 @@ Reads the .jsonl files of --runs, judges each setting by the criterion of `stage
     corruption.jsonl        all lines, shortened, so that the report can be made again from them
     corruption.md           verdicts, and the effect of the BNN as a paired difference with its interval
     corruption-NAME.png     curves with bootstrap intervals over seeds (percentiles, 95 %)
-    corruption-NAME-sheet.png   pictures of one run, a row for each step
+    corruption-NAME.webp    pictures of one run, a row for each step
 """
 
 import json
@@ -201,7 +201,8 @@ def report(options):
     for view in sorted({v for s, _, _, v in cases(rows) if s == "main"}):
         save(by_pictures(rows, "main", view, counts), out / f"corruption-pictures-{view}.png")
     for path in (p for folder in options.runs for p in sorted(Path(folder).glob("main-*-0.png"))):
-        save(Image.open(path).quantize(128), out / f"corruption-{path.stem}-sheet.png")
+        sheet = Image.open(path)  # as WebP, a fifth of PNG's size; fewer colours would look like noise
+        write_whole(out / f"corruption-{path.stem}.webp", lambda p, sheet=sheet: sheet.save(p, format="WEBP", quality=95, method=6))
     write_text(out / "corruption.md", f"{verdicts(rows)}\n\n{effects(rows)}\n")
     print(f"{out / 'corruption.md'}: {len(rows)} lines of {len({row['run'] for row in rows})} runs")
 

@@ -50,7 +50,7 @@ SETTINGS = {
     "main": Setting("the recipe's rate, no prior preservation (as in the paper's §3.3)"),
     "views": Setting("main, drawn otherwise: averaged weights, base's ε(∅), guidance 7.5, PNDM", views=RIVALS),
     "samplers": Setting("main, drawn with 5 samplers, guidance 1, 3 and 7.5", views=SAMPLERS),
-    "long": Setting("main, drawn as the paper draws too", views=(View(), View("pndm", 50, 7.5))),
+    "pndm": Setting("main, drawn as the paper draws too: PNDM, 50 steps, guidance 7.5", views=(View(), *PAPER_VIEWS)),
     "prior": Setting("with prior preservation", {"prior_weight": 1.0}),
     "lr-5e-5": Setting("a quarter of the rate", ALONE | {"lr": 5e-5}),
     "lr-4e-4": Setting("twice the rate", ALONE | {"lr": 4e-4}),
