@@ -19,7 +19,7 @@ from minibnn import StableDiffusion, UserError, bayes, guidance, metrics, world
 from minibnn.data import to_tensor
 from minibnn.experiments import __main__ as command
 from minibnn.experiments import corruption, prompts, report
-from minibnn.experiments.judging import WorldJudge
+from minibnn.experiments.measures import WorldJudge
 from minibnn.experiments.settings import SETTINGS, Run, View, log_spaced
 from minibnn.experiments.stages import MARGIN, corruption_stage, interval, noise_stage, verdict
 
