@@ -111,7 +111,7 @@ def test_a_noise_stage_is_a_bump_above_both_ends():
     assert [mean for mean, _, _ in found.values()] == pytest.approx([2.4, 2.1], abs=0.1)
     for curve in (FLAT, (0.1, 0.2, 0.4, 0.8, 1.6, 2, 2.5), (2.5, 2, 1.6, 0.8, 0.4, 0.2, 0.1)):  # nothing; no recovery; no rise
         assert noise_stage(seeds(curve, 1e-3))[0] == "absent"
-    small = (0.1, 0.1, 0.12, 0.15, 0.12, 0.1, 0.1)
+    small = (0.1, 0.1, 0.1, 0.12, 0.15, 0.12, 0.1)
     assert noise_stage(seeds(small, 0.03))[0] == "absent"  # not told from 0, and surely below the margin of 0.2
     assert noise_stage(seeds(small, 1e-3))[0] == "present"  # told from 0: present, however small
     assert noise_stage(seeds(small, 0.2))[0] == "undecided"
@@ -522,7 +522,7 @@ def test_the_report_is_made_again_from_its_own_lines(tmp_path, capsys):
     assert capsys.readouterr().out == f"{first / 'corruption.md'}: 168 lines of 12 runs\n"
     assert {p.name for p in first.iterdir()} == {
         "corruption.jsonl", "corruption.md", "corruption-main-4-ddim-25-g3.png", "corruption-main-1-ddim-25-g3.png",
-        "corruption-sigma-0.03-4-ddim-25-g3.png", "corruption-pictures-ddim-25-g3.png", "corruption-main-4-bnn-0-sheet.png",
+        "corruption-sigma-0.03-4-ddim-25-g3.png", "corruption-pictures-ddim-25-g3.png", "corruption-main-4-bnn-0.webp",
     }  # fmt: skip
     (first / "graft.jsonl").write_text('{"reward": 1}\n')  # another experiment's
     report.report(report.ReportOptions(runs=[str(first)], out=str(again)))

@@ -40,6 +40,18 @@ def kept(folder):
 
 
 @pytest.fixture
+def quick(monkeypatch):
+    """Three sampling steps and two draws of noise a look."""
+    monkeypatch.setattr(monitor, "STEPS", 3)
+    monkeypatch.setattr(monitor, "DRAWS", 2)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return StableDiffusion.load("tiny")
+
+
+@pytest.fixture
 def told(monkeypatch):
     """Let the monitor see these {step: (fidelity, noise)} instead of drawing."""
 
@@ -63,40 +75,40 @@ def told(monkeypatch):
 # --- what it leaves ---------------------------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_curves_and_says_what_it_saw(options, tmp_path, capsys):
-    train(options("--steps", "4", "--monitor-every", "2"))
+def test_a_run_leaves_curves_and_says_what_it_saw(quick, options, tmp_path, capsys):
+    train(options("--steps", "3", "--monitor-every", "2"))
     run = tmp_path / "run"
     rows = read(run)
-    assert [row["step"] for row in rows] == [0, 2, 4] and all(row.keys() == NAMES for row in rows)
+    assert [row["step"] for row in rows] == [0, 2, 3] and all(row.keys() == NAMES for row in rows)
     assert Image.open(run / "curves.png").size == (3 * 440, 300)
-    assert set(kept(run)) <= {"000002", "000004"} and kept(run)
+    assert set(kept(run)) <= {"000002", "000003"} and kept(run)
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("noise ") and str(run / "curves.png") in last
 
     # the same pictures, drawn and measured by hand with the model that the run leaves
     sd = StableDiffusion.load(run)
     prompts = ["a photo of a sks dog"] * 3 + [f"a photo of a sks dog {place}" for place in ("on the beach", "in the snow", "on a wooden floor")]
-    images = data.to_tensor(sd.generate(prompts, 10, seed=0, batch_size=6, progress=False))
+    images = data.to_tensor(sd.generate(prompts, 3, seed=0, batch_size=6, progress=False))
     pictures = data.load_pictures(data.list_pictures(options().images), 64)
     seen = reconstruct(sd, pictures)
     assert rows[-1]["fidelity"] == pytest.approx(metrics.fidelity(images, seen)[0].mean().item(), abs=1e-3)
     assert rows[-1]["noise"] == pytest.approx(metrics.noise(images).mean().item(), abs=1e-2)
     predict = corruption.predictor(sd, prompts[0])
-    found = corruption.estimate_sigma1(predict, corruption.latents_of(sd, pictures), sd.alphas_cumprod, (100, 500, 900), 4)
+    found = corruption.estimate_sigma1(predict, corruption.latents_of(sd, pictures), sd.alphas_cumprod, (100, 500, 900), 2)
     assert [rows[-1][f"sigma1 at {t}"] for t in (100, 500, 900)] == pytest.approx(found.sigma1, rel=1e-3)
 
 
-def test_watching_does_not_change_training(options, tmp_path):
-    train(options("--steps", "3", "--monitor-every", "1", out="watched"))
-    train(options("--steps", "3", "--no-monitor", out="alone"))
+def test_watching_does_not_change_training(quick, options, tmp_path):
+    train(options("--steps", "2", "--monitor-every", "1", out="watched"))
+    train(options("--steps", "2", "--no-monitor", out="alone"))
     watched, alone = (load_file(tmp_path / name / runs.STATE) for name in ("watched", "alone"))
     assert all(torch.equal(watched[name], alone[name]) for name in alone) and watched.keys() == alone.keys()
     left = {path.name for path in (tmp_path / "alone").iterdir()}
     assert not left & {"curves.jsonl", "curves.png", "faithful"}
 
 
-def test_it_is_on_for_the_bundled_model_only(options, tmp_path):
-    sd = StableDiffusion.load("tiny")
+def test_it_is_on_for_the_bundled_model_only(options, tiny):
+    sd = tiny
     assert settle(options(), sd, 6).monitor is True and settle(options("--no-monitor"), sd, 6).monitor is False
     assert settle(options("--model", "other"), sd, 6).monitor is False
     assert settle(options("--model", "other", "--monitor"), sd, 6).monitor is True
@@ -106,20 +118,20 @@ def test_it_is_on_for_the_bundled_model_only(options, tmp_path):
     ("steps", "every", "looks"),
     [(900, None, list(range(0, 901, 100))), (10, None, [0, 2, 4, 6, 8, 10]), (3, None, [0, 1, 2, 3]), (7, 3, [0, 3, 6, 7]), (2, 50, [0, 2])],
 )
-def test_when_it_looks(options, tmp_path, told, monkeypatch, steps, every, looks):
+def test_when_it_looks(options, tmp_path, told, tiny, monkeypatch, steps, every, looks):
     told(dict.fromkeys(range(steps + 1), (0.1, 0.0)))
     monkeypatch.setattr(Monitor, "keep", lambda *_: None)
-    sd = StableDiffusion.load("tiny")
-    watch = Monitor(settle(options("--steps", str(steps), *(["--monitor-every", str(every)] if every else [])), sd, 6), sd, torch.zeros(1, 3, 64, 64))
+    arguments = ["--steps", str(steps), *(["--monitor-every", str(every)] if every else [])]
+    watch, sd = Monitor(settle(options(*arguments), tiny, 6), tiny, torch.zeros(1, 3, 64, 64)), tiny
     watch.chart = lambda: Image.new("RGB", (2, 2))
     for step in range(steps + 1):
         watch(step, sd)
     assert [row["step"] for row in watch.rows] == looks
 
 
-def test_measures_are_of_full_precision_whatever_the_dtype(options, tmp_path, monkeypatch):
+def test_measures_are_of_full_precision_whatever_the_dtype(quick, options, tiny, monkeypatch):
     """Under bfloat16 the pictures are drawn in bfloat16; what is measured on them must not be."""
-    sd = StableDiffusion.load("tiny")
+    sd = tiny
     pictures = data.load_pictures(data.list_pictures(options().images), 64)
     watch = Monitor(settle(options("--dtype", "bfloat16", "--steps", "2"), sd, 6), sd, pictures)
     drawn, inside = [], []
@@ -168,7 +180,7 @@ def test_it_keeps_the_two_most_faithful_calm_steps(options, tmp_path, told, meth
 
 def test_resuming_goes_on_with_the_same_curves(options, tmp_path, told):
     told(COURSE)
-    every = ["--monitor-every", "1", "--checkpoint-every", "3"]
+    every = ["--monitor-every", "1", "--checkpoint-every", "3", "--method", "lora"]
     train(options("--steps", "5", *every, out="straight"))
     train(options("--steps", "3", *every, out="stopped"))
     (tmp_path / "stopped" / "faithful" / "notes.txt").write_text("mine")
@@ -180,19 +192,20 @@ def test_resuming_goes_on_with_the_same_curves(options, tmp_path, told):
 def test_looks_after_the_checkpoint_are_made_again(options, tmp_path, told):
     """Killed after step 4 with a checkpoint of step 2: what was seen at 3 and 4 is seen again, and not kept twice."""
     told(COURSE)
-    train(options("--steps", "2", "--monitor-every", "1"))
+    lora = ["--method", "lora", "--monitor-every", "1"]
+    train(options("--steps", "2", *lora))
     path = tmp_path / "run" / "curves.jsonl"
     stale = [{"step": step, "fidelity": 9.0, "noise": 0.0} | {f"sigma1 at {t}": 0.1 for t in monitor.TIMES} for step in (3, 4)]
     path.write_text(path.read_text() + "".join(json.dumps(row) + "\n" for row in stale))
-    train(options("--steps", "5", "--monitor-every", "1", "--resume"))
+    train(options("--steps", "5", *lora, "--resume"))
     assert [(row["step"], row["fidelity"]) for row in read(tmp_path / "run")] == [(step, COURSE[step][0]) for step in range(6)]
     assert kept(tmp_path / "run") == ["000002", "000004"]
 
 
 def test_overwriting_forgets_what_another_run_saw(options, tmp_path, told):
     told(COURSE)
-    train(options("--steps", "5", "--monitor-every", "1"))
-    train(options("--steps", "1", "--monitor-every", "1", "--overwrite"))
+    train(options("--steps", "4", "--monitor-every", "1", "--method", "lora"))
+    train(options("--steps", "1", "--monitor-every", "1", "--method", "lora", "--overwrite"))
     assert [row["step"] for row in read(tmp_path / "run")] == [0, 1] and kept(tmp_path / "run") == ["000001"]
 
 
@@ -244,24 +257,24 @@ def test_without_a_measure_of_fidelity_the_latest_calm_step_is_advised(tmp_path)
 # --- photographs ------------------------------------------------------------------------------------------------------
 
 
-def test_photographs_without_dino(options, tmp_path, capsys):
+def test_photographs_without_dino(quick, options, tmp_path):
     """Any model but the bundled one: noise in grey levels, no fidelity."""
     StableDiffusion.load("tiny").save(tmp_path / "model")
-    train(options("--model", str(tmp_path / "model"), "--steps", "2", "--monitor", "--monitor-every", "1"))
+    train(options("--model", str(tmp_path / "model"), "--steps", "1", "--monitor"))
     rows = read(tmp_path / "run")
-    assert [row["fidelity"] for row in rows] == [None] * 3 and all(0.2 < row["noise"] < 20 for row in rows)
+    assert [row["fidelity"] for row in rows] == [None] * 2 and all(0.2 < row["noise"] < 20 for row in rows)
     assert Image.open(tmp_path / "run" / "curves.png").size == (3 * 440, 300)
     sd = StableDiffusion.load(tmp_path / "run")
     prompts = ["a photo of a sks dog"] * 3 + [f"a photo of a sks dog {place}" for place in monitor.PLACES]
-    greys = np.stack([np.asarray(p) for p in sd.generate(prompts, 10, seed=0, batch_size=1, progress=False)]).astype(float)
+    greys = np.stack([np.asarray(p) for p in sd.generate(prompts, 3, seed=0, batch_size=6, progress=False)]).astype(float)
     n = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]])
     response = sum(n[i, j] * greys[:, i : 62 + i, j : 62 + j] for i in range(3) for j in range(3))
     assert rows[-1]["noise"] == pytest.approx(math.sqrt(math.pi / 2) * np.abs(response).mean() / 6, rel=1e-2)
 
 
-def test_the_bundled_model_at_another_resolution_is_watched_like_a_photograph(options, tmp_path):
+def test_the_bundled_model_at_another_resolution_is_watched_like_a_photograph(quick, options, tmp_path):
     """The classifier of backgrounds knows 64 × 64 pixels only."""
-    train(options("--steps", "1", "--resolution", "32"))
+    train(options("--steps", "1", "--resolution", "32", "--method", "lora"))
     assert [row["fidelity"] for row in read(tmp_path / "run")] == [None, None]
     assert StableDiffusion.load(tmp_path / "run" / "faithful" / "000001").recipe["resolution"] == 32
 
@@ -288,7 +301,7 @@ def test_the_rate_rises_linearly_and_stays(options, monkeypatch, tmp_path):
 
 
 def test_warm_up_resumes_bit_for_bit(options, tmp_path):
-    arguments = ["--lr-warmup-steps", "5", "--no-monitor"]
+    arguments = ["--lr-warmup-steps", "5", "--no-monitor", "--method", "lora"]
     train(options(*arguments, "--steps", "4", out="straight"))
     train(options(*arguments, "--steps", "2", out="stopped"))
     train(options(*arguments, "--steps", "4", "--resume", out="stopped"))
@@ -305,5 +318,5 @@ def test_observers_see_every_step_and_may_draw(options, tmp_path):
             stack.enter_context(at_the_mean(sd))
             seen.append((step, sd.unet.training))
 
-    train(options("--steps", "2", "--no-monitor"), observe)
+    train(options("--steps", "2", "--no-monitor", "--method", "lora"), observe)
     assert seen == [(0, False), (1, False), (2, False)]

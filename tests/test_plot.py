@@ -76,15 +76,13 @@ def test_points_without_a_number_are_left_out(missing):
 
 def test_bands_are_shaded_between_low_and_high():
     x = [0, 10]
-    plain = Line("", x, [1, 1], colour="#0000ff")
-    image = pixels(Line("", x, [0, 4], colour="#ffffff"), Line("", x, [1, 1], [0, 0], [2, 2], colour="#0000ff"))
-    bare = pixels(Line("", x, [0, 4], colour="#ffffff"), plain)
-    shaded = (image != bare).any(-1)
-    rows = np.nonzero(shaded[:, (LEFT + WIDTH - RIGHT) // 2])[0]
-    line = where(bare, BLUE)[0].mean()
-    height = (HEIGHT - TOP - BOTTOM) / (4 * 1.1)  # of one unit of y, with the margins
-    assert rows.min() == pytest.approx(line - height, abs=2.5) and rows.max() == pytest.approx(line + height, abs=2.5)
-    tint = image[int(line - height / 2), (LEFT + WIDTH - RIGHT) // 2]
+    ends = Line("", x, [0, 4], colour="#ffffff")
+    bare = {y: pixels(ends, Line("", x, [y, y], colour="#0000ff")) for y in (0, 1, 2)}
+    row = {y: where(image, BLUE)[0].mean() for y, image in bare.items()}
+    image = pixels(ends, Line("", x, [1, 1], [0, 0], [2, 2], colour="#0000ff"))
+    rows = np.nonzero((image != bare[1]).any(-1)[:, (LEFT + WIDTH - RIGHT) // 2])[0]
+    assert (rows.min(), rows.max()) == (pytest.approx(row[2], abs=2.5), pytest.approx(row[0], abs=2.5))
+    tint = image[int((row[1] + row[2]) / 2), (LEFT + WIDTH - RIGHT) // 2]
     assert tint[2] == 255 and 150 < tint[0] < 255  # lighter than the line, so that it shows through
 
 
