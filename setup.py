@@ -7,7 +7,7 @@ setup(
     python_requires=">=3.10",
     packages=["minibnn", "minibnn.experiments", "minibnn_kernels"],
     package_dir={"minibnn": "minibnn", "minibnn_kernels": "kernels"},  # kernels/ has no __init__.py: Hugging Face owns that name
-    package_data={"minibnn": ["assets/*.safetensors", "assets/*.json", "assets/tiny/*", "assets/tiny/*/*"]},
+    package_data={"minibnn": ["assets/*.safetensors", "assets/*.json", "assets/flow/*", "assets/tiny/*", "assets/tiny/*/*"]},
     install_requires=[
         "torch>=2.6",
         "numpy>=1.26",

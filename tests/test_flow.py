@@ -155,6 +155,17 @@ def test_one_sample_that_does_not_contract_is_enough_to_refuse():
         flow.invert(lambda y, s: y * math.nan, x, 1)
 
 
+def test_a_share_may_be_lost_but_is_never_kept():
+    x = torch.tensor([[0.1], [0.2], [5.0]], dtype=torch.float64)
+    z, residual = flow.inverse_noise(lambda y, s: y**2, x, 1, lost=0.4)
+    assert len(z) == len(residual) == 2 and residual.max() <= 1e-4
+    torch.testing.assert_close(z + z**2, x[:2], rtol=0, atol=1e-4)
+    with pytest.raises(UserError, match="1 of 3"):
+        flow.inverse_noise(lambda y, s: y**2, x, 1, lost=0.3)
+    with pytest.raises(UserError):
+        flow.inverse_noise(lambda y, s: y * math.nan, x, 1, lost=0.5)
+
+
 def gaussian_kl(m0, c0, m1, c1):
     """KL(N(m0, c0) ‖ N(m1, c1)) in nats, written out."""
     d = m1 - m0
@@ -230,14 +241,14 @@ class TestCommand:
     def test_train_then_draw(self, tmp_path, capsys):
         self.train(tmp_path / "run")
         assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["corrector.safetensors", "flow.safetensors", "samples.png"]
-        assert "20 inverse noises: largest residual" in capsys.readouterr().out
+        assert "20 of 20 drawings inverted: largest residual" in capsys.readouterr().out
         flow.main(options(flow=str(tmp_path / "run"), out=str(tmp_path / "f.png")))
         assert "4 Euler steps" in capsys.readouterr().out
         with pytest.raises(UserError, match="exists: name another"):
             flow.main(options(flow=str(tmp_path / "run"), out=str(tmp_path / "f.png")))
 
     def test_a_flow_that_does_not_contract_leaves_nothing(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(flow, "inverse_step", lambda v, x, *rest: (x, torch.full((len(x),), math.inf)))
+        monkeypatch.setattr(flow, "inverse_step", lambda v, x, *rest: (x, torch.full((len(x),), torch.inf)))
         with pytest.raises(UserError, match="does not contract"):
             self.train(tmp_path / "run")
         assert not (tmp_path / "run").exists()

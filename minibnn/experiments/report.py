@@ -9,6 +9,7 @@ Reads the .jsonl files of --runs, judges each setting by the criterion of `stage
 """
 
 import json
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,8 @@ def load(folders):
     rows = []
     for folder in folders:
         for path in sorted(Path(folder).glob("*.jsonl")):
-            rows += [shorten(row) if isinstance(row.get("sigma1"), dict) else row for row in read_rows(path)]
+            own = [row for row in read_rows(path) if "run" in row and "view" in row]  # other experiments leave .jsonl too
+            rows += [shorten(row) if isinstance(row["sigma1"], dict) else row for row in own]
     if not rows:
         raise UserError(f"--runs {' '.join(map(str, folders))}: no .jsonl of minibnn.experiments corruption in it")
     return rows
@@ -75,9 +77,8 @@ def table(rows, setting, pictures, kind, view, group, name):
         if ("-".join(words), int(n), which, row["view"], row["group"]) == (setting, pictures, kind, view, group):
             value = value_of(row, name)
             found[int(seed)][row["step"]] = float("nan") if value is None else value
-    longest = max((len(steps) for steps in found.values()), default=0)
-    found = {seed: steps for seed, steps in sorted(found.items()) if len(steps) == longest}
-    steps = sorted(next(iter(found.values()), {}))
+    steps = sorted(max(found.values(), key=len, default={}))
+    found = {seed: values for seed, values in sorted(found.items()) if values.keys() >= set(steps)}
     return steps, list(found), [[values[s] for s in steps] for values in found.values()]
 
 
@@ -121,7 +122,9 @@ def by_pictures(rows, setting, view, counts):
 
 def _interval(difference):
     mean, low, high = difference
-    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" if abs(low) < 1e9 else f"{mean:+.3f} (one seed)"
+    if math.isnan(mean):
+        return "not measured"
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" if math.isfinite(low) else f"{mean:+.3f} (one seed)"
 
 
 def verdicts(rows):
@@ -130,6 +133,8 @@ def verdicts(rows):
             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for setting, n, kind, view in cases(rows):
         steps, seeds, fidelity = table(rows, setting, n, kind, view, "other", "fidelity")
+        if len(steps) < 3:  # just begun: there is nothing between the first step and the last
+            continue
         noise = table(rows, setting, n, kind, view, "other", "noise")[2]
         stage, found, dip = corruption_stage(fidelity, noise)
         noisy, peaks, peak = noise_stage(noise)
@@ -170,6 +175,8 @@ def effects(rows):
         if not common:
             continue
         shared = [s for s in own_steps if s in steps]
+        if len(shared) < 3:
+            continue
         peak = max(shared[1:-1], key=lambda s: sum(run[steps.index(s)] for run in noise))
         for step in (peak, shared[-1]):
             cells = []
