@@ -1,15 +1,16 @@
 # %% [markdown]
 # # 03 · Fine-tuning on the dog: three phases, measured
 #
-# **Question.** Fine-tune a model on a few photos of a dog. The paper says that its pictures first get better, then break into noise
-# (the **corruption stage**), and in the end only repeat the photos. How do you find out whether that is true of *your* model?
+# **Question.** Fine-tune a model on a few photos of a dog. The paper says that its pictures first get better, then break into
+# noise (the **corruption stage**), and in the end only repeat the photos. How do you find out whether that is true of *your*
+# model?
 #
 # ![Four rows of eight small drawings. Row 0: dogs in many colours. Row 25: the dog turns teal and pink. Row 100: with the training prompt the same dog on the same grass each time; elsewhere the same dog on the places asked for.](figures/03_sheet.png)
 #
 # *One photo, a hundred steps, from top to bottom. You will write the training loop that did it, and what measures it.*
 #
-# **Afterwards you can** fine-tune with DreamBooth in ten lines, measure fidelity and noise, look into a network with two probes, and
-# judge a claim by a rule that was fixed before looking.
+# **Afterwards you can** fine-tune with DreamBooth in ten lines, measure fidelity and noise, look into a network with two
+# probes, and judge a claim by a rule that was fixed before looking.
 #
 # You need: tutorial 01, and from 02 what $\sigma_1$ is. About 55 minutes. Symbols: [NOTATION.md](NOTATION.md). "The paper" is
 # *Exploring Diffusion Models' Corruption Stage in Few-Shot Fine-tuning and Mitigating with Bayesian Neural Networks*, §3.
@@ -28,8 +29,8 @@ print("minibnn", __version__, "· torch", torch.__version__)
 # %% [markdown]
 # ## The idea
 #
-# **DreamBooth** takes 3-6 photos, gives the subject a rare word ("a photo of a *sks* dog") and goes on training with the loss that the
-# network was made with. So that "dog" does not come to mean *this* dog, it may add pictures of ordinary dogs, which
+# **DreamBooth** takes 3-6 photos, gives the subject a rare word ("a photo of a *sks* dog") and goes on training with the loss
+# that the network was made with. So that "dog" does not come to mean *this* dog, it may add pictures of ordinary dogs, which
 # the network drew itself before, with a weight $w$ (DreamBooth eq. 2):
 #
 # $$L=\underbrace{\Vert\epsilon_\theta(x_t,t,c)-\epsilon\Vert^2}_{\text{photos of the subject}}+\,w\,\underbrace{\Vert\epsilon_\theta(x^{\mathrm{pr}}_t,t,c^{\mathrm{pr}})-\epsilon\Vert^2}_{\text{class pictures}}$$
@@ -37,8 +38,8 @@ print("minibnn", __version__, "· torch", torch.__version__)
 # The paper describes what follows as three phases (§3.1):
 #
 # 1. **Learning.** Pictures become like the photos.
-# 2. **Corruption.** *Fidelity falls again*, and noisy patterns appear: the network knows few pictures already, but not yet exactly
-#    ($\sigma_1$ is large).
+# 2. **Corruption.** *Fidelity falls again*, and noisy patterns appear: the network knows few pictures already, but not yet
+#    exactly ($\sigma_1$ is large).
 # 3. **Memorising.** The noise goes, and nothing but the photos is left ($\sigma_1\to0$).
 #
 # To *find* phases one must measure at many steps. Four quantities:
@@ -48,8 +49,8 @@ print("minibnn", __version__, "· torch", torch.__version__)
 # - **place**: does the network still draw the place we ask for?
 # - **$\sigma_1$**: what does the network leave of the noise that we add to the photo (tutorial 02)?
 #
-# Every number above comes from one training with one seed; another seed gives another curve. So the last tool is an **interval**
-# over seeds. And it needs a **rule, fixed before looking**: with enough curves one finds a dip in any of them.
+# Every number above comes from one training with one seed; another seed gives another curve. So the last tool is an
+# **interval** over seeds. And it needs a **rule, fixed before looking**: with enough curves one finds a dip in any of them.
 
 # %% [markdown]
 # ## Exercise 1 · the loss (5 minutes, easy)
@@ -72,8 +73,9 @@ check_dreambooth_loss(dreambooth_loss)
 # %% [markdown]
 # ## Exercise 2 · fidelity (5 minutes, easy)
 #
-# A network turns each picture into a vector of features; alike pictures point in the same direction. Fidelity, as the paper has it
-# (App. G, there with the network Dino), is the cosine of the angle to each training picture, averaged over *all* training pictures.
+# A network turns each picture into a vector of features; alike pictures point in the same direction. Fidelity, as the paper has
+# it (App. G, there with the network Dino), is the cosine of the angle to each training picture, averaged over *all* training
+# pictures.
 
 # %%
 def fidelity(features, training):
@@ -95,9 +97,9 @@ check_fidelity(fidelity)
 #
 # $$N=\begin{bmatrix}1&-2&1\\-2&4&-2\\1&-2&1\end{bmatrix},\qquad \hat\sigma=\sqrt{\frac\pi2}\;\frac{1}{6\,(W-2)(H-2)}\sum\vert I*N\vert$$
 #
-# White noise of standard deviation $\sigma$ makes a response of standard deviation $6\sigma$ (36 is the sum of the squares in the mask), and the mean of
-# $\vert x\vert$ of a Gaussian is $\sqrt{2/\pi}$ times its standard deviation: hence the factors (Immerkær 1996, eq. 4).
-# `torch.nn.functional.conv2d(a, b)` wants a: (1, 1, H, W) and b: (1, 1, 3, 3).
+# White noise of standard deviation $\sigma$ makes a response of standard deviation $6\sigma$ (36 is the sum of the squares in
+# the mask), and the mean of $\vert x\vert$ of a Gaussian is $\sqrt{2/\pi}$ times its standard deviation: hence the factors
+# (Immerkær 1996, eq. 4). `torch.nn.functional.conv2d(a, b)` wants a: (1, 1, H, W) and b: (1, 1, 3, 3).
 
 # %%
 def immerkaer(picture):
@@ -114,9 +116,9 @@ check_immerkaer(immerkaer)
 # %% [markdown]
 # ## Can these measures see it?
 #
-# A measure must be tried on something known before it judges something unknown. We spoil the photo on purpose, with white noise,
-# and with blotches eight pixels wide, which is what one wrong latent decodes to. Note that the comparison is with the photo
-# *as the VAE decodes it*: what the decoder cannot draw is no fault of the network we train.
+# A measure must be tried on something known before it judges something unknown. We spoil the photo on purpose, with white
+# noise, and with blotches eight pixels wide, which is what one wrong latent decodes to. Note that the comparison is with the
+# photo *as the VAE decodes it*: what the decoder cannot draw is no fault of the network we train.
 
 # %%
 sd = StableDiffusion.load("tiny")
@@ -135,17 +137,19 @@ for name, spoil in (("white noise", metrics.white_noise), ("blotches", metrics.b
 print(f"{'a clean wall':16} {'':12} {metrics.noise(brick).item():12.2f} {immerkaer(brick[0, 0]).item():18.4f}")
 
 # %% [markdown]
-# Fidelity falls with either damage: our small network is not blind to noise. Immerkær's estimate finds white noise within some percent (less where
-# values are cut off at white and black), but blotches, being smooth, hardly at all, and a clean brick wall alarms it more than they do: edges count
-# as noise. So below we use `minibnn/metrics.py:noise`: high-frequency energy ($10^{-3}$) in the calmest 60 % of the pixels, less what clean
-# drawings of such a place have there. Below 0 means smoother than those, as pictures drawn by a network often are.
+# Fidelity falls with either damage: our small network is not blind to noise. Immerkær's estimate finds white noise within some
+# percent (less where values are cut off at white and black), but blotches, being smooth, hardly at all, and a clean brick wall
+# alarms it more than they do: edges count as noise. So below we use `minibnn/metrics.py:noise`: high-frequency energy
+# ($10^{-3}$) in the calmest 60 % of the pixels, less what clean drawings of such a place have there. Below 0 means smoother
+# than those, as pictures drawn by a network often are.
 #
 # The same in minibnn: `minibnn/train.py:train` (the loss), `minibnn/metrics.py:fidelity`, `minibnn/metrics.py:immerkaer`.
 #
 # ## Experiment 1: fine-tune it
 #
-# One photo, no class pictures, as in §3.3 of the paper. Here is the whole method, with your loss; read it line by line. Four times on the way
-# we stop and look: eight pictures, always from the same starting noise, two of the training prompt and six of other places.
+# One photo, no class pictures, as in §3.3 of the paper. Here is the whole method, with your loss; read it line by line. Four
+# times on the way we stop and look: eight pictures, always from the same starting noise, two of the training prompt and six of
+# other places.
 #
 # Before you run it, write down: at which step will the dog be learned? Will the *places* suffer? When would you stop?
 
@@ -227,19 +231,20 @@ show(
 )
 
 # %% [markdown]
-# Read the sheet by columns. With the **training prompt** the two drawings, which begin with *different* noise, become the same picture: the
-# photo. Phase 3, memorising, needs a hundred steps here. **Elsewhere** the colours come first, then the shape, while the places stay.
-# In between the dog is blurred; blurred is not noisy. Do not yet conclude anything about phase 2: it is one seed and eight
-# pictures.
+# Read the sheet by columns. With the **training prompt** the two drawings, which begin with *different* noise, become the same
+# picture: the photo. Phase 3, memorising, needs a hundred steps here. **Elsewhere** the colours come first, then the shape,
+# while the places stay. In between the dog is blurred; blurred is not noisy. Do not yet conclude anything about phase 2: it is
+# one seed and eight pictures.
 #
 # ## Experiment 2: two probes
 #
 # The table's last columns look at the *explanation* rather than at the pictures.
 #
-# - **$x_t=0$ at $t=999$** (the paper's Fig. 3). Eq. 2 says that a network that knows only $x'$ answers a multiple of $x'$, whatever it
-#   sees. The cosine of its answer with the photo must go towards 1.
+# - **$x_t=0$ at $t=999$** (the paper's Fig. 3). Eq. 2 says that a network that knows only $x'$ answers a multiple of $x'$,
+#   whatever it sees. The cosine of its answer with the photo must go towards 1.
 # - **Noise $\delta'$ in a small region at $t=100$** (Fig. 5). Eq. 2 says that $k_t^2$ of its energy stays, and with the paper's
-#   $\sigma_1\approx4.8$ *more* than there was. In the paper's figure the fine-tuned network leaves it, and the pretrained one removes it.
+#   $\sigma_1\approx4.8$ *more* than there was. In the paper's figure the fine-tuned network leaves it, and the pretrained one
+#   removes it.
 
 # %%
 shown = torch.cat([torch.zeros_like(latent), *(row["from_zero"] for _, row in looks.values()), latent])
@@ -261,20 +266,21 @@ for step, (_, row) in looks.items():
           f"the loss is {row['loss']:.3f}, {row['explained']:.0%} of it noise left in")  # fmt: skip
 
 # %% [markdown]
-# The first probe agrees with the paper: asked about *nothing*, the network answers with the photo, the more the longer it has learned it. The
-# second does not: the share of $\delta'$ that is left *falls* here with fine-tuning. It is more than Eq. 2 says: a small region of noise could be a detail, and
-# the network does not treat all directions alike.
+# The first probe agrees with the paper: asked about *nothing*, the network answers with the photo, the more the longer it has
+# learned it. The second does not: the share of $\delta'$ that is left *falls* here with fine-tuning. It is more than Eq. 2
+# says: a small region of noise could be a detail, and the network does not treat all directions alike.
 #
-# The last column is instructive. At step 0 the loss is large, *but hardly any of it is noise left in*: the network draws a clean picture, of
-# another dog. A $\sigma_1$ of 4.8 at $t=100$ would mean a network that takes out nothing. (The paper averages $\sigma_{1,t}$ over $t$; large $t$ dominate,
-# where even a large $\sigma_1$ is harmless: tutorial 02.)
+# The last column is instructive. At step 0 the loss is large, *but hardly any of it is noise left in*: the network draws a
+# clean picture, of another dog. A $\sigma_1$ of 4.8 at $t=100$ would mean a network that takes out nothing. (The paper averages
+# $\sigma_{1,t}$ over $t$; large $t$ dominate, where even a large $\sigma_1$ is harmless: tutorial 02.)
 #
 # ## Exercise 4 · an interval (10 minutes, medium)
 #
-# Is noise higher at step 100 than at step 0, or was this seed unlucky? Train $n$ times with different seeds, and compare the two steps
-# *within* each training: what the seeds do to both cancels in the difference $d_i=a_i-b_i$. The mean of $n$ differences has
-# the standard error $s/\sqrt n$ with $s^2=\frac1{n-1}\sum(d_i-\bar d)^2$, and since $s$ is itself a guess, the 95 % interval is $\bar d\pm t_{.975}\,s/\sqrt n$ with
-# Student's $t$ of $n-1$ degrees of freedom: 4.30 for three seeds, not 1.96.
+# Is noise higher at step 100 than at step 0, or was this seed unlucky? Train $n$ times with different seeds, and compare the
+# two steps *within* each training: what the seeds do to both cancels in the difference $d_i=a_i-b_i$. The mean of $n$
+# differences has the standard error $s/\sqrt n$ with $s^2=\frac1{n-1}\sum(d_i-\bar d)^2$, and since $s$ is itself a guess, the
+# 95 % interval is $\bar d\pm t_{.975}\,s/\sqrt n$ with Student's $t$ of $n-1$ degrees of freedom: 4.30 for three seeds, not
+# 1.96.
 
 # %%
 def paired_interval(a, b, t975):
@@ -293,8 +299,9 @@ check_paired_interval(paired_interval)
 # ## Experiment 3: the long curves
 #
 # A hundred steps and one seed are a hint. The file `results/corruption.jsonl` holds what
-# `python -m minibnn.experiments corruption` measured over several seeds, several numbers of photos, from step 0 far beyond memorisation, in the same way as you did:
-# at each checkpoint pictures of the training prompt and of twelve other prompts. Bands are bootstrap intervals over seeds.
+# `python -m minibnn.experiments corruption` measured over several seeds, several numbers of photos, from step 0 far beyond
+# memorisation, in the same way as you did: at each checkpoint pictures of the training prompt and of twelve other prompts.
+# Bands are bootstrap intervals over seeds.
 
 # %%
 rows = report.read_rows(TUTORIALS / "results" / "corruption.jsonl")
@@ -356,22 +363,24 @@ for pictures in counts:
         print(f"    {title:48} {change(pictures, group, name, 100, 0):20} {change(pictures, group, name, last, 100)}")
 
 # %% [markdown]
-# **Learning** is the first column: fidelity to the nearest photo rises. **Memorising** is the second and the curves'
-# right ends: fidelity to a photo near 1; with one photo diversity goes to 0 (eight drawings of one prompt are one drawing), and $\sigma_1$ falls.
-# Where noise on other prompts rises, look at the pictures: parts of the memorised *background* come through in places where we asked
-# for something else, as blotches. That is over-fitting that leaks, late; the paper's phase 2 is early and passes.
+# **Learning** is the first column: fidelity to the nearest photo rises. **Memorising** is the second and the curves' right
+# ends: fidelity to a photo near 1; with one photo diversity goes to 0 (eight drawings of one prompt are one drawing), and
+# $\sigma_1$ falls. Where noise on other prompts rises, look at the pictures: parts of the memorised *background* come through
+# in places where we asked for something else, as blotches. That is over-fitting that leaks, late; the paper's phase 2 is early
+# and passes.
 #
 # ## The verdict
 #
-# What would convince us of a corruption stage? `minibnn/experiments/stages.py:corruption_stage` was written *before* the runs. On other prompts,
-# between two steps of the same training,
+# What would convince us of a corruption stage? `minibnn/experiments/stages.py:corruption_stage` was written *before* the runs.
+# On other prompts, between two steps of the same training,
 #
 # 1. fidelity falls below its earlier maximum, and 2. recovers by the end;
 # 3. noise at that step is above the pretrained model's, and 4. above the final level.
 #
-# *Present* if all four differences are above 0 with 95 % confidence; *absent* if one of them is confidently smaller than the least that
-# matters (a cosine of 0.02, a noise of 0.2); otherwise *undecided*. One seed can only be undecided. And since fidelity might be blind, the second
-# criterion asks for 3 and 4 alone, a **noise stage**. All settings that were tried are listed, not only those with something to see.
+# *Present* if all four differences are above 0 with 95 % confidence; *absent* if one of them is confidently smaller than the
+# least that matters (a cosine of 0.02, a noise of 0.2); otherwise *undecided*. One seed can only be undecided. And since
+# fidelity might be blind, the second criterion asks for 3 and 4 alone, a **noise stage**. All settings that were tried are
+# listed, not only those with something to see.
 
 # %%
 found = {"corruption stage": [], "noise stage": []}
@@ -396,23 +405,27 @@ for what, verdicts in found.items():
 # %% [markdown]
 # ## What fails, and why
 #
-# Believe the last two lines, not a story; here is how to read them. *Present* in a setting means that the stage exists there, and its neighbours in the table
-# say what it depends on. *Absent* means that a fall that matters is excluded at this scale, in this setting: not that the paper is wrong about Stable Diffusion.
-# *Undecided* means more seeds. Where this model differs, and what each difference predicts:
+# Believe the last two lines, not a story; here is how to read them. *Present* in a setting means that the stage exists there,
+# and its neighbours in the table say what it depends on. *Absent* means that a fall that matters is excluded at this scale, in
+# this setting: not that the paper is wrong about Stable Diffusion. *Undecided* means more seeds. Where this model differs, and
+# what each difference predicts:
 #
-# - **The sampler.** The paper draws with PNDM, 50 steps, guidance 7.5. Tutorial 01 showed this sampler wreck pictures of a *perfect* network
-#   whose conditional distribution is narrow, and fine-tuning makes it narrow. If rows with `pndm` and `g7.5` show a stage and `ddim` rows of the same
-#   checkpoints do not, the sampler is to blame, not the network.
-# - **Guidance** mixes in a prediction without a prompt, which nobody trained here but which moved. Rows with `base` take it from the pretrained
-#   model.
-# - **Gradient jitter.** With one photo a step, weights jump about. Rows with `average` draw with averaged weights; `batch-4` trains with four.
-# - **Scale and rate.** 8.8 M weights at a rate of 2·10⁻⁴ memorise a photo in about a hundred steps. Stable Diffusion has 860 M and 5·10⁻⁶: in 1000 steps no
-#   weight moves by much more than 5·10⁻³. A phase that is long there may be over here before the first look.
-# - **The latents.** Stable Diffusion's are 64 × 64 in place of 8 × 8: there is room for a local error that the rest of the picture does not correct.
+# - **The sampler.** The paper draws with PNDM, 50 steps, guidance 7.5. Tutorial 01 showed this sampler wreck pictures of a
+#   *perfect* network whose conditional distribution is narrow, and fine-tuning makes it narrow. If rows with `pndm` and `g7.5`
+#   show a stage and `ddim` rows of the same checkpoints do not, the sampler is to blame, not the network.
+# - **Guidance** mixes in a prediction without a prompt, which nobody trained here but which moved. Rows with `base` take it
+#   from the pretrained model.
+# - **Gradient jitter.** With one photo a step, weights jump about. Rows with `average` draw with averaged weights; `batch-4`
+#   trains with four.
+# - **Scale and rate.** 8.8 M weights at a rate of 2·10⁻⁴ memorise a photo in about a hundred steps. Stable Diffusion has 860 M
+#   and 5·10⁻⁶: in 1000 steps no weight moves by much more than 5·10⁻³. A phase that is long there may be over here before the
+#   first look.
+# - **The latents.** Stable Diffusion's are 64 × 64 in place of 8 × 8: there is room for a local error that the rest of the
+#   picture does not correct.
 # - **The measure.** You tested it: it sees noise. But any network's cosine is only one idea of "like the photos".
 #
-# And about the explanation: "$\sigma_1\approx4.8$" (Fig. 4) cannot be the network's state at $t=100$ (you printed the loss it would mean). Plot $\sigma_{1,t}$ against
-# $t$, as tutorial 02 does.
+# And about the explanation: "$\sigma_1\approx4.8$" (Fig. 4) cannot be the network's state at $t=100$ (you printed the loss it
+# would mean). Plot $\sigma_{1,t}$ against $t$, as tutorial 02 does.
 #
 # ## Summary
 #

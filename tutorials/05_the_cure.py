@@ -1,18 +1,18 @@
 # %% [markdown]
 # # 05 · The cure on the dog, with and without, honestly compared
 #
-# **Question.** The paper's cure for the corruption stage is to fine-tune with random weights, $\theta=\mu+\sigma\circ\epsilon$, and to draw pictures
-# with $\mu$. What does that do to the training, and how would you know whether it *helps*?
+# **Question.** The paper's cure for the corruption stage is to fine-tune with random weights, $\theta=\mu+\sigma\circ\epsilon$,
+# and to draw pictures with $\mu$. What does that do to the training, and how would you know whether it *helps*?
 #
 # ![Two rows of eight small drawings that look almost alike: above fine-tuned without random weights, below with them.](figures/05_pairs.png)
 #
 # *Same photo, same seed, same noise at every step. Above without, below with random weights. Is the lower row better?*
 #
-# **Afterwards you can** say what weight noise does to a loss, train with it in a few more lines, set up a fair comparison, and tell "no effect
-# was proven" from "it was proven that there is no effect".
+# **Afterwards you can** say what weight noise does to a loss, train with it in a few more lines, set up a fair comparison, and
+# tell "no effect was proven" from "it was proven that there is no effect".
 #
-# You need: tutorials 03 and 04. About 55 minutes. Symbols: [NOTATION.md](NOTATION.md). "The paper" is
-# *Exploring Diffusion Models' Corruption Stage in Few-Shot Fine-tuning and Mitigating with Bayesian Neural Networks*, §4-5.
+# You need: tutorials 03 and 04. About 55 minutes. Symbols: [NOTATION.md](NOTATION.md). "The paper" is *Exploring Diffusion
+# Models' Corruption Stage in Few-Shot Fine-tuning and Mitigating with Bayesian Neural Networks*, §4-5.
 
 # %%
 import matplotlib.pyplot as plt
@@ -32,28 +32,29 @@ print("minibnn", __version__, "· torch", torch.__version__)
 #
 # $$W^*=\arg\min_W\;\mathbb E_{\theta\sim Q_W}\,\mathcal L_{DM}+\lambda\,\mathcal L_r,\qquad Q_W=\mathcal N(\mu,\sigma^2),\quad W=\{\mu,\sigma\}$$
 #
-# and finds $\lambda=0$ enough. Then only the first term is left: the diffusion loss, *averaged over noisy weights*. At every step one $\theta$ is drawn, and $\mu$ and
-# $\sigma$ follow its gradient. In the end $\mu$ is saved, and $\sigma$ is thrown away.
+# and finds $\lambda=0$ enough. Then only the first term is left: the diffusion loss, *averaged over noisy weights*. At every
+# step one $\theta$ is drawn, and $\mu$ and $\sigma$ follow its gradient. In the end $\mu$ is saved, and $\sigma$ is thrown
+# away.
 #
 # The paper's reason (§4.1) is that randomness hinders the network from learning the photos exactly, so that it learns a broader
-# distribution. What does the average *compute*? Expand the loss around $\mu$; $\epsilon$ has mean 0 and variance 1, and is independent from
-# weight to weight, so of the first and second order only the diagonal is left:
+# distribution. What does the average *compute*? Expand the loss around $\mu$; $\epsilon$ has mean 0 and variance 1, and is
+# independent from weight to weight, so of the first and second order only the diagonal is left:
 #
 # $$\mathbb E_\epsilon\big[\mathcal L(\mu+\sigma\circ\epsilon)\big]\approx\mathcal L(\mu)+\frac12\sum_i\sigma_i^2\,\frac{\partial^2\mathcal L}{\partial\theta_i^2}$$
 #
-# Weight noise is a **price on curvature**. Between two $\mu$ that fit equally well, the one in the flatter valley costs less. It also pushes every $\sigma_i$
-# with positive curvature towards 0: noise only costs.
+# Weight noise is a **price on curvature**. Between two $\mu$ that fit equally well, the one in the flatter valley costs less.
+# It also pushes every $\sigma_i$ with positive curvature towards 0: noise only costs.
 #
 # Whether this price is high enough to change anything in *our* network is a number, which we can measure. Whether it helps is a
-# comparison, which must be fair: two trainings that differ in nothing but the weight noise, repeated with several seeds, judged by a rule that can
-# also say "no" and "not known".
+# comparison, which must be fair: two trainings that differ in nothing but the weight noise, repeated with several seeds, judged
+# by a rule that can also say "no" and "not known".
 
 # %% [markdown]
 # ## Exercise 1 · a weight from its seed (10 minutes, medium)
 #
-# The gradient of $\sigma$ needs the $\epsilon$ of the forward pass (tutorial 04). Keeping it would double the memory; a *seed* is enough. Draw $\epsilon$ with a
-# generator of your own, made from the seed, forward and again backward. The global generator must stay untouched, or weight noise
-# would change the order of the photos, and a comparison would be no longer fair.
+# The gradient of $\sigma$ needs the $\epsilon$ of the forward pass (tutorial 04). Keeping it would double the memory; a *seed*
+# is enough. Draw $\epsilon$ with a generator of your own, made from the seed, forward and again backward. The global generator
+# must stay untouched, or weight noise would change the order of the photos, and a comparison would be no longer fair.
 
 # %%
 def sampled_weight(mu, sigma, seed):
@@ -87,8 +88,8 @@ def noisy_loss(loss, sigma, curvature):
 check_noisy_loss(noisy_loss)
 
 # %% [markdown]
-# A loss with one weight and two valleys: a deep and narrow one, and a wide one that is less deep. We average over 20,000 noisy weights
-# (Monte Carlo, with your `sampled_weight`), and compare with your formula.
+# A loss with one weight and two valleys: a deep and narrow one, and a wide one that is less deep. We average over 20,000 noisy
+# weights (Monte Carlo, with your `sampled_weight`), and compare with your formula.
 
 # %%
 VALLEYS = ((1.0, -1.0, 0.1), (0.8, 1.0, 0.6))  # depth, place, width
@@ -119,15 +120,16 @@ show(
     figure,
     "05_valleys",
     "A loss with a narrow deep valley at −1 and a wide one at +1. Averaged over σ = 0.05 the narrow valley is still the deepest; over σ = 0.2 "
-    "it is almost gone and the wide one wins. Dashed: the second order, right for 0.05, far off in the narrow valley for 0.2.",
+    "it is almost gone and the wide one wins. Dashed: the second order, close for 0.05, far off in the narrow valley for 0.2.",
 )
 
 # %% [markdown]
-# With little noise the narrow valley still wins; with more, the wide one does: **noise prefers flat minima**. And the second order
-# (dashed) holds while $\sigma$ is small beside the width of the valley, and no longer.
+# With little noise the narrow valley still wins; with more, the wide one does: **noise prefers flat minima**. And the second
+# order (dashed) holds while $\sigma$ is small beside the width of the valley (0.1 and 0.6), and no longer.
 #
-# So everything depends on how wide *our* network's valleys are compared with $\sigma_0=0.01$. That is measurable: draw weights, look at the
-# loss. One trick makes it cheap: with $+\epsilon$ *and* $-\epsilon$ the first order cancels exactly instead of on average.
+# So everything depends on how wide *our* network's valleys are compared with $\sigma_0=0.01$. That is measurable: draw weights,
+# look at the loss. One trick makes it cheap: with $+\epsilon$ *and* $-\epsilon$ the first order cancels exactly instead of on
+# average.
 
 # %%
 PROMPT = "a photo of a sks dog"
@@ -169,14 +171,15 @@ sd = StableDiffusion.load("tiny")
 show_price("pretrained", sd)
 
 # %% [markdown]
-# Where the second order holds, price / $\sigma^2$ is one number: half the trace of the Hessian over the random weights. And compare the price at
-# $\sigma_0=0.01$, the paper's value and our recipe's, with the loss itself. We will look again after fine-tuning, when the loss is small and the
-# valley may be narrower.
+# Where the second order holds, price / $\sigma^2$ is one number: half the trace of the Hessian over the random weights. And
+# compare the price at $\sigma_0=0.01$, the paper's value and our recipe's, with the loss itself. We will look again after
+# fine-tuning, when the loss is small and the valley may be narrower.
 #
 # ## Exercise 3 · what is saved (5 minutes, easy)
 #
-# "During the inference, we explicitly replace each parameter θ with its mean value" (§4.2): the file is an ordinary network's. A state
-# dictionary of a Bayesian network holds `weight` (that is $\mu$) and `weight_sigma`, `bias` and `bias_sigma`, and layers that are not random.
+# "During the inference, we explicitly replace each parameter θ with its mean value" (§4.2): the file is an ordinary network's.
+# A state dictionary of a Bayesian network holds `weight` (that is $\mu$) and `weight_sigma`, `bias` and `bias_sigma`, and
+# layers that are not random.
 
 # %%
 def posterior_mean(state):
@@ -189,13 +192,14 @@ def posterior_mean(state):
 check_posterior_mean(posterior_mean)
 
 # %% [markdown]
-# The same in minibnn: `minibnn/bayes.py:sample_weights`, `minibnn/bayes.py:posterior_mean`, and `minibnn/bayes.py:bayesianize`, which puts random layers in the place
-# of the chosen ones.
+# The same in minibnn: `minibnn/bayes.py:sample_weights`, `minibnn/bayes.py:posterior_mean`, and `minibnn/bayes.py:bayesianize`,
+# which puts random layers in the place of the chosen ones.
 #
 # ## Experiment 1: one pair of trainings
 #
-# The loop of tutorial 03, with two more lines. Both trainings see the same photo, the same $t$ and the same $\epsilon$, for the weights' seeds come from a generator of
-# their own. The pictures are drawn from the same starting noise. What differs is the weight noise and nothing else: a **pair**.
+# The loop of tutorial 03, with two more lines. Both trainings see the same photo, the same $t$ and the same $\epsilon$, for the
+# weights' seeds come from a generator of their own. The pictures are drawn from the same starting noise. What differs is the
+# weight noise and nothing else: a **pair**.
 
 # %%
 STEPS = 60
@@ -233,9 +237,10 @@ show_price("without", plain)
 show_price("with   ", bnn)
 
 # %% [markdown]
-# Two things to see. **The mean of $\sigma$ has hardly moved**, though single ones went both ways: the gradient of $\sigma_i$ is $\epsilon_i$ times that of
-# the weight, whose sign is nearly chance at each step; the pull towards 0 is the *average* of many. And **the price at 0.01 is small** beside the loss. A price that is
-# hardly felt can hardly change what is learned: prediction for the pictures?
+# Two things to see. **The mean of $\sigma$ has hardly moved**, though single ones went both ways: the gradient of $\sigma_i$ is
+# $\epsilon_i$ times that of the weight, whose sign is nearly chance at each step; the pull towards 0 is the *average* of many.
+# And **the price at 0.01 is small** beside the loss. A price that is hardly felt can hardly change what is learned: prediction
+# for the pictures?
 
 # %%
 places = prompts.world_prompts("sks", "dog")[:6]
@@ -260,14 +265,16 @@ for name, (without, with_it) in (("fidelity", like), ("noise", grain)):
     print(f"{name}, mean of the eight: {d.mean():+.3f}, standard error {d.std() / len(d) ** 0.5:.3f}")
 
 # %% [markdown]
-# Beware of the last two lines. Eight pictures are eight looks at **one** pair of trainings; their standard error says what a ninth picture of
-# *these two networks* might be like. Another seed is another pair, and may differ more than all pictures do. Whoever computes intervals over pictures,
-# prompts and checkpoints of one training will find "significant" effects at will. The unit that is repeated is the *training*.
+# Beware of the last two lines. Eight pictures are eight looks at **one** pair of trainings; their standard error says how sure
+# we are about *these two networks*. A mean beyond two standard errors would pass for "significant", and still be an accident of
+# this seed: another seed is another pair, and pairs may differ by more than pictures do. Whoever computes intervals over
+# pictures, prompts and checkpoints of one training will find "significant" effects at will. The unit that is repeated is the
+# *training*.
 #
 # ## Exercise 4 · a verdict that can say "no" (10 minutes, medium)
 #
-# From $n$ pairs of trainings comes the interval of an improvement, [low, high] (exercise 4 of tutorial 03). Fix beforehand the least improvement that would
-# matter, the margin.
+# From $n$ pairs of trainings comes the interval of an improvement, [low, high] (exercise 4 of tutorial 03). Fix beforehand the
+# least improvement that would matter, the margin.
 #
 # - the whole interval lies above 0: **"present"** (ask this first; it may still be small);
 # - even the upper end is below the margin: **"absent"**, an improvement that matters is ruled out;
@@ -288,11 +295,13 @@ def verdict(low, high, margin):
 check_verdict(verdict)
 
 # %% [markdown]
-# The same in minibnn: `minibnn/experiments/stages.py:verdict`, with the margins 0.02 for fidelity and 0.2 for noise, fixed before the runs.
+# The same in minibnn: `minibnn/experiments/stages.py:verdict`, with the margins 0.02 for fidelity and 0.2 for noise, fixed
+# before the runs.
 #
 # ## Experiment 2: many pairs
 #
-# `results/corruption.jsonl` (tutorial 03) holds trainings with and without random weights at the same seeds. First the curves: a thin line for each training.
+# `results/corruption.jsonl` (tutorial 03) holds trainings with and without random weights at the same seeds. First the curves:
+# a thin line for each training.
 
 # %%
 rows = report.read_rows(TUTORIALS / "results" / "corruption.jsonl")
@@ -323,33 +332,40 @@ show(
 )
 
 # %% [markdown]
-# Then the differences, pair by pair, for **every** setting in the file that has random weights, at two steps: where the trainings without them are noisiest, and the
-# last. An improvement is counted as positive: fidelity with − without, noise without − with. We ask for both directions, *better* and *worse*: "absent" for both means that with and without
-# are the same for all that matters. Settings that only exist with random weights (another $\sigma_0$, $\lambda$ or place) are compared with the plain runs of
-# `main`.
+# Then the differences, pair by pair, for **every** setting in the file that has random weights, at two steps: where the
+# trainings without them are noisiest, and the last. An improvement is counted as positive: fidelity with − without, noise
+# without − with. We ask for both directions, *better* and *worse*: "absent" for both means that with and without are the same
+# for all that matters. Settings that only exist with random weights (another $\sigma_0$, $\lambda$ or place) are compared with
+# the plain runs of `main`.
 
 # %%
 GAIN = {"fidelity": 1, "noise": -1}  # whether more is better
 
 
+def reference_of(setting):
+    """The setting whose trainings without random weights are the other half of the pairs."""
+    return setting if False in report.SETTINGS[setting].bayes else "main"
+
+
 def pairs(setting, n, view, group, name, step):
     """with − without at one step, one value for each seed that both have."""
-    reference = setting if False in report.SETTINGS[setting].bayes else "main"
-    sides = [report.table(rows, which, n, kind, view, group, name) for which, kind in ((setting, "bnn"), (reference, "plain"))]
-    both = sorted(set(sides[0][1]) & set(sides[1][1]))
-    return torch.tensor([[side[2][side[1].index(seed)][side[0].index(step)] for seed in both] for side in sides]).diff(dim=0)[0].neg()
+    sides = []
+    for which, kind in ((setting, "bnn"), (reference_of(setting), "plain")):
+        steps, seeds, values = report.table(rows, which, n, kind, view, group, name)
+        sides.append({seed: run[steps.index(step)] for seed, run in zip(seeds, values, strict=True)})
+    with_it, without = sides
+    return torch.tensor([with_it[seed] - without[seed] for seed in with_it if seed in without])
 
 
 results = []
 for setting, n, kind, view in report.cases(rows):
-    reference = setting if False in report.SETTINGS[setting].bayes else "main"
-    steps, _, plain_noise = report.table(rows, reference, n, "plain", view, "other", "noise")
+    steps, _, plain_noise = report.table(rows, reference_of(setting), n, "plain", view, "other", "noise")
     own = report.table(rows, setting, n, "bnn", view, "other", "noise")[0]
     shared = [step for step in own if step in steps]
     if kind != "bnn" or len(shared) < 3:
         continue
-    peak = max(shared[1:-1], key=lambda step: sum(run[steps.index(step)] for run in plain_noise))  # noqa: B023
-    for step in (peak, shared[-1]):
+    level = dict(zip(steps, torch.tensor(plain_noise).mean(0).tolist(), strict=True))
+    for step in (max(shared[1:-1], key=level.get), shared[-1]):
         for name, sign in GAIN.items():
             found = sign * pairs(setting, n, view, "other", name, step)
             if len(found):
@@ -390,7 +406,7 @@ show(
     figure,
     "05_effects",
     "For each setting the improvement by random weights at the last step with its interval, fidelity left, noise right; the grey band holds "
-    "improvements too small to matter. Open circles: a single pair, without an interval.",
+    "improvements too small to matter. Intervals may go beyond the frame. Open circles: a single pair, without an interval.",
 )
 
 # %% [markdown]
@@ -413,21 +429,24 @@ for n in counts:
 #
 # Take your conclusion from the two lines that begin with *better* and *worse*. How far does it reach?
 #
-# - **A cure needs a disease.** The claim is that random weights mitigate the corruption stage. Where tutorial 03's verdict does not say "present",
-#   the claim *cannot be tested*: neither a success nor a failure of the cure is shown, only what random weights do to an ordinary fine-tuning.
-# - **The price was small.** You measured it: at $\sigma_0=0.01$ weight noise adds little to this network's loss, because its valleys are wide beside
-#   0.01 (8.8 M weights, rms 0.06). Then $\mu$ takes almost the same path, and "the same within the margin" is what theory predicts. In a larger network more
-#   weights are noisy at once, and the prices add up (a sum, not a mean!).
-# - **More noise is not simply better.** The price grows with $\sigma^2$. At $\sigma=0.1$ it is of the size of the loss itself: training then mostly learns to stand the
-#   noise, and the pictures are drawn at $\mu$, where training never was. The paper reports the same collapse (Fig. 9a). If the file holds
-#   `sigma-…` settings, read them off above, in order.
-# - **$\lambda=0$ is no inference** (tutorial 04). Nothing holds $\sigma$ up, little pulls it down in so short a training; it is a fixed noise, in effect.
-# - **Seeds.** With two pairs the interval is 12.7 standard errors wide to each side, with three 4.3. Many "undecided" call for more seeds, not for more
-#   pictures.
+# - **A cure needs a disease.** The claim is that random weights mitigate the corruption stage. Where tutorial 03's verdict does
+#   not say "present", the claim *cannot be tested*: neither a success nor a failure of the cure is shown, only what random
+#   weights do to an ordinary fine-tuning.
+# - **The price was small.** You measured it: at $\sigma_0=0.01$ weight noise adds little to this network's loss, because its
+#   valleys are wide beside 0.01 (8.8 M weights, rms 0.06). Then $\mu$ takes almost the same path, and "the same within the
+#   margin" is what theory predicts. In a larger network more weights are noisy at once, and the prices add up (a sum, not a
+#   mean!).
+# - **More noise is not simply better.** The price grows with $\sigma^2$, and later faster. At $\sigma=0.1$ it is a multiple of
+#   the fine-tuned network's loss: training then mostly learns to stand the noise. The paper reports a collapse for large
+#   $\sigma_0$, too (Fig. 9a). If the file holds `sigma-…` settings, read them off above, in order.
+# - **$\lambda=0$ is no inference** (tutorial 04). Nothing holds $\sigma$ up, little pulls it down in so short a training; it is
+#   a fixed noise, in effect.
+# - **Seeds.** With two pairs the interval is 12.7 standard errors wide to each side, with three 4.3. Many "undecided" call for
+#   more seeds, not for more pictures.
 # - **Many questions.** The more comparisons, the more "present" by chance: compare their number with the last line printed.
 #
-# What the paper measured on Stable Diffusion with 30 subjects, 5 seeds and Dino is not refuted by a toy, and the toy is not excused by the paper:
-# each result holds where it was measured. The same command runs Stable Diffusion on a GPU.
+# What the paper measured on Stable Diffusion with 30 subjects, 5 seeds and Dino is not refuted by a toy, and the toy is not
+# excused by the paper: each result holds where it was measured. The same command runs Stable Diffusion on a GPU.
 #
 # ## Summary
 #
