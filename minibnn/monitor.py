@@ -22,11 +22,11 @@ from .evaluate import reconstruct
 from .pipeline import at_the_mean, to_pil
 from .weights import write_text, write_whole
 
-STEPS = 10  # of DDIM
+STEPS = 8  # of DDIM
 TIMES = (100, 500, 900)  # at which σ₁ is measured
-DRAWS = 4
+DRAWS = 2
 KEPT = 2
-LOOKS = 9  # in a run, if --monitor-every is not given
+LOOKS = 6  # in a run after the first, if --monitor-every is not given
 PLACES = ("on the beach", "in the snow", "on a wooden floor")
 RISEN = {"world": 0.5, "photo": 1.0}  # how far noise must rise: 10⁻³ of energy; grey levels of 255
 
