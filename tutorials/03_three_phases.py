@@ -33,7 +33,9 @@ print("minibnn", __version__, "· torch", torch.__version__)
 # that the network was made with. So that "dog" does not come to mean *this* dog, it may add pictures of ordinary dogs, which
 # the network drew itself before, with a weight $w$ (DreamBooth eq. 2):
 #
-# $$L=\underbrace{\Vert\epsilon_\theta(x_t,t,c)-\epsilon\Vert^2}_{\text{photos of the subject}}+\,w\,\underbrace{\Vert\epsilon_\theta(x^{\mathrm{pr}}_t,t,c^{\mathrm{pr}})-\epsilon\Vert^2}_{\text{class pictures}}$$
+# $$L=\Vert\epsilon_\theta(x_t,t,c)-\epsilon\Vert^2+w\,\Vert\epsilon_\theta(x^{\mathrm{pr}}_t,t,c^{\mathrm{pr}})-\epsilon\Vert^2$$
+#
+# The first term is the subject's, the second ($\mathrm{pr}$) the class pictures'.
 #
 # The paper describes what follows as three phases (§3.1):
 #
