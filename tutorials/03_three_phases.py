@@ -5,7 +5,7 @@
 # noise (the **corruption stage**), and in the end only repeat the photos. How do you find out whether that is true of *your*
 # model?
 #
-# ![Four rows of eight small drawings. Row 0: dogs in many colours. Row 25: the dog turns teal and pink. Row 100: with the training prompt the same dog on the same grass each time; elsewhere the same dog on the places asked for.](figures/03_sheet.png)
+# ![Four rows of eight small drawings. Row 0: dogs in many colours. Rows 25 and 50: the dog becomes purple and blue, then teal and pink. Row 100: with the training prompt the same dog on the same grass each time; elsewhere the same dog on the places asked for.](figures/03_sheet.png)
 #
 # *One photo, a hundred steps, from top to bottom. You will write the training loop that did it, and what measures it.*
 #
@@ -33,7 +33,9 @@ print("minibnn", __version__, "· torch", torch.__version__)
 # that the network was made with. So that "dog" does not come to mean *this* dog, it may add pictures of ordinary dogs, which
 # the network drew itself before, with a weight $w$ (DreamBooth eq. 2):
 #
-# $$L=\underbrace{\Vert\epsilon_\theta(x_t,t,c)-\epsilon\Vert^2}_{\text{photos of the subject}}+\,w\,\underbrace{\Vert\epsilon_\theta(x^{\mathrm{pr}}_t,t,c^{\mathrm{pr}})-\epsilon\Vert^2}_{\text{class pictures}}$$
+# $$L=\Vert\epsilon_\theta(x_t,t,c)-\epsilon\Vert^2+w\,\Vert\epsilon_\theta(x^{\mathrm{pr}}_t,t,c^{\mathrm{pr}})-\epsilon\Vert^2$$
+#
+# The first term is the subject's, the second ($\mathrm{pr}$) the class pictures'.
 #
 # The paper describes what follows as three phases (§3.1):
 #
@@ -366,8 +368,8 @@ for pictures in counts:
 # **Learning** is the first column: fidelity to the nearest photo rises. **Memorising** is the second and the curves' right
 # ends: fidelity to a photo near 1; with one photo diversity goes to 0 (eight drawings of one prompt are one drawing), and
 # $\sigma_1$ falls. Where noise on other prompts rises, look at the pictures: parts of the memorised *background* come through
-# in places where we asked for something else, as blotches. That is over-fitting that leaks, late; the paper's phase 2 is early
-# and passes.
+# in places where we asked for something else, as blotches. That is over-fitting that leaks; in the paper's phase 2 fidelity must
+# fall at the same time, and both must pass.
 #
 # ## The verdict
 #
