@@ -307,8 +307,9 @@ show(
 #
 # ![Pictures of the two runs without and with the base at guidance 1.5, 3 and 7.5. At 1.5 the rows with the base show the dog in its teal and magenta, those without in pale colours. At 7.5 the rows with the base show saturated blobs.](results/guidance-samples.png)
 #
-# At 1.5 the dog has its colours with the base, and only pale ones without: the fine-tuned model's own unconditional prediction has
-# become dog-like, so that guidance moves *away from the dog*. But see 7.5: the pictures fall apart.
+# At 1.5 the dog has its colours with the base, and only pale ones without. The fine-tuned model's own unconditional prediction has drifted
+# towards dogs (of 12 pictures drawn with an empty prompt the classifier calls 5 a dog, of the pretrained model's 1), so that guidance
+# moves away from what it should move to. But see 7.5: the pictures fall apart.
 #
 # ## What fails, and why
 #
