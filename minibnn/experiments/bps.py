@@ -1,6 +1,6 @@
 """Does the picture follow the hint? `python -m minibnn.experiments bps`
 
-Branches are trained on 12, 40 and 200 pairs (sketch, drawing, caption) of the world and then draw 32 unseen sketches with
+Branches are trained on 12, 40 and 200 pairs (sketch, drawing, caption) of the world and then draw 24 unseen sketches with
 their captions. A judge trained on the world says which pixels the drawn subject covers (intersection over union, IoU,
 with the exact mask that the sketch was made from) and which subject, colour and background it is.
 
@@ -33,7 +33,7 @@ from minibnn.weights import read_json, write_json, write_whole
 
 from .judge import drawn, judged, train_judge
 
-STEPS, BATCH, LR, SAMPLE_STEPS, TESTS = 100, 8, 3e-4, 10, 32
+STEPS, BATCH, LR, SAMPLE_STEPS, TESTS = 60, 8, 3e-4, 8, 24
 RUNS = [("base", 0), ("bps", 40), ("skip", 40), ("encoder", 40), ("bps", 12), ("bps", 200)]
 JUDGED = ("IoU", "subject", "colour", "background")
 
@@ -102,7 +102,7 @@ def one(sd, judge, variant, count, seed):
     seconds = time.process_time() - started
     scenes, hints, _, masks = world_pairs(TESTS, 12)
     captions = [world.caption(scene) for scene in scenes]
-    pictures = bps.draw(sd, branch.eval(), hints, captions, SAMPLE_STEPS, seed=seed, batch_size=32, inject=inject)
+    pictures = bps.draw(sd, branch.eval(), hints, captions, SAMPLE_STEPS, seed=seed, batch_size=TESTS, inject=inject)
     return {**judged(judge, to_tensor(pictures), masks, scenes), "training seconds": round(seconds, 1)}, pictures
 
 
