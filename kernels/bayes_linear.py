@@ -14,9 +14,9 @@ x (M, K) activations; μ, σ (N, K) float32 masters; y (M, N). A tile of the for
 
 dx walks n instead of k; the weight gradient walks m, and its epilogue multiplies dμ by ε to get dσ: each ε made once.
 There are no atomics: the same inputs give the same bits. A bias is a matrix of one column, with noise of its own.
-Paths: "fused" (these kernels), "sample" (one kernel writes θ in the compute dtype, then the library multiplies; again
-in backward), "reference" (`reference.py`, on any device), "auto" (`choose_path`). Read first: reference.py, philox.py.
-But: first derivatives only; the exact random stream only, no PTX approximations.
+Paths: "fused" (these kernels), "sample" (one kernel writes θ, the library multiplies; again in backward), "mixed" (so,
+but with the fused weight gradient), "reference" (`reference.py`, on any device), "auto" (`choose_path`).
+But: first derivatives only; the exact random stream only, no PTX approximations. Read reference.py, philox.py first.
 """
 
 import os
@@ -30,7 +30,7 @@ from torch import Tensor
 from . import reference
 from .philox import normal_tile
 
-DTYPES, PATHS = (torch.float32, torch.float16, torch.bfloat16), ("auto", "fused", "sample", "reference")
+DTYPES, PATHS = (torch.float32, torch.float16, torch.bfloat16), ("auto", "fused", "mixed", "sample", "reference")
 INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 WEIGHT, BIAS = tl.constexpr(reference.DOMAINS["weight"]), tl.constexpr(reference.DOMAINS["bias"])
 
@@ -42,8 +42,7 @@ def rounded(v, DTYPE: tl.constexpr):
     if INTERPRET and DTYPE == tl.bfloat16:
         bits = v.to(tl.float32).to(tl.uint32, bitcast=True)
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
-    else:
-        return v.to(DTYPE)
+    return v.to(DTYPE)
 
 
 @triton.jit
@@ -151,12 +150,12 @@ def sample_weights(mu, sigma, seed, stream, dtype, domain="weight", path="sample
     return theta
 
 
-def choose_path(m, n, k, device):
-    """The path of "auto". From the cost model, not from measurements: fused while a sampled weight serves few rows."""
-    if device.type == "cpu" and not INTERPRET:
+def choose_path(m, n, k, capability):
+    """The path of "auto", by the cost model of bench.py, not by measurements. capability: the GPU's, or None without one."""
+    if capability is None and not INTERPRET:
         return "reference"
-    tensor_cores = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)  # that tl.dot can use
-    return "fused" if tensor_cores and m <= 256 and n >= k else "sample"
+    tensor_cores = capability is None or capability >= (8, 0)  # that tl.dot can use
+    return "mixed" if tensor_cores and n * k >= 40 * m else "sample"  # a large weight gives wgrad enough programs
 
 
 # --- 3. the operator: x (M, K) in the compute dtype -------------------------------------------------------------------
@@ -185,11 +184,13 @@ def _backward(dy: Tensor, x: Tensor, mu: Tensor, sigma: Tensor, seed: Tensor, st
     if path == "fused":
         dx = torch.empty(m, k, dtype=x.dtype, device=x.device)
         _launch(dx_kernel, x.dtype, {"BM": m, "BK": k}, dy, mu, sigma, seed, stream, dx, m, n, k)
+    else:
+        dx = dy @ sample_weights(mu, sigma, seed, stream, x.dtype, path=path)
+    if path in ("fused", "mixed"):
         gradients = [torch.empty(shape, device=x.device) for shape in [(n, k)] * 2 + [(n,)] * 2 * has_bias]
         outputs = gradients + [None] * (4 - len(gradients))
         _launch(wgrad_kernel, x.dtype, {"BN": n, "BK": k}, dy, x, seed, stream, *outputs, m, n, k)
         return [dx, *gradients]
-    dx = dy @ sample_weights(mu, sigma, seed, stream, x.dtype, path=path)
     gradients = []
     for dmu, domain in [((dy.mT @ x).float(), "weight"), (dy.sum(0, dtype=torch.float32), "bias")][: 1 + has_bias]:
         gradients += [dmu, sample_weights(None, dmu, seed, stream, torch.float32, domain, path)]
@@ -214,7 +215,6 @@ def _differentiate(ctx, dy):
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-# --- 4. the public function -------------------------------------------------------------------------------------------
 def bayes_linear(x, mu, sigma, bias_mu=None, bias_sigma=None, *, seed, stream=0, compute_dtype=None, path="auto"):
     """y = x (μ + σ∘ε)ᵀ + b with ε = `reference.epsilon(seed, stream, N, K)`; differentiable in all but the seed.
 
@@ -236,7 +236,8 @@ def bayes_linear(x, mu, sigma, bias_mu=None, bias_sigma=None, *, seed, stream=0,
     if dtype not in DTYPES or path not in PATHS:
         raise ValueError(f"compute_dtype {dtype} must be one of {DTYPES}, and path {path!r} one of {PATHS}")
     rows = x.reshape(-1, x.shape[-1]).to(dtype).contiguous()
-    path = choose_path(len(rows), *mu.shape, x.device) if path == "auto" else path
+    if path == "auto":
+        path = choose_path(len(rows), *mu.shape, torch.cuda.get_device_capability(x.device) if x.is_cuda else None)
     parameters = (p if p is None else p.contiguous() for p in (mu, sigma, bias_mu, bias_sigma))
     with torch.autocast(kind, enabled=False):  # F.linear must keep the dtype
         return _forward(rows, *parameters, seed, stream, path).reshape(*x.shape[:-1], len(mu))

@@ -70,5 +70,4 @@ def normal_tile(seed, stream, DOMAIN: tl.constexpr, row0, column0, ROWS: tl.cons
     w0, w1, w2, w3 = philox(*counter, zero + key.to(tl.uint32), zero + (key >> 32).to(tl.uint32))
     e0, e1 = box_muller(w0, w1)
     e2, e3 = box_muller(w2, w3)
-    pairs = tl.join(tl.join(e0, e2), tl.join(e1, e3))  # (R, G, 2, 2), read as 0 1 2 3
-    return tl.reshape(pairs, (ROWS, COLUMNS))
+    return tl.reshape(tl.join(tl.join(e0, e2), tl.join(e1, e3)), (ROWS, COLUMNS))  # (R, G, 2, 2), read as 0 1 2 3

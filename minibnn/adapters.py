@@ -69,6 +69,6 @@ def unmerge(network, taken):
 
 @torch.no_grad()
 def constrain(network, eps):
-    """COFT's projection of every Q, after each optimiser step.   (Qiu et al. 2023, eq. 4, for Q instead of R)"""
+    """COFT's projection of every Q, after each optimiser step.   (as the authors' code and peft project: Q, not R)"""
     for adapter in adapters(network).values():
         adapter.q.copy_(project(adapter.q, eps))

@@ -58,15 +58,24 @@ class Eye(nn.Module):
         return self.out(torch.cat(pooled, 1))
 
 
+def asset(path):
+    """The path of a file of this package. Raises UserError if it is missing."""
+    if not path.exists():
+        raise UserError(f"{path} is missing, which comes with minibnn: install it again")
+    return path
+
+
+def shipped(network, path):
+    """The network with the weights of a file of this package, in evaluation mode. Errors as `asset`."""
+    with open_weights(asset(path)) as file:
+        network.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()}, strict=True)  # noqa: SIM118
+    return network.eval().requires_grad_(False)
+
+
 @cache
 def load():
-    """The shipped network in evaluation mode. Raises UserError if its file is missing."""
-    if not FILE.exists():
-        raise UserError(f"{FILE} is missing: install minibnn again, or make it with python -m minibnn.fidelity")
-    eye = Eye()
-    with open_weights(FILE) as file:
-        eye.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()}, strict=True)  # noqa: SIM118
-    return eye.eval().requires_grad_(False)
+    """The shipped eye. Errors as `asset`."""
+    return shipped(Eye(), FILE)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -133,6 +142,14 @@ def crop(images, size, area, generator):
     return F.grid_sample(images, where, padding_mode="reflection", align_corners=False)
 
 
+def contrastive_loss(features):
+    """(loss, share of crops recognised) of features (2·n, d), where i and i + n are two crops of one picture.   (SimCLR, eq. 1)"""
+    z, n = F.normalize(features, dim=1), len(features) // 2
+    score = (z @ z.T / TAU).masked_fill(torch.eye(2 * n, dtype=torch.bool), -torch.inf)
+    other = torch.arange(2 * n).roll(n)
+    return F.cross_entropy(score, other), (score.argmax(1) == other).float().mean().item()
+
+
 def train(options):
     """Train the eye from nothing on one core; writes it in half precision."""
     torch.manual_seed(0)
@@ -148,17 +165,12 @@ def train(options):
         pairs = bank[torch.randint(len(bank), (10,), generator=generator)].flatten(0, 1)
         images = four_states(pairs, generator)  # 80
         views = [crop(images, 64, (0.4, 1.0), generator) for _ in range(2)]
-        z = F.normalize(network(torch.cat(views)), dim=1)
-        n = len(images)
-        score = (z @ z.T / TAU).masked_fill(torch.eye(2 * n, dtype=torch.bool), -torch.inf)
-        other = torch.arange(2 * n).roll(n)
-        loss = F.cross_entropy(score, other)
+        loss, found = contrastive_loss(network(torch.cat(views)))
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 3.0)
         optimiser.step()
         rate.step()
-        found = (score.argmax(1) == other).float().mean().item()
         bar.set_postfix(loss=f"{loss.item():.3f}", recognised=f"{found:.0%}", refresh=False)
     write_tensors(options.out, {name: value.half() for name, value in network.state_dict().items()})
 

@@ -13,6 +13,9 @@ Follows: the paper's App. G, with networks of this world's size in place of Dino
 
 Pictures are (B, 3, 64, 64) in [-1, 1]. Each measure is one number for each picture, unless it says otherwise.
 
+But: fidelity goes by colours: the dog in other colours counts no more than any other drawing. Blotches so strong (0.3 and
+more) that the classifier mistakes the background make noise too small. Immerkær's estimate does not see blotches.
+
     python -m minibnn.metrics        what each measure sees and what it is blind to; rewrites assets/clean.json
 """
 
@@ -32,7 +35,7 @@ from .evaluate import ATTRIBUTES, Classifier, random_scenes, reconstruct
 from .fidelity import blotches, blur, white_noise
 from .options import run
 from .pipeline import StableDiffusion
-from .weights import open_weights, read_json, write_json
+from .weights import read_json, write_json
 
 ASSETS = Path(__file__).parent / "assets"
 CALM = 0.6  # share of the pixels, the calmest, whose energy is noise rather than outline
@@ -63,10 +66,7 @@ def diversity(images):
 @cache
 def classifier():
     """The shipped classifier of subject, colour and background, in evaluation mode."""
-    network = Classifier()
-    with open_weights(ASSETS / "classifier.safetensors") as file:
-        network.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()}, strict=True)  # noqa: SIM118
-    return network.eval().requires_grad_(False)
+    return eye.shipped(Classifier(), ASSETS / "classifier.safetensors")
 
 
 @torch.no_grad()
@@ -101,7 +101,7 @@ def calm_energy(images):
 
 @cache
 def _clean():
-    return read_json(ASSETS / "clean.json")["calm_energy"]
+    return read_json(eye.asset(ASSETS / "clean.json"))["calm_energy"]
 
 
 def noise(images):

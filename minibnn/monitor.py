@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from . import corruption, data, methods, metrics, plot
+from .drawing import SIZE
 from .evaluate import reconstruct
 from .pipeline import at_the_mean, to_pil
 from .weights import write_text, write_whole
@@ -40,7 +41,7 @@ class Monitor:
         self.rows = []
         if options.resume and self.path.exists():
             self.rows = [json.loads(line) for line in self.path.read_text().splitlines()]
-        self.world = options.model == "tiny"
+        self.world = options.model == "tiny" and options.resolution == SIZE  # the classifier knows no other size
         self.dino = self.seen = None
         with at_the_mean(sd):
             self.latents = corruption.latents_of(sd, images)
@@ -57,8 +58,7 @@ class Monitor:
         if step and step % self.every and step != self.options.steps:
             return
         self.rows = [row for row in self.rows if row["step"] < step]  # a resumed run looks again at its checkpoint
-        with at_the_mean(sd, getattr(torch, self.options.dtype)):
-            self.rows.append({"step": step} | self.look(sd))
+        self.rows.append({"step": step} | self.look(sd))
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         chart = self.chart()
         write_whole(self.out / "curves.png", lambda path: chart.save(path, format="PNG"))
@@ -67,12 +67,12 @@ class Monitor:
     def look(self, sd):
         """Draw six pictures and measure them."""
         prompts = [self.options.prompt] * 3 + [f"{self.options.prompt} {place}" for place in PLACES]
-        pictures = sd.generate(
-            prompts, STEPS, seed=0, size=self.options.resolution, batch_size=6 if self.world else 1, progress=False
-        )
-        images = data.to_tensor(pictures)
-        predict = corruption.predictor(sd, self.options.prompt)
-        sigma1 = corruption.estimate_sigma1(predict, self.latents.to(sd.device), sd.alphas_cumprod, TIMES, DRAWS, resamples=10)
+        size, at_once = self.options.resolution, 6 if self.world else 1
+        with at_the_mean(sd, getattr(torch, self.options.dtype)):
+            pictures = sd.generate(prompts, STEPS, seed=0, size=size, batch_size=at_once, progress=False)
+            predict, latents = corruption.predictor(sd, self.options.prompt), self.latents.to(sd.device)
+            sigma1 = corruption.estimate_sigma1(predict, latents, sd.alphas_cumprod, TIMES, DRAWS, resamples=10)
+        images = data.to_tensor(pictures)  # measured in full precision
         if self.world:
             fidelity, noise = metrics.fidelity(images, self.seen)[0], metrics.noise(images)
         else:
@@ -94,11 +94,11 @@ class Monitor:
         def line(name):
             return plot.Line(name, steps, [row[name] for row in self.rows])
 
-        noise = "noise (10⁻³, above clean drawings)" if self.world else "noise (grey levels, Immerkær)"
+        noise = "noise above clean drawings (x 1000)" if self.world else "noise (grey levels, Immerkær)"
         panels = [
             plot.Panel("fidelity to the training pictures", [line("fidelity")]),
             plot.Panel(noise, [line("noise")]),
-            plot.Panel("σ₁ of Eq. 2", [line(f"sigma1 at {t}") for t in TIMES]),
+            plot.Panel("sigma_1 of Eq. 2", [line(f"sigma1 at {t}") for t in TIMES]),
         ]
         return plot.chart(panels, 3)
 
@@ -109,21 +109,23 @@ class Monitor:
 
     def faithful(self):
         """The steps to keep, the most faithful first; never step 0, which is the pretrained model."""
-        rows = [row for row in self.calm() if row["step"]]
+        rows = [row for row in self.calm() if row["step"] and (row is self.rows[-1] or self.folder(row["step"]).exists())]
         rows.sort(key=lambda row: (row["fidelity"] if row["fidelity"] is not None else 0, row["step"]), reverse=True)
         return [row["step"] for row in rows[:KEPT]]
 
     def keep(self, sd):
-        """Save the present step if it is among the most faithful, and delete what no longer is."""
-        wanted = {f"{step:06d}" for step in self.faithful()}
-        folder = self.out / "faithful"
-        for old in folder.iterdir() if folder.exists() else ():
-            if old.name not in wanted:
-                shutil.rmtree(old)
-        now = f"{self.rows[-1]['step']:06d}"
+        """Save the present step if it is among the most faithful, and then delete what no longer is."""
+        wanted = [self.folder(step) for step in self.faithful()]
+        now = self.folder(self.rows[-1]["step"])
         if now in wanted:
-            methods.write_result(sd, self.options, folder / now)
-            shutil.copy(self.out / "config.json", folder / now / "config.json")
+            methods.write_result(sd, self.options, now)
+            shutil.copy(self.out / "config.json", now / "config.json")
+        for old in now.parent.glob("[0-9]" * 6):
+            if old not in wanted:
+                shutil.rmtree(old)
+
+    def folder(self, step):
+        return self.out / "faithful" / f"{step:06d}"
 
     def advice(self):
         """One line: when noise rose, and which step to use."""
@@ -131,8 +133,10 @@ class Monitor:
         risen = next((row for row in self.rows if row["step"] not in calm), None)
         first = self.rows[0]["noise"]
         said = f"noise rose at step {risen['step']}, from {first:.2f} to {risen['noise']:.2f}" if risen else "noise never rose"
+        seen = f"({self.out / 'curves.png'})"
         if not self.faithful():
-            return f"{said}: at no step was it as low as before; try a smaller --lr"
+            return f"{said}: at no step was it as low as before; try a smaller --lr  {seen}"
         best = self.faithful()[0]
-        where = f"; use step {best}: --model {self.out / 'faithful' / f'{best:06d}'}" if best != self.options.steps else "; the last step is the most faithful"
-        return f"{said}{where}  ({self.out / 'curves.png'})"
+        if best == self.options.steps:
+            return f"{said}; the last step is the most faithful  {seen}"
+        return f"{said}; use step {best}: --model {self.folder(best)}  {seen}"

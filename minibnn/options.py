@@ -105,7 +105,7 @@ class TrainOptions:
     sample_every: int = option(0, "draw samples every N steps; 0: only at the end", "output", type=_count, metavar="N")
     checkpoint_every: int = option(0, "write a checkpoint every N steps; 0: only at the end", "output", type=_count, metavar="N")
     monitor: bool = option(None, "watch fidelity, noise and σ₁ while training; keep the most faithful steps [on for the bundled model]", "output")
-    monitor_every: int = option(None, "look every N steps [nine times in all]", "output", type=_whole, metavar="N")
+    monitor_every: int = option(None, "look every N steps, and before the first [a ninth of all]", "output", type=_whole, metavar="N")
     monitor_dino: str = option(None, "facebook/dino-vits16, for the fidelity of photographs", "output", metavar="DIR")
     single_file: bool = option(False, "also write model.safetensors for ComfyUI and AUTOMATIC1111", "output")
     export: str = option(None, "lora: also write files for other programs, joined by commas: kohya (ComfyUI, AUTOMATIC1111), peft", "output", metavar="FORMATS")
@@ -240,6 +240,24 @@ class FlowOptions:
     seed: int = option(0, "fixes everything", "training", type=_count)
 
     out: str = option("flow.png", "a PNG file; with --train a folder", "output")
+    overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Time the fused Bayesian linear layer against plain and unfused ones at SD v1.5's shapes, or predict the times."""
+
+    where: str = option("paper", "which layers, as in minibnn.train; linear ones count", "what", metavar="WHERE")
+    batch: list = option((1, 4), "batch sizes", "what", nargs="+", type=_whole, metavar="N")
+    resolution: int = option(512, "pixels of the picture", "what", type=_whole)
+    dtype: str = option("bfloat16", "of the computation", "what", choices=("bfloat16", "float16"))
+
+    predict: bool = option(False, "print what the cost model expects; needs no GPU", "cost model")
+    bandwidth: float = option(4.3, "TB/s of a copy, for --predict; H200", "cost model", type=_rate)
+    matmul: float = option(790.0, "TFLOP/s of a 16-bit matmul, for --predict; H200", "cost model", type=_rate)
+
+    out: str = option(None, "a JSON file with every layer's figures", "output", metavar="JSON")
+    plot: str = option(None, "a picture of time against batch size", "output", metavar="PNG")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
 
 

@@ -1,6 +1,7 @@
 """Line charts with Pillow alone, for what commands leave beside their numbers (the tutorials use matplotlib).
 
-But: lines with bands on one or more panels, a linear or a stretched axis, nothing else.
+But: lines with bands on one or more panels, a linear or a stretched axis, nothing else; Pillow's own font has no Greek and
+no raised or lowered digits, so labels say sigma_1.
 """
 
 import math
@@ -15,7 +16,7 @@ COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#1
 
 @dataclass
 class Line:
-    """One curve: y against x; low and high, where given, bound a shaded band. NaN and None are left out."""
+    """One curve: y against x; low and high, where given, bound a shaded band. Points without a number are left out."""
 
     label: str
     x: list
@@ -36,7 +37,7 @@ class Panel:
 
 
 def ticks(low, high, count=5):
-    """Round numbers that cover low..high: `ticks(0, 9.3)` -> [0, 2, 4, 6, 8]."""
+    """Round numbers within low..high, about `count`: `ticks(0, 9.3)` -> [0, 2, 4, 6, 8]."""
     span = (high - low) or 1.0
     step = 10 ** math.floor(math.log10(span / count))
     step *= next(m for m in (1, 2, 5, 10) if span / (m * step) <= count)
@@ -52,8 +53,8 @@ def chart(panels, columns=2):
     return sheet
 
 
-def _finite(values):
-    return [v for v in values or [] if v is not None and math.isfinite(v)]
+def _known(value):
+    return value is not None and math.isfinite(value)
 
 
 def _draw(panel):
@@ -61,7 +62,7 @@ def _draw(panel):
     pen, font, small = ImageDraw.Draw(image), ImageFont.load_default(14), ImageFont.load_default(11)
     pen.text((LEFT, 8), panel.title, "black", font)
     xs = [x for line in panel.lines for x in line.x]
-    ys = [y for line in panel.lines for part in (line.y, line.low, line.high) for y in _finite(part)]
+    ys = [y for line in panel.lines for part in (line.y, line.low, line.high) for y in part or () if _known(y)]
     if not ys:
         pen.text((LEFT, HEIGHT // 2), "nothing measured", "black", small)
         return image.convert("RGB")
@@ -70,6 +71,7 @@ def _draw(panel):
     y0, y1 = min(ys), max(ys)
     margin = 0.05 * (y1 - y0) or 0.5
     y0, y1 = y0 - margin, y1 + margin
+    y1 += (y1 - y0) * min(0.3, 13 * len(panel.lines) / (HEIGHT - TOP - BOTTOM))  # room for the labels
 
     def place(x, y):
         across = (bend(x) - x0) / ((x1 - x0) or 1.0)
@@ -91,17 +93,19 @@ def _draw(panel):
 
     for i, line in enumerate(panel.lines):
         colour = line.colour or COLOURS[i % len(COLOURS)]
-        known = [k for k, y in enumerate(line.y) if y is not None and math.isfinite(y)]
-        if line.low and len(known) > 1:
+        known = [k for k, y in enumerate(line.y) if _known(y)]
+        bounded = [k for k in known if line.low and _known(line.low[k]) and _known(line.high[k])]
+        if len(bounded) > 1:
             band = Image.new("RGBA", image.size, (0, 0, 0, 0))
-            outline = [place(line.x[k], line.low[k]) for k in known] + [place(line.x[k], line.high[k]) for k in reversed(known)]
-            ImageDraw.Draw(band).polygon(outline, colour + "30")
+            lower, upper = ([place(line.x[k], bound[k]) for k in bounded] for bound in (line.low, line.high))
+            ImageDraw.Draw(band).polygon(lower + upper[::-1], colour + "30")
             image.alpha_composite(band)
             pen = ImageDraw.Draw(image)
         points = [place(line.x[k], line.y[k]) for k in known]
         pen.line(points, colour, 2)
         for x, y in points:
             pen.ellipse((x - 2, y - 2, x + 2, y + 2), colour)
-        label = (WIDTH - RIGHT - 4, TOP + 2 + 13 * i)
-        pen.text(label, line.label, colour, small, anchor="ra")
+    for i, line in enumerate(panel.lines):
+        colour, place_of_label = line.colour or COLOURS[i % len(COLOURS)], (WIDTH - RIGHT - 4, TOP + 2 + 13 * i)
+        pen.text(place_of_label, line.label, colour, small, anchor="ra", stroke_width=2, stroke_fill="white")
     return image.convert("RGB")

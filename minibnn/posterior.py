@@ -6,6 +6,7 @@ start from the same noise, and one θ serves all steps of a picture, so that pic
 Needs `posterior.safetensors` in the run (`--keep-posterior`): μ and σ of what was trained.
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,8 @@ def open_run(run, tokenizer=None, dtype=torch.float32):
     found = runs.adapter_run(run)
     sd = StableDiffusion.load(found[0] if found else run, tokenizer, dtype)
     if found:
-        options = TrainOptions(**{**found[1], "bayes": False})
+        known = {field.name for field in dataclasses.fields(TrainOptions)}
+        options = TrainOptions(**{name: value for name, value in found[1].items() if name in known} | {"bayes": False})
         sd.recipe |= {name: getattr(options, name) for name in ("prompt", "class_prompt", "resolution")}
         methods.make_trainable(sd.unet, options)
     parameters, random = dict(sd.unet.named_parameters()), {}

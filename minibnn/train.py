@@ -42,6 +42,7 @@ def train(options, observe=None):
     files = data.list_pictures(options.images)
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
     options = settle(options, sd, len(files))
+    sd.recipe |= {name: getattr(options, name) for name in ("prompt", "class_prompt", "resolution")}
     images = data.load_pictures(files, options.resolution)
     if options.prior_weight:  # before the folder is made: own class pictures may be broken
         data.check_class_pictures(options.class_images, class_record(options))
@@ -281,7 +282,6 @@ def describe(options, unet, pictures):
 
 def finish(sd, options, autocast, out):
     """Write the result at the posterior mean, then the samples, and say how to use it."""
-    sd.recipe |= {name: getattr(options, name) for name in ("prompt", "class_prompt", "resolution")}
     kind = methods.save_result(sd, options, out)
     if options.single_file:
         sd.save_single_file(out / "model.safetensors")

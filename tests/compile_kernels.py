@@ -1,4 +1,7 @@
-"""Compile the kernels for GPUs that are not here, and print what the machine code looks like, as JSON lines.
+"""Compile the kernels for GPUs that are not here, and print what the machine code looks like.
+
+    python tests/compile_kernels.py          every kernel at its table configuration, as a Markdown table
+    python tests/compile_kernels.py JOBS     what JOBS (JSON) asks for, as JSON lines
 
 Run by test_kernel_compile.py in a process of its own, because there the kernels must not be the interpreter's.
 """
@@ -44,12 +47,15 @@ def compile_kernel(name, dtype, target, fixed=None, tiles=None, warps=None):
 
 
 def machine_code(compiled):
-    """SASS of a cubin, by the cuobjdump that comes with Triton."""
+    """(SASS, registers of a thread) of a cubin, by the cuobjdump that comes with Triton."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        return subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
+        sass, usage = (
+            subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout for flag in ("-sass", "-res-usage")
+        )  # fmt: skip
+    return sass, int(re.search(r"REG:(\d+)", usage)[1])
 
 
 def describe(name, dtype, arch, **changes):
@@ -57,14 +63,27 @@ def describe(name, dtype, arch, **changes):
         compile_kernel(name, dtype, GPUTarget("hip", arch, 64), **changes)
         return {"kernel": name, "dtype": dtype, "arch": arch}
     compiled = compile_kernel(name, dtype, GPUTarget("cuda", int(arch[3:]), 32), **changes)
-    sass = machine_code(compiled)
+    sass, registers = machine_code(compiled)
     return {
-        "kernel": name, "dtype": dtype, "arch": arch, "shared": compiled.metadata.shared,
+        "kernel": name, "dtype": dtype, "arch": arch, "registers": registers, "shared": compiled.metadata.shared,
         "spills": len(re.findall(r"\b(?:LDL|STL)\b", sass)), "HMMA": len(re.findall(r"\bHMMA\b", sass)),
         "HGMMA": len(re.findall(r"\bHGMMA\b", sass)), "fused": len(re.findall(r"\bFFMA\b", sass)),
     }  # fmt: skip
 
 
+def table():
+    """What RESULTS.md holds."""
+    print("| kernel | dtype | arch | registers | spill instructions | shared memory, KiB | tensor-core instructions |")
+    print("|---|---|---|---|---|---|---|")
+    jobs = [(name, dtype, arch) for arch in ("sm_80", "sm_86", "sm_89", "sm_90") for name in ("forward", "dx", "wgrad")
+            for dtype in ("bfloat16", "float32")]  # fmt: skip
+    for name, dtype, arch in [*jobs, *(("sample", "float16", arch) for arch in ("sm_75", "sm_80", "sm_90"))]:
+        d = describe(name, dtype, arch)
+        print(f"| {name} | {dtype} | {arch} | {d['registers']} | {d['spills']} | {d['shared'] / 1024:.1f} | {d['HMMA'] + d['HGMMA']} |", flush=True)  # fmt: skip
+
+
 if __name__ == "__main__":
-    for job in json.loads(sys.argv[1]):
+    for job in json.loads(sys.argv[1]) if sys.argv[1:] else []:
         print(json.dumps(describe(**job)), flush=True)
+    if not sys.argv[1:]:
+        table()

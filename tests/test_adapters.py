@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from minibnn import adapters, bayes, lora, oft
+from minibnn import UNet, adapters, bayes, lora, oft
 
 D = torch.float64
 LORA = {"layers": "to_q,to_out.0", "rank": 3, "alpha": 5.0}
@@ -167,7 +167,7 @@ def test_oft_is_pefts():
 
 
 def test_oft_keeps_what_rotations_keep():
-    """W Rᵀ (W Rᵀ)ᵀ = W Wᵀ: lengths of and angles between the neurons (Qiu et al. 2023, §3), also for a draw."""
+    """W Rᵀ (W Rᵀ)ᵀ = W Wᵀ: lengths of and angles between the neurons (Qiu et al. 2023), also for a draw."""
     draw = bayes.Draw()
     layer = oft_layer(0.2, draw)
     draw.renew(seeded())
@@ -189,10 +189,13 @@ def test_app_d_only_q_of_oft_is_random():
     torch.testing.assert_close(layer(x), plain(x), rtol=1e-12, atol=1e-12)
     layer(x).square().sum().backward()
     assert layer.q.grad.abs().sum() > 0 and layer.q_sigma.grad.abs().sum() > 0
-    reference = bayes.Draw("reference")
-    layer.draw = reference
-    reference.renew(seeded(2))
-    assert not torch.equal(layer(x), plain(x))
+    outputs = []
+    for kernel in ("reference", "triton"):
+        layer.draw = bayes.Draw(kernel)
+        layer.draw.renew(seeded(2))
+        outputs.append(layer.float()(x.float()))
+    torch.testing.assert_close(*outputs)
+    assert not torch.equal(outputs[0], plain(x).float())
 
 
 def test_coft_projects_as_peft():
@@ -255,6 +258,18 @@ def test_merge_and_unmerge(vectors, call, kind):
     assert torch.equal(call(unet), adapted)
     state = unet.state_dict()
     assert all(torch.equal(state[k], before[k]) for k in before)
+
+
+@pytest.mark.parametrize(("kind", "trained", "random"), [("lora", 797_184, 399_360), ("oft", 23_304_192, 23_304_192)])
+def test_sizes_for_sd15(kind, trained, random):
+    """Rank 4, four blocks, on the 128 attention projections."""
+    with torch.device("meta"):
+        unet = UNet()
+        KINDS[kind][0](unet, sigma=0.01, draw=bayes.Draw())
+    sizes = {n: p.numel() for n, p in unet.named_parameters() if p.requires_grad}
+    assert len(adapters.adapters(unet)) == 128
+    assert sum(v for n, v in sizes.items() if not n.endswith("_sigma")) == trained
+    assert sum(v for n, v in sizes.items() if n.endswith("_sigma")) == random
 
 
 def test_layers_are_chosen_by_the_ends_of_their_names(vectors):

@@ -30,7 +30,7 @@ def make_run(dog, tmp_path_factory):
         key = name or arguments
         if key not in made or name:
             folder = made.get(key) or tmp_path_factory.mktemp("runs") / "run"
-            words = ["--images", str(dog), "--out", str(folder), "--samples", "0", "--method", *arguments]
+            words = ["--images", str(dog), "--out", str(folder), "--samples", "0", "--no-monitor", "--method", *arguments]
             train(parse(TrainOptions, "minibnn.train", words))
             made[key] = folder
         return made[key]
@@ -41,7 +41,7 @@ def make_run(dog, tmp_path_factory):
 @pytest.fixture
 def options(dog, tmp_path):
     def options(*arguments, out="run"):
-        words = ["--images", str(dog), "--out", str(tmp_path / out), "--samples", "0", "--steps", "2", *arguments]
+        words = ["--images", str(dog), "--out", str(tmp_path / out), "--samples", "0", "--no-monitor", "--steps", "2", *arguments]
         return parse(TrainOptions, "minibnn.train", words)
 
     return options
@@ -253,7 +253,7 @@ def test_lambda_zero_keeps_no_second_copy_of_the_weights(options, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_adapter_learns_the_pictures(options, tmp_path, dog, method):
-    train(options("--method", method, "--steps", "40", "--lr", "0.01", "--batch-size", "4"))
+    train(options("--method", method, "--steps", "30", "--lr", "0.01", "--batch-size", "4"))
     before, after = (denoising_error(model, dog, "a photo of a sks dog") for model in ("tiny", tmp_path / "run"))
     assert after < 0.9 * before, (before, after)
 
@@ -354,9 +354,9 @@ def test_a_run_finds_its_base_or_says_which_it_was(options, tmp_path, monkeypatc
 
 def test_an_adapter_run_is_a_model_to_start_from(make_run, options, tmp_path):
     run = make_run("lora", "--bayes", *BIG_STEPS)
-    train(options("--method", "oft", "--model", str(run)))
-    torch.testing.assert_close(  # two steps of 1e-4 leave it near the LoRA, not near the bundled model
-        output(StableDiffusion.load(tmp_path / "run").unet), output(StableDiffusion.load(run).unet), rtol=0, atol=0.05
+    train(options("--method", "oft", "--model", str(run), "--lr", "1e-6"))
+    torch.testing.assert_close(  # so small a rate leaves it at the LoRA, far from the bundled model
+        output(StableDiffusion.load(tmp_path / "run").unet), output(StableDiffusion.load(run).unet), rtol=0, atol=2e-3
     )
 
 

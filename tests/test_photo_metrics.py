@@ -319,3 +319,61 @@ def test_lpips_needs_two_pictures_of_a_prompt(job, tmp_path):
     (tmp_path / "prompts.txt").write_text("a\nb\nb\na c\n")
     with pytest.raises(UserError, match="'a' has one"):
         photo.measure(change(job, prompts=str(tmp_path / "prompts.txt"), clip="nowhere"))  # told before networks are read
+
+
+# --- the corruption experiment on photographs -------------------------------------------------------------------------
+
+
+def test_the_paper_settings_measure_photographs(folders, tmp_path, dog, monkeypatch):
+    """`--settings paper-celeba` on a diffusers folder: the paper's steps, prompts and sampler, judged by the photo networks."""
+    import dataclasses
+
+    from minibnn.experiments import corruption as experiment
+    from minibnn.experiments.settings import SETTINGS, Run, View
+    from minibnn.options import parse
+    from minibnn.pipeline import BUNDLED
+
+    words = ["--settings", "paper-celeba", "--model", str(BUNDLED / "tiny"), "--images", str(dog), "--each", "1"]
+    words += [f"--{name.replace('_', '-')}={folders / name}" for name in ("dino", "clip", "lpips", "clip_iqa")]
+    options = parse(experiment.CorruptionOptions, "x", [*words, "--steps", "1", "--out", str(tmp_path)])
+    it = Run("paper-celeba", 2, True, 0)
+    assert experiment.steps_of(it, dataclasses.replace(options, steps=None)) == 4 * 250 * 2
+    asked = experiment.train_options(it, options, tmp_path)
+    assert (asked.prompt, asked.class_prompt, asked.prior_weight) == ("a photo of a sks person", "a photo of a person", None)
+
+    setting = SETTINGS["paper-celeba"]
+    assert setting.views == (View("pndm", 50, 7.5),)
+    fast = dataclasses.replace(setting, views=(View("pndm", 1, 7.5),), options={"prior_weight": 0.0})
+    monkeypatch.setitem(SETTINGS, "paper-celeba", fast)
+    drawn = {}
+    generate = experiment.StableDiffusion.generate
+
+    def spy(sd, prompts, *rest, **named):
+        pictures = generate(sd, prompts, *rest, **named)
+        drawn.setdefault(len(prompts), (prompts, pictures))
+        return pictures
+
+    monkeypatch.setattr(experiment.StableDiffusion, "generate", spy)
+    experiment.perform(it, options)
+    rows = experiment.read_rows(tmp_path / f"{it.name}.jsonl")
+    assert [(row["step"], row["group"]) for row in rows] == [(0, "training"), (0, "other"), (1, "training"), (1, "other")]
+    assert all(isinstance(rows[1][name], float) for name in ("fidelity", "nearest", "noise", "clip_t", "clip_iqa"))
+    assert rows[0]["diversity"] > 0 and rows[1]["diversity"] is None and rows[1]["background"] is None
+    prompts, pictures = drawn[25]
+    assert prompts[0] == "a photo of a sks person wearing sunglasses" and len(set(prompts)) == 25
+    clip = load_clip(folders / "clip")
+    texts = photo.clip_t(photo.clip_pictures(pictures, clip), photo.clip_prompts(prompts, clip))
+    assert rows[1]["clip_t"] == pytest.approx(texts.mean().item(), abs=1e-5)
+
+
+def test_settings_that_cannot_be_are_told(dog):
+    from minibnn.experiments.corruption import CorruptionOptions, planned
+
+    for options, words in (
+        (CorruptionOptions(images=str(dog), model="sd", settings=("paper",)), "--dino is required"),
+        (CorruptionOptions(images=str(dog), settings=("paper",)), "does not go with --model tiny"),
+        (CorruptionOptions(images=str(dog), settings=("mian",)), "--settings mian"),
+        (CorruptionOptions(images=str(dog), pictures=(7,)), "holds 6"),
+    ):
+        with pytest.raises(UserError, match=words):
+            planned(options)

@@ -6,7 +6,7 @@ import torch
 from scipy import integrate, optimize, stats
 from test_tutorials import TUTORIALS, definitions
 
-from minibnn import schedule
+from minibnn import oft, schedule
 
 ABAR = (1 - schedule.betas()).cumprod(0)
 
@@ -167,3 +167,43 @@ def test_eq3_and_algorithm1_best_sigma(linear, a, d):
     assert linear["algorithm1_sigma"](a, sigma_p, d) == pytest.approx(
         best(lambda s: kl(0 * one, sigma_p * one, d * one, s * one)), rel=1e-5
     )
+
+
+# --- 11 ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapters():
+    return definitions((TUTORIALS / "11_lora_and_oft.py").read_text())
+
+
+def test_lora_eq3_as_in_the_tutorial(adapters):
+    x, weight, down, up = torch.randn(4, 6), torch.randn(5, 6), torch.randn(3, 6), torch.randn(5, 3)
+    torch.testing.assert_close(adapters["lora"](x, weight, down, up, 2.0), x @ (weight + 2 / 3 * up @ down).T, rtol=1e-12, atol=1e-12)
+    a, b = adapters["for_diffusers"](down, up, 2.0)
+    torch.testing.assert_close(b @ a, 2 / 3 * up @ down, rtol=1e-12, atol=1e-12)
+
+
+def test_app_d_cayley_as_in_the_tutorial(adapters):
+    """Eigenvalues (1 + iλ)/(1 − iλ) where S has iλ; orthogonal; the code's formula is the printed one."""
+    q, eye = torch.randn(7, 7), torch.eye(7)
+    s = 0.5 * (q - q.T)
+    r = adapters["cayley"](q)
+    torch.testing.assert_close(r, (eye + s) @ torch.linalg.inv(eye - s), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(r.T @ r, eye, rtol=0, atol=1e-12)
+    torch.testing.assert_close(oft.cayley(q), r, rtol=1e-10, atol=1e-12)
+    values = torch.linalg.eigvals(s)
+    expected = (1 + values) / (1 - values)
+    assert (torch.linalg.eigvals(r)[:, None] - expected).abs().min(0).values.max() < 1e-10
+    torch.testing.assert_close(expected.abs(), torch.ones(7))
+
+
+def test_app_d_weight_std_as_in_the_tutorial(adapters):
+    """Against 200,000 draws of B; and a sum of r products of normals has an excess kurtosis of 6/r."""
+    generator = torch.Generator().manual_seed(0)
+    down = torch.randn(3, 5, generator=generator)
+    b = 0.2 * torch.randn(200_000, 3, generator=generator)
+    torch.testing.assert_close(adapters["weight_std"](down, 0.2, 6.0), (2 * b @ down).std(0), rtol=0.01, atol=0)
+    for rank in (1, 2, 4):
+        product = (torch.randn(2_000_000, rank, generator=generator) * torch.randn(2_000_000, rank, generator=generator)).sum(1)
+        assert stats.kurtosis(product.numpy()) == pytest.approx(6 / rank, rel=0.1)

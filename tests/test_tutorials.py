@@ -3,6 +3,7 @@ what the text shows (links, names, figures, mathematics) is in order."""
 
 import ast
 import base64
+import linecache
 import os
 import re
 import shutil
@@ -36,6 +37,7 @@ def definitions(text):
     tree = ast.parse(text)
     tree.body = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))]
     space = {"__name__": "tutorial"}
+    linecache.cache["tutorial"] = (len(text), None, text.splitlines(True), "tutorial")  # Triton reads its kernels' source
     exec(compile(tree, "tutorial", "exec"), space)
     return space
 

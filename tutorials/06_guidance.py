@@ -28,19 +28,19 @@ torch.set_default_dtype(torch.float64)
 # ## The idea
 #
 # A text-to-image model is trained to predict noise with a caption $c$ and, for one picture in ten, with an empty one,
-# $\varnothing$. Drawing with the caption alone gives vague pictures. Classifier-free guidance extrapolates (UPM eq. 6; Ho &
-# Salimans 2022, eq. 6, with $\gamma=1+w$):
+# $\varnothing$. Drawing with the caption alone gives vague pictures. Classifier-free guidance extrapolates (UPM eq. 6,
+# which writes $\gamma$ for our $w$; Ho & Salimans 2022, eq. 6, write $1+w$):
 #
-# $$\hat\epsilon = \epsilon_\theta(x_t,\varnothing) + \gamma\,\big(\epsilon_\theta(x_t,c)-\epsilon_\theta(x_t,\varnothing)\big)$$
+# $$\hat\epsilon = \epsilon_\theta(x_t,\varnothing) + w\,\big(\epsilon_\theta(x_t,c)-\epsilon_\theta(x_t,\varnothing)\big)$$
 #
 # The unconditional prediction is the point one starts from *and* the point one moves away from. Suppose it is wrong by $d$: then
-# $\hat\epsilon$ is wrong by $(1-\gamma)\,d$, at $\gamma=7.5$ by six and a half times as much.
+# $\hat\epsilon$ is wrong by $(1-w)\,d$, at $w=7.5$ by six and a half times as much.
 #
 # DreamBooth trains the captions "a photo of a sks dog" and "a photo of a dog", never the empty one, but all weights move; other
 # recipes drop one caption in ten, and teach the model that *nothing* means *my six pictures*. Either way the model's idea of pictures in
 # general suffers. The model it was fine-tuned from, $\psi$, still has it. So (UPM eq. 7)
 #
-# $$\hat\epsilon = \epsilon_\psi(x_t,\varnothing) + \gamma\,\big(\epsilon_\theta(x_t,c)-\epsilon_\psi(x_t,\varnothing)\big)$$
+# $$\hat\epsilon = \epsilon_\psi(x_t,\varnothing) + w\,\big(\epsilon_\theta(x_t,c)-\epsilon_\psi(x_t,\varnothing)\big)$$
 #
 # No training, one line changed, one more network in memory.
 
@@ -49,7 +49,7 @@ torch.set_default_dtype(torch.float64)
 
 # %%
 def guide(eps_u, eps_c, scale):
-    """From the unconditional prediction towards the conditional one and beyond; scale is γ.   (UPM eq. 6 and 7)"""
+    """From the unconditional prediction towards the conditional one and beyond; scale is w.   (UPM eq. 6 and 7)"""
     # --- exercise 1: extrapolate
     return eps_u + scale * (eps_c - eps_u)
     # --- end
@@ -80,21 +80,21 @@ def drawn(unconditional, scale, steps=2000):
     return x[0].item(), (x[1] - x[0]).abs().item()
 
 
-print("  γ    with the base's N(0, 2²)    with the model's own N(.8, .6²)")
+print("  w    with the base's N(0, 2²)    with the model's own N(.8, .6²)")
 for scale in (0, 1, 1.5, 2, 3):
     (mean, std), (own_mean, own_std) = drawn((0.0, 2.0), scale), drawn((0.8, 0.6), scale)
     print(f"{scale:3}      {mean:5.2f} ± {std:5.3f}              {own_mean:5.2f} ± {own_std:5.3f}")
 
 # %% [markdown]
-# With the base, guidance sharpens: at $\gamma=3$ the spread is 0.03, around 1.1. With the spoiled prediction the picture moves
+# With the base, guidance sharpens: at $w=3$ the spread is 0.03, around 1.1. With the spoiled prediction the picture moves
 # *away from* 0.8 and hardly sharpens: guidance amplifies the error and no longer the condition.
 #
-# One may read guidance as drawing from $p_\psi(x_t)^{1-\gamma}\,p_\theta(x_t\mid c)^\gamma$ at every $t$. Beware: that is a family of densities, one
+# One may read guidance as drawing from $p_\psi(x_t)^{1-w}\,p_\theta(x_t\mid c)^w$ at every $t$. Beware: that is a family of densities, one
 # for each $t$, and *not* the noising of one of them, so the sampler does not end in its last member:
 
 # %%
 precision = (1 - 2) / 2**2 + 2 / 0.5**2
-print(f"γ = 2: the product of densities is {2 / 0.5**2 / precision:.3f} ± {precision**-0.5:.3f}, drawn is {drawn((0.0, 2.0), 2)}")
+print(f"w = 2: the product of densities is {2 / 0.5**2 / precision:.3f} ± {precision**-0.5:.3f}, drawn is {drawn((0.0, 2.0), 2)}")
 
 # %% [markdown]
 # ## Exercise 2 · another noise schedule (10 minutes, medium)
@@ -134,7 +134,7 @@ check_base_eps(base_eps)
 
 # %% [markdown]
 # Does the map matter? A base with DDPM's linear $\beta_t$ that knows $\mathcal N(0,2^2)$ exactly, asked by a sampler with a cosine schedule, at
-# $\gamma=0$ (only the base counts, so its own spread, 2, should come out):
+# $w=0$ (only the base counts, so its own spread, 2, should come out):
 
 # %%
 linear = (1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0)
@@ -158,7 +158,7 @@ print(f"spread with τ(t): {spread(tau):.3f}, with τ = t: {spread(torch.arange(
 # Some models take two conditions, for instance an edited picture *and* an instruction. Then there are two arrows, each with its own scale
 # (UPM eq. 8):
 #
-# $$\hat\epsilon=\epsilon_\psi(\varnothing,\varnothing)+\gamma_1\big(\epsilon_\theta(c_1,\varnothing)-\epsilon_\psi(\varnothing,\varnothing)\big)+\gamma_2\big(\epsilon_\theta(c_1,c_2)-\epsilon_\theta(c_1,\varnothing)\big)$$
+# $$\hat\epsilon=\epsilon_\psi(\varnothing,\varnothing)+w_1\big(\epsilon_\theta(c_1,\varnothing)-\epsilon_\psi(\varnothing,\varnothing)\big)+w_2\big(\epsilon_\theta(c_1,c_2)-\epsilon_\theta(c_1,\varnothing)\big)$$
 #
 # The base replaces the unconditional prediction in **both** places, and nothing else. With text alone, $c_1$ can be a part of the
 # prompt, "a photo of a sks dog", and $c_2$ the rest, "on the beach".
@@ -277,7 +277,7 @@ print("energy distance to true guidance      own      base     wrong base")
 for scale in (1.5, 2, 3, 5, 7.5):
     goal = sample(true_unconditional, scale)
     distances = [energy_distance(sample(sources[name], scale), goal) for name in list(sources)[1:]]
-    print(f"                      γ = {scale:3}    " + "".join(f"{d:9.3f}" for d in distances))
+    print(f"                      w = {scale:3}    " + "".join(f"{d:9.3f}" for d in distances))
 
 # %%
 figure, axes = plt.subplots(1, 4, figsize=(11, 2.9), sharex=True, sharey=True)
@@ -295,7 +295,7 @@ show(
 
 # %% [markdown]
 # The fine-tuned network knows only two clusters, so its guidance points away from the other one: down. The base knows all six, and
-# points outwards, as the truth does. At $\gamma=7.5$ hardly any gain is left: there the errors of the *conditional* prediction, too, are
+# points outwards, as the truth does. At $w=7.5$ hardly any gain is left: there the errors of the *conditional* prediction, too, are
 # multiplied by 7.5, and the few stray points are theirs.
 
 # %% [markdown]

@@ -85,11 +85,9 @@ SHARES, CENTRES, STD = torch.tensor([0.8, 0.2]), torch.tensor([-2.0, 2.0]), 0.5
 grid = torch.linspace(-5, 5, 2001)
 
 
-def density(x, abar=torch.tensor(1.0)):
-    """The mixture's density after noising with ᾱ; x (n,) -> (n,)."""
-    variance = abar * STD**2 + 1 - abar
-    bells = torch.exp(-((x[:, None] - abar.sqrt() * CENTRES) ** 2) / (2 * variance)) / (2 * math.pi * variance).sqrt()
-    return bells @ SHARES
+def density(x):
+    """The mixture's density; x (n,) -> (n,)."""
+    return torch.exp(-((x[:, None] - CENTRES) ** 2) / (2 * STD**2)) @ SHARES / (math.sqrt(2 * math.pi) * STD)
 
 
 def draw_mixture(n):
@@ -262,10 +260,10 @@ def sample(model, n, seed, switches=()):
 
 torch.manual_seed(0)
 base = fit(Network(), draw_mixture(20_000).float(), 1500, 0, 1)
-SWITCHES = [0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900]
+SWITCHES = [0, 100, 200, 300, 400, 500, 700]
 x0, states = sample(base, 1000, 2, SWITCHES)
-kept = rejection.binary((x0 > 0).float())
-print(f"{int(kept.sum())} of 1000 kept")
+kept = rejection.binary((x0 > 0).float()).nonzero()[:, 0]
+print(f"{len(kept)} of 1000 kept")
 
 
 def distance(points, ideal):
@@ -273,36 +271,50 @@ def distance(points, ideal):
     return (points.sort().values - ideal.sort().values).abs().mean().item()
 
 
-big, big_states = sample(base, 40_000, 4, SWITCHES)
-rows = []
-for switch in SWITCHES:
+@torch.no_grad()
+def finish(x, t, seed):
+    """The base goes on from states at time t."""
+    noise = torch.Generator().manual_seed(seed)
+    for now, abar_t, abar_prev in schedule.pairs(TIMES, ABAR, ABAR[0]):
+        if now <= t:
+            x = schedule.ddim_step(x, base(x, now), abar_t, abar_prev, 1.0, torch.randn(len(x), generator=noise))
+    return x
+
+
+def fine_tuned(data, switch):
+    """4000 points by a copy of the base, fine-tuned on `data` above the switch."""
     network = Network()
     network.load_state_dict(base.state_dict())
-    fit(network, x0[kept], 150, states[switch][1] + 1 if switch else 0, 3)
-    points, _ = sample(switched(network, base, switch), 8000, 5)
-    x_t, t = big_states[switch]
-    ideal = x_t[big > 0][:8000]
-    if switch:  # the base goes on from kept states
-        noise = torch.Generator().manual_seed(6)
-        with torch.no_grad():
-            for now, abar_t, abar_prev in schedule.pairs(TIMES, ABAR, ABAR[0]):
-                if now <= t:
-                    ideal = schedule.ddim_step(ideal, base(ideal, now), abar_t, abar_prev, 1.0, torch.randn(len(ideal), generator=noise))
-    rows.append([(points > 0).float().mean().item(), (ideal > 0).float().mean().item(), distance(points[: len(ideal)], ideal)])
-success_rate, ideal_rate, far = zip(*rows, strict=True)
+    fit(network, data, 300, states[switch][1] + 1 if switch else 0, 3)
+    return sample(switched(network, base, switch), 4000, 5)[0]
+
+
+big, big_states = sample(base, 30_000, 4, SWITCHES)
+goal = big[big > 0][:4000]
+rows = []
+for switch in SWITCHES:
+    ideal = finish(big_states[switch][0][big > 0][:4000], big_states[switch][1], 6) if switch else goal
+    few = [fine_tuned(x0[kept[12 * k : 12 * k + 12]], switch) for k in range(3)]  # thrice, for three different dozens
+    many = [fine_tuned(x0[kept], switch)]
+    rows.append([])
+    for clouds in ([ideal], few, many):
+        rows[-1] += [sum((cloud > 0).float().mean().item() for cloud in clouds) / len(clouds)]
+        rows[-1] += [sum(distance(cloud, goal) for cloud in clouds) / len(clouds)]
+ceilings, lost, few_success, few_far, many_success, many_far = zip(*rows, strict=True)
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 2.9))
-axes[0].plot(SWITCHES, ideal_rate, "--", color="grey", label="ceiling")
-axes[0].plot(SWITCHES, success_rate, "o-", label="fine-tuned, then base")
+for axis, curves, title in ((axes[0], (ceilings, few_success, many_success), "success"), (axes[1], (lost, few_far, many_far), "distance to GRAFT's ideal law")):  # fmt: skip
+    axis.plot(SWITCHES, curves[0], "--", color="grey", label="ideal P-GRAFT")
+    axis.plot(SWITCHES, curves[1], "o-", label="12 kept samples")
+    axis.plot(SWITCHES, curves[2], "o-", label=f"{len(kept)} kept samples")
+    axis.set(xlabel="switch (0: GRAFT)", title=title, ylim=(0, None))
 axes[0].axhline((big > 0).float().mean(), color="black", ls=":", label="base alone")
-axes[0].set(xlabel="switch (0: GRAFT)", ylabel="success", ylim=(0, 1.05))
 axes[0].legend(fontsize=8)
-axes[1].plot(SWITCHES, far, "o-")
-axes[1].set(xlabel="switch", ylabel="distance to the ideal law", ylim=(0, None))
 figure.tight_layout()
 show(figure, "07_switch", "ALT")
+print("switch   ideal: success, distance    12 kept          181 kept".replace("181", str(len(kept))))
 for switch, row in zip(SWITCHES, rows, strict=True):
-    print(f"switch {switch:3}: success {row[0]:.3f}, ceiling {row[1]:.3f}, distance to the ideal law {row[2]:.3f}")
+    print(f"{switch:6}          " + "".join(f"{a:8.3f} {b:6.3f}   " for a, b in zip(row[::2], row[1::2], strict=True)))
 
 # %% [markdown]
 # READING

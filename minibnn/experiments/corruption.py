@@ -30,7 +30,7 @@ from ..options import TrainOptions, option, parse, run
 from ..pipeline import StableDiffusion, at_the_mean, grid
 from ..train import train
 from ..weights import write_text, write_whole
-from .judging import PhotoJudge, WorldJudge
+from .measures import PhotoJudge, WorldJudge
 from .prompts import table5_object, table5_subject, world_prompts
 from .settings import SETTINGS, Run, log_spaced
 
@@ -190,16 +190,22 @@ def train_options(it, options, folder):
 def perform(it, options):
     """Train and measure one run; what training leaves is deleted at the end."""
     observer = Observer(it, options)
+    work = Path(options.out) / "training" / it.name
+    folder = work.with_name(f"{it.name}.pictures")  # the name may hold a dot, as sigma-0.003 does
+    clean(work, folder)  # an interrupted run is trained again
     if observer.steps[-1] in observer.done:
         return
-    work = Path(options.out) / "training" / it.name
-    folder = work.with_suffix(".pictures")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
     for path in data.list_pictures(options.images)[: it.pictures]:
         shutil.copy(path, folder / path.name)
     train(train_options(it, options, folder), observer)
-    shutil.rmtree(work)
-    shutil.rmtree(folder)
+    clean(work, folder)
+
+
+def clean(*folders):
+    for folder in folders:
+        if folder.exists():
+            shutil.rmtree(folder)
 
 
 def planned(options):

@@ -122,9 +122,10 @@ def one_seed(seed, options, fresh_for_each):
 def experiment(options):
     path = options.out / "graft.json"
     settings = GraftOptions(
-        reward="red_thing_on_grass", rule="binary", candidates=8, groups=options.groups, steps=options.steps, lr=options.lr, batch_size=32
+        reward="red_thing_on_grass", rule="binary", candidates=8, groups=options.groups, steps=options.steps, lr=options.lr, batch_size=32,
+        sample_steps=options.sample_steps,
     )  # fmt: skip
-    described = {k: getattr(settings, k) for k in ("reward", "rule", "candidates", "groups", "steps", "lr", "guidance", "eta")}
+    described = {k: getattr(settings, k) for k in ("reward", "rule", "candidates", "groups", "steps", "lr", "guidance", "eta", "sample_steps")}
     described["fresh_for_each_prompt"] = options.fresh
     result = json.loads(path.read_text()) if path.exists() else {}
     seeds = result.get("seeds", {}) if result.get("settings") == described else {}
@@ -156,6 +157,7 @@ def main(arguments):
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--groups", type=int, default=3, help="groups of 8 candidates for each of 12 prompts [3]")
     parser.add_argument("--steps", type=int, default=60, help="optimiser steps, 8 samples each [60]")
+    parser.add_argument("--sample-steps", type=int, default=15, help="of DDIM with η = 1 [15]")
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--fresh", type=int, default=4, help="fresh samples for each prompt [4]")
     run(experiment, parser.parse_args(arguments))

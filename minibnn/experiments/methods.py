@@ -33,6 +33,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from .. import data, metrics
+from ..errors import UserError
 from ..evaluate import reconstruct
 from ..options import option, parse, run
 from ..pipeline import StableDiffusion, grid
@@ -87,7 +88,7 @@ def train_apart(row, seed, options, folder):
     """Run `minibnn.train` as a process; returns its processor time in seconds and its peak memory in MB."""
     command = [
         sys.executable, "-m", "minibnn.train", "--images", options.images, "--out", str(folder), "--seed", str(seed),
-        "--steps", str(options.steps), "--samples", "0", "--overwrite", "--class-images", str(Path(options.out) / "class_images"),
+        "--steps", str(options.steps), "--samples", "0", "--no-monitor", "--overwrite", "--class-images", str(Path(options.out) / "class_images"),
         *ROWS[row],
     ]  # fmt: skip
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
@@ -95,7 +96,7 @@ def train_apart(row, seed, options, folder):
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(f"{row}, seed {seed}: {complaint.splitlines()[-1]}")
+        raise UserError(f"{row}, seed {seed}: {complaint.splitlines()[-1]}")
     return {"seconds": round(used.ru_utime + used.ru_stime, 1), "memory": round(used.ru_maxrss / 1024)}
 
 

@@ -5,10 +5,11 @@ Reads the .jsonl files of --runs, judges each setting by the criterion of `stage
     corruption.jsonl        all lines, shortened, so that the report can be made again from them
     corruption.md           verdicts, and the effect of the BNN as a paired difference with its interval
     corruption-NAME.png     curves with bootstrap intervals over seeds (percentiles, 95 %)
-    corruption-NAME-sheet.png   pictures of one run, a row for each step
+    corruption-NAME.webp    pictures of one run, a row for each step
 """
 
 import json
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,11 @@ from .stages import corruption_stage, interval, noise_stage
 
 CURVES = {  # what is drawn: (title, group of prompts)
     "fidelity": ("fidelity to the training pictures, other prompts", "other"),
-    "noise": ("noise above clean drawings (10⁻³), other prompts", "other"),
+    "noise": ("noise above clean drawings (x 1000), other prompts", "other"),
     "nearest": ("fidelity to the nearest picture, training prompt", "training"),
     "background": ("place drawn as asked, other prompts", "other"),
     "diversity": ("diversity, training prompt", "training"),
-    "sigma1": ("σ₁ at t = 100 (Eq. 2)", "training"),
+    "sigma1": ("sigma_1 at t = 100 (Eq. 2)", "training"),
 }
 KEPT = ("fidelity", "nearest", "noise", "worst_noise", "immerkaer", "diversity", "subject", "background")
 
@@ -56,7 +57,8 @@ def load(folders):
     rows = []
     for folder in folders:
         for path in sorted(Path(folder).glob("*.jsonl")):
-            rows += [shorten(row) if isinstance(row.get("sigma1"), dict) else row for row in read_rows(path)]
+            own = [row for row in read_rows(path) if "run" in row and "view" in row]  # other experiments leave .jsonl too
+            rows += [shorten(row) if isinstance(row["sigma1"], dict) else row for row in own]
     if not rows:
         raise UserError(f"--runs {' '.join(map(str, folders))}: no .jsonl of minibnn.experiments corruption in it")
     return rows
@@ -75,9 +77,8 @@ def table(rows, setting, pictures, kind, view, group, name):
         if ("-".join(words), int(n), which, row["view"], row["group"]) == (setting, pictures, kind, view, group):
             value = value_of(row, name)
             found[int(seed)][row["step"]] = float("nan") if value is None else value
-    longest = max((len(steps) for steps in found.values()), default=0)
-    found = {seed: steps for seed, steps in sorted(found.items()) if len(steps) == longest}
-    steps = sorted(next(iter(found.values()), {}))
+    steps = sorted(max(found.values(), key=len, default={}))
+    found = {seed: values for seed, values in sorted(found.items()) if values.keys() >= set(steps)}
     return steps, list(found), [[values[s] for s in steps] for values in found.values()]
 
 
@@ -121,7 +122,9 @@ def by_pictures(rows, setting, view, counts):
 
 def _interval(difference):
     mean, low, high = difference
-    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" if abs(low) < 1e9 else f"{mean:+.3f} (one seed)"
+    if math.isnan(mean):
+        return "not measured"
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" if math.isfinite(low) else f"{mean:+.3f} (one seed)"
 
 
 def verdicts(rows):
@@ -130,6 +133,8 @@ def verdicts(rows):
             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for setting, n, kind, view in cases(rows):
         steps, seeds, fidelity = table(rows, setting, n, kind, view, "other", "fidelity")
+        if len(steps) < 3:  # just begun: there is nothing between the first step and the last
+            continue
         noise = table(rows, setting, n, kind, view, "other", "noise")[2]
         stage, found, dip = corruption_stage(fidelity, noise)
         noisy, peaks, peak = noise_stage(noise)
@@ -170,6 +175,8 @@ def effects(rows):
         if not common:
             continue
         shared = [s for s in own_steps if s in steps]
+        if len(shared) < 3:
+            continue
         peak = max(shared[1:-1], key=lambda s: sum(run[steps.index(s)] for run in noise))
         for step in (peak, shared[-1]):
             cells = []
@@ -194,7 +201,8 @@ def report(options):
     for view in sorted({v for s, _, _, v in cases(rows) if s == "main"}):
         save(by_pictures(rows, "main", view, counts), out / f"corruption-pictures-{view}.png")
     for path in (p for folder in options.runs for p in sorted(Path(folder).glob("main-*-0.png"))):
-        save(Image.open(path).quantize(128), out / f"corruption-{path.stem}-sheet.png")
+        sheet = Image.open(path)  # as WebP, a fifth of PNG's size; fewer colours would look like noise
+        write_whole(out / f"corruption-{path.stem}.webp", lambda p, sheet=sheet: sheet.save(p, format="WEBP", quality=95, method=6))
     write_text(out / "corruption.md", f"{verdicts(rows)}\n\n{effects(rows)}\n")
     print(f"{out / 'corruption.md'}: {len(rows)} lines of {len({row['run'] for row in rows})} runs")
 

@@ -17,6 +17,7 @@ import torch
 
 MARGIN = {"fidelity": 0.02, "noise": 0.2}  # cosine; 10⁻³ of energy (white noise of a standard deviation of 0.017)
 _T975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # of n − 1 degrees
+_T975_OF_MORE = 2.228  # of 11, and a little wide beyond
 
 
 def interval(differences):
@@ -25,7 +26,7 @@ def interval(differences):
     n, mean = len(values), values.mean().item()
     if n < 2:
         return mean, -math.inf, math.inf
-    half = _T975.get(n, 2.2) * values.std().item() / math.sqrt(n)
+    half = _T975.get(n, _T975_OF_MORE) * values.std().item() / math.sqrt(n)
     return mean, mean - half, mean + half
 
 

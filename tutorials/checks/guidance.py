@@ -16,8 +16,8 @@ def check_guide(fn):
         {
             "start from the unconditional prediction, not from the conditional one": eps_c + scale * (eps_c - eps_u),
             "the direction is wrong: away from the unconditional prediction, ε_c − ε_u": eps_u + scale * (eps_u - eps_c),
-            "the unconditional prediction has the weight 1 − γ, not γ − 1": scale * eps_c + (scale - 1) * eps_u,
-            "this mixes with weights γ and 1 − γ the wrong way round": scale * eps_u + (1 - scale) * eps_c,
+            "the unconditional prediction has the weight 1 − w, not w − 1": scale * eps_c + (scale - 1) * eps_u,
+            "this mixes with weights w and 1 − w the wrong way round": scale * eps_u + (1 - scale) * eps_c,
             "only the difference: add it to ε_u": scale * (eps_c - eps_u),
         },
         "ε̂",
@@ -26,7 +26,7 @@ def check_guide(fn):
 
 WRONG["guide"] = [
     (lambda eps_u, eps_c, scale: eps_c + scale * (eps_c - eps_u), "start from the unconditional"),
-    (lambda eps_u, eps_c, scale: scale * eps_c + (scale - 1) * eps_u, "1 − γ, not γ − 1"),
+    (lambda eps_u, eps_c, scale: scale * eps_c + (scale - 1) * eps_u, "1 − w, not w − 1"),
     (lambda eps_u, eps_c, scale: eps_u + scale * (eps_u - eps_c), "direction"),
 ]
 

@@ -50,11 +50,10 @@ class PhotoJudge:
     """Judges photographs: fidelity by Dino, noise by Immerkær in grey levels, and by CLIP, Lpips, Clip-IQA if given."""
 
     def __init__(self, sd, training, options):
-        self.device = sd.device
-        self.dino = photo_weights.load_dino(options.dino, self.device)
-        self.clip = photo_weights.load_clip(options.clip, self.device) if options.clip else None
-        self.lpips = photo_weights.load_lpips(options.lpips, self.device) if options.lpips else None
-        self.quality = photo_weights.load_clip_iqa(options.clip_iqa, self.device) if options.clip_iqa else None
+        self.dino = photo_weights.load_dino(options.dino, sd.device)
+        self.clip = photo_weights.load_clip(options.clip, sd.device) if options.clip else None
+        self.lpips = photo_weights.load_lpips(options.lpips, sd.device) if options.lpips else None
+        self.quality = photo_weights.load_clip_iqa(options.clip_iqa, sd.device) if options.clip_iqa else None
         self.seen = photo_metrics.dino_pictures(to_pil(training), self.dino)
 
     def __call__(self, pictures, wanted):
@@ -68,10 +67,10 @@ class PhotoJudge:
             "subject": None, "background": None, "clip_t": None, "clip_iqa": None,
         }  # fmt: skip
         if self.lpips and len(set(prompts)) < len(prompts):
-            values["diversity"] = photo_metrics.lpips_diversity(pictures, prompts, self.lpips, self.device).mean()
+            values["diversity"] = photo_metrics.lpips_diversity(pictures, prompts, self.lpips).mean()
         if self.clip:
             images = photo_metrics.clip_pictures(pictures, self.clip)
             values["clip_t"] = photo_metrics.clip_t(images, photo_metrics.clip_prompts(prompts, self.clip)).mean()
         if self.quality:
-            values["clip_iqa"] = photo_metrics.clip_iqa_quality(pictures, self.quality, self.device).mean()
+            values["clip_iqa"] = photo_metrics.clip_iqa_quality(pictures, self.quality).mean()
         return _rounded(values)

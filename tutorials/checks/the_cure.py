@@ -1,0 +1,156 @@
+"""Checks of 05_the_cure."""
+
+import torch
+
+from . import Mistake, compare, exercise, pair, random
+
+WRONG = {}
+
+
+@exercise
+def check_sampled_weight(fn):
+    mu, sigma, grad, seed = random(3, 4), random(3, 4, seed=1).abs() + 0.1, random(3, 4, seed=2), 7
+    eps = torch.randn(mu.shape, generator=torch.Generator().manual_seed(seed))
+    before = torch.get_rng_state()
+    theta, backward = pair(fn(mu, sigma, seed), "θ and the function backward")
+    if not torch.equal(before, torch.get_rng_state()):
+        raise Mistake("the global generator was used or seeded: make one of your own, torch.Generator().manual_seed(seed)")
+    compare(
+        theta,
+        mu + sigma * eps,
+        {
+            "σ is the standard deviation: do not square it, θ = μ + σ∘ε": mu + sigma**2 * eps,
+            "this is μ alone: add σ∘ε": mu,
+            "every weight needs an ε of its own": mu + sigma * torch.randn(1, generator=torch.Generator().manual_seed(seed)),
+        },
+        "θ",
+    )
+    if not callable(backward):
+        raise Mistake("the second value is a function: backward(grad_theta) -> (∂L/∂μ, ∂L/∂σ)")
+    for _ in range(2):  # in training it is called once, but twice must give the same
+        grad_mu, grad_sigma = pair(backward(grad), "∂L/∂μ and ∂L/∂σ")
+        compare(grad_mu, grad, {"∂θ/∂μ is 1, so ∂L/∂μ has no ε": grad * eps}, "∂L/∂μ")
+        compare(
+            grad_sigma,
+            grad * eps,
+            {
+                "∂θ/∂σ is ε: a factor ε is missing": grad,
+                "∂θ/∂σ is ε, not σ∘ε": grad * sigma * eps,
+            },
+            "∂L/∂σ (was ε drawn from another seed than in the forward pass? it must be the same ε)",
+        )
+    again = pair(fn(mu, sigma, seed), "θ and the function backward")[0]
+    compare(again, theta, what="θ of a second call with the same seed (it must be the same θ)")
+
+
+def _sampled(mu, sigma, seed, later=0):
+    def eps(s):
+        return torch.randn(mu.shape, generator=torch.Generator().manual_seed(s))
+
+    return mu + sigma * eps(seed), lambda grad: (grad, grad * eps(seed + later))
+
+
+def _global_generator(mu, sigma, seed):
+    torch.manual_seed(seed)
+    return mu + sigma * torch.randn(mu.shape), lambda grad: (grad, grad * torch.randn(mu.shape))
+
+
+WRONG["sampled_weight"] = [
+    (_global_generator, "global generator"),
+    (lambda mu, sigma, seed: _sampled(mu, sigma**2, seed), "do not square it"),
+    (lambda mu, sigma, seed: _sampled(mu, sigma, seed, later=1), "the same ε"),
+    (lambda mu, sigma, seed: _sampled(mu, sigma, seed)[0], "two values"),
+]
+
+
+@exercise
+def check_noisy_loss(fn):
+    loss, sigma, curvature = torch.tensor(0.8), random(3, 4).abs() + 0.1, random(3, 4, seed=1)
+    terms = sigma**2 * curvature
+    compare(
+        fn(loss, sigma, curvature),
+        loss + 0.5 * terms.sum(),
+        {
+            "the ½ of Taylor's second term is missing": loss + terms.sum(),
+            "E[(σε)²] is the variance σ², not σ": loss + 0.5 * (sigma * curvature).sum(),
+            "sum over the weights, not their mean: every weight's noise adds to the loss": loss + 0.5 * terms.mean(),
+            "the loss at μ is missing": 0.5 * terms.sum(),
+            "a positive curvature makes the loss larger: plus, not minus": loss - 0.5 * terms.sum(),
+            "one number is asked: add the terms up": loss + 0.5 * terms,
+        },
+        "the expected loss",
+    )
+
+
+WRONG["noisy_loss"] = [
+    (lambda loss, sigma, curvature: loss + (sigma**2 * curvature).sum(), "½"),
+    (lambda loss, sigma, curvature: loss + 0.5 * (sigma * curvature).sum(), "not σ"),
+    (lambda loss, sigma, curvature: loss + 0.5 * (sigma**2 * curvature).mean(), "not their mean"),
+]
+
+
+@exercise
+def check_posterior_mean(fn):
+    state = {"a.weight": random(2, 3), "a.weight_sigma": random(2, 3, seed=1).abs(), "a.bias": random(2, seed=2),
+             "a.bias_sigma": random(2, seed=3).abs(), "norm.weight": random(4, seed=4)}  # fmt: skip
+    given = {name: value.clone() for name, value in state.items()}
+    got = fn(state)
+    if got is None:
+        raise Mistake("the result is None: is there a `return`?")
+    if not isinstance(got, dict):
+        raise Mistake(f"return a dictionary {{name: tensor}}, not a {type(got).__name__}")
+    if state.keys() != given.keys():
+        raise Mistake("the dictionary that was given has changed: make a new one")
+    if left := [name for name in got if name.endswith("_sigma")]:
+        raise Mistake(f"{left[0]} is still there: an ordinary network has no σ, and nobody could load the file")
+    if missing := {"a.weight", "a.bias", "norm.weight"} - got.keys():
+        raise Mistake(f"{min(missing)} is missing: keep all that is not a σ, also of layers that are not random")
+    if extra := got.keys() - given.keys():
+        raise Mistake(f"{min(extra)} is a new name: keep the names of the ordinary network")
+    for name, value in got.items():
+        if name != "norm.weight" and not torch.equal(value, given[name]):
+            raise Mistake(f"{name} is not μ: what is saved is the mean, not a sample μ + σ∘ε")
+        compare(value, given[name], what=name)
+
+
+def _sample(state):
+    return {name: value + state.get(f"{name}_sigma", 0.0) * random(*value.shape, seed=9) for name, value in state.items() if not name.endswith("_sigma")}
+
+
+WRONG["posterior_mean"] = [
+    (lambda state: dict(state), "still there"),
+    (_sample, "not a sample"),
+    (lambda state: {name: value for name, value in state.items() if f"{name}_sigma" in state}, "norm.weight is missing"),
+    (lambda state: {name[2:]: value for name, value in state.items() if name in ("a.weight", "a.bias")}, "is missing"),
+]
+
+
+@exercise
+def check_verdict(fn):
+    cases = (
+        (0.1, 0.3, 0.2, "present", "the whole interval lies above 0: the effect is there, whether large or small"),
+        (0.01, 0.05, 0.2, "present", "an effect that is surely above 0 is present, even if it is smaller than the margin: ask this first"),
+        (-0.1, 0.1, 0.2, "absent", "even the upper end is below the margin: an effect that matters is ruled out, although 0 is not"),
+        (-0.3, -0.1, 0.2, "absent", "the whole interval lies below 0: an improvement is ruled out"),
+        (-0.1, 0.5, 0.2, "undecided",
+         "the interval holds 0 *and* effects that matter: nothing was shown. That no effect was proven is not a proof of no effect"),
+        (-9.0, 9.0, 0.2, "undecided", "an interval that holds everything shows nothing: not significant is not absent"),
+        (-0.1, 0.15, 0.1, "undecided", "the mean is below the margin, but the upper end of the interval is what must be"),
+    )  # fmt: skip
+    for low, high, margin, right, why in cases:
+        got = fn(low, high, margin)
+        if got is None:
+            raise Mistake("the result is None: is there a `return`?")
+        if got not in ("present", "absent", "undecided"):
+            raise Mistake(f'{got!r} is not one of "present", "absent", "undecided"')
+        if got != right:
+            raise Mistake(f'low {low}, high {high}, margin {margin} is "{right}", not "{got}": {why}')
+
+
+WRONG["verdict"] = [
+    (lambda low, high, margin: "present" if low > 0 else "absent", "not a proof of no effect"),
+    (lambda low, high, margin: "absent" if high < margin else "present" if low > 0 else "undecided", "ask this first"),
+    (lambda low, high, margin: "present" if low > 0 else "absent" if (low + high) / 2 < margin / 2 else "undecided", "not absent"),
+    (lambda low, high, margin: "present" if low > margin else "absent" if high < margin else "undecided", "lies above 0"),
+    (lambda low, high, margin: "present" if low > 0 else "absent" if high < 0 else "undecided", "ruled out"),
+]
