@@ -22,7 +22,7 @@ import build  # noqa: E402
 from checks import Mistake, compare, equal  # noqa: E402
 
 SOURCES = build.sources()
-PAGES = [*SOURCES, *sorted(TUTORIALS.glob("*.md"))]
+PAGES = [*SOURCES, *sorted(TUTORIALS.glob("*.md")), *sorted(TUTORIALS.glob("results/*.md"))]
 each_tutorial = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 MAX_FIGURE = 200_000  # bytes
@@ -237,9 +237,9 @@ def test_links_pictures_and_names_exist(page):
     text = markdown_of(page)
     for alt, target in re.findall(r"!\[(.*?)\]\((.*?)\)", text, re.DOTALL):
         assert len(alt) > 10, f"{target} needs words for those who cannot see it"
-        assert (TUTORIALS / target).stat().st_size <= MAX_FIGURE
+        assert (page.parent / target).stat().st_size <= MAX_FIGURE
     for target in re.findall(r"\]\((.*?)\)", text):
-        assert target.startswith("https://") or (TUTORIALS / target.split("#")[0]).exists(), target
+        assert target.startswith("https://") or (page.parent / target.split("#")[0]).exists(), target
     assert "<img" not in text and "base64" not in text
     for path, name in re.findall(r"`((?:minibnn|kernels|tutorials)/[\w/]+\.py)(?::(\w+))?", text):
         tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
