@@ -443,7 +443,9 @@ for n in counts:
 #   a fixed noise, in effect.
 # - **Seeds.** With two pairs the interval is 12.7 standard errors wide to each side, with three 4.3. Many "undecided" call for
 #   more seeds, not for more pictures.
-# - **Many questions.** The more comparisons, the more "present" by chance: compare their number with the last line printed.
+# - **Many questions.** The more comparisons, the more "present" by chance: compare their number with the last line printed. And a
+#   "present" deep inside the grey band is of no consequence, even if it is true; from two pairs it may be two numbers that happen
+#   to lie close together.
 #
 # What the paper measured on Stable Diffusion with 30 subjects, 5 seeds and Dino is not refuted by a toy, and the toy is not
 # excused by the paper: each result holds where it was measured. The same command runs Stable Diffusion on a GPU.
