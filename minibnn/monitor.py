@@ -94,7 +94,7 @@ class Monitor:
         def line(name):
             return plot.Line(name, steps, [row[name] for row in self.rows])
 
-        noise = "noise above clean drawings (x 1000)" if self.world else "noise (grey levels, Immerkær)"
+        noise = "noise above clean drawings (x 1000)" if self.world else "noise (grey levels, Immerkaer)"
         panels = [
             plot.Panel("fidelity to the training pictures", [line("fidelity")]),
             plot.Panel(noise, [line("noise")]),

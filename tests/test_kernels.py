@@ -125,7 +125,8 @@ def computed(parts, dy, **settings):
 
 
 def errors(got, expected):
-    """Largest deviation of each, of the largest value."""
+    """Largest deviation of each, of the largest value. A NaN would hide from max() and <: nothing may be one."""
+    assert all(torch.isfinite(a).all() for a in got), "not all of the result was written"
     return [((a.double().cpu() - b).abs().max() / b.abs().max()).item() for a, b in zip(got, expected, strict=True)]
 
 

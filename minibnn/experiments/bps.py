@@ -12,7 +12,7 @@ Compared under the same number of steps, pairs, batch and learning rate:
 The last two take the same branch; only where its features go differs. ControlNet proper also copies the UNet and sees z_t,
 T2I-Adapter proper has a lighter encoder without time: neither is claimed to be reproduced.
 
-Every run is kept in --work and not repeated; --runs N stops after N new ones.
+Every run is kept in --work and not repeated; --runs N stops after N new ones and reports what there is.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from minibnn import StableDiffusion, bps, world
 from minibnn.evaluate import random_scenes, reconstruct
@@ -33,7 +34,7 @@ from minibnn.weights import read_json, write_json, write_whole
 from .judge import drawn, judged, train_judge
 
 STEPS, BATCH, LR, SAMPLE_STEPS, TESTS = 100, 8, 3e-4, 10, 32
-RUNS = [("bps", 40), ("skip", 40), ("encoder", 40), ("bps", 12), ("bps", 200)]
+RUNS = [("base", 0), ("bps", 40), ("skip", 40), ("encoder", 40), ("bps", 12), ("bps", 200)]
 JUDGED = ("IoU", "subject", "colour", "background")
 
 
@@ -102,23 +103,19 @@ def one(sd, judge, variant, count, seed):
     scenes, hints, _, masks = world_pairs(TESTS, 12)
     captions = [world.caption(scene) for scene in scenes]
     pictures = bps.draw(sd, branch.eval(), hints, captions, SAMPLE_STEPS, seed=seed, batch_size=32, inject=inject)
-    used = sum(p.numel() for p in branch.parameters() if p.any() or not count)
-    result = judged(judge, to_tensor(pictures), masks, scenes)
-    return {**result, "training seconds": round(seconds, 1), "parameters": used}, pictures
+    return {**judged(judge, to_tensor(pictures), masks, scenes), "training seconds": round(seconds, 1)}, pictures
 
 
 def experiment(options):
     sd = StableDiffusion.load("tiny")
     judge = train_judge(options.work / "judge.safetensors")
-    todo = [("base", 0, seed) for seed in options.seeds] + [(*which, seed) for seed in options.seeds for which in RUNS]
-    new, results = 0, {}
-    for variant, count, seed in todo:
+    results = {}
+    for variant, count, seed in [(*which, seed) for which in RUNS for seed in options.seeds]:
         path = options.work / f"{variant}-{count}-{seed}.json"
         if not path.exists():
-            if new == options.runs:
-                print(f"{new} runs done; the same command goes on")
-                return
-            new += 1
+            if options.runs == 0:
+                break
+            options.runs -= 1
             result, pictures = one(sd, judge, "bps" if variant == "base" else variant, count, seed)
             write_whole(path.with_suffix(".png"), lambda p, pictures=pictures: grid(pictures[:8], 8).save(p, format="PNG"))
             write_json(path, result)
@@ -140,12 +137,11 @@ def experiment(options):
 
 
 def sheet(options, hints, images):
-    """Rows: hint, the drawing it came from, base, bps 12, 40, 200, skip 40, encoder 40, all of the first seed."""
-    from PIL import Image
-
+    """Rows: hint, the drawing it came from, base, bps 12, 40, 200, encoder 40, skip 40, all of the first seed."""
     cells = to_pil(2 * hints[:8].expand(-1, 3, -1, -1) - 1) + to_pil(images[:8])
-    for variant, count in [("base", 0), ("bps", 12), ("bps", 40), ("bps", 200), ("skip", 40), ("encoder", 40)]:
-        row = Image.open(options.work / f"{variant}-{count}-{options.seeds[0]}.png")
+    rows = [options.work / f"{variant}-{count}-{options.seeds[0]}.png" for variant, count in sorted(RUNS)]
+    for path in filter(Path.exists, rows):
+        row = Image.open(path)
         cells += [row.crop((66 * i, 0, 66 * i + 64, 64)) for i in range(8)]
     return grid(cells, 8)
 

@@ -7,7 +7,7 @@ same distribution. FLOPs are those of drawing one sample, counted by PyTorch.
             corrected sampler stands the same flow trained on for as long (in FLOPs) as inversion and corrector took.
     world   the bundled flow on the world's latents (one training), three seeds of corrector and noise
 
-Leaves inverse_noise.json and inverse_noise.png. The bundled corrector is that of seed 0; `--bundle` writes it.
+Leaves inverse_noise.json, to which an interrupted run adds, and inverse_noise.png. The bundled corrector is that of seed 0; `--bundle` writes it.
 """
 
 import argparse
@@ -183,8 +183,11 @@ def experiment(options):
     path = options.out / "inverse_noise.json"
     result = read_json(path) if path.exists() else {}
     if "plane" in options.parts:
-        result["plane"] = {data.__name__: [plane(data, seed) for seed in range(3)] for data in (ring, moons)}
-        write_json(path, result)
+        for data in (ring, moons):
+            seeds = result.setdefault("plane", {}).setdefault(data.__name__, [])
+            while len(seeds) < 3:
+                seeds.append(plane(data, len(seeds)))
+                write_json(path, result)
     if "world" in options.parts:
         result["world"] = world(options, StableDiffusion.load("tiny"))
         write_json(path, result)
