@@ -143,7 +143,7 @@ def _launch(kernel, dtype, result, *arguments):
 
 def sample_weights(mu, sigma, seed, stream, dtype, domain="weight", path="sample"):
     """θ = μ + σ∘ε (without μ only σ∘ε) in `dtype`, shape of σ: (N, ...), or (N,) in the domain "bias"."""
-    if path == "reference":
+    if path == "reference" or (sigma.device.type == "cpu" and not INTERPRET):
         return reference.sample_weights(mu, sigma, seed, stream, domain).to(dtype)
     theta, (n, k) = torch.empty(sigma.shape, dtype=dtype, device=sigma.device), sigma.reshape(len(sigma), -1).shape
     _launch(sample_kernel, dtype, {"BN": n, "BK": k}, mu, sigma, seed, stream, theta, n, k, reference.DOMAINS[domain])
@@ -151,7 +151,7 @@ def sample_weights(mu, sigma, seed, stream, dtype, domain="weight", path="sample
 
 
 def choose_path(m, n, k, capability):
-    """The path of "auto", by the cost model of bench.py, not by measurements. capability: the GPU's, or None without one."""
+    """The path of "auto", by bench.py's cost model, not by measurements. capability: the GPU's, or None without one."""
     if capability is None and not INTERPRET:
         return "reference"
     tensor_cores = capability is None or capability >= (8, 0)  # that tl.dot can use

@@ -178,7 +178,7 @@ class RandLinear(torch.nn.Module):
 
 
 def passes(layer, name, dtype, device):
-    """{pass: a function of no arguments} that runs the layer once; gradients of x and of every parameter."""
+    """({pass: a function of no arguments} that runs the layer once, [x and every parameter], which get gradients)."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(layer.m, layer.k, generator=generator).to(device, dtype).requires_grad_()
     dy = torch.randn(layer.m, layer.n, generator=generator).to(device, dtype)
@@ -205,7 +205,21 @@ def passes(layer, name, dtype, device):
         "forward": forward,
         "backward": lambda: torch.autograd.grad(y, inputs, dy, retain_graph=True),
         "both": lambda: torch.autograd.grad(forward(), inputs, dy),
-    }
+    }, inputs
+
+
+def kept_for_backward(forward, inputs):
+    """Bytes that autograd keeps of a forward, beside its inputs: ε and θ, where they are kept."""
+    saved = {}
+
+    def see(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+        y = forward()  # held until the sum is done: no memory is used twice
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*inputs, y]}
+    return sum(size for place, size in saved.items() if place not in own)
 
 
 def cuda_timer(function, repeats=30):
@@ -235,13 +249,14 @@ def cuda_peak(function):
 
 
 def measure(layers, dtype, device, timer, peak, progress=iter):
-    """[{"layer", "count", formulation: {pass: seconds, "peak": bytes}}]; timer, peak: function() -> number."""
+    """[{"layer", "count", formulation: {pass: seconds, "kept", "peak": bytes}}]; timer, peak: function() -> number."""
     rows = []
     for layer, count in progress(layers.items()):
         row = {"layer": vars(layer), "count": count}
         for name in FORMULATIONS[:-1]:
-            runs = passes(layer, name, dtype, device)
-            row[name] = {one: timer(runs[one]) for one in PASSES} | {"peak": peak(runs["both"])}
+            runs, inputs = passes(layer, name, dtype, device)
+            row[name] = {one: timer(runs[one]) for one in PASSES}
+            row[name] |= {"kept": kept_for_backward(runs["forward"], inputs), "peak": peak(runs["both"])}
         row["auto"] = row[choose(layer)]
         rows.append(row)
     return rows
@@ -259,32 +274,35 @@ def measured_device(timer):
 
 
 def predicted(layers, device):
-    """As `measure`, from the cost model; "peak" is what is kept for backward."""
+    """As `measure`, from the cost model, which knows nothing of the peak."""
     rows = []
     for layer, count in layers.items():
         row = {"layer": vars(layer), "count": count}
         for name in FORMULATIONS:
-            row[name] = {one: predict(layer, name, one, device) for one in PASSES} | {"peak": saved_for_backward(layer, name)}
+            row[name] = {one: predict(layer, name, one, device) for one in PASSES}
+            row[name] |= {"kept": saved_for_backward(layer, name), "peak": None}
         rows.append(row)
     return rows
 
 
 def totals(rows, device):
-    """{formulation: {pass: seconds of all layers}}, with the floor; "peak": the largest of one layer."""
-    sums = {n: {one: sum(r["count"] * r[n][one] for r in rows) for one in PASSES} for n in FORMULATIONS}
+    """{formulation: {pass: seconds, "kept": bytes, of all layers}}, with the floor; "peak": the largest of one layer."""
+    sums = {n: {what: sum(r["count"] * r[n][what] for r in rows) for what in (*PASSES, "kept")} for n in FORMULATIONS}
     for name in FORMULATIONS:
-        sums[name]["peak"] = max(row[name]["peak"] for row in rows)
+        sums[name]["peak"] = None if rows[0][name]["peak"] is None else max(row[name]["peak"] for row in rows)
     least = {one: sum(r["count"] * predict(Layer(**r["layer"]), "floor", one, device) for r in rows) for one in PASSES}
-    return sums | {"floor": least | {"peak": 0}}
+    return sums | {"floor": least | {"kept": 0, "peak": None}}
 
 
 def report(sums):
-    """The table of one batch size, Markdown: milliseconds, and how many times as long as "auto" it takes."""
-    lines = ["| | forward ms | backward ms | both ms | both / auto | largest MiB |", "|---|---|---|---|---|---|"]
+    """The table of one batch size, Markdown: milliseconds, how many times as long as "auto" it takes, and memory."""
+    lines = ["| | forward ms | backward ms | both ms | both / auto | kept for backward, MiB | peak of the largest layer, MiB |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
     for name, values in sums.items():
         times = " | ".join(f"{values[one] * 1e3:.2f}" for one in PASSES)
         ratio = values["both"] / sums["auto"]["both"]
-        lines.append(f"| {name} | {times} | {ratio:.2f} | {values['peak'] / 2**20:.0f} |")
+        peak = "" if values["peak"] is None else f"{values['peak'] / 2**20:.0f}"
+        lines.append(f"| {name} | {times} | {ratio:.2f} | {values['kept'] / 2**20:.0f} | {peak} |")
     return "\n".join(lines)
 
 

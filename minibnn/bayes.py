@@ -12,8 +12,8 @@ Mitigating with Bayesian Neural Networks"); Blundell et al. 2015, "Weight Uncert
 ε is never kept for backward but drawn again from its seed. In `eval()` a layer computes with μ.
 
 The noise comes from PyTorch's generator (`kernel="torch"`: fast everywhere, but CPU and GPU draw different weights), or
-from the Philox stream of `minibnn_kernels`, the same on every device: in plain PyTorch ("reference") or in a fused Triton
-kernel that never writes θ ("triton").
+from the Philox stream of `minibnn_kernels`, the same on every device: in plain PyTorch ("reference") or in Triton
+kernels that make ε in registers ("triton").
 """
 
 import torch

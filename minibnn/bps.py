@@ -45,7 +45,6 @@ from .unet import time_sinusoid
 from .vae import sample_latents
 from .weights import open_weights, read_json, write_json, write_tensors, write_whole
 
-GAINS = ("head-heavy", "equal")
 FORMAT = "minibnn bps"
 
 
@@ -103,19 +102,16 @@ class Branch(nn.Module):
         channels, n, groups = config.block_out_channels, config.layers_per_block, config.norm_num_groups
         last, time_channels = len(channels) - 1, 4 * channels[0]
         self.factor, self.hint_channels = factor, hint_channels
-        self.gains = []  # of encoder and middle; the decoder's are 1
 
-        widths = [channels[0]]  # of the encoder's units
+        widths, heavy = [channels[0]], [16.0]  # of the encoder's units
         self.encoder = nn.ModuleList([nn.Conv2d(hint_channels * factor**2, channels[0], 3, padding=1)])
         for level, width in enumerate(channels):
-            for _ in range(n):
-                self.encoder.append(TimedBlock(widths[-1], width, time_channels, groups))
-                widths.append(width)
-            if level < last:
-                self.encoder.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
-                widths.append(width)
-            self.gains += [2.0 ** (4 - level)] * (n + 1)
-        self.gains = [16.0, *self.gains[: len(self.encoder) - 1], 16.0] if gains == "head-heavy" else [1.0] * (len(self.encoder) + 1)
+            blocks = [TimedBlock(widths[-1] if i == 0 else width, width, time_channels, groups) for i in range(n)]
+            downsample = [nn.Conv2d(width, width, 3, stride=2, padding=1)] if level < last else []
+            self.encoder += blocks + downsample
+            widths += [width] * len(blocks + downsample)
+            heavy += [2.0 ** (4 - level)] * len(blocks + downsample)
+        self.gains = [*heavy, 16.0] if gains == "head-heavy" else [1.0] * (len(heavy) + 1)  # encoder, middle; the decoder's are 1
         self.middle = nn.ModuleList(TimedBlock(channels[-1], channels[-1], time_channels, groups) for _ in range(2))
         self.zeros = nn.ModuleList(zero_conv(width, width) for width in [*widths, channels[-1]])
 

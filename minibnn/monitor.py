@@ -22,11 +22,11 @@ from .evaluate import reconstruct
 from .pipeline import at_the_mean, to_pil
 from .weights import write_text, write_whole
 
-STEPS = 10  # of DDIM
+STEPS = 8  # of DDIM
 TIMES = (100, 500, 900)  # at which σ₁ is measured
-DRAWS = 4
+DRAWS = 2
 KEPT = 2
-LOOKS = 9  # in a run, if --monitor-every is not given
+LOOKS = 6  # in a run after the first, if --monitor-every is not given
 PLACES = ("on the beach", "in the snow", "on a wooden floor")
 RISEN = {"world": 0.5, "photo": 1.0}  # how far noise must rise: 10⁻³ of energy; grey levels of 255
 
@@ -94,7 +94,7 @@ class Monitor:
         def line(name):
             return plot.Line(name, steps, [row[name] for row in self.rows])
 
-        noise = "noise above clean drawings (x 1000)" if self.world else "noise (grey levels, Immerkær)"
+        noise = "noise above clean drawings (x 1000)" if self.world else "noise (grey levels, Immerkaer)"
         panels = [
             plot.Panel("fidelity to the training pictures", [line("fidelity")]),
             plot.Panel(noise, [line("noise")]),

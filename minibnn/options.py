@@ -105,7 +105,7 @@ class TrainOptions:
     sample_every: int = option(0, "draw samples every N steps; 0: only at the end", "output", type=_count, metavar="N")
     checkpoint_every: int = option(0, "write a checkpoint every N steps; 0: only at the end", "output", type=_count, metavar="N")
     monitor: bool = option(None, "watch fidelity, noise and σ₁ while training; keep the most faithful steps [on for the bundled model]", "output")
-    monitor_every: int = option(None, "look every N steps, and before the first [a ninth of all]", "output", type=_whole, metavar="N")
+    monitor_every: int = option(None, "look every N steps, and before the first [a sixth of all]", "output", type=_whole, metavar="N")
     monitor_dino: str = option(None, "facebook/dino-vits16, for the fidelity of photographs", "output", metavar="DIR")
     single_file: bool = option(False, "also write model.safetensors for ComfyUI and AUTOMATIC1111", "output")
     export: str = option(None, "lora: also write files for other programs, joined by commas: kohya (ComfyUI, AUTOMATIC1111), peft", "output", metavar="FORMATS")

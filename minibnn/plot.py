@@ -71,6 +71,7 @@ def _draw(panel):
     y0, y1 = min(ys), max(ys)
     margin = 0.05 * (y1 - y0) or 0.5
     y0, y1 = y0 - margin, y1 + margin
+    y1 += (y1 - y0) * min(0.3, 13 * len(panel.lines) / (HEIGHT - TOP - BOTTOM))  # room for the labels
 
     def place(x, y):
         across = (bend(x) - x0) / ((x1 - x0) or 1.0)

@@ -13,8 +13,9 @@ from tqdm import tqdm
 from . import data, schedule, world
 from .corruption import eps_model, latents_of, nearest
 from .errors import UserError
-from .figures import beside, curves, sheet
+from .figures import beside, sheet
 from .pipeline import StableDiffusion, to_pil
+from .plot import Line, Panel, chart
 from .weights import read_json
 
 COUNT, SHOWN = 32, 2  # pictures drawn for each place of the table: for the numbers, and shown
@@ -47,14 +48,14 @@ def predicted(options):
             labels += [name] + [""] * (SHOWN - 1)
     zoom = max(1, 144 // sd.recipe["resolution"])
     table = sheet(rows, labels, [label for label, _ in columns], zoom)
-    xs = [max(value, 0.03) for value in options.sigma1]  # 0 at the left edge of a logarithmic axis
-    plots = [
-        curves([(n, xs, [f[key] for f in found[: len(xs)]], None, None) for n, found in numbers.items()], title, "sigma_1 (0 drawn at 0.03)", key, log_x=True)
-        for key, title in (("similarity", "cosine to the nearest training picture"), ("noise", "rms distance to the nearest picture of the set"))
-    ]  # fmt: skip
+    xs = list(options.sigma1)
+    panels = [
+        Panel(title, [Line(n, xs, [f[key] for f in found[: len(xs)]]) for n, found in numbers.items()], "sigma_1", stretch=0.1)
+        for key, title in (("similarity", "cosine to the nearest training picture"), ("noise", "rms distance to the nearest of the set"))
+    ]
     lines = ["set, σ₁: similarity to the nearest training picture, noise (rms distance to the nearest of the set, latents)"]
     lines += [f"  {n}, {f['sigma1']}: {f['similarity']:.3f}, {f['noise']:.3f}" for n, found in numbers.items() for f in found]
-    return beside([table, *plots]), numbers, lines
+    return beside([table, chart(panels)]), numbers, lines
 
 
 def manifold(options, sd):

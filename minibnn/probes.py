@@ -7,18 +7,25 @@ But: predictions use the prompt alone, without guidance, at the posterior mean.
 """
 
 import dataclasses
+import math
 
 import torch
 
 from . import schedule
 from .corruption import TIMES, estimate_sigma1, gain, latents_of, predictor
-from .figures import beside, curves, save, sheet
+from .figures import beside, save, sheet
 from .lab import all_steps, check_out, cosine, interval, noises, one_step, open_lab
 from .pipeline import to_pil
+from .plot import Line, Panel, chart
 from .predicted import predicted
 from .weights import write_json
 
 PAPER_SIGMA1 = 4.8  # §3.3, after 1,000 steps
+
+
+def log10(values):
+    """Logarithms, None where there is none."""
+    return [math.log10(v) if v > 0 else None for v in values]
 
 
 # --- the commands -----------------------------------------------------------------------------------------------------
@@ -33,12 +40,12 @@ def sigma1(lab, options):
         for t, s, low, high, loss, share, other in zip(result.t, result.sigma1, result.low, result.high, result.loss, result.explained, result.from_loss, strict=True):
             lines.append(f"  {t:3d}   {s:.3f} [{low:.3f}, {high:.3f}]   {loss:10.4f}   {share:12.1%}   {other:14.3f}")
         lines.append(f"  mean  {result.mean:.3f} [{result.mean_low:.3f}, {result.mean_high:.3f}]")
-        by_sigma.append((name, result.t, result.sigma1, result.low, result.high))
+        by_sigma.append(Line(name, result.t, result.sigma1, result.low, result.high))
         matched = [a * k**2 for a, k in zip(lab.abar[result.t].tolist(), result.gain, strict=True)]
-        by_loss += [(f"{name}: loss", result.t, result.loss, None, None), (f"{name}: of Eq. 2's form", result.t, matched, None, None)]
-    image = beside([
-        curves(by_sigma, "sigma_1 by least squares, 95 % intervals", "t", "sigma_1,t"),
-        curves(by_loss, "the loss, and the part of it that Eq. 2 describes", "t", "squared error", log_y=True),
+        by_loss += [Line(f"{name}: loss", result.t, log10(result.loss)), Line(f"{name}: of Eq. 2's form", result.t, log10(matched))]
+    image = chart([
+        Panel("sigma_1,t by least squares, 95 % intervals", by_sigma, "t"),
+        Panel("log10 of the loss and of what Eq. 2 describes", by_loss, "t"),
     ])  # fmt: skip
     return image, found, lines
 
@@ -130,9 +137,10 @@ def probe_scaled(lab, options):
         lines += [f"    k = {k:.2f}: {s:.3f} x′, Eq. 2 {e:.3f}; cosine {c:.3f}" for k, s, e, c in zip(SCALES, scale, expected, similar, strict=True)]
         rows.append(lab.decode(x0))
         labels.append(f"{name},\ndenoised")
-        plots += [(name, SCALES, scale, None, None), ("Eq. 2 for it", SCALES, expected, None, None)]
+        plots += [Line(name, SCALES, scale), Line(f"Eq. 2 for {name}", SCALES, expected)]
     pictures = sheet(rows, labels, [f"k = {k:g}" for k in SCALES], lab.zoom)
-    return beside([pictures, curves(plots, f"length along x' of the denoised k x', t = {t}", "k", "in units of x'")]), numbers, lines
+    plot = chart([Panel(f"length of the denoised k x' along x', t = {t}", plots, "k")])
+    return beside([pictures, plot]), numbers, lines
 
 
 def probe_blank(lab, options):

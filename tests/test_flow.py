@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from minibnn import flow
+from minibnn import StableDiffusion, flow
 from minibnn.errors import UserError
 from minibnn.options import FlowOptions
 
@@ -261,3 +261,17 @@ class TestCommand:
         flow.save_flow(tmp_path / "flow.safetensors", flow.LatentFlow((16, 32)), {})
         with pytest.raises(UserError, match="is no flow with"):
             flow.main(options(flow=str(tmp_path), out=str(tmp_path / "f.png")))
+
+
+def test_the_bundled_flow_is_small_and_its_corrector_helps():
+    """Energy distance to 128 fresh drawings' latents, from the same noise: 0.118 without, 0.079 with it."""
+    assert sum(path.stat().st_size for path in flow.BUNDLED.iterdir()) <= 8e6
+    main, corrector, steps = flow.load(None)
+    real = flow.world_latents(StableDiffusion.load("tiny"), 128, 77).flatten(1)
+    e = torch.randn(128, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    distances = []
+    for z_of in (None, corrector):
+        drawn = flow.sample(main, e, steps, z_of).flatten(1)
+        within = [torch.cdist(x, x).sum() / (128 * 127) for x in (drawn, real)]
+        distances.append((2 * torch.cdist(drawn, real).mean() - sum(within)).item())
+    assert steps == 10 and distances[1] < 0.8 * distances[0]

@@ -516,3 +516,26 @@ def test_a_folder_is_replaced_only_on_request_and_only_if_it_is_a_run(run_folder
         (temporary / "whole").write_text("made")
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["whole"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "run"]
+
+
+# --- the experiment ---------------------------------------------------------------------------------------------------
+
+
+def test_path_kl_is_the_kl_between_two_ddim_steps():
+    """Of the Gaussians that DDIM eq. 12 with η = 1 draws from, for two predictions; torch.distributions is the oracle."""
+    from minibnn.experiments.graft import path_kl
+
+    x, a, b = (torch.randn(3, 4, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    abar_t, abar_prev = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    means = [schedule.ddim_step(x, eps, abar_t, abar_prev, 1.0, torch.zeros_like(x)) for eps in (a, b)]
+    sigma = schedule.ddim_sigma(abar_t, abar_prev, 1.0)
+    steps = [torch.distributions.Normal(mean, sigma) for mean in means]
+    expected = torch.distributions.kl_divergence(*steps).sum(dim=(1, 2, 3))
+    torch.testing.assert_close(path_kl(abar_t, abar_prev, a - b), expected, **EXACT)
+
+
+def test_diversity_compares_pictures_of_the_same_prompt_only():
+    from minibnn.experiments.graft import diversity
+
+    grey = [Image.new("RGB", (4, 4), (v, v, v)) for v in (0, 51, 255, 255)]
+    assert diversity(grey, ["a", "a", "b", "b"]) == pytest.approx((0.2 + 0.0) / 2)

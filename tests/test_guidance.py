@@ -442,3 +442,16 @@ def test_mistakes_of_the_command(base, tmp_path):
     with pytest.raises(UserError, match="--unconditional-from .*other: the base has another latent space.*take the model"):
         sample(SampleOptions(prompt=["a dog"], unconditional_from=str(tmp_path / "other"), out=out))
     assert not (tmp_path / "a.png").exists()
+
+
+def test_the_experiment_measures_what_it_says(dog):
+    """The subject's own pictures are more faithful than white ones and judged to be where they are; white is clipped."""
+    from minibnn import data, world
+    from minibnn.experiments.guidance import measure
+
+    pictures = [world.draw(scene) for scene in world.dog_scenes()]
+    training = data.to_tensor(pictures)
+    figures = measure(pictures, list(world.DOG_BACKGROUNDS), training)
+    assert figures["place"] == 1 and figures["clipped"] < 0.01
+    white = measure([Image.new("RGB", (64, 64), "white")] * 2, ["grass", None], training)
+    assert white["clipped"] == 1 and white["place"] == 0 and white["fidelity"] < figures["fidelity"]

@@ -78,21 +78,30 @@ def test_the_table_chooses_what_the_cost_model_finds_best(paper):
 
 
 def test_measuring_counts_every_layer_and_every_pass():
-    """Small layers on the CPU, in Triton's interpreter; the clock counts its calls."""
+    """Small layers, without a GPU in Triton's interpreter; the clock only looks at what it is given."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     layers, calls = {Layer(5, 8, 4, True): 3, Layer(3, 4, 8, False): 2}, []
 
     def timer(function):
         calls.append(function())
         return 1e-3 * (1 if isinstance(calls[-1], torch.Tensor) else 2)
 
-    rows = bench.measure(layers, torch.bfloat16, "cpu", timer, lambda function: len(function()) * 2**20)
+    rows = bench.measure(layers, torch.bfloat16, device, timer, lambda function: len(function()) * 2**20)
     assert [row["count"] for row in rows] == [3, 2]
     for row, parameters in zip(rows, ({"plain": 2, "other": 4}, {"plain": 1, "other": 2}), strict=True):
         for name in bench.FORMULATIONS:
             gradients = 1 + parameters.get(name, parameters["other"])
-            assert row[name] == {"forward": 1e-3, "backward": 2e-3, "both": 2e-3, "peak": gradients * 2**20}
+            times = {one: row[name][one] for one in (*bench.PASSES, "peak")}
+            assert times == {"forward": 1e-3, "backward": 2e-3, "both": 2e-3, "peak": gradients * 2**20}
+        layer = Layer(**row["layer"])
+        biases = layer.n * layer.bias
+        assert {name: row[name]["kept"] for name in bench.FORMULATIONS} == dict.fromkeys(bench.FORMULATIONS, 8) | {  # ours: the seed
+            "plain": bench.saved_for_backward(layer, "plain"),
+            "unfused": bench.saved_for_backward(layer, "unfused") + 4 * biases,  # the bias's ε is kept, too
+        }
     sums = bench.totals(rows, H200)
-    assert sums["fused"] == {"forward": pytest.approx(5e-3), "backward": pytest.approx(1e-2), "both": pytest.approx(1e-2), "peak": 5 * 2**20}
+    assert [sums["fused"][one] for one in bench.PASSES] == pytest.approx([5e-3, 1e-2, 1e-2]) and sums["fused"]["peak"] == 5 * 2**20
+    assert sums["unfused"]["kept"] == 3 * (6 * 32 + 4 * 8) + 2 * 6 * 32
     assert sums["floor"]["both"] > 0
     assert all(call.dtype == torch.bfloat16 for call in calls if isinstance(call, torch.Tensor))
 
@@ -131,7 +140,7 @@ def test_without_a_gpu_only_predictions(tmp_path, monkeypatch, capsys):
     assert "predicted, not measured: 4.30 TB/s, 790 TFLOP/s" in printed and "96 linears, 198 M weights" in printed
     saved = json.loads((tmp_path / "out.json").read_text())
     assert set(saved["totals"]) == {"1", "2"} and len(saved["layers"]["1"]) == 16
-    assert all(math.isfinite(value) for value in saved["totals"]["2"]["auto"].values())
+    assert all(math.isfinite(saved["totals"]["2"]["auto"][what]) for what in (*bench.PASSES, "kept"))
     assert (tmp_path / "out.png").stat().st_size > 5000
     with pytest.raises(UserError, match="out.json exists; --overwrite"):
         bench.main(options(*words))

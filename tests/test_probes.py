@@ -235,33 +235,6 @@ def test_help_needs_no_torch():
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def test_curves_put_points_where_they_belong():
-    """The highest point lies at the top right, the lowest at the left end of the axis; an infinite value leaves a gap."""
-    image = figures.curves([("a", [0, 1, 2], [0.0, float("inf"), 10.0], None, None)], "title", "x", "y", size=(400, 300))
-    blue = [(x, y) for x in range(400) for y in range(300) if (p := image.getpixel((x, y)))[2] > 150 and p[0] < 100]
-    plot = [(x, y) for x, y in blue if x < 355]
-    assert min(plot)[0] == pytest.approx(69, abs=3) and max(y for _, y in plot) == pytest.approx(259, abs=3)
-    right = max(plot, key=lambda p: p[0] - p[1])
-    assert right[1] == pytest.approx(26, abs=4) and right[0] > 300
-    figures.curves([("one", [5], [3], [2], [4])], "one point", "x", "y", log_x=True, log_y=True)
-    figures.curves([("none", [1, 2], [float("inf")] * 2, None, None)], "nothing", "x", "y")
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "log", "ticks"),
-    [(0, 10, False, [0, 2, 4, 6, 8, 10]), (0, 0.31, False, [0, 0.1, 0.2, 0.3]), (1, 50, True, [1, 2, 5, 10, 20, 50]), (1e-3, 1, True, [0.001, 0.01, 0.1, 1])],
-)
-def test_ticks_are_round(low, high, log, ticks):
-    assert figures._Axis([low, high], log, 0, 1).ticks() == pytest.approx(ticks)
-
-
-def test_axis():
-    axis = figures._Axis([0, 10], False, 100, 300)
-    assert [axis(v) for v in (0, 2.5, 10)] == pytest.approx([100, 150, 300])
-    axis = figures._Axis([0, 1, 100], True, 300, 100)
-    assert [axis(v) for v in (0, 1, 10, 100)] == pytest.approx([300, 300, 200, 100])
-
-
 def test_sheet_places_pictures_and_leaves_gaps_white():
     red, green = (Image.new("RGB", (10, 8), colour) for colour in ("red", "green"))
     image = figures.sheet([[red, None], [None, green]], ["a", "b"], ["left\ncolumn", "right"], zoom=3)

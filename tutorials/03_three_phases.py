@@ -1,15 +1,16 @@
 # %% [markdown]
 # # 03 · Fine-tuning on the dog: three phases, measured
 #
-# **Question.** Fine-tune a model on a few photos of a dog. The paper says that its pictures first get better, then break into noise
-# (the **corruption stage**), and in the end only repeat the photos. How do you find out whether that is true of *your* model?
+# **Question.** Fine-tune a model on a few photos of a dog. The paper says that its pictures first get better, then break into
+# noise (the **corruption stage**), and in the end only repeat the photos. How do you find out whether that is true of *your*
+# model?
 #
-# ![Four rows of eight small drawings. Row 0: dogs in many colours. Row 25: the dog turns teal and pink. Row 100: with the training prompt the same dog on the same grass each time; elsewhere the same dog on the places asked for.](figures/03_sheet.png)
+# ![Four rows of eight small drawings. Row 0: dogs in many colours. Rows 25 and 50: the dog becomes purple and blue, then teal and pink. Row 100: with the training prompt the same dog on the same grass each time; elsewhere the same dog on the places asked for.](figures/03_sheet.png)
 #
 # *One photo, a hundred steps, from top to bottom. You will write the training loop that did it, and what measures it.*
 #
-# **Afterwards you can** fine-tune with DreamBooth in ten lines, measure fidelity and noise, look into a network with two probes, and
-# judge a claim by a rule that was fixed before looking.
+# **Afterwards you can** fine-tune with DreamBooth in ten lines, measure fidelity and noise, look into a network with two
+# probes, and judge a claim by a rule that was fixed before looking.
 #
 # You need: tutorial 01, and from 02 what $\sigma_1$ is. About 55 minutes. Symbols: [NOTATION.md](NOTATION.md). "The paper" is
 # *Exploring Diffusion Models' Corruption Stage in Few-Shot Fine-tuning and Mitigating with Bayesian Neural Networks*, §3.
@@ -20,26 +21,28 @@ import torch
 from checks import TUTORIALS, show
 from checks.three_phases import check_dreambooth_loss, check_fidelity, check_immerkaer, check_paired_interval
 
-from minibnn import StableDiffusion, __version__, corruption, data, fidelity as eye, metrics, pipeline, probes, schedule
-from minibnn.experiments import corruption as laboratory, prompts, report, stages
+from minibnn import StableDiffusion, __version__, corruption, data, metrics, pipeline, probes, schedule
+from minibnn.experiments import prompts, report, stages
 
 print("minibnn", __version__, "· torch", torch.__version__)
 
 # %% [markdown]
 # ## The idea
 #
-# **DreamBooth** takes 3-6 photos, gives the subject a rare word ("a photo of a *sks* dog") and goes on training with the loss that the
-# network was made with. So that "dog" does not come to mean *this* dog, it may add pictures of ordinary dogs, which
+# **DreamBooth** takes 3-6 photos, gives the subject a rare word ("a photo of a *sks* dog") and goes on training with the loss
+# that the network was made with. So that "dog" does not come to mean *this* dog, it may add pictures of ordinary dogs, which
 # the network drew itself before, with a weight $w$ (DreamBooth eq. 2):
 #
-# $$L=\underbrace{\Vert\epsilon_\theta(x_t,t,c)-\epsilon\Vert^2}_{\text{photos of the subject}}+\,w\,\underbrace{\Vert\epsilon_\theta(x^{\mathrm{pr}}_t,t,c^{\mathrm{pr}})-\epsilon\Vert^2}_{\text{class pictures}}$$
+# $$L=\Vert\epsilon_\theta(x_t,t,c)-\epsilon\Vert^2+w\,\Vert\epsilon_\theta(x^{\mathrm{pr}}_t,t,c^{\mathrm{pr}})-\epsilon\Vert^2$$
+#
+# The first term is the subject's, the second ($\mathrm{pr}$) the class pictures'.
 #
 # The paper describes what follows as three phases (§3.1):
 #
 # 1. **Learning.** Pictures become like the photos.
-# 2. **Corruption.** *Fidelity falls again*, and noisy patterns appear: the network knows few pictures already, but not yet exactly
-#    ($\sigma_1$ is large).
-# 3. **Memorising.** The noise goes, and what is left are the photos ($\sigma_1\to0$).
+# 2. **Corruption.** *Fidelity falls again*, and noisy patterns appear: the network knows few pictures already, but not yet
+#    exactly ($\sigma_1$ is large).
+# 3. **Memorising.** The noise goes, and nothing but the photos is left ($\sigma_1\to0$).
 #
 # To *find* phases one must measure at many steps. Four quantities:
 #
@@ -48,8 +51,8 @@ print("minibnn", __version__, "· torch", torch.__version__)
 # - **place**: does the network still draw the place we ask for?
 # - **$\sigma_1$**: what does the network leave of the noise that we add to the photo (tutorial 02)?
 #
-# Every number above comes from one training with one seed; another seed gives another curve. So the last tool is an **interval**
-# over seeds. And it needs a **rule, fixed before looking**: with enough curves one finds a dip in any of them.
+# Every number above comes from one training with one seed; another seed gives another curve. So the last tool is an
+# **interval** over seeds. And it needs a **rule, fixed before looking**: with enough curves one finds a dip in any of them.
 
 # %% [markdown]
 # ## Exercise 1 · the loss (5 minutes, easy)
@@ -72,8 +75,9 @@ check_dreambooth_loss(dreambooth_loss)
 # %% [markdown]
 # ## Exercise 2 · fidelity (5 minutes, easy)
 #
-# A network turns each picture into a vector of features; alike pictures point in the same direction. Fidelity, as the paper has it
-# (App. G, there with the network Dino), is the cosine of the angle to each training picture, averaged over *all* training pictures.
+# A network turns each picture into a vector of features; alike pictures point in the same direction. Fidelity, as the paper has
+# it (App. G, there with the network Dino), is the cosine of the angle to each training picture, averaged over *all* training
+# pictures.
 
 # %%
 def fidelity(features, training):
@@ -95,9 +99,9 @@ check_fidelity(fidelity)
 #
 # $$N=\begin{bmatrix}1&-2&1\\-2&4&-2\\1&-2&1\end{bmatrix},\qquad \hat\sigma=\sqrt{\frac\pi2}\;\frac{1}{6\,(W-2)(H-2)}\sum\vert I*N\vert$$
 #
-# White noise of standard deviation $\sigma$ makes a response of standard deviation $6\sigma$ (36 is the sum of the squares in the mask), and the mean of
-# $\vert x\vert$ of a Gaussian is $\sqrt{2/\pi}$ times its standard deviation: hence the factors (Immerkær 1996, eq. 4).
-# `torch.nn.functional.conv2d(a, b)` wants a: (1, 1, H, W) and b: (1, 1, 3, 3).
+# White noise of standard deviation $\sigma$ makes a response of standard deviation $6\sigma$ (36 is the sum of the squares in
+# the mask), and the mean of $\vert x\vert$ of a Gaussian is $\sqrt{2/\pi}$ times its standard deviation: hence the factors
+# (Immerkær 1996, eq. 4). `torch.nn.functional.conv2d(a, b)` wants a: (1, 1, H, W) and b: (1, 1, 3, 3).
 
 # %%
 def immerkaer(picture):
@@ -114,9 +118,9 @@ check_immerkaer(immerkaer)
 # %% [markdown]
 # ## Can these measures see it?
 #
-# A measure must be tried on something known before it judges something unknown. We spoil the photo on purpose, with white noise,
-# and with blotches eight pixels wide, which is what one wrong latent decodes to. Note that the comparison is with the photo
-# *as the VAE decodes it*: what the decoder cannot draw is no fault of the network we train.
+# A measure must be tried on something known before it judges something unknown. We spoil the photo on purpose, with white
+# noise, and with blotches eight pixels wide, which is what one wrong latent decodes to. Note that the comparison is with the
+# photo *as the VAE decodes it*: what the decoder cannot draw is no fault of the network we train.
 
 # %%
 sd = StableDiffusion.load("tiny")
@@ -127,7 +131,7 @@ brick = data.to_tensor(sd.generate(["a red dog in front of a brick wall"], seed=
 
 generator = torch.Generator().manual_seed(0)
 print("                      fidelity   noise (calm parts)   Immerkær")
-for name, spoil in (("white noise", eye.white_noise), ("blotches", eye.blotches)):
+for name, spoil in (("white noise", metrics.white_noise), ("blotches", metrics.blotches)):
     for amount in (0.0, 0.1, 0.2, 0.4):
         picture = spoil(seen, amount, generator).clamp(-1, 1)
         like = fidelity(metrics.features(picture), metrics.features(seen)).item()
@@ -135,16 +139,19 @@ for name, spoil in (("white noise", eye.white_noise), ("blotches", eye.blotches)
 print(f"{'a clean wall':16} {'':12} {metrics.noise(brick).item():12.2f} {immerkaer(brick[0, 0]).item():18.4f}")
 
 # %% [markdown]
-# Fidelity falls with either damage: our small network is not blind to noise. Immerkær's estimate finds white noise to the percent, but
-# blotches, being smooth, hardly at all, and a clean brick wall alarms it more than they do: edges count as noise. So below we use
-# `minibnn/metrics.py:noise`: high-frequency energy ($10^{-3}$) in the calmest 60 % of the pixels, less what clean drawings of such a place have.
+# Fidelity falls with either damage: our small network is not blind to noise. Immerkær's estimate finds white noise within some
+# percent (less where values are cut off at white and black), but blotches, being smooth, hardly at all, and a clean brick wall
+# alarms it more than they do: edges count as noise. So below we use `minibnn/metrics.py:noise`: high-frequency energy
+# ($10^{-3}$) in the calmest 60 % of the pixels, less what clean drawings of such a place have there. Below 0 means smoother
+# than those, as pictures drawn by a network often are.
 #
 # The same in minibnn: `minibnn/train.py:train` (the loss), `minibnn/metrics.py:fidelity`, `minibnn/metrics.py:immerkaer`.
 #
 # ## Experiment 1: fine-tune it
 #
-# One photo, no class pictures, as in §3.3 of the paper. Here is the whole method, with your loss; read it line by line. Four times on the way
-# we stop and look: eight pictures, always from the same starting noise, two of the training prompt and six of other places.
+# One photo, no class pictures, as in §3.3 of the paper. Here is the whole method, with your loss; read it line by line. Four
+# times on the way we stop and look: eight pictures, always from the same starting noise, two of the training prompt and six of
+# other places.
 #
 # Before you run it, write down: at which step will the dog be learned? Will the *places* suffer? When would you stop?
 
@@ -167,7 +174,8 @@ def look():
     predict = corruption.predictor(sd, PROMPT)
     row = {"fidelity": like[:2].mean(), "elsewhere": like[2:].mean(), "noise": metrics.noise(images)[2:].mean()}
     row |= {"place": sum(right) / len(right)}
-    row |= {"sigma1": corruption.estimate_sigma1(predict, latent, abar, (100,), draws=16, resamples=10).sigma1[0]}
+    at_100 = corruption.estimate_sigma1(predict, latent, abar, (100,), draws=16, resamples=10)
+    row |= {"sigma1": at_100.sigma1[0], "loss": at_100.loss[0], "explained": at_100.explained[0]}
     return pictures, row | look_inside(predict)
 
 
@@ -212,7 +220,7 @@ for step, (_, row) in looks.items():
 
 # %%
 sheet = pipeline.grid([picture for pictures, _ in looks.values() for picture in pictures], 8)
-figure, axis = plt.subplots(figsize=(8, 4.2))
+figure, axis = plt.subplots(figsize=(7, 3.7))
 axis.imshow(sheet)
 axis.set_yticks([33 + 66 * i for i in range(len(looks))], [f"step {step}" for step in looks])
 axis.set_xticks([33 + 66 * i for i in range(8)], ["training\nprompt"] * 2 + [want["background"] for _, want in places], fontsize=8)
@@ -225,49 +233,56 @@ show(
 )
 
 # %% [markdown]
-# Read the sheet by columns. With the **training prompt** the two drawings, which begin with *different* noise, become the same picture: the
-# photo. Phase 3, memorising, needs a hundred steps here. **Elsewhere** the colours come first, then the shape, while the places stay.
-# In between the dog is blurred; blurred is not noisy. Do not yet conclude anything about phase 2: it is one seed and eight
-# pictures.
+# Read the sheet by columns. With the **training prompt** the two drawings, which begin with *different* noise, become the same
+# picture: the photo. Phase 3, memorising, needs a hundred steps here. **Elsewhere** the colours come first, then the shape,
+# while the places stay. In between the dog is blurred; blurred is not noisy. Do not yet conclude anything about phase 2: it is
+# one seed and eight pictures.
 #
 # ## Experiment 2: two probes
 #
 # The table's last columns look at the *explanation* rather than at the pictures.
 #
-# - **$x_t=0$ at $t=999$** (the paper's Fig. 3). Eq. 2 says that a network that knows only $x'$ answers a multiple of $x'$, whatever it
-#   sees. The cosine of its answer with the photo must go towards 1.
+# - **$x_t=0$ at $t=999$** (the paper's Fig. 3). Eq. 2 says that a network that knows only $x'$ answers a multiple of $x'$,
+#   whatever it sees. The cosine of its answer with the photo must go towards 1.
 # - **Noise $\delta'$ in a small region at $t=100$** (Fig. 5). Eq. 2 says that $k_t^2$ of its energy stays, and with the paper's
-#   $\sigma_1\approx4.8$ *more* than there was. In the paper's figure the fine-tuned network leaves it, and the pretrained one removes it.
+#   $\sigma_1\approx4.8$ *more* than there was. In the paper's figure the fine-tuned network leaves it, and the pretrained one
+#   removes it.
 
 # %%
-shown = torch.cat([look["from_zero"] for _, look in looks.values()] + [latent])
-figure, axis = plt.subplots(figsize=(5, 1.5))
+shown = torch.cat([torch.zeros_like(latent), *(row["from_zero"] for _, row in looks.values()), latent])
+figure, axis = plt.subplots(figsize=(6, 1.5))
 axis.imshow(pipeline.grid(pipeline.to_pil(sd.decode_latents(shown)), len(shown)))
-axis.set_xticks([33 + 66 * i for i in range(len(shown))], [f"step {step}" for step in looks] + ["the photo"], fontsize=8)
+axis.set_xticks([33 + 66 * i for i in range(len(shown))], ["x_t = 0", *(f"step {step}" for step in looks), "the photo"], fontsize=8)
 axis.set_yticks([])
 show(
     figure,
     "03_zero",
-    "What the network makes of an empty latent in one step: at step 0 a vague coloured blur, at step 100 nearly the photo, shown last.",
+    "An empty latent, and what the network makes of it in one step: at step 0 a brown blur, at step 100 a blurred version of the photo, "
+    "teal and pink on green; last the photo itself.",
 )
-abar_100 = abar[100].item()
-print(f"Eq. 2 at t = 100: σ₁ = 4.8 would leave {corruption.gain(abar_100, 4.8) ** 2:.3f} of δ′, and mean a loss of {corruption.expected_loss(abar_100, 4.8):.3f}")
-for step in (0, 100):
-    row = looks[step][1]
-    print(f"step {step:3}: measured {row['left']:.3f} of δ′ left; Eq. 2 with the measured σ₁ = {row['sigma1']:.3f}: {corruption.gain(abar_100, row['sigma1']) ** 2:.3f}")
+at = abar[100].item()
+print(f"Eq. 2 at t = 100, σ₁ = 4.8: {corruption.gain(at, 4.8) ** 2:.3f} of δ′ is left, and the loss is {corruption.expected_loss(at, 4.8):.3f}, all of it noise left in")
+for step, (_, row) in looks.items():
+    expected = corruption.gain(at, row["sigma1"]) ** 2
+    print(f"step {step:3}, measured: {row['left']:.3f} of δ′ is left (Eq. 2 with the measured σ₁: {expected:.3f}); "
+          f"the loss is {row['loss']:.3f}, {row['explained']:.0%} of it noise left in")  # fmt: skip
 
 # %% [markdown]
-# The first probe agrees with the paper: a network that was asked about *nothing* answers with the photo. So the centre of Eq. 2 is
-# right, and early. The second does not: the share that is left *falls* here with fine-tuning. A network with a loss of 1 at $t=100$ would not denoise at all; ours is
-# far from that at every step. $\sigma_1$ at one time $t$ says what the network does there; an average over $t$ is dominated by large $t$, where even a
-# large $\sigma_1$ is harmless.
+# The first probe agrees with the paper: asked about *nothing*, the network answers with the photo, the more the longer it has
+# learned it. The second does not: the share of $\delta'$ that is left *falls* here with fine-tuning. It is more than Eq. 2
+# says: a small region of noise could be a detail, and the network does not treat all directions alike.
+#
+# The last column is instructive. At step 0 the loss is large, *but hardly any of it is noise left in*: the network draws a
+# clean picture, of another dog. A $\sigma_1$ of 4.8 at $t=100$ would mean a network that takes out nothing. (The paper averages
+# $\sigma_{1,t}$ over $t$; large $t$ dominate, where even a large $\sigma_1$ is harmless: tutorial 02.)
 #
 # ## Exercise 4 · an interval (10 minutes, medium)
 #
-# Is noise higher at step 100 than at step 0, or was this seed unlucky? Train $n$ times with different seeds, and compare the two steps
-# *within* each training: what the seeds do to both cancels in the difference $d_i=a_i-b_i$. The mean of $n$ differences has
-# the standard error $s/\sqrt n$ with $s^2=\frac1{n-1}\sum(d_i-\bar d)^2$, and since $s$ is itself a guess, the 95 % interval is $\bar d\pm t_{.975}\,s/\sqrt n$ with
-# Student's $t$ of $n-1$ degrees of freedom: 4.30 for three seeds, not 1.96.
+# Is noise higher at step 100 than at step 0, or was this seed unlucky? Train $n$ times with different seeds, and compare the
+# two steps *within* each training: what the seeds do to both cancels in the difference $d_i=a_i-b_i$. The mean of $n$
+# differences has the standard error $s/\sqrt n$ with $s^2=\frac1{n-1}\sum(d_i-\bar d)^2$, and since $s$ is itself a guess, the
+# 95 % interval is $\bar d\pm t_{.975}\,s/\sqrt n$ with Student's $t$ of $n-1$ degrees of freedom: 4.30 for three seeds, not
+# 1.96.
 
 # %%
 def paired_interval(a, b, t975):
@@ -286,12 +301,13 @@ check_paired_interval(paired_interval)
 # ## Experiment 3: the long curves
 #
 # A hundred steps and one seed are a hint. The file `results/corruption.jsonl` holds what
-# `python -m minibnn.experiments corruption` measured over several seeds, several numbers of photos, from step 0 far beyond memorisation, in the same way as you did:
-# at each checkpoint pictures of the training prompt and of twelve other prompts. Bands are bootstrap intervals over seeds.
+# `python -m minibnn.experiments corruption` measured over several seeds, several numbers of photos, from step 0 far beyond
+# memorisation, in the same way as you did: at each checkpoint pictures of the training prompt and of twelve other prompts.
+# Bands are bootstrap intervals over seeds.
 
 # %%
-rows = laboratory.read_rows(TUTORIALS / "results" / "corruption.jsonl")
-VIEW = laboratory.View().name
+rows = report.read_rows(TUTORIALS / "results" / "corruption.jsonl")
+VIEW = "ddim-25-g3"  # DDIM, 25 steps, guidance 3
 counts = sorted({pictures for setting, pictures, _, view in report.cases(rows) if (setting, view) == ("main", VIEW)})
 runs = {row["run"] for row in rows}
 print(f"{len(rows)} lines of {len(runs)} runs; below: {', '.join(map(str, counts))} photos, drawn with {VIEW}")
@@ -313,9 +329,11 @@ for axis, (name, (group, title)) in zip(axes.flat, PANELS.items(), strict=True):
         if len(seeds) > 1:
             axis.fill_between(steps, *report.bootstrap(values), alpha=0.2)
     axis.set_xscale("symlog", linthresh=25)
+    axis.set_xlim(left=0)
     axis.set_title(title, fontsize=9)
     axis.tick_params(labelsize=7)
 axes[1, 0].set_xlabel("step")
+axes[1, 2].set_ylim(0, 1.05)
 axes[0, 0].legend(fontsize=7)
 show(
     figure,
@@ -347,22 +365,24 @@ for pictures in counts:
         print(f"    {title:48} {change(pictures, group, name, 100, 0):20} {change(pictures, group, name, last, 100)}")
 
 # %% [markdown]
-# **Learning** is the first column: fidelity to the nearest photo rises. **Memorising** is the second and the curves'
-# right ends: fidelity to a photo near 1; with one photo diversity goes to 0 (eight drawings of one prompt are one drawing), and $\sigma_1$ falls.
-# Where noise on other prompts rises, look at the pictures: parts of the memorised *background* come through in places where we asked
-# for something else, as blotches. That is over-fitting that leaks, late; the paper's phase 2 is early and passes.
+# **Learning** is the first column: fidelity to the nearest photo rises. **Memorising** is the second and the curves' right
+# ends: fidelity to a photo near 1; with one photo diversity goes to 0 (eight drawings of one prompt are one drawing), and
+# $\sigma_1$ falls. Where noise on other prompts rises, look at the pictures: parts of the memorised *background* come through
+# in places where we asked for something else, as blotches. That is over-fitting that leaks; in the paper's phase 2 fidelity must
+# fall at the same time, and both must pass.
 #
 # ## The verdict
 #
-# What would convince us of a corruption stage? `minibnn/experiments/stages.py:corruption_stage` was written *before* the runs. On other prompts,
-# between two steps of the same training,
+# What would convince us of a corruption stage? `minibnn/experiments/stages.py:corruption_stage` was written *before* the runs.
+# On other prompts, between two steps of the same training,
 #
 # 1. fidelity falls below its earlier maximum, and 2. recovers by the end;
 # 3. noise at that step is above the pretrained model's, and 4. above the final level.
 #
-# *Present* if all four differences are above 0 with 95 % confidence; *absent* if one of them is confidently smaller than the least that
-# matters (a cosine of 0.02, a noise of 0.2); otherwise *undecided*. One seed can only be undecided. And since fidelity might be blind, the second
-# criterion asks for 3 and 4 alone, a **noise stage**. All settings that were tried are listed, not only those with something to see.
+# *Present* if all four differences are above 0 with 95 % confidence; *absent* if one of them is confidently smaller than the
+# least that matters (a cosine of 0.02, a noise of 0.2); otherwise *undecided*. One seed can only be undecided. And since
+# fidelity might be blind, the second criterion asks for 3 and 4 alone, a **noise stage**. All settings that were tried are
+# listed, not only those with something to see.
 
 # %%
 found = {"corruption stage": [], "noise stage": []}
@@ -387,23 +407,27 @@ for what, verdicts in found.items():
 # %% [markdown]
 # ## What fails, and why
 #
-# Believe the last two lines, not a story; here is how to read them. *Present* in a setting means that the stage exists there, and its neighbours in the table
-# say what it depends on. *Absent* means that a fall that matters is excluded at this scale, in this setting: not that the paper is wrong about Stable Diffusion.
-# *Undecided* means more seeds. Where this model differs, and what each difference predicts:
+# Believe the last two lines, not a story; here is how to read them. *Present* in a setting means that the stage exists there,
+# and its neighbours in the table say what it depends on. *Absent* means that a fall that matters is excluded at this scale, in
+# this setting: not that the paper is wrong about Stable Diffusion. *Undecided* means more seeds. Where this model differs, and
+# what each difference predicts:
 #
-# - **The sampler.** The paper draws with PNDM, 50 steps, guidance 7.5. Tutorial 01 showed this sampler wreck pictures of a *perfect* network
-#   whose conditional distribution is narrow, and fine-tuning makes it narrow. If rows with `pndm` and `g7.5` show a stage and `ddim` rows of the same
-#   checkpoints do not, the sampler is to blame, not the network.
-# - **Guidance** mixes in a prediction without a prompt, which nobody trained here but which moved. Rows with `base` take it from the pretrained
-#   model.
-# - **Gradient jitter.** With one photo a step, weights jump about. Rows with `average` draw with averaged weights; `batch-4` trains with four.
-# - **Scale and rate.** 8.8 M weights at a rate of 2·10⁻⁴ memorise a photo in about a hundred steps. Stable Diffusion has 860 M and 5·10⁻⁶: in 1000 steps no
-#   weight moves by much more than 5·10⁻³. A phase that is long there may be over here before the first look.
-# - **The latents.** Stable Diffusion's are 64 × 64 in place of 8 × 8: there is room for a local error that the rest of the picture does not correct.
+# - **The sampler.** The paper draws with PNDM, 50 steps, guidance 7.5. Tutorial 01 showed this sampler wreck pictures of a
+#   *perfect* network whose conditional distribution is narrow, and fine-tuning makes it narrow. If rows with `pndm` and `g7.5`
+#   show a stage and `ddim` rows of the same checkpoints do not, the sampler is to blame, not the network.
+# - **Guidance** mixes in a prediction without a prompt, which nobody trained here but which moved. Rows with `base` take it
+#   from the pretrained model.
+# - **Gradient jitter.** With one photo a step, weights jump about. Rows with `average` draw with averaged weights; `batch-4`
+#   trains with four.
+# - **Scale and rate.** 8.8 M weights at a rate of 2·10⁻⁴ memorise a photo in about a hundred steps. Stable Diffusion has 860 M
+#   and 5·10⁻⁶: in 1000 steps no weight moves by much more than 5·10⁻³. A phase that is long there may be over here before the
+#   first look.
+# - **The latents.** Stable Diffusion's are 64 × 64 in place of 8 × 8: there is room for a local error that the rest of the
+#   picture does not correct.
 # - **The measure.** You tested it: it sees noise. But any network's cosine is only one idea of "like the photos".
 #
-# And about the explanation: "$\sigma_1\approx4.8$" (Fig. 4) cannot be the network's state at $t=100$ (you printed the loss it would mean). Plot $\sigma_{1,t}$ against
-# $t$, as tutorial 02 does.
+# And about the explanation: "$\sigma_1\approx4.8$" (Fig. 4) cannot be the network's state at $t=100$ (you printed the loss it
+# would mean). Plot $\sigma_{1,t}$ against $t$, as tutorial 02 does.
 #
 # ## Summary
 #

@@ -301,11 +301,21 @@ show(
 # %% [markdown]
 # ## Experiment 3: the dog
 #
-# FIGURE3
+# The bundled model, fine-tuned on the six pictures of the dog with BNN and without (900 steps, all weights), drawn with its own and with
+# the pretrained model's unconditional prediction. This takes longer than a lesson: the figures come from
+# `python -m minibnn.experiments guidance`; the ledger `RESULTS.md` has them all.
+#
+# ![Pictures of the two runs without and with the base at guidance 1.5, 3 and 7.5. At 1.5 the rows with the base show the dog in its teal and magenta, those without in pale colours. At 7.5 the rows with the base show saturated blobs.](results/guidance-samples.png)
+#
+# At 1.5 the dog has its colours with the base, and only pale ones without. The fine-tuned model's own unconditional prediction has drifted
+# towards dogs (of 12 pictures drawn with an empty prompt the classifier calls 5 a dog, of the pretrained model's 1), so that guidance
+# moves away from what it should move to. But see 7.5: the pictures fall apart.
 #
 # ## What fails, and why
 #
-# - **It is no cure for everything.** LIMITS
+# - **A large scale.** All weights moved at a large rate, so $\epsilon_\theta(c)-\epsilon_\psi(\varnothing)$ holds not only the prompt but
+#   everything in which the two networks differ, and $w$ multiplies that, too. On the dog the remedy helps at 1.5 and 2, does nothing at 3 and
+#   harms from 4 on: more noise, twice as many clipped values. The authors saw no such limit on their models.
 # - A base that is not the right prior makes it *worse* than no remedy (the last picture above): the method stands and falls with
 #   $p_\psi(x_t)$ being nearer to the truth than $p_\theta(x_t)$.
 # - Two evaluations that cannot share a batch, and a second network in memory. For LoRA and OFT the base is the same network with the

@@ -36,8 +36,8 @@ print("minibnn", __version__, "· torch", torch.__version__)
 # the first term; $M$ says only what a sketch says.
 #
 # $M$ depends on the time and on $z_t$: in pure noise no $z_t$ suits the hint better than another, and in the end $z_t$ itself says
-# more than an inexact hint can. BPS builds a *branch*, a U-shaped network that sees the hint and the time but **not** $z_t$, and adds its features inside the frozen
-# UNet, after every residual block and every attention. The dependence on $z_t$ comes from the frozen layers that they pass.
+# more than an inexact hint can. BPS builds a *branch*, a U-shaped network that sees the hint and the time but **not** $z_t$, and
+# adds its features inside the frozen UNet, after every residual block and every attention. The dependence on $z_t$ comes from the frozen layers that they pass.
 
 # %% [markdown]
 # ## Exercise 1 · M where it can be computed (15 minutes, medium)

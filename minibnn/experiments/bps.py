@@ -1,6 +1,6 @@
 """Does the picture follow the hint? `python -m minibnn.experiments bps`
 
-Branches are trained on 12, 40 and 200 pairs (sketch, drawing, caption) of the world and then draw 32 unseen sketches with
+Branches are trained on 12, 40 and 200 pairs (sketch, drawing, caption) of the world and then draw 24 unseen sketches with
 their captions. A judge trained on the world says which pixels the drawn subject covers (intersection over union, IoU,
 with the exact mask that the sketch was made from) and which subject, colour and background it is.
 
@@ -12,7 +12,7 @@ Compared under the same number of steps, pairs, batch and learning rate:
 The last two take the same branch; only where its features go differs. ControlNet proper also copies the UNet and sees z_t,
 T2I-Adapter proper has a lighter encoder without time: neither is claimed to be reproduced.
 
-Every run is kept in --work and not repeated; --runs N stops after N new ones.
+Every run is kept in --work and not repeated; --runs N stops after N new ones and reports what there is.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from minibnn import StableDiffusion, bps, world
 from minibnn.evaluate import random_scenes, reconstruct
@@ -32,8 +33,8 @@ from minibnn.weights import read_json, write_json, write_whole
 
 from .judge import drawn, judged, train_judge
 
-STEPS, BATCH, LR, SAMPLE_STEPS, TESTS = 100, 8, 3e-4, 10, 32
-RUNS = [("bps", 40), ("skip", 40), ("encoder", 40), ("bps", 12), ("bps", 200)]
+BATCH, LR, SAMPLE_STEPS, TESTS = 8, 3e-4, 8, 24
+RUNS = [("base", 0), ("bps", 40), ("skip", 40), ("encoder", 40), ("bps", 12), ("bps", 200)]
 JUDGED = ("IoU", "subject", "colour", "background")
 
 
@@ -88,7 +89,7 @@ def world_pairs(count, seed):
     return scenes, torch.from_numpy(np.stack([world.outline(mask.numpy()) for mask in masks]))[:, None], images, masks
 
 
-def one(sd, judge, variant, count, seed):
+def one(sd, judge, variant, count, seed, steps):
     """Train one branch and judge what it draws; the pictures too."""
     kind, inject = VARIANTS[variant]
     torch.manual_seed(seed)
@@ -97,29 +98,25 @@ def one(sd, judge, variant, count, seed):
     if count:
         scenes, hints, images, _ = world_pairs(count, [11, seed])
         pairs = bps.make_pairs(sd, hints, images, [world.caption(scene) for scene in scenes])
-        bps.train(sd, branch, pairs, STEPS, LR, BATCH, seed, inject=inject)
+        bps.train(sd, branch, pairs, steps, LR, BATCH, seed, inject=inject)
     seconds = time.process_time() - started
     scenes, hints, _, masks = world_pairs(TESTS, 12)
     captions = [world.caption(scene) for scene in scenes]
-    pictures = bps.draw(sd, branch.eval(), hints, captions, SAMPLE_STEPS, seed=seed, batch_size=32, inject=inject)
-    used = sum(p.numel() for p in branch.parameters() if p.any() or not count)
-    result = judged(judge, to_tensor(pictures), masks, scenes)
-    return {**result, "training seconds": round(seconds, 1), "parameters": used}, pictures
+    pictures = bps.draw(sd, branch.eval(), hints, captions, SAMPLE_STEPS, seed=seed, batch_size=TESTS, inject=inject)
+    return {**judged(judge, to_tensor(pictures), masks, scenes), "training seconds": round(seconds, 1)}, pictures
 
 
 def experiment(options):
     sd = StableDiffusion.load("tiny")
     judge = train_judge(options.work / "judge.safetensors")
-    todo = [("base", 0, seed) for seed in options.seeds] + [(*which, seed) for seed in options.seeds for which in RUNS]
-    new, results = 0, {}
-    for variant, count, seed in todo:
-        path = options.work / f"{variant}-{count}-{seed}.json"
+    results = {}
+    for variant, count, seed in [(*which, seed) for which in RUNS if which[0] in options.variants for seed in options.seeds]:
+        path = options.work / f"steps-{options.steps}" / f"{variant}-{count}-{seed}.json"
         if not path.exists():
-            if new == options.runs:
-                print(f"{new} runs done; the same command goes on")
-                return
-            new += 1
-            result, pictures = one(sd, judge, "bps" if variant == "base" else variant, count, seed)
+            if options.runs == 0:
+                break
+            options.runs -= 1
+            result, pictures = one(sd, judge, "bps" if variant == "base" else variant, count, seed, options.steps)
             write_whole(path.with_suffix(".png"), lambda p, pictures=pictures: grid(pictures[:8], 8).save(p, format="PNG"))
             write_json(path, result)
             print(path.stem, result, flush=True)
@@ -128,10 +125,11 @@ def experiment(options):
     scenes, hints, images, masks = world_pairs(TESTS, 12)
     limit = {"real drawings": judged(judge, images, masks, scenes),
              "real drawings through the VAE": judged(judge, reconstruct(sd, images), masks, scenes)}  # fmt: skip
-    summary = {"settings": {"steps": STEPS, "batch": BATCH, "lr": LR, "sampling steps": SAMPLE_STEPS, "hints": TESTS,
-                            "seeds": options.seeds}, "judge": limit, "runs": results}  # fmt: skip
-    write_json(options.out / "bps.json", summary)
-    write_whole(options.out / "bps.png", lambda p: sheet(options, hints, images).save(p, format="PNG", optimize=True))
+    path = options.out / "bps.json"
+    summary = read_json(path) if path.exists() else {"batch": BATCH, "lr": LR, "sampling steps": SAMPLE_STEPS, "hints": TESTS, "judge": limit}
+    write_json(path, summary | {f"{options.steps} steps": results})
+    picture = sheet(options, hints, images)
+    write_whole(options.out / f"bps_{options.steps}.png", lambda p: picture.save(p, format="PNG", optimize=True))
     for name, values in limit.items():
         print(f"{name:32s}" + "".join(f"  {key} {values[key]:.3f}" for key in JUDGED))
     for name, runs in results.items():
@@ -140,22 +138,23 @@ def experiment(options):
 
 
 def sheet(options, hints, images):
-    """Rows: hint, the drawing it came from, base, bps 12, 40, 200, skip 40, encoder 40, all of the first seed."""
-    from PIL import Image
-
+    """Rows: hint, the drawing it came from, base, bps 12, 40, 200, encoder 40, skip 40, all of the first seed; as far as they are there."""
     cells = to_pil(2 * hints[:8].expand(-1, 3, -1, -1) - 1) + to_pil(images[:8])
-    for variant, count in [("base", 0), ("bps", 12), ("bps", 40), ("bps", 200), ("skip", 40), ("encoder", 40)]:
-        row = Image.open(options.work / f"{variant}-{count}-{options.seeds[0]}.png")
+    rows = [options.work / f"steps-{options.steps}" / f"{variant}-{count}-{options.seeds[0]}.png" for variant, count in sorted(RUNS)]
+    for path in filter(Path.exists, rows):
+        row = Image.open(path)
         cells += [row.crop((66 * i, 0, 66 * i + 64, 64)) for i in range(8)]
-    return grid(cells, 8)
+    return grid(cells, 8).quantize(256)  # a palette: a third of the bytes
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m minibnn.experiments bps", description=__doc__.split("\n\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=60, help="optimiser steps of each branch")
+    parser.add_argument("--variants", nargs="+", choices=("base", *VARIANTS), default=["base", *VARIANTS])
     parser.add_argument("--runs", type=int, default=1000, help="stop after so many new runs")
     parser.add_argument("--work", type=Path, default=Path("runs/experiments/bps"), help="folder of single runs")
-    parser.add_argument("--out", type=Path, default=Path("tutorials/results"), help="folder of bps.json and bps.png")
+    parser.add_argument("--out", type=Path, default=Path("tutorials/results"), help="folder of bps.json and bps_STEPS.png")
     run(experiment, parser.parse_args(argv))
 
 

@@ -30,7 +30,7 @@ from ..options import TrainOptions, option, parse, run
 from ..pipeline import StableDiffusion, at_the_mean, grid
 from ..train import train
 from ..weights import write_text, write_whole
-from .judging import PhotoJudge, WorldJudge
+from .measures import PhotoJudge, WorldJudge
 from .prompts import table5_object, table5_subject, world_prompts
 from .settings import SETTINGS, Run, log_spaced
 

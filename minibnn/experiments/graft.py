@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .. import graft, schedule
+from .. import figures, graft, schedule
 from ..options import GraftOptions, run
-from ..pipeline import StableDiffusion, grid
+from ..pipeline import StableDiffusion
 from ..rewards import judge, red_thing_on_grass
 from ..weights import write_json, write_whole
 
@@ -91,11 +91,11 @@ def one_seed(seed, options, fresh_for_each):
     rewards = judge(red_thing_on_grass, pictures, prompts)
     chosen = graft.accept(rewards, options)
     fresh = [prompt for prompt in options.prompt for _ in range(fresh_for_each)]
-    figures = {"base": {"reward": rewards.mean().item(), "path_kl": 0.0, "diversity": diversity(pictures[::4], prompts[::4])}}
+    table = {"base": {"reward": rewards.mean().item(), "path_kl": 0.0, "diversity": diversity(pictures[::4], prompts[::4])}}
     kept_pictures = [p for p, k in zip(pictures, chosen, strict=True) if k]
     kept_prompts = [p for p, k in zip(prompts, chosen, strict=True) if k]
     least = -math.log(chosen.double().mean())
-    figures["accepted samples"] = {"reward": 1.0, "path_kl": least, "diversity": diversity(kept_pictures, kept_prompts)}
+    table["accepted samples"] = {"reward": 1.0, "path_kl": least, "diversity": diversity(kept_pictures, kept_prompts)}
     shown = {"base": pictures[:: len(pictures) // 8][:8]}
     for name, (switch, realisation) in METHODS.items():
         kept = chosen
@@ -109,14 +109,14 @@ def one_seed(seed, options, fresh_for_each):
         if switch:
             sd.unet = graft.Switched(sd.unet, base.unet, switch)
         drawn, kl = draw_and_compare(sd, base.unet, fresh, options, 2000 + seed)
-        figures[name] = {"reward": judge(red_thing_on_grass, drawn, fresh).mean().item(), "path_kl": kl}
-        figures[name]["diversity"] = diversity(drawn, fresh)
+        table[name] = {"reward": judge(red_thing_on_grass, drawn, fresh).mean().item(), "path_kl": kl}
+        table[name]["diversity"] = diversity(drawn, fresh)
         if switch and realisation == "B":
             again = finish(base, x_t[kept], t, contexts, options, 3000 + seed)
-            figures[name]["ceiling"] = judge(red_thing_on_grass, again, [""] * len(again)).mean().item()
+            table[name]["ceiling"] = judge(red_thing_on_grass, again, [""] * len(again)).mean().item()
         shown[name] = drawn[:: len(drawn) // 8][:8]
-        print(seed, name, {k: round(v, 3) for k, v in figures[name].items()}, flush=True)
-    return figures, shown
+        print(seed, name, {k: round(v, 3) for k, v in table[name].items()}, flush=True)
+    return table, shown
 
 
 def experiment(options):
@@ -134,7 +134,7 @@ def experiment(options):
             continue
         seeds[str(seed)], shown = one_seed(seed, settings, options.fresh)
         write_json(path, {"settings": described, "seeds": seeds})
-        sheet = grid([p for row in shown.values() for p in row], 8).quantize(256, dither=Image.Dither.NONE)
+        sheet = figures.sheet(list(shown.values()), list(shown), [""] * 8).quantize(256, dither=Image.Dither.NONE)
         write_whole(options.out / "graft-samples.png", lambda file, sheet=sheet: sheet.save(file, format="PNG", optimize=True))
     print_table(seeds)
 
@@ -145,7 +145,7 @@ def print_table(seeds):
     for name in next(iter(seeds.values())):
         cells = []
         for key in ("reward", "ceiling", "path_kl", "diversity"):
-            values = [figures[name][key] for figures in seeds.values() if key in figures[name]]
+            values = [table[name][key] for table in seeds.values() if key in table[name]]
             spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.2f}{spread}" if values else "")
         print(f"| {name} | " + " | ".join(cells) + " |")

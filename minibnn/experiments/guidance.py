@@ -23,6 +23,7 @@ from .. import data, figures, guidance, metrics, world
 from ..evaluate import reconstruct
 from ..options import run
 from ..pipeline import StableDiffusion
+from ..plot import Line, Panel, chart
 from ..weights import write_json, write_whole
 
 SCALES = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5)
@@ -82,12 +83,12 @@ def plot(result, path):
     """The measures over the scale, one panel each."""
     panels = []
     for key in MEASURES:
-        series = [
-            (f"{name}, {source}", list(SCALES), [cells[f"{scale:g}"][key] for scale in SCALES], None, None)
+        lines = [
+            Line(f"{name}, {source}", list(SCALES), [cells[f"{scale:g}"][key] for scale in SCALES])
             for name, table in result["runs"].items() for source, cells in table.items()
         ]  # fmt: skip
-        panels.append(figures.curves(series, key, "guidance", "", size=(480, 260)))
-    figures.save(figures.beside(panels), path)
+        panels.append(Panel(key, lines, "guidance"))
+    figures.save(chart(panels, columns=4), path)
 
 
 def print_table(result):

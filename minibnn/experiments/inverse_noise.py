@@ -7,7 +7,7 @@ same distribution. FLOPs are those of drawing one sample, counted by PyTorch.
             corrected sampler stands the same flow trained on for as long (in FLOPs) as inversion and corrector took.
     world   the bundled flow on the world's latents (one training), three seeds of corrector and noise
 
-Leaves inverse_noise.json and inverse_noise.png. The bundled corrector is that of seed 0; `--bundle` writes it.
+Leaves inverse_noise.json, to which a later run with other --seeds adds, and inverse_noise.png. The bundled corrector is that of seed 0; `--bundle` writes it.
 """
 
 import argparse
@@ -16,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from minibnn import StableDiffusion, flow
 from minibnn.errors import UserError
 from minibnn.options import run
 from minibnn.pipeline import grid, to_pil
-from minibnn.weights import read_json, write_json, write_whole
+from minibnn.weights import read_json, write_json, write_tensors, write_whole
 
 PLANE_STEPS, PLANE_LR, PLANE_BATCH, PLANE_POINTS = 1500, 5e-3, 256, 4000
 EULER = (5, 10)
@@ -109,15 +110,26 @@ def plane(data, seed):
     return rows
 
 
+def inverted_world(options, sd, main):
+    """Latents, their inverse noises, fresh latents; kept in --work, because the inversion takes longest."""
+    path = options.work / f"inverse-{options.euler_steps}-{options.inverted}-{options.tests}.safetensors"
+    if not path.exists():
+        data, real = flow.world_latents(sd, options.inverted, 0), flow.world_latents(sd, options.tests, 10_000)
+        z, residual = flow.inverse_noise(main, data, options.euler_steps, lost=flow.LOST)
+        again, _ = flow.inverse_noise(main, real, options.euler_steps, lost=flow.LOST)
+        write_tensors(path, {"data": data, "real": real, "z": z, "residual": residual, "z of real": again})
+    return load_file(path)
+
+
 def world(options, sd):
     """The bundled flow: the same rows for each seed of the corrector."""
     main, _ = flow.load_flow(options.flow, flow.MAIN)
-    data, real = flow.world_latents(sd, options.inverted, 0), flow.world_latents(sd, options.tests, 10_000)
-    n = options.euler_steps
-    z, residual = flow.inverse_noise(main, data, n, lost=flow.LOST)
-    cost, rows, pictures = flops(main, data), [], []
-    rows.append({"what": "inverted", "n": n, "of": len(data), "kept": len(z), "residual": residual.max().item(), "spread of z": z.std().item()})
-    print(f"world: {len(z)} of {len(data)} inverted, residual {residual.max():.1e}, spread {z.std():.3f}", flush=True)
+    kept, n = inverted_world(options, sd, main), options.euler_steps
+    data, real, z = kept["data"], kept["real"], kept["z"]
+    cost, pictures = flops(main, data), []
+    rows = [{"what": "inverted", "n": n, "of": len(data), "kept": len(z), "residual": kept["residual"].max().item(), "spread of z": z.std().item()},
+            {"what": "real", "distance": energy_distance(data, real)},
+            {"what": "from true inverse noise", "n": n, "distance": energy_distance(flow.sample(main, kept["z of real"], n), data)}]  # fmt: skip
     for seed in options.seeds:
         e = torch.randn(options.tests, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
         for steps in (n, 2 * n, 4 * n):
@@ -136,14 +148,9 @@ def world(options, sd):
                          "distance": energy_distance(drawn, real)})  # fmt: skip
             if k == 10:
                 pictures.append(drawn[:12])
-        # What a perfect corrector would draw: the flow from inverse noises of drawings it was not fitted to.
-        if seed == options.seeds[0]:
-            other, _ = flow.inverse_noise(main, real[:250], n, lost=flow.LOST)
-            rows.append({"what": "from true inverse noise", "n": n, "distance": energy_distance(flow.sample(main, other, n), data)})
-            rows.append({"what": "real", "distance": energy_distance(data, real)})
-            if options.bundle:
-                flow.save_flow(options.flow.with_name("corrector.safetensors"), corrector, {"euler_steps": str(n), "seed": "0"})
-    sheet = grid(to_pil(sd.decode_latents(torch.cat(pictures[:2]))), 12, zoom=2)
+        if options.bundle and seed == 0:
+            flow.save_flow(options.flow.with_name("corrector.safetensors"), corrector, {"euler_steps": str(n), "seed": "0"})
+    sheet = grid(to_pil(sd.decode_latents(torch.cat(pictures[:2]))), 12, zoom=1)
     write_whole(options.out / "inverse_noise_world.png", lambda path: sheet.save(path, format="PNG", optimize=True))
     return rows
 
@@ -173,6 +180,9 @@ def figure(tables, path):
                 xs, ys, errors = zip(*sorted((r["MFLOPs"], r["distance"], r["±"]) for r in points), strict=True)
                 axis.errorbar(xs, ys, errors, fmt="o-" if what == "flow" else "s", capsize=2, label=what, ms=4)
         axis.set(title=name, xlabel="MFLOPs for one sample", xscale="log", yscale="log")
+        costs = sorted(r["MFLOPs"] for r in rows if r["what"] == "flow")
+        axis.set_xticks(costs, [f"{cost:.3g}" for cost in costs])
+        axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     np.atleast_1d(axes)[0].set_ylabel("energy distance to real")
     np.atleast_1d(axes)[0].legend(fontsize=8)
     drawing.tight_layout()
@@ -183,10 +193,15 @@ def experiment(options):
     path = options.out / "inverse_noise.json"
     result = read_json(path) if path.exists() else {}
     if "plane" in options.parts:
-        result["plane"] = {data.__name__: [plane(data, seed) for seed in range(3)] for data in (ring, moons)}
-        write_json(path, result)
+        for data in (ring, moons):
+            seeds = result.setdefault("plane", {}).setdefault(data.__name__, [])
+            while len(seeds) < 3:
+                seeds.append(plane(data, len(seeds)))
+                write_json(path, result)
     if "world" in options.parts:
-        result["world"] = world(options, StableDiffusion.load("tiny"))
+        new = world(options, StableDiffusion.load("tiny"))
+        old = [row for row in result.get("world", []) if row.get("seed", options.seeds[0]) not in options.seeds]
+        result["world"] = old + new
         write_json(path, result)
     tables = {name: table([row for seed in seeds for row in seed]) for name, seeds in result.get("plane", {}).items()}
     if "world" in result:
@@ -206,10 +221,11 @@ def main(argv=None):
     parser.add_argument("--flow", type=Path, default=flow.BUNDLED / "flow.safetensors", help="the world's flow [bundled]")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the world's correctors")
     parser.add_argument("--euler-steps", type=int, default=10)
-    parser.add_argument("--inverted", type=int, default=1500, help="drawings that are inverted")
-    parser.add_argument("--tests", type=int, default=500, help="samples that are compared")
-    parser.add_argument("--corrector-training", type=int, default=700, help="optimiser steps of each corrector")
+    parser.add_argument("--inverted", type=int, default=800, help="drawings that are inverted")
+    parser.add_argument("--tests", type=int, default=300, help="samples that are compared")
+    parser.add_argument("--corrector-training", type=int, default=500, help="optimiser steps of each corrector")
     parser.add_argument("--bundle", action="store_true", help="keep seed 0's corrector beside --flow")
+    parser.add_argument("--work", type=Path, default=Path("runs/experiments/inverse_noise"), help="folder of the inverse noises")
     parser.add_argument("--out", type=Path, default=Path("tutorials/results"))
     run(experiment, parser.parse_args(argv))
 

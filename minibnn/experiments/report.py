@@ -4,7 +4,7 @@ Reads the .jsonl files of --runs, judges each setting by the criterion of `stage
 
     corruption.jsonl        all lines, shortened, so that the report can be made again from them
     corruption.md           verdicts, and the effect of the BNN as a paired difference with its interval
-    corruption-NAME.png     curves with bootstrap intervals over seeds (percentiles, 95 %)
+    corruption-NAME.png     curves with bootstrap intervals over seeds (percentiles, 95 %), of settings with three seeds or more
     corruption-NAME.webp    pictures of one run, a row for each step
 """
 
@@ -161,14 +161,16 @@ def _parts(run):
 def effects(rows):
     """Markdown: BNN − plain at the same seed, at the step of plain's highest noise and at the last, other prompts.
 
-    A setting that only the BNN knows (σ₀, λ, where) is compared with the plain runs of "main".
+    A setting that only the BNN knows (σ₀, λ, where) is compared with the plain runs of "pndm" (those of "main", drawn as the
+    paper draws, too, and with as many pictures as the factors), or of "main" where there are none.
     """
     text = ["| setting | pictures | drawn with | step | fidelity | noise | place as asked | diversity (training prompt) |",
             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for setting, n, kind, view in cases(rows):
         if kind != "bnn":
             continue
-        reference = setting if False in SETTINGS[setting].bayes else "main"
+        plain_ones = (setting,) if False in SETTINGS[setting].bayes else ("pndm", "main")
+        reference = next((name for name in plain_ones if table(rows, name, n, "plain", view, "other", "noise")[1]), setting)
         steps, seeds, noise = table(rows, reference, n, "plain", view, "other", "noise")
         own_steps, own_seeds, _ = table(rows, setting, n, "bnn", view, "other", "noise")
         common = [s for s in own_seeds if s in seeds]
@@ -196,6 +198,8 @@ def report(options):
     rows, out = load(options.runs), Path(options.out)
     write_text(out / "corruption.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     for setting, n, view in sorted({(s, n, v) for s, n, _, v in cases(rows)}):
+        if max(len(table(rows, setting, n, kind, view, "other", "noise")[1]) for kind in ("plain", "bnn")) < 3:
+            continue  # the tables hold it; a band over fewer seeds says nothing
         save(curves(rows, setting, n, view), out / f"corruption-{setting}-{n}-{view}.png")
     counts = sorted({n for s, n, _, _ in cases(rows) if s == "main"})
     for view in sorted({v for s, _, _, v in cases(rows) if s == "main"}):

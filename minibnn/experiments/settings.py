@@ -49,11 +49,12 @@ RIVALS = (View(), View(average=True), View(base=True), View(guidance=7.5), View(
 SETTINGS = {
     "main": Setting("the recipe's rate, no prior preservation (as in the paper's §3.3)"),
     "views": Setting("main, drawn otherwise: averaged weights, base's ε(∅), guidance 7.5, PNDM", views=RIVALS),
+    "base": Setting("main, drawn with the base's ε(∅)", views=(View(base=True), View(guidance=7.5, base=True)), bayes=(False,)),
     "samplers": Setting("main, drawn with 5 samplers, guidance 1, 3 and 7.5", views=SAMPLERS),
     "pndm": Setting("main, drawn as the paper draws too: PNDM, 50 steps, guidance 7.5", views=(View(), *PAPER_VIEWS)),
     "prior": Setting("with prior preservation", {"prior_weight": 1.0}),
     "lr-5e-5": Setting("a quarter of the rate", ALONE | {"lr": 5e-5}),
-    "lr-4e-4": Setting("twice the rate", ALONE | {"lr": 4e-4}),
+    "lr-4e-4": Setting("twice the rate", ALONE | {"lr": 4e-4}, (View(), *PAPER_VIEWS)),
     "warm-up": Setting("the rate rises over 200 steps", ALONE | {"lr_warmup_steps": 200}),
     "batch-4": Setting("four pictures a step", ALONE | {"batch_size": 4}),
     "sigma-0.003": Setting("σ₀ = 0.003", ALONE | {"sigma": 0.003}, bayes=(True,)),

@@ -11,7 +11,7 @@ WRONG = {}
 
 @exercise
 def check_top_k(fn):
-    rewards = random(4, 8)
+    rewards = random(4, 8, seed=5)
     order = rewards.argsort(-1, descending=True)
     right = torch.zeros(4, 8, dtype=torch.bool).scatter(-1, order[:, :3], True)
     got = fn(rewards, 3)

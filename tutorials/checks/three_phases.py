@@ -80,7 +80,7 @@ WRONG["fidelity"] = [
 ]
 
 
-def _immerkaer(picture, measure=torch.abs, margin=2, factor=math.sqrt(math.pi / 2), divisor=6):
+def _immerkaer(picture, measure=torch.abs, margin=2, factor=(math.pi / 2) ** 0.5, divisor=6):
     mask = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]], dtype=picture.dtype)
     response = F.conv2d(picture[None, None], mask[None, None])
     h, w = picture.shape

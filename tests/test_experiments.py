@@ -1,0 +1,538 @@
+"""The corruption experiment: its prompts and plan, runs that are interrupted, what it draws with, its criterion and report."""
+
+import dataclasses
+import json
+import math
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+
+from minibnn import StableDiffusion, UserError, bayes, guidance, metrics, world
+from minibnn.data import to_tensor
+from minibnn.experiments import __main__ as command
+from minibnn.experiments import corruption, prompts, report
+from minibnn.experiments.measures import WorldJudge
+from minibnn.experiments.settings import SETTINGS, Run, View, log_spaced
+from minibnn.experiments.stages import MARGIN, corruption_stage, interval, noise_stage, verdict
+
+# --- the criterion ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 8, 10])
+def test_intervals_are_those_of_scipy(n):
+    values = np.random.default_rng(n).normal(0.3, 2, n)
+    wanted = stats.t.interval(0.95, n - 1, values.mean(), stats.sem(values))
+    assert interval(values) == pytest.approx((values.mean(), *wanted), abs=3e-4 * np.ptp(wanted))  # the table has four digits
+
+
+@pytest.mark.parametrize("n", [11, 12, 30])
+def test_intervals_of_many_seeds_are_never_too_narrow(n):
+    values = np.random.default_rng(n).normal(0, 1, n)
+    low, high = stats.t.interval(0.95, n - 1, values.mean(), stats.sem(values))
+    mean, ours, theirs = interval(values)
+    assert ours < low + 1e-4 and theirs > high - 1e-4 and theirs - ours < 1.1 * (high - low)
+
+
+def test_one_seed_says_nothing():
+    assert interval([0.5]) == (0.5, -math.inf, math.inf)
+    assert corruption_stage([FALLS], [BUMP])[0] == "undecided"
+    assert noise_stage([BUMP])[0] == "undecided"
+
+
+def test_verdicts_need_all_differences_and_mind_the_margin():
+    clear, small, open_ = (0.5, 0.3, 0.7), (0.005, -0.001, 0.011), (0.5, -0.1, 1.1)
+    assert verdict([clear, clear], [0.02, 0.2]) == "present"
+    assert verdict([clear, open_], [0.02, 0.2]) == "undecided"
+    assert verdict([clear, small], [0.02, 0.02]) == "absent"
+    assert verdict([clear, small], [0.02, 0.01]) == "undecided"  # the interval reaches the margin
+    assert verdict([open_, small], [0.02, 0.02]) == "absent"  # one that is ruled out is enough
+    assert verdict([(0.005, 0.001, 0.009)], [0.02]) == "present"  # above 0 comes first
+
+
+FALLS = (0.0, 0.3, 0.5, 0.35, 0.2, 0.4, 0.6)  # improves, falls, recovers
+RISES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6)
+BUMP = (0.1, 0.2, 0.8, 1.5, 2.5, 1.2, 0.4)
+FLAT = (0.1,) * 7
+
+
+def seeds(curve, spread, offset=0.0, n=3):
+    """The curve of n seeds: each shifted as a whole by up to `offset`, each point by up to `spread`; exactly balanced."""
+    shifts = torch.linspace(-1, 1, n).double()
+    points = torch.stack([shifts.roll(k) for k in range(len(curve))], 1)
+    return (torch.tensor(curve).double() + offset * shifts[:, None] + spread * points).tolist()
+
+
+def test_a_corruption_stage_is_seen_and_where():
+    outcome, found, dip = corruption_stage(seeds(FALLS, 0.01), seeds(BUMP, 0.05))
+    assert (outcome, dip) == ("present", 4)
+    means = [round(mean, 6) for mean, _, _ in found.values()]
+    assert means == pytest.approx([0.5 - 0.2, 0.6 - 0.2, 2.5 - 0.1, 2.5 - 0.4], abs=0.08)
+    for values, (mean, low, high) in zip(([0.29, 0.3, 0.31], [0.39, 0.4, 0.41]), found.values(), strict=False):
+        assert low < mean < high and abs(mean - sum(values) / 3) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "noise", "outcome"),
+    [
+        (RISES, BUMP, "absent"),  # fidelity never falls
+        (FALLS, FLAT, "absent"),  # no noise
+        ((*FALLS[:5], 0.2, 0.19), BUMP, "absent"),  # no recovery of fidelity
+        (FALLS, (0.1, 0.2, 0.8, 1.5, 2.5, 2.6, 2.7), "absent"),  # no recovery of noise
+        (FALLS, tuple(v + 3 for v in reversed(RISES)), "absent"),  # noise below the pretrained model's
+        ((0.0, 0.3, 0.5, 0.499, 0.498, 0.5, 0.6), BUMP, "absent"),  # falls by less than can be told from 0
+    ],
+)
+def test_a_corruption_stage_needs_fall_noise_and_recovery(fidelity, noise, outcome):
+    assert corruption_stage(seeds(fidelity, 1e-3), seeds(noise, 1e-3))[0] == outcome
+
+
+def test_seeds_that_disagree_leave_it_undecided():
+    assert corruption_stage(seeds(FALLS, 0.15), seeds(BUMP, 0.05))[0] == "undecided"
+    assert noise_stage(seeds(BUMP, 1.5))[0] == "undecided"
+
+
+def test_differences_are_paired_by_seed():
+    """Seeds that differ as a whole by far more than the effect: only a paired difference sees it."""
+    assert corruption_stage(seeds(FALLS, 0.01, 2.0), seeds(BUMP, 0.05, 20.0))[0] == "present"
+    assert noise_stage(seeds(BUMP, 0.05, 20.0))[0] == "present"
+
+
+def test_a_noise_stage_is_a_bump_above_both_ends():
+    outcome, found, peak = noise_stage(seeds(BUMP, 0.05))
+    assert (outcome, peak) == ("present", 4)
+    assert [mean for mean, _, _ in found.values()] == pytest.approx([2.4, 2.1], abs=0.1)
+    for curve in (FLAT, (0.1, 0.2, 0.4, 0.8, 1.6, 2, 2.5), (2.5, 2, 1.6, 0.8, 0.4, 0.2, 0.1)):  # nothing; no recovery; no rise
+        assert noise_stage(seeds(curve, 1e-3))[0] == "absent"
+    small = (0.1, 0.1, 0.1, 0.12, 0.15, 0.12, 0.1)
+    assert noise_stage(seeds(small, 0.03))[0] == "absent"  # not told from 0, and surely below the margin of 0.2
+    assert noise_stage(seeds(small, 1e-3))[0] == "present"  # told from 0: present, however small
+    assert noise_stage(seeds(small, 0.2))[0] == "undecided"
+    assert MARGIN == {"fidelity": 0.02, "noise": 0.2}
+
+
+# --- prompts, settings, plan ------------------------------------------------------------------------------------------
+
+
+def test_prompts_are_those_of_table_5():
+    dogs, people = prompts.table5_object("sks", "backpack"), prompts.table5_subject("sks")
+    assert len(set(dogs)) == len(set(people)) == 25
+    assert dogs[0] == "a sks backpack in the jungle" and dogs[-1] == "a cube shaped sks backpack"
+    for words in ("on a cobblestone street", "with a blue house in the background", "on top of a purple rug in a forest",
+                  "wearing a black top hat and a monocle", "in a purple wizard outfit"):  # fmt: skip
+        assert f"a sks backpack {words}" in dogs
+    assert {"a red sks backpack", "a purple sks backpack", "a shiny sks backpack", "a wet sks backpack"} < set(dogs)
+    for words in ("with snowflakes in their hair", "with forest green eyeshadow", "in a firefighter helmet", "yawning", "laughing"):
+        assert f"a photo of a sks person {words}" in people
+
+
+def test_prompts_of_the_world_ask_for_what_the_classifier_judges():
+    wanted = prompts.world_prompts("sks", "dog")
+    assert len(wanted) == len({text for text, _ in wanted}) == 12
+    assert ("a sks dog in the snow", {"subject": "dog", "background": "snow"}) in wanted
+    assert ("a red sks dog", {"subject": "dog"}) in wanted  # "red sks" leaves open what the colour is to be
+    assert {want.get("background") for _, want in wanted} == {*world.BACKGROUNDS, None}
+
+
+def test_steps_are_log_spaced_and_reach_the_end():
+    assert log_spaced(1600) == [0, 25, 50, 100, 200, 400, 800, 1600]
+    assert log_spaced(1000) == [0, 25, 50, 100, 200, 400, 800, 1000]
+    assert log_spaced(25) == [0, 25] and log_spaced(3) == [0, 3]
+
+
+def options(dog, tmp_path, **changes):
+    return dataclasses.replace(corruption.CorruptionOptions(), images=str(dog), out=str(tmp_path / "out"), **changes)
+
+
+def test_every_setting_makes_options_that_training_accepts(dog, tmp_path):
+    """Each is one change, its runs have names of their own, and `settle` finds nothing wrong with it."""
+    from minibnn.train import settle
+
+    sd, names, alone = StableDiffusion.load("tiny"), set(), {}
+    for name, setting in SETTINGS.items():
+        assert len({view.name for view in setting.views}) == len(setting.views)
+        for it in (Run(name, 2, b, 1) for b in setting.bayes):
+            names.add(it.name)
+            made = corruption.train_options(it, options(dog, tmp_path), tmp_path)
+            assert (made.bayes, made.seed, made.samples, made.monitor) == (it.bayes, 1, 0, False)
+            if setting.steps_per_picture is None:
+                settle(made, sd, 2)
+                alone[it.name] = made
+            assert report._parts(it.name) == (name, 2, "bnn" if it.bayes else "plain")
+    assert len(names) == sum(len(setting.bayes) for setting in SETTINGS.values())
+    for name, made in alone.items():
+        reference = alone["main-2-bnn-1" if "bnn" in name else "main-2-plain-1"]
+        changed = [f.name for f in dataclasses.fields(made) if getattr(made, f.name) != getattr(reference, f.name)]
+        assert set(changed) - {"out"} == set(SETTINGS[report._parts(name)[0]].options) - {"prior_weight"} | (
+            {"prior_weight"} if name.startswith("prior") else set()
+        )
+
+
+def test_plan_says_what_would_be_done_and_leaves_nothing(dog, tmp_path, capsys):
+    corruption.experiment(options(dog, tmp_path, settings=("main", "sigma-0.1"), pictures=(1, 4), seeds=(0, 1), steps=100, plan=True))
+    assert capsys.readouterr().out == "12 runs, 1200 steps, 48 measurements of a checkpoint\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--settings", "mian"], "--settings mian: there are main, views"),
+        (["--settings", "paper"], "--settings paper does not go with --model tiny"),
+        (["--pictures", "7"], "--pictures 7: .* holds 6"),
+        (["--images", "nowhere"], "--images nowhere: no such folder"),
+        (["--model", "sd", "--settings", "paper"], "--dino is required"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(dog, tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        corruption.main(["--images", str(dog), "--out", str(tmp_path / "out"), *arguments])
+    errors = capsys.readouterr().err
+    assert stop.value.code == 2 and errors.count("\n") == 1 and re.search(message, errors), errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_experiment_has_its_command(monkeypatch, capsys):
+    for name in command.NAMES:
+        monkeypatch.setattr(sys, "argv", ["experiments", name, "--help"])
+        with pytest.raises(SystemExit) as stop:
+            command.main()
+        assert stop.value.code == 0 and "--out" in capsys.readouterr().out, name
+    monkeypatch.setattr(sys, "argv", ["experiments", "corruptoin"])
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    assert stop.value.code == 2 and "error: no experiment corruptoin; there are corruption" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["experiments"])
+    command.main()
+    said = capsys.readouterr().out
+    assert all(f"  {name} " in said for name in command.NAMES)
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Two sampling steps, checkpoints at 0, 1 and the last step, σ₁ at one time."""
+    generate = StableDiffusion.generate
+
+    def draw(self, prompts, steps, guidance, **settings):
+        return generate(self, prompts, 2, guidance, **settings)
+
+    monkeypatch.setattr(StableDiffusion, "generate", draw)
+    monkeypatch.setattr(corruption, "log_spaced", lambda last: [0, 1, last])
+    monkeypatch.setattr(corruption, "SIGMA1_TIMES", (100,))
+    monkeypatch.setattr(corruption, "SIGMA1_DRAWS", 2)
+    monkeypatch.setattr(corruption, "TRAINING_PICTURES", 2)
+
+
+def rows_of(path):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in corruption.read_rows(path)]
+
+
+def test_an_interrupted_run_goes_on_and_measures_the_same(quick, dog, tmp_path, monkeypatch):
+    monkeypatch.setitem(SETTINGS, "sigma-0.5", dataclasses.replace(SETTINGS["main"], views=(View(average=True), View(base=True))))
+    it = Run("sigma-0.5", 2, True, 3)  # with a dot in its name
+    straight, stopped = (options(dog, tmp_path / name, each=1, steps=3) for name in ("straight", "stopped"))
+    corruption.perform(it, straight)
+    rows = rows_of(tmp_path / "straight" / "out" / f"{it.name}.jsonl")
+    assert [(row["step"], row["view"], row["group"]) for row in rows] == [
+        (step, view, group) for step in (0, 1, 3) for view in ("ddim-25-g3-average", "ddim-25-g3-base")
+        for group in ("training", "other")
+    ]  # fmt: skip
+    assert {row["run"] for row in rows} == {"sigma-0.5-2-bnn-3"}
+
+    measure = corruption.Observer.measure
+
+    def interrupted(self, step, sd):
+        if step == 3:
+            raise KeyboardInterrupt
+        measure(self, step, sd)
+
+    monkeypatch.setattr(corruption.Observer, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        corruption.perform(it, stopped)
+    path = tmp_path / "stopped" / "out" / f"{it.name}.jsonl"
+    assert rows_of(path) == rows[:8]
+    path.write_text(path.read_text() + '{"run": "sigma-0.5-2-b')  # and its last line is torn
+
+    measured = []
+    monkeypatch.setattr(corruption.Observer, "measure", lambda self, step, sd: (measured.append(step), measure(self, step, sd)))
+    corruption.perform(it, stopped)
+    assert measured == [3] and rows_of(path) == rows
+    assert {p.name for p in (tmp_path / "stopped" / "out").iterdir()} == {f"{it.name}.jsonl", f"{it.name}.png", "training"}
+    assert not any((tmp_path / "stopped" / "out" / "training").iterdir())
+    corruption.perform(it, stopped)  # all is there
+    assert measured == [3]
+
+    for average, base, alike in ((rows[0], rows[2], True), (rows[-4], rows[-2], False)):  # at first both are the pretrained model
+        assert (abs(average["fidelity"] - base["fidelity"]) < 2e-4 and abs(average["noise"] - base["noise"]) < 2e-3) == alike
+
+
+def test_runs_of_like_names_have_folders_of_their_own(quick, dog, tmp_path, monkeypatch):
+    """Several at once: one run must never train on another's pictures."""
+    seen = {}
+
+    def remember(chosen, observe):
+        seen[chosen.sigma, chosen.seed] = (chosen.images, sorted(p.name for p in Path(chosen.images).iterdir()))
+
+    monkeypatch.setattr(corruption, "train", remember)
+    monkeypatch.setattr(corruption, "clean", lambda *folders: None)
+    for it in (Run("sigma-0.1", 1, True, 0), Run("sigma-0.1", 3, True, 1), Run("sigma-0.03", 2, True, 0)):
+        corruption.perform(it, options(dog, tmp_path, steps=4))
+    assert [names for _, names in seen.values()] == [["00.png"], ["00.png", "01.png", "02.png"], ["00.png", "01.png"]]
+    assert len({folder for folder, _ in seen.values()}) == 3
+
+
+@pytest.fixture
+def watching(dog, tmp_path):
+    """An observer of a model whose weights the test moves itself; sigma parameters beside, as in a BNN."""
+
+    def make(*views):
+        SETTINGS["views-of-the-test"] = dataclasses.replace(SETTINGS["main"], views=views)
+        it = Run("views-of-the-test", 1, True, 0)
+        sd = StableDiffusion.load("tiny", dtype=torch.float32)
+        bayes.bayesianize(sd.unet, "norm", 0.01)
+        return corruption.Observer(it, options(dog, tmp_path, each=1, steps=4)), sd
+
+    yield make
+    SETTINGS.pop("views-of-the-test", None)
+
+
+def test_the_running_mean_is_that_of_all_steps_and_then_forgets(watching, monkeypatch):
+    observer, sd = watching(View(average=True))
+    monkeypatch.setattr(corruption.Observer, "measure", lambda *_: None)
+    weight = sd.unet.conv_in.weight
+    values = [weight.detach().clone()]
+    observer(0, sd)
+    for step in range(1, 5):
+        values.append(torch.randn(weight.shape, generator=torch.Generator().manual_seed(step)))
+        with torch.no_grad():
+            weight.copy_(values[-1])
+        observer(step, sd)
+    torch.testing.assert_close(observer.average["conv_in.weight"], torch.stack(values).mean(0), rtol=0, atol=1e-6)
+    assert torch.equal(weight, values[-1])  # training is not touched
+    before = observer.average["conv_in.weight"].clone()
+    observer(150, sd)
+    torch.testing.assert_close(observer.average["conv_in.weight"], 0.99 * before + 0.01 * values[-1], rtol=0, atol=1e-6)
+    assert not any(name.endswith("_sigma") for name in observer.average)
+    assert len(observer.average) == len(StableDiffusion.load("tiny").unet.state_dict())
+
+
+def test_views_draw_with_the_mean_and_with_the_bases_prediction(watching, monkeypatch):
+    observer, sd = watching(View(average=True), View(base=True), View("pndm", 50, 7.5))
+    monkeypatch.setattr(corruption.Observer, "measure", lambda *_: None)
+    observer(0, sd)
+    weight = sd.unet.conv_in.weight
+    start = weight.detach().clone()
+    with torch.no_grad():
+        weight.mul_(1.5)
+    observer(1, sd)
+    drawn = []
+
+    def generate(self, prompts, steps, scale, seed, sampler, batch_size, progress, predictor):
+        drawn.append((steps, scale, seed, sampler, self.unet.conv_in.weight.detach().clone(), predictor))
+        return ["picture"] * len(prompts)
+
+    monkeypatch.setattr(StableDiffusion, "generate", generate)
+    sd.unet.eval()
+    for view in observer.views:
+        assert observer.draw(sd, view, ["a", "b"]) == ["picture"] * 2
+        assert torch.equal(weight, 1.5 * start)
+    assert [d[:4] for d in drawn] == [(25, 3.0, 1, "ddim"), (25, 3.0, 1, "ddim"), (50, 7.5, 1, "pndm")]
+    torch.testing.assert_close(drawn[0][4], 1.25 * start)
+    assert torch.equal(drawn[1][4], 1.5 * start) and drawn[0][5] is None is drawn[2][5]
+
+    x, context = torch.randn(2, 4, 8, 8), sd.encode_prompts(["a dog", "a sks dog"])
+    with torch.no_grad():
+        got = drawn[1][5](x, 300, context, None, 3.0)
+        t = torch.full((2,), 300)
+        tiny = StableDiffusion.load("tiny", dtype=torch.float32)
+        free = tiny.predict_eps(x, t, tiny.encode_prompts([""]).expand_as(context))
+        torch.testing.assert_close(got, guidance.guide(free, sd.predict_eps(x, t, context), 3.0))
+        assert not torch.allclose(got, guidance.guide(sd.predict_eps(x, t, sd.encode_prompts([""]).expand_as(context)), sd.predict_eps(x, t, context), 3.0), atol=1e-3)  # fmt: skip
+
+
+def test_a_judge_averages_the_measures():
+    sd = StableDiffusion.load("tiny")
+    training = to_tensor([world.draw(scene) for scene in world.dog_scenes()])[:2]
+    scenes = [world.Scene("dog", "red", "snow", seed=1), world.Scene("dog", "red", "beach"), world.Scene("car", "red", "snow", x=30)]
+    pictures = [world.draw(scene) for scene in scenes]
+    wanted = [("a", {"subject": "dog", "background": "snow"}), ("b", {"subject": "dog"}), ("a", {"subject": "dog", "background": "beach"})]
+    judge = WorldJudge(sd, training)
+    got, images = judge(pictures, wanted), to_tensor(pictures)
+    mean, nearest = metrics.fidelity(images, judge.seen)
+    noise = metrics.noise(images)
+    assert got == {
+        "fidelity": pytest.approx(mean.mean().item(), abs=1e-5), "nearest": pytest.approx(nearest.mean().item(), abs=1e-5),
+        "noise": pytest.approx(noise.mean().item(), abs=1e-5), "worst_noise": pytest.approx(noise.quantile(0.9).item(), abs=1e-5),
+        "immerkaer": pytest.approx(metrics.immerkaer(images).mean().item(), abs=1e-5),
+        "diversity": pytest.approx(metrics.diversity(images[[0, 2]]), abs=1e-5),
+        "subject": pytest.approx(2 / 3, abs=1e-5), "background": 0.5,
+    }  # fmt: skip
+    assert judge(pictures, [("a", {}), ("b", {}), ("c", {})])["diversity"] is None
+
+
+def test_the_command_measures_a_run_in_a_process_of_its_own(dog, tmp_path):
+    arguments = ["--settings", "where-norm", "--pictures", "1", "--seeds", "0", "--steps", "1", "--each", "1", "--images", str(dog)]
+    done = subprocess.run(
+        [sys.executable, "-m", "minibnn.experiments", "corruption", *arguments, "--out", str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "1 runs, 1 steps, 2 measurements of a checkpoint\n"
+    rows = corruption.read_rows(tmp_path / "where-norm-1-bnn-0.jsonl")
+    assert [(row["step"], row["group"]) for row in rows] == [(0, "training"), (0, "other"), (1, "training"), (1, "other")]
+    assert rows[0]["sigma1"]["t"] == list(corruption.SIGMA1_TIMES) and rows[0]["subject"] > 0.5  # the pretrained model draws dogs
+    sheet = Image.open(tmp_path / "where-norm-1-bnn-0.png")
+    assert sheet.size == (14 * 66 - 2, 2 * 66 - 2)
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+STEPS = (0, 25, 50, 100, 200, 400, 800)
+
+
+def rows_for(setting, n, kind, seed, fidelity=FALLS, noise=BUMP, background=(0.5,) * 7, diversity=(0.3,) * 7, view="ddim-25-g3"):
+    """Lines as the experiment writes them, of one run."""
+    sigma1 = {"t": [20, 100], "sigma1": [0.1, 0.2 + seed], "loss": [1.0, 0.5], "explained": [0.2, 0.4], "mean": 0.3}
+    rows = []
+    for k, step in enumerate(STEPS[: len(fidelity)]):
+        for group in ("training", "other"):
+            values = {"fidelity": fidelity[k], "nearest": 0.9, "noise": noise[k], "worst_noise": 2.0, "immerkaer": 0.01,
+                      "diversity": diversity[k], "subject": 1.0, "background": background[k] if group == "other" else None}  # fmt: skip
+            row = {"run": f"{setting}-{n}-{kind}-{seed}", "step": step, "view": view, "group": group, "seconds": 1.0}
+            rows.append(row | values | {"sigma1": sigma1})
+    return rows
+
+
+def write(folder, rows):
+    folder.mkdir(exist_ok=True)
+    for name in {row["run"] for row in rows}:
+        lines = [json.dumps(row) + "\n" for row in rows if row["run"] == name]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+
+
+def some_runs(setting="main", n=4, kinds=("plain", "bnn"), gain=0.1):
+    """Three seeds that differ by 2 as a whole; BNN has `gain` more fidelity and half a unit less noise at every step."""
+    rows = []
+    for seed in range(3):
+        for kind in kinds:
+            better = gain if kind == "bnn" else 0.0
+            fidelity = [v + 2 * seed + better + 0.001 * ((seed + k) % 3) for k, v in enumerate(FALLS)]
+            noise = [v + 2 * seed - 5 * better + 0.001 * ((seed + 2 * k) % 3) for k, v in enumerate(BUMP)]
+            rows += rows_for(setting, n, kind, seed, fidelity, noise)
+    return rows
+
+
+def loaded(tmp_path, rows):
+    write(tmp_path / "runs", rows)
+    return report.load([tmp_path / "runs"])
+
+
+def test_bootstrap_is_that_of_scipy():
+    values = np.random.default_rng(0).normal(1, [0.5, 2, 0.1], (6, 3))
+    low, high = report.bootstrap(values.tolist())
+    for k in range(3):
+        wanted = stats.bootstrap((values[:, k],), np.mean, n_resamples=20000, method="percentile", rng=np.random.default_rng(1))
+        spread = stats.sem(values[:, k])
+        assert low[k] == pytest.approx(wanted.confidence_interval.low, abs=0.25 * spread)  # 2000 resamples: ± 0.06
+        assert high[k] == pytest.approx(wanted.confidence_interval.high, abs=0.25 * spread)
+    assert report.bootstrap(values.tolist()) == (low, high)  # of a fixed seed
+
+
+def test_tables_take_the_runs_that_are_complete(tmp_path):
+    rows = some_runs() + rows_for("main", 4, "plain", 3, FALLS[:4]) + rows_for("main", 2, "plain", 0)
+    rows = loaded(tmp_path, random.Random(0).sample(rows, len(rows)))  # in any order
+    steps, found, values = report.table(rows, "main", 4, "plain", "ddim-25-g3", "other", "fidelity")
+    assert (steps, found) == (list(STEPS), [0, 1, 2])
+    assert values[1] == pytest.approx([v + 2 + 0.001 * ((1 + k) % 3) for k, v in enumerate(FALLS)], abs=1e-3)
+    assert report.table(rows, "main", 4, "plain", "ddim-25-g3", "other", "sigma1")[2] == [[0.2 + s] * 7 for s in range(3)]
+    assert report.table(rows, "main", 9, "plain", "ddim-25-g3", "other", "noise") == ([], [], [])
+    assert math.isnan(report.table(rows, "main", 4, "plain", "ddim-25-g3", "training", "background")[2][0][0])
+
+
+def test_tables_of_runs_with_other_steps_do_not_mix(tmp_path):
+    other = rows_for("main", 1, "plain", 1)
+    for row in other:
+        row["step"] = {800: 1000}.get(row["step"], row["step"])
+    steps, found, _ = report.table(loaded(tmp_path, rows_for("main", 1, "plain", 0) + other), "main", 1, "plain", "ddim-25-g3", "other", "noise")
+    assert (steps, found) == (list(STEPS), [0])
+
+
+def test_curves_are_means_with_bootstrap_bands(tmp_path):
+    rows = loaded(tmp_path, some_runs())
+    curve = report.line(rows, "main", 4, "plain", "ddim-25-g3", "other", "noise", "plain")
+    values = torch.tensor(report.table(rows, "main", 4, "plain", "ddim-25-g3", "other", "noise")[2])
+    assert curve.y == pytest.approx(values.mean(0).tolist()) and curve.x == list(STEPS)
+    assert curve.low == pytest.approx(report.bootstrap(values.tolist())[0]) and curve.high == pytest.approx(report.bootstrap(values.tolist())[1])
+    one = [report.shorten(row) for row in rows_for("main", 4, "bnn", 0)]
+    alone = report.line(one, "main", 4, "bnn", "ddim-25-g3", "other", "noise", "BNN")
+    assert alone.low is None and alone.high is None
+    assert report.line(rows, "prior", 4, "plain", "ddim-25-g3", "other", "noise", "x") is None
+
+
+def cells(markdown, *start):
+    """The cells of the one line of a table that begins with these."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()]
+    (found,) = [line for line in lines if line[: len(start)] == list(start)]
+    return found
+
+
+def test_verdicts_of_the_report(tmp_path):
+    rising = [row for seed in range(3) for row in rows_for("lr-5e-5", 1, "plain", seed, RISES, FLAT)]
+    text = report.verdicts(loaded(tmp_path, some_runs() + rising + rows_for("prior", 1, "plain", 0) + rows_for("main", 1, "plain", 0, FALLS[:2])))
+    view = "ddim-25-g3"
+    assert cells(text, "main", "4", "plain", view)[4:6] == ["3", "present"]
+    assert cells(text, "main", "4", "plain", view)[6].startswith("step 200: −fidelity +0.30")
+    assert cells(text, "main", "4", "plain", view)[7] == "present"
+    assert cells(text, "lr-5e-5", "1", "plain", view)[4:6] == ["3", "absent"]
+    assert cells(text, "prior", "1", "plain", view)[5] == "undecided" and "(one seed)" in cells(text, "prior", "1", "plain", view)[6]
+    assert "| main | 1 |" not in text  # has two steps so far
+
+
+def test_effects_are_paired_by_seed(tmp_path):
+    text = report.effects(loaded(tmp_path, some_runs()))
+    for step in ("200", "800"):  # the step of plain's highest noise, and the last
+        fidelity, noise, place, diversity = cells(text, "main", "4", "ddim-25-g3", step)[4:]
+        assert (fidelity, noise) == ("+0.100 [+0.100, +0.100]", "-0.500 [-0.500, -0.500]")
+        assert (place, diversity) == ("+0.000 [+0.000, +0.000]",) * 2
+
+
+def test_effects_of_settings_that_only_the_bnn_knows(tmp_path):
+    """σ₀, λ and where are compared with main's plain runs, at the seeds that both have."""
+    rows = some_runs(kinds=("plain",)) + [row for row in some_runs("sigma-0.1", kinds=("bnn",), gain=0.2) if not row["run"].endswith("2")]
+    text = report.effects(loaded(tmp_path, rows))
+    assert cells(text, "sigma-0.1", "4", "ddim-25-g3", "200")[4] == "+0.200 [+0.200, +0.200]"
+    unlike = report.effects(loaded(tmp_path / "runs", some_runs("prior", kinds=("bnn",)) + some_runs(kinds=("plain",))))
+    assert "prior" not in unlike  # which has plain runs of its own, and they are missing
+
+
+def test_the_report_is_made_again_from_its_own_lines(tmp_path, capsys):
+    write(tmp_path / "runs", some_runs() + some_runs(n=1, kinds=("plain",)) + some_runs("sigma-0.03", kinds=("bnn",)))
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "runs" / "main-4-bnn-0.png")
+    first, again = tmp_path / "first", tmp_path / "again"
+    report.report(report.ReportOptions(runs=[str(tmp_path / "runs")], out=str(first)))
+    assert capsys.readouterr().out == f"{first / 'corruption.md'}: 168 lines of 12 runs\n"
+    assert {p.name for p in first.iterdir()} == {
+        "corruption.jsonl", "corruption.md", "corruption-main-4-ddim-25-g3.png", "corruption-main-1-ddim-25-g3.png",
+        "corruption-sigma-0.03-4-ddim-25-g3.png", "corruption-pictures-ddim-25-g3.png", "corruption-main-4-bnn-0.webp",
+    }  # fmt: skip
+    (first / "graft.jsonl").write_text('{"reward": 1}\n')  # another experiment's
+    report.report(report.ReportOptions(runs=[str(first)], out=str(again)))
+    for name in ("corruption.jsonl", "corruption.md", "corruption-main-4-ddim-25-g3.png"):
+        assert (first / name).read_bytes() == (again / name).read_bytes()
+    text = (first / "corruption.md").read_text()
+    assert text.count("| main | 4 |") == 2 + 2 and text.count("| sigma-0.03 | 4 |") == 1 + 2
+
+
+def test_a_report_of_nothing_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--runs .*: no .jsonl of minibnn.experiments corruption in it"):
+        report.report(report.ReportOptions(runs=[str(tmp_path)], out=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()

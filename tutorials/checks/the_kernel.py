@@ -1,0 +1,327 @@
+"""Checks of 10_the_kernel. Kernels run on small matrices that lie in larger memory, so that what they read or write outside
+is seen; in Triton's interpreter, or on a GPU where the interpreter is not asked for."""
+
+import inspect
+import os
+
+import torch
+import triton
+import triton.language as tl
+from minibnn_kernels import reference
+from minibnn_kernels.philox import normal_tile
+
+from . import Mistake, compare, equal, exercise, pair, random
+
+WRONG = {}
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+GUARD = 4096  # elements before and after a matrix
+OUTSIDE = 1000.0
+
+
+class Matrix:
+    """A float32 matrix with a guard of OUTSIDE around it in memory."""
+
+    def __init__(self, values):
+        self.shape, self.size = values.shape, values.numel()
+        self.memory = torch.full((GUARD + self.size + GUARD,), OUTSIDE, dtype=torch.float32, device=DEVICE)
+        self.view = self.memory[GUARD : GUARD + self.size].view(self.shape)
+        self.view.copy_(values)
+
+    def untouched(self):
+        """Is the guard as it was?"""
+        return bool((self.memory[:GUARD] == OUTSIDE).all() and (self.memory[GUARD + self.size :] == OUTSIDE).all())
+
+    def unmasked(self, rows, columns):
+        """What a tile that forgets its mask reads: the next row's beginning beyond a row's end."""
+        places = torch.arange(rows, device=DEVICE)[:, None] * self.shape[1] + torch.arange(columns, device=DEVICE)
+        return self.memory[GUARD + places].double().cpu()
+
+    def value(self):
+        return self.view.double().cpu()
+
+
+def launch(kernel, grid, *arguments):
+    """Run a student's kernel. Raises Mistake, or NotImplementedError for the stub."""
+    if not isinstance(kernel, (triton.JITFunction, triton.runtime.interpreter.InterpretedFunction)):
+        raise Mistake("this is no kernel: keep `@triton.jit` above the function")
+    if "raise NotImplementedError" in inspect.getsource(kernel.fn):
+        raise NotImplementedError("exercise is not done yet")
+    try:
+        kernel[grid](*(a.view if isinstance(a, Matrix) else a for a in arguments), enable_fp_fusion=False)
+    except Exception as error:
+        cause = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise Mistake(f"the kernel stopped: {cause}") from None
+
+
+def wrote_everything(**matrices):
+    """Raises Mistake if a kernel wrote outside a matrix or left elements out."""
+    for name, matrix in matrices.items():
+        if not matrix.untouched():
+            raise Mistake(f"the kernel writes outside {name}: give tl.store a mask, rows < … and columns < … (the tail of the last tiles)")
+        if torch.isnan(matrix.view).any():
+            raise Mistake(f"some elements of {name} were never written: does every program store its whole tile?")
+
+
+@exercise
+def check_philox_round(fn):
+    counter, key = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0)
+    (c0, c1, c2, c3), (k0, k1), low = counter, key, 0xFFFFFFFF
+    a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+    compare(
+        fn(counter, key),
+        torch.tensor([(b >> 32) ^ c1 ^ k0, b & low, (a >> 32) ^ c3 ^ k1, a & low], dtype=torch.float64),
+        {
+            "the products' halves go crosswise: the first new word is the high half of c2's product, not of c0's":
+                torch.tensor([(a >> 32) ^ c1 ^ k0, a & low, (b >> 32) ^ c3 ^ k1, b & low], dtype=torch.float64),
+            "the key is missing: ^ k0 and ^ k1": torch.tensor([(b >> 32) ^ c1, b & low, (a >> 32) ^ c3, a & low], dtype=torch.float64),
+            "the products do not fit into 32 bits: keep the low half with & 0xFFFFFFFF":
+                torch.tensor([(b >> 32) ^ c1 ^ k0, b, (a >> 32) ^ c3 ^ k1, a], dtype=torch.float64),
+        },
+        "the four words",
+        tolerance=0,
+    )  # fmt: skip
+
+
+WRONG["philox_round"] = [
+    (lambda c, k: ((c[0] * 0xD2511F53 >> 32) ^ c[1] ^ k[0], c[0] * 0xD2511F53 & 0xFFFFFFFF,
+                   (c[2] * 0xCD9E8D57 >> 32) ^ c[3] ^ k[1], c[2] * 0xCD9E8D57 & 0xFFFFFFFF), "crosswise"),
+    (lambda c, k: ((c[2] * 0xCD9E8D57 >> 32) ^ c[1], c[2] * 0xCD9E8D57 & 0xFFFFFFFF, (c[0] * 0xD2511F53 >> 32) ^ c[3],
+                   c[0] * 0xD2511F53 & 0xFFFFFFFF), "the key is missing"),
+    (lambda c, k: ((c[2] * 0xCD9E8D57 >> 32) ^ c[1] ^ k[0], c[2] * 0xCD9E8D57, (c[0] * 0xD2511F53 >> 32) ^ c[3] ^ k[1],
+                   c[0] * 0xD2511F53), "low half"),
+]  # fmt: skip
+
+
+@exercise
+def check_box_muller(fn):
+    u, v = torch.rand(50, generator=torch.Generator().manual_seed(0)), torch.rand(50, generator=torch.Generator().manual_seed(1))
+    r, phi = (-2 * u.log()).sqrt(), 2 * torch.pi * v
+    both = torch.stack(pair(fn(u, v), "the two normals"))
+    compare(
+        both,
+        torch.stack([r * phi.cos(), r * phi.sin()]),
+        {
+            "the radius is the root of −2 ln u: the factor 2 is missing": torch.stack([r * phi.cos(), r * phi.sin()]) / 2**0.5,
+            "the radius is √(−2 ln u), this is its square": torch.stack([r**2 * phi.cos(), r**2 * phi.sin()]),
+            "the angle is 2π v, the whole circle": torch.stack([r * v.cos(), r * v.sin()]),
+            "twice the same number: the second is r sin φ": torch.stack([r * phi.cos(), r * phi.cos()]),
+        },
+        "the two normals",
+    )
+
+
+WRONG["box_muller"] = [
+    (lambda u, v: ((-u.log()).sqrt() * (2 * torch.pi * v).cos(), (-u.log()).sqrt() * (2 * torch.pi * v).sin()), "factor 2"),
+    (lambda u, v: ((-2 * u.log()).sqrt() * v.cos(), (-2 * u.log()).sqrt() * v.sin()), "whole circle"),
+    (lambda u, v: ((-2 * u.log()).sqrt() * (2 * torch.pi * v).cos(),) * 2, "twice the same"),
+]
+
+
+SEED = 12345
+
+
+def seed():
+    return torch.tensor([SEED], device=DEVICE)
+
+
+def noise(n, k):
+    return reference.epsilon(SEED, 0, n, k).double()
+
+
+def tiled(n, k, rows, columns):
+    """The ε of a kernel that makes the first tile's noise in every tile."""
+    first = noise(rows, columns)
+    return first.repeat(-(-n // rows), -(-k // columns))[:n, :k]
+
+
+@exercise
+def check_theta_kernel(fn):
+    n, k = 10, 13
+    mu, sigma, theta = Matrix(random(n, k)), Matrix(random(n, k, seed=1).abs()), Matrix(torch.full((n, k), float("nan")))
+    launch(fn, (2, 2), mu, sigma, seed(), theta, n, k, 8, 8)
+    wrote_everything(θ=theta)
+    transposed = sigma.memory[GUARD : GUARD + n * k].double().cpu().reshape(k, n).T
+    compare(
+        theta.value(),
+        mu.value() + sigma.value() * noise(n, k),
+        {
+            "σ is read transposed: row n and column k of σ stand at n·K + k, as of μ": mu.value() + transposed * noise(n, k),
+            "every tile got the same ε: give normal_tile this tile's n0 and k0": mu.value() + sigma.value() * tiled(n, k, 8, 8),
+            "ε is missing": mu.value() + sigma.value(),
+        },
+        "θ",
+        tolerance=1e-5,
+    )
+
+
+@triton.jit
+def _theta_unmasked(mu, sigma, seed, theta, N, K, BN: tl.constexpr, BK: tl.constexpr):
+    n0, k0 = tl.program_id(0) * BN, tl.program_id(1) * BK
+    where = (n0 + tl.arange(0, BN)[:, None]) * K + k0 + tl.arange(0, BK)[None, :]
+    tl.store(theta + where, tl.load(mu + where) + tl.load(sigma + where) * normal_tile(seed, 0, 0, n0, k0, BN, BK))
+
+
+@triton.jit
+def _theta_transposed(mu, sigma, seed, theta, N, K, BN: tl.constexpr, BK: tl.constexpr):
+    n0, k0 = tl.program_id(0) * BN, tl.program_id(1) * BK
+    n, k = n0 + tl.arange(0, BN)[:, None], k0 + tl.arange(0, BK)[None, :]
+    inside = (n < N) & (k < K)
+    s = tl.load(sigma + k * N + n, mask=inside, other=0.0)
+    t = tl.load(mu + n * K + k, mask=inside, other=0.0) + s * normal_tile(seed, 0, 0, n0, k0, BN, BK)
+    tl.store(theta + n * K + k, t, mask=inside)
+
+
+@triton.jit
+def _theta_same_noise(mu, sigma, seed, theta, N, K, BN: tl.constexpr, BK: tl.constexpr):
+    n0, k0 = tl.program_id(0) * BN, tl.program_id(1) * BK
+    n, k = n0 + tl.arange(0, BN)[:, None], k0 + tl.arange(0, BK)[None, :]
+    inside, where = (n < N) & (k < K), n * K + k
+    s = tl.load(sigma + where, mask=inside, other=0.0)
+    t = tl.load(mu + where, mask=inside, other=0.0) + s * normal_tile(seed, 0, 0, 0, 0, BN, BK)
+    tl.store(theta + where, t, mask=inside)
+
+
+WRONG["theta_kernel"] = [(_theta_unmasked, "outside θ"), (_theta_transposed, "transposed"), (_theta_same_noise, "same ε")]
+
+
+@exercise
+def check_forward_kernel(fn):
+    m, n, k, b = 20, 18, 36, 16
+    x, mu, sigma = Matrix(random(m, k)), Matrix(random(n, k, seed=1)), Matrix(random(n, k, seed=2).abs())
+    y = Matrix(torch.full((m, n), float("nan")))
+    launch(fn, (2, 2), x, mu, sigma, seed(), y, m, n, k, b, b, b)
+    wrote_everything(y=y)
+    theta, wide = mu.value() + sigma.value() * noise(n, k), 48
+    tail = mu.unmasked(n, wide) + sigma.unmasked(n, wide) * noise(n, wide)
+    by_row_tile = torch.cat([
+        x.value()[:16] @ (mu.value() + sigma.value() * tiled(n, 48, 16, 48)[:, :k]).T,
+        x.value()[16:] @ (mu.value() + sigma.value() * noise(16 + n, k)[16:].index_select(0, torch.arange(n) % 16)).T,
+    ])  # fmt: skip
+    compare(
+        y.value(),
+        x.value() @ theta.T,
+        {
+            "the last k tile lacks its mask: beyond K the next row is read": x.unmasked(m, wide) @ tail.T,
+            "every k tile got the same ε: give normal_tile the k0 of the loop": x.value() @ (mu.value() + sigma.value() * tile_noise(n, k, b)).T,
+            "only the last k tile is left: add to acc": x.value()[:, 32:] @ theta[:, 32:].T,
+            "ε depends on the weight (n, k): give normal_tile n0, not the rows m0 of x": by_row_tile,
+            "the columns after the last full k tile are missing": x.value()[:, :32] @ theta[:, :32].T,
+        },
+        "y",
+        tolerance=1e-5,
+    )
+
+
+def tile_noise(n, k, width):
+    """The first k tile's ε in every k tile."""
+    return noise(n, width).repeat(1, -(-k // width))[:, :k]
+
+
+@triton.jit
+def _load(matrix, r0, c0, R, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    r, c = r0 + tl.arange(0, ROWS)[:, None], c0 + tl.arange(0, COLUMNS)[None, :]
+    return tl.load(matrix + r * C + c, mask=(r < R) & (c < C), other=0.0)
+
+
+@triton.jit
+def _store(matrix, tile, r0, c0, R, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    r, c = r0 + tl.arange(0, ROWS)[:, None], c0 + tl.arange(0, COLUMNS)[None, :]
+    tl.store(matrix + r * C + c, tile, mask=(r < R) & (c < C))
+
+
+@triton.jit
+def _forward_tail(x, mu, sigma, seed, y, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    m0, n0 = tl.program_id(0) * BM, tl.program_id(1) * BN
+    acc = tl.zeros((BM, BN), tl.float32)
+    for k0 in range(0, K, BK):
+        w = (n0 + tl.arange(0, BN)[:, None]) * K + k0 + tl.arange(0, BK)[None, :]
+        theta = tl.load(mu + w) + tl.load(sigma + w) * normal_tile(seed, 0, 0, n0, k0, BN, BK)
+        tile = tl.load(x + (m0 + tl.arange(0, BM)[:, None]) * K + k0 + tl.arange(0, BK)[None, :])
+        acc += tl.dot(tile, tl.trans(theta), input_precision="ieee")
+    _store(y, acc, m0, n0, M, N, BM, BN)
+
+
+@triton.jit
+def _forward_same_noise(x, mu, sigma, seed, y, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    m0, n0 = tl.program_id(0) * BM, tl.program_id(1) * BN
+    acc = tl.zeros((BM, BN), tl.float32)
+    for k0 in range(0, K, BK):
+        theta = _load(mu, n0, k0, N, K, BN, BK) + _load(sigma, n0, k0, N, K, BN, BK) * normal_tile(seed, 0, 0, n0, 0, BN, BK)
+        acc += tl.dot(_load(x, m0, k0, M, K, BM, BK), tl.trans(theta), input_precision="ieee")
+    _store(y, acc, m0, n0, M, N, BM, BN)
+
+
+@triton.jit
+def _forward_by_row_tile(x, mu, sigma, seed, y, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    m0, n0 = tl.program_id(0) * BM, tl.program_id(1) * BN
+    acc = tl.zeros((BM, BN), tl.float32)
+    for k0 in range(0, K, BK):
+        theta = _load(mu, n0, k0, N, K, BN, BK) + _load(sigma, n0, k0, N, K, BN, BK) * normal_tile(seed, 0, 0, m0, k0, BN, BK)
+        acc += tl.dot(_load(x, m0, k0, M, K, BM, BK), tl.trans(theta), input_precision="ieee")
+    _store(y, acc, m0, n0, M, N, BM, BN)
+
+
+WRONG["forward_kernel"] = [(_forward_tail, "last k tile"), (_forward_same_noise, "same ε"), (_forward_by_row_tile, "rows m0")]
+
+
+@exercise
+def check_gradient_kernel(fn):
+    m, n, k, b = 20, 18, 36, 16
+    dy, x = Matrix(random(m, n)), Matrix(random(m, k, seed=1))
+    dmu, dsigma = (Matrix(torch.full((n, k), float("nan"))) for _ in range(2))
+    launch(fn, (2, 3), dy, x, seed(), dmu, dsigma, m, n, k, b, b, b)
+    wrote_everything(dμ=dmu, dσ=dsigma)
+    right = dy.value().T @ x.value()
+    compare(
+        dmu.value(),
+        right,
+        {
+            "dμ is dyᵀ x, without ε: ∂θ/∂μ is 1": right * noise(n, k),
+            "the rows after the last full m tile are missing": dy.value()[:16].T @ x.value()[:16],
+            "the last m tile lacks its mask: beyond M lies other memory": dy.unmasked(32, n).T @ x.unmasked(32, k),
+        },
+        "dμ",
+        tolerance=1e-5,
+    )
+    compare(dsigma.value() * 0 + 1, right * 0 + 1, {}, "dσ")  # finite
+    if equal(dsigma.value(), right, 1e-5):
+        raise Mistake("dσ lacks its ε: θ = μ + σ∘ε, so dσ = dμ∘ε")
+    if not equal(dsigma.value(), right * noise(n, k), 1e-5):
+        raise Mistake("dσ has an ε, but not that of forward: the same seed, stream 0, and this tile's n0 and k0, in this order")
+
+
+@triton.jit
+def _gradient_without_noise(dy, x, seed, dmu, dsigma, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    n0, k0 = tl.program_id(0) * BN, tl.program_id(1) * BK
+    acc = tl.zeros((BN, BK), tl.float32)
+    for m0 in range(0, M, BM):
+        acc += tl.dot(tl.trans(_load(dy, m0, n0, M, N, BM, BN)), _load(x, m0, k0, M, K, BM, BK), input_precision="ieee")
+    _store(dmu, acc, n0, k0, N, K, BN, BK)
+    _store(dsigma, acc, n0, k0, N, K, BN, BK)
+
+
+@triton.jit
+def _gradient_other_noise(dy, x, seed, dmu, dsigma, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    n0, k0 = tl.program_id(0) * BN, tl.program_id(1) * BK
+    acc = tl.zeros((BN, BK), tl.float32)
+    for m0 in range(0, M, BM):
+        acc += tl.dot(tl.trans(_load(dy, m0, n0, M, N, BM, BN)), _load(x, m0, k0, M, K, BM, BK), input_precision="ieee")
+    _store(dmu, acc, n0, k0, N, K, BN, BK)
+    _store(dsigma, acc * normal_tile(seed, 1, 0, n0, k0, BN, BK), n0, k0, N, K, BN, BK)
+
+
+@triton.jit
+def _gradient_short(dy, x, seed, dmu, dsigma, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    n0, k0 = tl.program_id(0) * BN, tl.program_id(1) * BK
+    acc = tl.zeros((BN, BK), tl.float32)
+    for m0 in range(0, M - BM + 1, BM):
+        acc += tl.dot(tl.trans(_load(dy, m0, n0, M, N, BM, BN)), _load(x, m0, k0, M, K, BM, BK), input_precision="ieee")
+    _store(dmu, acc, n0, k0, N, K, BN, BK)
+    _store(dsigma, acc * normal_tile(seed, 0, 0, n0, k0, BN, BK), n0, k0, N, K, BN, BK)
+
+
+WRONG["gradient_kernel"] = [
+    (_gradient_without_noise, "lacks its ε"), (_gradient_other_noise, "not that of forward"), (_gradient_short, "last full m tile"),
+]  # fmt: skip
