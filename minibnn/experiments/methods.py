@@ -139,14 +139,12 @@ def perform(row, seed, options, training):
 
 
 def bootstrap(groups, resamples=2000):
-    """groups: for each seed the values of its pictures -> (mean, low, high), 95 %, over seeds and pictures within them."""
-    rng = np.random.default_rng(0)
-    groups = [np.asarray(values, float) for values in groups]
-    means = []
-    for _ in range(resamples):
-        chosen = rng.integers(len(groups), size=len(groups))
-        means.append(np.mean([rng.choice(groups[i], len(groups[i])).mean() for i in chosen]))
-    return float(np.mean([g.mean() for g in groups])), *(float(v) for v in np.quantile(means, (0.025, 0.975)))
+    """groups (seeds, pictures): values -> (mean, low, high), 95 %, over seeds and pictures within them."""
+    rng, values = np.random.default_rng(0), np.asarray(groups, float)
+    seeds, pictures = values.shape
+    chosen = rng.integers(seeds, size=(resamples, seeds, 1))
+    means = values[chosen, rng.integers(pictures, size=(resamples, seeds, pictures))].mean((1, 2))
+    return float(values.mean()), *(float(v) for v in np.quantile(means, (0.025, 0.975)))
 
 
 def summarise(table, found, seeds):
