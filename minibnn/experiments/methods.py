@@ -90,8 +90,8 @@ def train_apart(row, seed, options, folder):
     """Run `minibnn.train` as a process; returns its processor time in seconds and its peak memory in MB."""
     command = [
         sys.executable, "-m", "minibnn.train", "--images", options.images, "--out", str(folder), "--seed", str(seed),
-        *(("--steps", str(options.steps)) if options.steps else ()), "--samples", "0", "--no-monitor", "--overwrite", "--class-images", str(Path(options.out) / "class_images"),
-        *ROWS[row],
+        *(("--steps", str(options.steps)) if options.steps else ()), "--samples", "0", "--no-monitor", "--overwrite",
+        "--class-images", str(Path(options.out) / "class_images"), *ROWS[row],
     ]  # fmt: skip
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     complaint = process.stderr.read().decode()
