@@ -336,7 +336,7 @@ show(
 # trainings without them are noisiest, and the last. An improvement is counted as positive: fidelity with − without, noise
 # without − with. We ask for both directions, *better* and *worse*: "absent" for both means that with and without are the same
 # for all that matters. Settings that only exist with random weights (another $\sigma_0$, $\lambda$ or place) are compared with
-# the plain runs of `main`.
+# the plain runs of `pndm`, which were drawn from as many prompts.
 
 # %%
 GAIN = {"fidelity": 1, "noise": -1}  # whether more is better
@@ -344,7 +344,9 @@ GAIN = {"fidelity": 1, "noise": -1}  # whether more is better
 
 def reference_of(setting):
     """The setting whose trainings without random weights are the other half of the pairs."""
-    return setting if False in report.SETTINGS[setting].bayes else "main"
+    if False in report.SETTINGS[setting].bayes:
+        return setting
+    return "pndm" if any(row["run"].startswith("pndm") for row in rows) else "main"
 
 
 def pairs(setting, n, view, group, name, step):
