@@ -149,7 +149,7 @@ class Observer:
         return pictures
 
     def save_sheet(self):
-        """One row for each step of this session: four of the training prompt, then ten places."""
+        """One row for each step measured since the start: four of the training prompt, then ten places."""
         rows = [picture for step in sorted(self.sheet) for picture in self.sheet[step]]
         sheet = grid(rows, len(rows) // len(self.sheet))
         write_whole(self.path.with_suffix(".png"), lambda path: sheet.save(path, format="PNG", optimize=True))
