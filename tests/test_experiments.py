@@ -170,9 +170,9 @@ def test_every_setting_makes_options_that_training_accepts(dog, tmp_path):
     for name, made in alone.items():
         reference = alone["main-2-bnn-1" if "bnn" in name else "main-2-plain-1"]
         changed = [f.name for f in dataclasses.fields(made) if getattr(made, f.name) != getattr(reference, f.name)]
-        assert set(changed) - {"out"} == set(SETTINGS[report._parts(name)[0]].options) - {"prior_weight"} | (
-            {"prior_weight"} if name.startswith("prior") else set()
-        )
+        setting = SETTINGS[report._parts(name)[0]]
+        wanted = {option for option, value in setting.options.items() if value != SETTINGS["main"].options.get(option)}
+        assert set(changed) - {"out"} == wanted | ({"steps"} if setting.steps != SETTINGS["main"].steps else set())
 
 
 def test_plan_says_what_would_be_done_and_leaves_nothing(dog, tmp_path, capsys):

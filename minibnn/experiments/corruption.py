@@ -37,7 +37,6 @@ from .settings import SETTINGS, Run, log_spaced
 TRAINING_PICTURES = 8  # drawn of the training prompt
 SIGMA1_TIMES = (20, 100, 300, 500, 700, 900)
 SIGMA1_DRAWS = 8
-WORLD_STEPS = 800
 BEYOND = 4  # times the paper's steps, for SD
 
 
@@ -53,7 +52,7 @@ class CorruptionOptions:
     settings: list = option(("main",), "names of experiments/settings.py; all: those for the bundled model", "what", nargs="+", metavar="NAME")
     pictures: list = option((1, 2, 4, 6), "numbers of training pictures", "what", nargs="+", type=int, metavar="N")
     seeds: list = option((0, 1, 2), "seeds of training", "what", nargs="+", type=int, metavar="N")
-    steps: int = option(None, f"optimiser steps of each run [{WORLD_STEPS}; paper: {BEYOND} times the paper's]", "what", type=int)
+    steps: int = option(None, f"optimiser steps of each run [800; long: 3200; paper: {BEYOND} times the paper's]", "what", type=int)
     each: int = option(2, "pictures for each of the other prompts; the paper draws 4", "what", type=int)
     dino: str = option(None, "facebook/dino-vits16: fidelity of photographs", "photographs", metavar="DIR")
     clip: str = option(None, "openai/clip-vit-large-patch14, for Clip-T", "photographs", metavar="DIR")
@@ -171,8 +170,8 @@ def prompts_of(it, options):
 
 def steps_of(it, options):
     """Optimiser steps of a run."""
-    per_picture = SETTINGS[it.setting].steps_per_picture
-    return options.steps or (BEYOND * per_picture * it.pictures if per_picture else WORLD_STEPS)
+    setting = SETTINGS[it.setting]
+    return options.steps or (BEYOND * setting.steps_per_picture * it.pictures if setting.steps_per_picture else setting.steps)
 
 
 def train_options(it, options, folder):

@@ -28,14 +28,15 @@ class View:
 class Setting:
     """One factor changed. options: of `minibnn.train`; views: how checkpoints are drawn; bayes: which of (False, True).
 
-    steps_per_picture: only the paper's settings for SD have it (App. H); their other values are those of `configs.RECIPE`.
-    person: draw Table 5's second column.
+    steps: of the bundled model. steps_per_picture: only the paper's settings for SD have it (App. H); their other values are
+    those of `configs.RECIPE`. person: draw Table 5's second column.
     """
 
     what: str
     options: dict = dataclasses.field(default_factory=lambda: dict(ALONE))
     views: tuple = (View(),)
     bayes: tuple = (False, True)
+    steps: int = 800
     steps_per_picture: int = None
     person: bool = False
 
@@ -45,12 +46,15 @@ SAMPLERS = (
     View("ddim", 250, 7.5),
 )
 PAPER_VIEWS = (View("pndm", 50, 7.5),)  # SD's default sampler
+BASE_VIEWS = (View(base=True), View(guidance=7.5, base=True))
 RIVALS = (View(), View(average=True), View(base=True), View(guidance=7.5), View(guidance=7.5, base=True), View("pndm", 50, 7.5))
 SETTINGS = {
     "main": Setting("the recipe's rate, no prior preservation (as in the paper's §3.3)"),
     "views": Setting("main, drawn otherwise: averaged weights, base's ε(∅), guidance 7.5, PNDM", views=RIVALS),
-    "base": Setting("main, drawn with the base's ε(∅)", views=(View(base=True), View(guidance=7.5, base=True)), bayes=(False,)),
-    "samplers": Setting("main, drawn with 5 samplers, guidance 1, 3 and 7.5", views=SAMPLERS),
+    "long": Setting("main, four times as long", steps=3200),
+    "base": Setting("main, drawn with the base's ε(∅)", views=BASE_VIEWS),
+    "base-sigma-0.1": Setting("base, σ₀ = 0.1", ALONE | {"sigma": 0.1}, BASE_VIEWS, bayes=(True,)),
+    "samplers": Setting("main, drawn with 5 samplers, guidance 1, 3 and 7.5", views=SAMPLERS, bayes=(False,)),
     "pndm": Setting("main, drawn as the paper draws too: PNDM, 50 steps, guidance 7.5", views=(View(), *PAPER_VIEWS)),
     "prior": Setting("with prior preservation", {"prior_weight": 1.0}),
     "lr-5e-5": Setting("a quarter of the rate", ALONE | {"lr": 5e-5}),
@@ -70,7 +74,7 @@ SETTINGS = {
     "paper": Setting("the paper's: SD v1.5, DreamBooth data set", {}, PAPER_VIEWS, steps_per_picture=200),
     "paper-v14": Setting("SD v1.4, λ = 0.1", {"lambda_kl": 0.1}, PAPER_VIEWS, steps_per_picture=200),
     "paper-v20": Setting("SD v2.0, 400 steps a picture", {}, PAPER_VIEWS, steps_per_picture=400),
-    "paper-celeba": Setting("CelebA, 250 steps a picture, prompts for a person", {}, PAPER_VIEWS, (False, True), 250, person=True),
+    "paper-celeba": Setting("CelebA, 250 steps a picture, prompts for a person", {}, PAPER_VIEWS, steps_per_picture=250, person=True),
 }
 
 
