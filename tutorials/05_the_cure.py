@@ -336,23 +336,16 @@ show(
 # trainings without them are noisiest, and the last. An improvement is counted as positive: fidelity with − without, noise
 # without − with. We ask for both directions, *better* and *worse*: "absent" for both means that with and without are the same
 # for all that matters. Settings that only exist with random weights (another $\sigma_0$, $\lambda$ or place) are compared with
-# the plain runs of `pndm`, which were drawn from as many prompts.
+# plain runs drawn in the same way (`minibnn/experiments/report.py:plain_of`).
 
 # %%
 GAIN = {"fidelity": 1, "noise": -1}  # whether more is better
 
 
-def reference_of(setting):
-    """The setting whose trainings without random weights are the other half of the pairs."""
-    if False in report.SETTINGS[setting].bayes:
-        return setting
-    return "pndm" if any(row["run"].startswith("pndm") for row in rows) else "main"
-
-
 def pairs(setting, n, view, group, name, step):
     """with − without at one step, one value for each seed that both have."""
     sides = []
-    for which, kind in ((setting, "bnn"), (reference_of(setting), "plain")):
+    for which, kind in ((setting, "bnn"), (report.plain_of(rows, setting, n, view), "plain")):
         steps, seeds, values = report.table(rows, which, n, kind, view, group, name)
         sides.append({seed: run[steps.index(step)] for seed, run in zip(seeds, values, strict=True)})
     with_it, without = sides
@@ -361,7 +354,7 @@ def pairs(setting, n, view, group, name, step):
 
 results = []
 for setting, n, kind, view in report.cases(rows):
-    steps, _, plain_noise = report.table(rows, reference_of(setting), n, "plain", view, "other", "noise")
+    steps, _, plain_noise = report.table(rows, report.plain_of(rows, setting, n, view), n, "plain", view, "other", "noise")
     own = report.table(rows, setting, n, "bnn", view, "other", "noise")[0]
     shared = [step for step in own if step in steps]
     if kind != "bnn" or len(shared) < 3:

@@ -158,19 +158,26 @@ def _parts(run):
     return "-".join(words), int(n), kind
 
 
-def effects(rows):
-    """Markdown: BNN − plain at the same seed, at the step of plain's highest noise and at the last, other prompts.
+def plain_of(rows, setting, pictures, view):
+    """The setting whose plain runs are the other half of the pairs.
 
-    A setting that only the BNN knows (σ₀, λ, where) is compared with the plain runs of "pndm" (those of "main", drawn as the
-    paper draws, too, and with as many pictures as the factors), or of "main" where there are none.
+    One that only the BNN knows (σ₀, λ, where) is compared with "pndm" or "base" (trained as "main", drawn as the paper draws or
+    with the base's ε(∅), and of as many pictures as the factors), or with "main" where there are none.
     """
+    if False in SETTINGS[setting].bayes:
+        return setting
+    drawn = {(name, n, v) for name, n, kind, v in cases(rows) if kind == "plain"}
+    return next((name for name in ("pndm", "base", "main") if (name, pictures, view) in drawn), setting)
+
+
+def effects(rows):
+    """Markdown: BNN − plain at the same seed, at the step of plain's highest noise and at the last, other prompts."""
     text = ["| setting | pictures | drawn with | step | fidelity | noise | place as asked | diversity (training prompt) |",
             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for setting, n, kind, view in cases(rows):
         if kind != "bnn":
             continue
-        plain_ones = (setting,) if False in SETTINGS[setting].bayes else ("pndm", "main")
-        reference = next((name for name in plain_ones if table(rows, name, n, "plain", view, "other", "noise")[1]), setting)
+        reference = plain_of(rows, setting, n, view)
         steps, seeds, noise = table(rows, reference, n, "plain", view, "other", "noise")
         own_steps, own_seeds, _ = table(rows, setting, n, "bnn", view, "other", "noise")
         common = [s for s in own_seeds if s in seeds]
