@@ -1,0 +1,53 @@
+"""What share of a training is the monitor's?
+
+    python benchmarks/monitor_cost.py --images tutorials/dog
+
+Trains once with the recipe and the monitor, and adds up, in that one run, the time spent in the monitor (its set-up, each look,
+the steps it saves) and in everything else from the first step on: class pictures and samples, which a user waits for too,
+are not counted, so that the share is not flattered.
+"""
+
+import argparse
+import tempfile
+import time
+
+import torch
+
+from minibnn import monitor, train
+from minibnn.options import TrainOptions, parse
+
+
+def timed(function, spent):
+    """`function`, adding the seconds of each call to the list `spent`."""
+
+    def call(*args):
+        start = time.perf_counter()
+        try:
+            return function(*args)
+        finally:
+            spent.append(time.perf_counter() - start)
+
+    return call
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", required=True)
+    parser.add_argument("--steps", type=int, help="optimiser steps [recipe]")
+    options = parser.parse_args()
+    spent, moments = [], []
+    monitor.Monitor.__init__ = timed(monitor.Monitor.__init__, spent)
+    monitor.Monitor.__call__ = timed(monitor.Monitor.__call__, spent)
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["--images", options.images, "--monitor", "--samples", "0", "--overwrite", "--out", f"{folder}/run"]
+        words += ["--steps", str(options.steps)] if options.steps else []
+        train.train(parse(TrainOptions, "minibnn.train", words), lambda step, sd: moments.append(time.perf_counter()))
+    looks = [seconds for seconds in spent[1:] if seconds > 0.01]  # between looks a call returns at once
+    total = spent[0] + moments[-1] - moments[0] + spent[-1]  # a moment is taken just before the monitor looks at the same step
+    share = sum(spent) / total
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads: {len(moments) - 1} steps in {total:.1f} s, of which the monitor "
+          f"{sum(spent):.1f} s ({len(looks)} looks of {sum(looks) / len(looks):.2f} s, set-up {spent[0]:.2f} s): {share:.1%}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
