@@ -4,7 +4,8 @@ Reads the .jsonl files of --runs, judges each setting by the criterion of `stage
 
     corruption.jsonl        all lines, shortened, so that the report can be made again from them
     corruption.md           verdicts, and the effect of the BNN as a paired difference with its interval
-    corruption-NAME.png     curves with bootstrap intervals over seeds (percentiles, 95 %), of settings with three seeds or more
+    corruption-NAME.png     curves with bootstrap intervals over seeds (percentiles, 95 %), of settings with three seeds or more;
+                            of three seeds such an interval is their whole range, and holds the true mean in three cases of four
     corruption-NAME.webp    pictures of one run, a row for each step
 """
 
@@ -58,6 +59,9 @@ def load(folders):
     for folder in folders:
         for path in sorted(Path(folder).glob("*.jsonl")):
             own = [row for row in read_rows(path) if "run" in row and "view" in row]  # other experiments leave .jsonl too
+            unknown = {row["run"] for row in own if _parts(row["run"])[0] not in SETTINGS}
+            if unknown:
+                raise UserError(f"{path}: the setting of {min(unknown)} is not in minibnn/experiments/settings.py")
             rows += [shorten(row) if isinstance(row["sigma1"], dict) else row for row in own]
     if not rows:
         raise UserError(f"--runs {' '.join(map(str, folders))}: no .jsonl of minibnn.experiments corruption in it")
@@ -129,7 +133,7 @@ def _interval(difference):
 
 def verdicts(rows):
     """Markdown: the two criteria for every setting, number of pictures, kind and view."""
-    text = ["| setting | pictures | weights | drawn with | seeds | corruption stage | its dip | noise stage | its peak |",
+    text = ["| setting | pictures | weights | drawn with | seeds | corruption stage | fall of fidelity at the dip | noise stage | rise of noise at the peak |",
             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for setting, n, kind, view in cases(rows):
         steps, seeds, fidelity = table(rows, setting, n, kind, view, "other", "fidelity")
@@ -141,8 +145,8 @@ def verdicts(rows):
         fall = _interval(found["fidelity below its earlier maximum"])
         rise = _interval(peaks["noise above the pretrained model"])
         text.append(
-            f"| {setting} | {n} | {kind} | {view} | {len(seeds)} | {stage} | step {steps[dip]}: −fidelity {fall} "
-            f"| {noisy} | step {steps[peak]}: +noise {rise} |"
+            f"| {setting} | {n} | {kind} | {view} | {len(seeds)} | {stage} | step {steps[dip]}: {fall} "
+            f"| {noisy} | step {steps[peak]}: {rise} |"
         )
     return "\n".join(text)
 
@@ -171,7 +175,10 @@ def plain_of(rows, setting, pictures, view):
 
 
 def effects(rows):
-    """Markdown: BNN − plain at the same seed, at the step of plain's highest noise and at the last, other prompts."""
+    """Markdown: BNN − plain at the same seed, other prompts, at two steps: of plain's highest noise, and the last.
+
+    To pick the first of them by plain's noise favours the BNN there; only the last step is free of that.
+    """
     text = ["| setting | pictures | drawn with | step | fidelity | noise | place as asked | diversity (training prompt) |",
             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for setting, n, kind, view in cases(rows):

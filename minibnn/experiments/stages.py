@@ -4,11 +4,12 @@
                        while noise is above both the pretrained model's and the final level, and then both recover
     noise stage        noise rises above both the pretrained model's and the final level by more than the interval
 
-Each is "present" if every difference that it names has an interval above 0; "absent" if at one of them the interval
-excludes even the smallest difference that matters (MARGIN); otherwise "undecided".
+Each difference has a two-sided 95 % t-interval over seeds, paired between two steps of the same training. At the step of the
+deepest dip (highest peak) of the mean curve the stage is "present" if every interval lies above 0. It is "absent" if at *each*
+inner step some interval excludes even the smallest difference that matters (MARGIN); otherwise it is "undecided".
 
-Intervals are two-sided 95 % t-intervals over seeds of the paired difference between two steps. The steps compared are
-picked on the mean curve; picking the lowest of several points favours "present", which is why it also takes recovery.
+Picking the lowest of several points favours "present", which is why it also takes recovery. Mended after the first runs,
+towards "undecided" alone: "absent" had asked for the step of the dip only, and a rising curve's dip was compared with itself.
 """
 
 import math
@@ -39,32 +40,44 @@ def verdict(differences, margin):
     return "undecided"
 
 
+def judge(differences, picked, margins):
+    """differences: {inner step: {name: interval}}; picked: the step of the dip or peak. -> "present", "absent" or "undecided"."""
+    outcomes = {step: verdict(list(found.values()), margins) for step, found in differences.items()}
+    if outcomes[picked] == "absent" and set(outcomes.values()) != {"absent"}:
+        return "undecided"
+    return outcomes[picked]
+
+
+def noise_above_both(noise, step):
+    """Intervals of how far the noise at a step lies above both ends."""
+    return {
+        "noise above the pretrained model": interval(noise[:, step] - noise[:, 0]),
+        "noise above the final level": interval(noise[:, step] - noise[:, -1]),
+    }
+
+
 def noise_stage(noise):
     """noise: (seeds, steps), the first step the pretrained model, the last the final. -> (verdict, {difference: interval}, step index)."""
     noise = torch.as_tensor(noise, dtype=torch.float64)
+    found = {step: noise_above_both(noise, step) for step in range(1, noise.shape[1] - 1)}
     peak = int(noise.mean(0)[1:-1].argmax()) + 1
-    found = {
-        "noise above the pretrained model": interval(noise[:, peak] - noise[:, 0]),
-        "noise above the final level": interval(noise[:, peak] - noise[:, -1]),
-    }
-    return verdict(list(found.values()), [MARGIN["noise"]] * 2), found, peak
+    return judge(found, peak, [MARGIN["noise"]] * 2), found[peak], peak
 
 
 def corruption_stage(fidelity, noise):
     """fidelity, noise: (seeds, steps) on other prompts. -> (verdict, {difference: interval}, step index of the dip).
 
-    The dip is the inner step that lies farthest below its earlier maximum on the mean curve.
+    The dip is the inner step that lies farthest below its earlier maximum on the mean curve, or, where there is none, rises
+    least above it.
     """
     fidelity, noise = (torch.as_tensor(v, dtype=torch.float64) for v in (fidelity, noise))
-    mean = fidelity.mean(0)
-    earlier = mean.cummax(0)
-    dip = int((earlier.values - mean)[1:-1].argmax()) + 1
-    top = int(earlier.indices[dip])
-    found = {
-        "fidelity below its earlier maximum": interval(fidelity[:, top] - fidelity[:, dip]),
-        "fidelity recovers": interval(fidelity[:, -1] - fidelity[:, dip]),
-        "noise above the pretrained model": interval(noise[:, dip] - noise[:, 0]),
-        "noise above the final level": interval(noise[:, dip] - noise[:, -1]),
-    }
-    margins = [MARGIN["fidelity"]] * 2 + [MARGIN["noise"]] * 2
-    return verdict(list(found.values()), margins), found, dip
+    found = {}
+    for step in range(1, fidelity.shape[1] - 1):
+        top = int(fidelity[:, :step].mean(0).argmax())
+        found[step] = {
+            "fidelity below its earlier maximum": interval(fidelity[:, top] - fidelity[:, step]),
+            "fidelity recovers": interval(fidelity[:, -1] - fidelity[:, step]),
+            **noise_above_both(noise, step),
+        }
+    dip = max(found, key=lambda step: found[step]["fidelity below its earlier maximum"][0])
+    return judge(found, dip, [MARGIN["fidelity"]] * 2 + [MARGIN["noise"]] * 2), found[dip], dip
