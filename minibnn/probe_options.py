@@ -17,7 +17,7 @@ class ProbeOptions:
     prompt: str = option(None, "the training prompt [of the run, or the model's recipe]", "what", type=_words)
     tokenizer: str = option(None, "folder with vocab.json and merges.txt, for an LDM file", "what", metavar="DIR")
     prediction_type: str = option(None, "what an LDM file of SD v2 predicts [epsilon]", "what", choices=("epsilon", "v_prediction"))
-    t: int = option(100, "the time of probe-local, probe-scaled and probe-blank, 1..999", "measuring", type=_whole)
+    t: int = option(100, "the time of probe-local, probe-scaled, probe-blank, and of probe-zero beside 999, 1..999", "measuring", type=_whole)
     draws: int = option(32, "draws of noise for each picture and time, at least 2", "measuring", type=_whole)
     batch_size: int = option(32, "latents predicted at once", "measuring", type=_whole)
     seed: int = option(0, "of the noise", "measuring", type=_count)
