@@ -90,7 +90,9 @@ check_q_sample(q_sample)
 # Suppose $x_0$ were known. Where was $x_{t-1}$, given $x_t$? Bayes' rule multiplies two Gaussians in $x_{t-1}$: the likelihood
 # of the step, $q(x_t\mid x_{t-1})=\mathcal N(\sqrt{\alpha_t}\,x_{t-1},\,\beta_t)$, and the prior from the picture,
 # $q(x_{t-1}\mid x_0)=\mathcal N(\sqrt{\bar\alpha_{t-1}}\,x_0,\,1-\bar\alpha_{t-1})$. Precisions add up, and means are weighted
-# with them; after sorting the terms, the result is a Gaussian with (DDPM eq. 6-7)
+# with them. So $1/\tilde\beta_t=\alpha_t/\beta_t+1/(1-\bar\alpha_{t-1})$; on one fraction line the numerator is
+# $\alpha_t(1-\bar\alpha_{t-1})+\beta_t=1-\bar\alpha_t$, for $\alpha_t\bar\alpha_{t-1}=\bar\alpha_t$. The result is a Gaussian with
+# (DDPM eq. 6-7)
 #
 # $$\begin{aligned}\tilde\mu_t &= \frac{\sqrt{\bar\alpha_{t-1}}\,\beta_t}{1-\bar\alpha_t}\,x_0 + \frac{\sqrt{\alpha_t}\,(1-\bar\alpha_{t-1})}{1-\bar\alpha_t}\,x_t\\ \tilde\beta_t &= \frac{1-\bar\alpha_{t-1}}{1-\bar\alpha_t}\,\beta_t\end{aligned}$$
 #

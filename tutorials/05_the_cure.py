@@ -197,9 +197,9 @@ check_posterior_mean(posterior_mean)
 #
 # ## Experiment 1: one pair of trainings
 #
-# The loop of tutorial 03, with two more lines. Both trainings see the same photo, the same $t$ and the same $\epsilon$, for the
+# The loop of tutorial 03, with two more lines and no weight decay. Both trainings see the same photo, the same $t$ and the same $\epsilon$, for the
 # weights' seeds come from a generator of their own. The pictures are drawn from the same starting noise. What differs is the
-# weight noise and nothing else: a **pair**.
+# weight noise, and what it brings along (clipping sees the gradients of $\sigma$, too): a **pair**.
 
 # %%
 STEPS = 60
@@ -333,7 +333,8 @@ show(
 
 # %% [markdown]
 # Then the differences, pair by pair, for **every** setting in the file that has random weights, at two steps: where the
-# trainings without them are noisiest, and the last. An improvement is counted as positive: fidelity with − without, noise
+# trainings without them are noisiest, and the last. (Choosing the first of them so favours random weights in noise: whatever is
+# picked for being high is lower elsewhere. Only the last step is free of it.) An improvement is counted as positive: fidelity with − without, noise
 # without − with. We ask for both directions, *better* and *worse*: "absent" for both means that with and without are the same
 # for all that matters. Settings that only exist with random weights (another $\sigma_0$, $\lambda$ or place) are compared with
 # plain runs drawn in the same way (`minibnn/experiments/report.py:plain_of`).
@@ -377,7 +378,8 @@ for case, step, name, n, mean, low, high in results:
     print(f"{case:32} {step:4}  {name:9} {n:5}  {mean:+.3f} {interval:20} {answers[0]:10} {answers[1]}")
 for direction, answers in tally.items():
     print(f"{direction}: " + ", ".join(f"{answers.count(word)} {word}" for word in ("present", "absent", "undecided")), f"of {len(answers)}")
-print(f"by chance alone one would expect {0.025 * len(results):.1f} times \"present\" in each direction")
+repeated = sum(n > 1 for _, _, _, n, *_ in results)  # a single pair is never "present"
+print(f"by chance alone one would expect {0.025 * repeated:.1f} times \"present\" in each direction")
 
 # %%
 last = [row for row in results if row[1] == max(r[1] for r in results if r[0] == row[0])]
@@ -438,7 +440,8 @@ for n in counts:
 #   a fixed noise, in effect.
 # - **Seeds.** With two pairs the interval is 12.7 standard errors wide to each side, with three 4.3. Many "undecided" call for
 #   more seeds, not for more pictures.
-# - **Many questions.** The more comparisons, the more "present" by chance: compare their number with the last line printed. And a
+# - **Many questions.** The more comparisons, the more "present" by chance: compare their number with the last line printed.
+#   They are not independent either: `main`, `pndm`, `base` and `views` with four photos are the *same* trainings, drawn otherwise. And a
 #   "present" deep inside the grey band is of no consequence, even if it is true; from two pairs it may be two numbers that happen
 #   to lie close together.
 #
