@@ -318,7 +318,7 @@ for i, t in enumerate(watched):
     left.plot(steps, [followed[s].sigma1[i] for s in steps], "o-", label=f"t = {t}")
     left.fill_between(steps, [followed[s].low[i] for s in steps], [followed[s].high[i] for s in steps], alpha=0.25)
     right.plot(steps, [followed[s].explained[i] for s in steps], "o-", label=f"t = {t}")
-left.set_title("σ₁,t with 95 % intervals", fontsize=10)
+left.set_title("σ₁,t with 95 % intervals; 0: the share is negative", fontsize=10)
 right.set_title("share of the loss that has Eq. 2's form", fontsize=10)
 for axis in (left, right):
     axis.set_xlabel("step of fine-tuning")

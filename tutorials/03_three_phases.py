@@ -318,7 +318,7 @@ PANELS = {
     "diversity": ("training", "diversity, training prompt"),
     "sigma1": ("training", "σ₁ at t = 100"),
     "fidelity": ("other", "fidelity, other prompts"),
-    "noise": ("other", "noise (10⁻³), other prompts"),
+    "noise": ("other", "noise (10⁻³; clean drawings: 0), other prompts"),
     "background": ("other", "place as asked, other prompts"),
 }
 figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), layout="constrained")
@@ -326,14 +326,15 @@ for axis, (name, (group, title)) in zip(axes.flat, PANELS.items(), strict=True):
     for pictures in counts:
         steps, seeds, values = report.table(rows, "main", pictures, "plain", VIEW, group, name)
         if seeds:
-            axis.plot(steps, torch.tensor(values).mean(0), ".-", label=f"{pictures} photo{'s' * (pictures > 1)}, {len(seeds)} seed{'s' * (len(seeds) > 1)}")
+            axis.plot(steps, torch.tensor(values).mean(0), ".-", alpha=0.8, label=f"{pictures} photo{'s' * (pictures > 1)}, {len(seeds)} seed{'s' * (len(seeds) > 1)}")
         if len(seeds) > 1:
             axis.fill_between(steps, *report.bootstrap(values), alpha=0.2)
     axis.set_xscale("symlog", linthresh=25)
     axis.set_xlim(left=0)
     axis.set_title(title, fontsize=9)
     axis.tick_params(labelsize=7)
-axes[1, 0].set_xlabel("step")
+for axis in axes[1]:
+    axis.set_xlabel("step")
 axes[1, 2].set_ylim(0, 1.05)
 axes[0, 0].legend(fontsize=7)
 show(

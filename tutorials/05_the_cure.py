@@ -113,8 +113,8 @@ for sigma, colour in ((0.05, "C0"), (0.2, "C1")):
     print(f"σ = {sigma:4}: the best μ is {best:+.2f};  at μ = −1: average {noisy[40]:.3f}, second order {taylor[40]:.3f};  "
           f"at μ = +1: {noisy[120]:.3f}, {taylor[120]:.3f}")  # fmt: skip
     axis.plot(place, noisy, colour, label=f"average over noise, σ = {sigma}")
-    axis.plot(place, taylor, colour + "--", lw=1)
-axis.set(xlabel="μ", ylim=(-0.1, 1.5))
+    axis.plot(place, taylor, colour + "--", lw=1, label=f"second order, σ = {sigma}")
+axis.set(xlabel="μ", ylabel="loss", ylim=(-0.1, 1.5))
 axis.legend(fontsize=8)
 show(
     figure,
@@ -386,24 +386,28 @@ last = [row for row in results if row[1] == max(r[1] for r in results if r[0] ==
 cases = list(dict.fromkeys(row[0] for row in last))
 figure, axes = plt.subplots(1, 2, figsize=(8, 1 + 0.28 * len(cases)), sharey=True, layout="constrained")
 for axis, name in zip(axes, GAIN, strict=True):
+    margin = stages.MARGIN[name]
     for case, _, measure, n, mean, low, high in last:
         if measure == name:
             where = -cases.index(case)
             axis.plot(mean, where, "C0o", ms=4, mfc="C0" if n > 1 else "white")
             if n > 1:
                 axis.plot([low, high], [where, where], "C0")
-    margin = stages.MARGIN[name]
+                for end, arrow in ((low, "C0<"), (high, "C0>")):
+                    if abs(end) > 6 * margin:  # goes on beyond the frame
+                        axis.plot(5.85 * margin * (1 if end > 0 else -1), where, arrow, ms=4)
     axis.axvspan(-margin, margin, color="0.9")
     axis.axvline(0, color="black", lw=0.6)
     axis.set_xlim(-6 * margin, 6 * margin)
     axis.set_title(f"improvement in {name}, last step", fontsize=9)
+    axis.set_xlabel({"fidelity": "cosine", "noise": "10⁻³"}[name] + "; grey: too small to matter", fontsize=8)
     axis.tick_params(labelsize=7)
 axes[0].set_yticks([-i for i in range(len(cases))], cases, fontsize=7)
 show(
     figure,
     "05_effects",
     "For each setting the improvement by random weights at the last step with its interval, fidelity left, noise right; the grey band holds "
-    "improvements too small to matter. Intervals may go beyond the frame. Open circles: a single pair, without an interval.",
+    "improvements too small to matter. Arrows: intervals that go beyond the frame. Open circles: a single pair, without an interval.",
 )
 
 # %% [markdown]
