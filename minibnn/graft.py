@@ -293,7 +293,7 @@ def graft(options):
 
 @contextlib.contextmanager
 def new_folder(out):
-    """A temporary folder beside `out` that takes its name when the block ends well, and disappears when it does not."""
+    """A temporary folder beside `out` that takes its name when the block ends well; else it disappears, and `out` stays."""
     temporary, old = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
     try:
         yield temporary
@@ -301,6 +301,8 @@ def new_folder(out):
             os.replace(out, old)
         os.replace(temporary, out)
     finally:
+        if old.exists() and not out.exists():  # stopped between the two
+            os.replace(old, out)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 

@@ -518,6 +518,22 @@ def test_a_folder_is_replaced_only_on_request_and_only_if_it_is_a_run(run_folder
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "run"]
 
 
+def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "old").write_text("kept")
+    replace = graft.os.replace
+
+    def failing(source, target):
+        if str(source).endswith(".tmp"):
+            raise OSError("disk full")
+        replace(source, target)
+
+    monkeypatch.setattr(graft.os, "replace", failing)
+    with pytest.raises(OSError, match="disk full"), graft.new_folder(tmp_path / "run") as temporary:
+        temporary.mkdir()
+    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")] == ["run", "run/old"]
+
+
 # --- the experiment ---------------------------------------------------------------------------------------------------
 
 
