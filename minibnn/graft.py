@@ -203,6 +203,18 @@ def fine_tune(sd, contexts, x0, x_t, t, options):
 # --- the whole --------------------------------------------------------------------------------------------------------
 
 
+def check_folder(options, out):
+    """Refuse a folder that is not to be replaced, or that holds what the run is made from. Raises UserError."""
+    if out.exists() and not (options.overwrite and (out / RECORD).exists()):
+        raise UserError(f"--out {out} exists: name another" + (", it is no run of this command" if options.overwrite else " or pass --overwrite"))
+    for name in ("model", "tokenizer", "prompts_from"):
+        value = getattr(options, name)
+        if value and (name, value) != ("model", "tiny") and Path(value).resolve().is_relative_to(out.resolve()):
+            raise UserError(f"--out {out} would replace --{name.replace('_', '-')} {value}: name another")
+    if options.model != "tiny" and out.resolve().is_relative_to(Path(options.model).resolve()):
+        raise UserError(f"--out {out} lies inside --model {options.model}: name another")
+
+
 def settle(options, sd):
     """Fill in what the command line left open, from the model's recipe, and check the whole. Raises UserError."""
     prompts = list(options.prompt or [])
@@ -247,8 +259,7 @@ def settle(options, sd):
 def graft(options):
     """Run GraftOptions from candidates to the run's folder. Raises UserError, KeyboardInterrupt."""
     out = Path(options.out)
-    if out.exists() and not (options.overwrite and (out / RECORD).exists()):
-        raise UserError(f"--out {out} exists: name another" + (", it is no run of this command" if options.overwrite else " or pass --overwrite"))
+    check_folder(options, out)
     reward = load_reward(options.reward)
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
     options = settle(options, sd)

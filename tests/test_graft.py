@@ -518,6 +518,22 @@ def test_a_folder_is_replaced_only_on_request_and_only_if_it_is_a_run(run_folder
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "run"]
 
 
+def test_a_run_is_not_its_own_base(run_folder, tmp_path, monkeypatch):
+    """Equal folders under two names, the model inside --out, --out inside the model: all refused before anything is drawn."""
+    before = sorted(p.name for p in run_folder.iterdir())
+    monkeypatch.chdir(run_folder)
+    words = ["--overwrite", "--switch", "400", "--out"]
+    for model, out, message in (
+        (str(run_folder), ".", "--out . would replace --model"), ("unet", str(run_folder), "would replace --model unet"),
+        (".", str(run_folder / "new"), "lies inside --model ."),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            graft.graft(graft_options("--model", model, *words, out))
+    with pytest.raises(UserError, match="would replace --prompts-from graft.json"):
+        graft.graft(graft_options("--prompts-from", "graft.json", *words, str(run_folder)))
+    assert sorted(p.name for p in run_folder.iterdir()) == before
+
+
 def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "old").write_text("kept")
