@@ -45,6 +45,7 @@ from .train import check_device, make_deterministic, make_optimiser, stop_if_not
 from .weights import read_json, write_json, write_whole
 
 RECORD = "graft.json"
+OWN = {"keep": "top-k", "minimum": "threshold", "alpha": "tilt"}  # options of one rule alone
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
@@ -251,7 +252,10 @@ def settle(options, sd):
         raise UserError(f"--switch {options.switch} leaves nothing to the fine-tuned model: the sampler starts at {noisiest}")
     if options.realisation == "A" and not options.switch:
         raise UserError("--realisation A needs --switch: without one there is no noisy state to learn")
-    if options.keep > options.candidates:
+    for name, rule in OWN.items():
+        if options.rule != rule and getattr(options, name) != getattr(GraftOptions, name):
+            raise UserError(f"--{name} belongs to --rule {rule}, not to {options.rule}")
+    if options.rule == "top-k" and options.keep > options.candidates:
         raise UserError(f"--keep {options.keep} of --candidates {options.candidates} is impossible")
     return options
 

@@ -399,11 +399,12 @@ def test_rewards_that_fail(reward, message):
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
-FAST = ["--candidates", "2", "--groups", "1", "--keep", "1", "--sample-steps", "4", "--steps", "3", "--evaluate", "2"]
+FAST = ["--candidates", "2", "--groups", "1", "--sample-steps", "4", "--steps", "3", "--evaluate", "2"]
 
 
 def graft_options(*words):
-    return parse(GraftOptions, "minibnn.graft", ["--reward", "redness", "--prompt", "a car", "a dog", *FAST, *words])
+    keep = [] if "--rule" in words else ["--keep", "1"]
+    return parse(GraftOptions, "minibnn.graft", ["--reward", "redness", "--prompt", "a car", "a dog", *FAST, *keep, *words])
 
 
 def fingerprint(network):
@@ -485,6 +486,9 @@ def test_training_raises_the_likelihood_of_what_was_kept(base):
         (["--keep", "3"], "--keep 3 of --candidates 2 is impossible"),
         (["--rule", "binary"], "--rule binary: the rule binary needs rewards that are 0 or 1"),
         (["--rule", "threshold", "--minimum", "2"], "--rule threshold accepts none of 4 samples"),
+        (["--rule", "threshold", "--keep", "1"], "--keep belongs to --rule top-k, not to threshold"),
+        (["--rule", "binary", "--minimum", "0.2"], "--minimum belongs to --rule threshold, not to binary"),
+        (["--alpha", "0.1"], "--alpha belongs to --rule tilt, not to top-k"),
         (["--eta", "2"], "--eta 2.0: a number from 0 to 1"),
         (["--sample-steps", "1000"], "--sample-steps = 1000 is outside 1..999"),
         (["--prompts-from", "nowhere.txt"], "--prompts-from nowhere.txt: "),
@@ -496,6 +500,13 @@ def test_refusals_leave_nothing(words, message, tmp_path):
     with pytest.raises(UserError, match=message):
         graft.graft(graft_options("--out", str(tmp_path / "run"), *words))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["threshold"], ["best-of-n"], ["threshold", "--minimum", "0.1"], ["tilt", "--alpha", "2"]])
+def test_keep_counts_for_top_k_alone(words, base):
+    """Its default of 2 does not forbid groups of one."""
+    options = graft.settle(graft_options("--rule", *words, "--candidates", "1"), base)
+    assert (options.rule, options.candidates) == (words[0], 1)
 
 
 def test_a_folder_is_replaced_only_on_request_and_only_if_it_is_a_run(run_folder, tmp_path):
