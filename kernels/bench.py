@@ -69,8 +69,8 @@ H200 = Device(4.3e12, 790e12)  # measured copy and matmul rates of another progr
 
 
 def sd15_layers(where, batch, resolution=512):
-    """{Layer: how often} of the random linears of SD v1.5's UNet, from a forward without numbers (the meta device)."""
-    with torch.device("meta"):
+    """{Layer: how often} of the random linears of SD v1.5's UNet, from a forward without numbers. Raises UserError."""
+    with torch.device("meta"):  # shapes without numbers
         unet = UNet(UNetConfig()).eval()
         try:
             chosen = set(bayes.select(unet, where))
@@ -89,6 +89,8 @@ def sd15_layers(where, batch, resolution=512):
         size = resolution // 8
         with torch.no_grad():
             unet(torch.empty(batch, 4, size, size), torch.zeros(batch, dtype=torch.int64), torch.empty(batch, 77, 768))
+    if not found:
+        raise UserError(f"--where {where} has no linear layer, and only those are timed")
     return found
 
 

@@ -159,6 +159,9 @@ def test_without_a_gpu_only_predictions(tmp_path, monkeypatch, capsys):
         bench.main(options(*words))
     with pytest.raises(UserError, match="--where: where = 'here' is not one of"):
         bench.main(options("--predict", "--where", "here"))
+    for where in ("conv", "norm"):
+        with pytest.raises(UserError, match=f"--where {where} has no linear layer"):
+            bench.main(options("--predict", "--where", where))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without one")
