@@ -69,8 +69,8 @@ H200 = Device(4.3e12, 790e12)  # measured copy and matmul rates of another progr
 
 
 def sd15_layers(where, batch, resolution=512):
-    """{Layer: how often} of the random linears of SD v1.5's UNet, from a forward without numbers. Raises UserError."""
-    with torch.device("meta"):  # shapes without numbers
+    """{Layer: how often} of the random linears of SD v1.5's UNet, from a forward on the meta device. Raises UserError."""
+    with torch.device("meta"):
         unet = UNet(UNetConfig()).eval()
         try:
             chosen = set(bayes.select(unet, where))
