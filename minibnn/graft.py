@@ -26,6 +26,7 @@ if __name__ == "__main__":  # before torch is imported: --help and mistyped opti
 
 import contextlib
 import dataclasses
+import math
 import os
 import shutil
 from pathlib import Path
@@ -246,6 +247,8 @@ def settle(options, sd):
         raise UserError(f"--sample-{error}") from None
     if not 0 <= options.eta <= 1:
         raise UserError(f"--eta {options.eta}: a number from 0 to 1")
+    if not math.isfinite(options.guidance):
+        raise UserError(f"--guidance {options.guidance} is no finite number")
     if options.resolution % sd.vae.factor:
         raise UserError(f"--resolution {options.resolution} is no multiple of {sd.vae.factor}")
     if options.switch >= noisiest:

@@ -489,6 +489,7 @@ def test_training_raises_the_likelihood_of_what_was_kept(base):
         (["--rule", "threshold", "--keep", "1"], "--keep belongs to --rule top-k, not to threshold"),
         (["--rule", "binary", "--minimum", "0.2"], "--minimum belongs to --rule threshold, not to binary"),
         (["--alpha", "0.1"], "--alpha belongs to --rule tilt, not to top-k"),
+        (["--guidance", "nan"], "--guidance nan is no finite number"),
         (["--eta", "2"], "--eta 2.0: a number from 0 to 1"),
         (["--sample-steps", "1000"], "--sample-steps = 1000 is outside 1..999"),
         (["--prompts-from", "nowhere.txt"], "--prompts-from nowhere.txt: "),
