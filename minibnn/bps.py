@@ -14,6 +14,7 @@ if __name__ == "__main__":  # before torch is imported: --help and mistyped opti
     answer_ctrl_c_while_importing()
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,8 @@ from .vae import sample_latents
 from .weights import open_weights, read_json, write_json, write_tensors, write_whole
 
 FORMAT = "minibnn bps"
+CONFIG = {"model", "hint_channels", "factor", "gains"}  # what opening a branch needs
+TRAINING = ("hint_channels", "gains", "steps", "lr", "batch_size", "resolution")  # options that --branch has no use for
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------
@@ -63,6 +66,8 @@ def read_hint(path, channels, size=None):
     """A PNG -> (channels, H, W) in [0, 1]; size (width, height): what it must have. Raises UserError naming the file."""
     try:
         image = Image.open(path).convert("L" if channels == 1 else "RGB")
+    except Image.DecompressionBombError:
+        raise UserError(f"{path}: too many pixels, perhaps an attack; make it smaller") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path}: broken or no picture ({error})") from None
     if size and image.size != size:
@@ -72,8 +77,11 @@ def read_hint(path, channels, size=None):
 
 
 def read_caption(path):
-    """The words of a text file. Raises UserError if it is missing or empty."""
-    text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    """The words of a text file. Raises UserError if it is missing, empty or not UTF-8."""
+    try:
+        text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text ({error}); save it as UTF-8") from None
     if not text:
         raise UserError(f"{path} is missing or empty: it holds the caption of {path.stem}.png")
     return text
@@ -171,6 +179,8 @@ def load_branch(folder, sd):
     config = read_json(Path(folder) / "config.json")
     if config.get("format") != FORMAT:
         raise UserError(f"--branch {folder} is no folder of minibnn.bps")
+    if missing := CONFIG - config.keys():
+        raise UserError(f"--branch {folder}: config.json lacks {min(missing)!r}; it is damaged")
     branch = Branch(sd.unet.config, config["hint_channels"], config["factor"], config["gains"])
     with open_weights(Path(folder) / "branch.safetensors") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -189,6 +199,19 @@ def with_hints(pictures, hints):
     return grid(cells, 8, zoom=max(1, 128 // pictures[0].width))
 
 
+def check(options, sd):
+    """Refuse, before the long training, what drawing could not do. Raises UserError naming an option."""
+    for name in TRAINING if options.branch else ():
+        if getattr(options, name) != getattr(BpsOptions, name):
+            raise UserError(f"--{name.replace('_', '-')} is for training; with --branch nothing is trained")
+    try:
+        schedule.timesteps(options.sample_steps or sd.recipe["sample_steps"])
+    except ValueError as error:
+        raise UserError(f"--sample-{error}") from None
+    if options.guidance is not None and not math.isfinite(options.guidance):
+        raise UserError(f"--guidance {options.guidance} is no finite number")
+
+
 def main(options):
     """Train on the pairs of --hints, or with --branch draw its hints."""
     out = Path(options.out or ("runs/bps-drawn" if options.branch else "runs/bps"))
@@ -198,6 +221,7 @@ def main(options):
     check_device(device)
     dtype = getattr(torch, options.dtype or ("bfloat16" if device.startswith("cuda") else "float32"))
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32)
+    check(options, sd)
     resolution, bundled = options.resolution or sd.recipe["resolution"], options.model == "tiny"
     if options.branch:
         branch = load_branch(options.branch, sd)

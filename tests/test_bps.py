@@ -462,8 +462,9 @@ def pairs(tmp_path):
 
 
 def options(pairs, **changes):
-    settings = {"hints": str(pairs), "out": str(pairs.parent / "run"), "steps": 2, "batch_size": 2, "sample_steps": 2}
-    return BpsOptions(**settings | changes)
+    settings = {"hints": str(pairs), "out": str(pairs.parent / "run"), "sample_steps": 2}
+    training = {} if "branch" in changes else {"steps": 2, "batch_size": 2}
+    return BpsOptions(**settings | training | changes)
 
 
 def test_pairs_are_exact(pairs):
@@ -546,6 +547,35 @@ class TestMistakes:
         bps.save_branch(bps_branch.Branch(SMALL), tmp_path / "other", {"model": "X", "hint_channels": 1, "factor": 8, "gains": "equal"})
         self.refused(pairs, "trained for X", branch=str(tmp_path / "other"))
         self.refused(pairs, "config.json is missing", branch=str(pairs))
+
+    def test_a_damaged_branch(self, pairs, tmp_path):
+        config = {"model": "X", "hint_channels": 1, "factor": 8, "gains": "equal"}
+        for name in config:
+            bps.save_branch(bps_branch.Branch(SMALL), tmp_path / "b", {k: v for k, v in config.items() if k != name})
+            self.refused(pairs, f"b: config.json lacks '{name}'; it is damaged", branch=str(tmp_path / "b"))
+
+    @pytest.mark.parametrize("branch", [None, "b"])
+    def test_what_cannot_be_drawn_is_said_before_training(self, pairs, branch, monkeypatch):
+        monkeypatch.setattr(bps, "train", None)
+        monkeypatch.setattr(bps, "load_branch", None)
+        changes = {"branch": branch} if branch else {}
+        self.refused(pairs, "--sample-steps = 2000 is outside 1..999", sample_steps=2000, **changes)
+        self.refused(pairs, "--guidance nan is no finite number", guidance=float("nan"), **changes)
+
+    def test_training_options_beside_a_branch(self, pairs):
+        for name, value in {"steps": 5, "lr": 1e-3, "batch_size": 4, "resolution": 32, "gains": "equal", "hint_channels": 3}.items():
+            self.refused(pairs, f"--{name.replace('_', '-')} is for training; with --branch", branch="b", **{name: value})
+
+    def test_a_caption_of_another_encoding(self, pairs):
+        (pairs / "001.txt").write_bytes("ein grüner Hund".encode("latin-1"))
+        self.refused(pairs, "001.txt is no UTF-8 text .*; save it as UTF-8")
+
+    def test_a_hint_of_too_many_pixels(self, pairs, monkeypatch):
+        hint = pairs / "000.hint.png"
+        assert bps.read_hint(hint, 1).shape == (1, 64, 64)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 // 2 - 1)
+        with pytest.raises(UserError, match="000.hint.png: too many pixels"):
+            bps.read_hint(hint, 1)
 
     def test_hint_to_draw_of_a_size_that_is_no_multiple(self, pairs, tmp_path):
         sd = StableDiffusion.load("tiny")
