@@ -38,9 +38,9 @@ from torch import nn
 from tqdm import tqdm
 
 from . import data, schedule
+from .devices import choose_device, make_deterministic, unscaled_dtype
 from .errors import UserError
 from .pipeline import StableDiffusion, grid, to_pil
-from .train import check_device
 from .unet import time_sinusoid
 from .vae import sample_latents
 from .weights import open_weights, read_json, write_json, write_tensors, write_whole
@@ -353,9 +353,10 @@ def main(options):
     out = Path(options.out or ("runs/bps-drawn" if options.branch else "runs/bps"))
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not options.overwrite:
         raise UserError(f"--out {out} exists: name another folder or pass --overwrite")
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
-    dtype = getattr(torch, options.dtype or ("bfloat16" if device.startswith("cuda") else "float32"))
+    device = choose_device(options.device)
+    if device.startswith("cuda"):
+        make_deterministic()
+    dtype = getattr(torch, options.dtype or unscaled_dtype(device))
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32)
     resolution, bundled = options.resolution or sd.recipe["resolution"], options.model == "tiny"
     if options.branch:

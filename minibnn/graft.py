@@ -38,10 +38,11 @@ from tqdm import tqdm
 
 from . import rejection, schedule, world
 from .data import epoch_order
+from .devices import choose_device, make_deterministic, unscaled_dtype
 from .errors import UserError
 from .pipeline import StableDiffusion, grid, to_pil
 from .rewards import judge, load_reward
-from .train import check_device, make_deterministic, make_optimiser, stop_if_not_finite
+from .train import make_optimiser, stop_if_not_finite
 from .weights import read_json, write_json, write_whole
 
 RECORD = "graft.json"
@@ -216,8 +217,7 @@ def settle(options, sd):
         prompts = [world.article(f"{subject} on the grass") for subject in world.SUBJECTS]
     if not prompts:
         raise UserError("--prompt or --prompts-from is required for this model")
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
+    device = choose_device(options.device)
     options = dataclasses.replace(
         options,
         prompt=prompts,
@@ -225,7 +225,7 @@ def settle(options, sd):
         lr=options.lr or sd.recipe["lr"],
         resolution=options.resolution or sd.recipe["resolution"],
         device=device,
-        dtype=options.dtype or ("bfloat16" if device.startswith("cuda") else "float32"),
+        dtype=options.dtype or unscaled_dtype(device),
     )
     try:
         noisiest = int(schedule.timesteps(options.sample_steps)[0])

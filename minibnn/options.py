@@ -169,7 +169,7 @@ class GraftOptions:
     lr: float = option(None, "learning rate of AdamW [recipe]", "training", type=_rate)
     batch_size: int = option(8, "samples at once, drawing and training", "training", type=_whole)
     resolution: int = option(None, "pixels [recipe]", "training", type=_whole)
-    dtype: str = option(None, "of the computation; weights train in float32 [float32; CUDA: bfloat16]", "training", choices=("float32", "bfloat16"))
+    dtype: str = option(None, "of the computation; weights train in float32 [float32; CUDA: bfloat16 if it is fast there]", "training", choices=("float32", "bfloat16"))
     device: str = option(None, "cpu, cuda, cuda:1, ... [cuda if there is one]", "training")
     seed: int = option(0, "fixes everything on one device", "training", type=_count)
 
@@ -215,7 +215,7 @@ class BpsOptions:
     lr: float = option(None, "learning rate of AdamW [1e-5; bundled model: 5e-4]", "training", type=_rate)
     batch_size: int = option(16, "pairs for each step", "training", type=_whole)
     resolution: int = option(None, "pixels of the square crop [recipe]", "training", type=_whole)
-    dtype: str = option(None, "of the computation [float32; CUDA: bfloat16]", "training", choices=("float32", "bfloat16"))
+    dtype: str = option(None, "of the computation [float32; CUDA: bfloat16 if it is fast there]", "training", choices=("float32", "bfloat16"))
     device: str = option(None, "cpu, cuda, cuda:1, ... [cuda if there is one]", "training")
     seed: int = option(0, "fixes everything on one device", "training", type=_count)
 

@@ -20,9 +20,9 @@ import torch
 from PIL import PngImagePlugin
 
 from . import graft, guidance, posterior
+from .devices import choose_device
 from .errors import UserError
 from .pipeline import StableDiffusion, grid
-from .train import check_device
 from .weights import write_whole
 
 
@@ -39,8 +39,7 @@ def sample(options):
     for path in (out, folder) if several else (out,):
         if path.exists() and not options.overwrite:
             raise UserError(f"--out: {path} exists; name another file or pass --overwrite")
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
+    device = choose_device(options.device)
     dtype = options.dtype or ("float16" if device.startswith("cuda") else "float32")
     if options.posterior_samples:
         sd, random = posterior.open_run(options.model, options.tokenizer, getattr(torch, dtype))
