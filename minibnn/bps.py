@@ -20,7 +20,8 @@ But: no style hints of several maps, no BPS-XL; the 4 zero convolutions of conv_
 uses (20.3 M parameters in SD v1.5), are kept: the branch has as many parameters as the released one.
 """
 
-from .options import BpsOptions, answer_ctrl_c_while_importing, parse, run
+from .commands import BpsOptions
+from .options import answer_ctrl_c_while_importing, parse, run
 
 if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
     OPTIONS = parse(BpsOptions, "minibnn.bps")

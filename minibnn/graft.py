@@ -18,7 +18,8 @@ The paper does not say how P-GRAFT is trained at levels s > t; two realisations:
 But: one round of sampling and training; no resuming: the folder appears when all is done.
 """
 
-from .options import GraftOptions, answer_ctrl_c_while_importing, parse, run
+from .commands import GraftOptions
+from .options import answer_ctrl_c_while_importing, parse, run
 
 if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
     OPTIONS = parse(GraftOptions, "minibnn.graft")

@@ -16,7 +16,8 @@ Shapes: n pictures, m training pictures, D embedding.
 
 import os
 
-from .options import PhotoOptions, answer_ctrl_c_while_importing, parse, run
+from .commands import PhotoOptions
+from .options import answer_ctrl_c_while_importing, parse, run
 
 if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
     OPTIONS = parse(PhotoOptions, "minibnn.photo_metrics")

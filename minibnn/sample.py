@@ -5,7 +5,8 @@ settings as text ("minibnn"), so that it can be drawn again. `--posterior-sample
 and with K draws of the weights, and shows the mean and the deviation of those K (`posterior.py`).
 """
 
-from .options import SampleOptions, answer_ctrl_c_while_importing, parse, run
+from .commands import SampleOptions
+from .options import answer_ctrl_c_while_importing, parse, run
 
 if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
     OPTIONS = parse(SampleOptions, "minibnn.sample")

@@ -9,7 +9,8 @@ paper's Algorithm 1. Methods differ in *what is trainable*; this one loop serves
 But: the text encoder and the VAE are not trained; one device.
 """
 
-from .options import TrainOptions, answer_ctrl_c_while_importing, parse, run
+from .commands import TrainOptions
+from .options import answer_ctrl_c_while_importing, parse, run
 
 if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
     OPTIONS = parse(TrainOptions, "minibnn.train")

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from minibnn.options import SampleOptions, TrainOptions, parse
+from minibnn.commands import SampleOptions, TrainOptions
+from minibnn.options import parse
 
 
 def command(*words):

@@ -25,8 +25,9 @@ import torch
 from tqdm import tqdm
 
 from .. import corruption, data, guidance
+from ..commands import TrainOptions
 from ..errors import UserError
-from ..options import TrainOptions, option, parse, run
+from ..options import option, parse, run
 from ..pipeline import StableDiffusion, at_the_mean, grid
 from ..train import train
 from ..weights import write_text, write_whole

@@ -24,7 +24,8 @@ import torch
 from PIL import Image
 
 from .. import figures, graft, schedule
-from ..options import GraftOptions, run
+from ..commands import GraftOptions
+from ..options import run
 from ..pipeline import StableDiffusion
 from ..rewards import judge, red_thing_on_grass
 from ..weights import write_json, write_whole
