@@ -5,7 +5,7 @@ But: the commands of `minibnn.corruption` are in `probe_options`, those of the l
 
 from dataclasses import dataclass
 
-from .options import natural, nonnegative, option, positive, whole, words
+from .options import natural, nonnegative, option, positive, seed_number, whole, words
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -28,7 +28,7 @@ def device_option(group):
 
 
 def seed_option(group, help="fixes everything on one device"):
-    return option(0, help, group, type=natural)
+    return option(0, help, group, type=seed_number)
 
 
 @dataclass(frozen=True)

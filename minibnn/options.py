@@ -33,6 +33,13 @@ def natural(text):
     return int(text)
 
 
+def seed_number(text):
+    """An integer 0 ≤ n < 2⁶³, which every generator takes."""
+    if not 0 <= int(text) < 2**63:
+        raise ValueError
+    return int(text)
+
+
 def positive(text):
     """A finite number > 0."""
     if not 0 < float(text) < float("inf"):
@@ -55,7 +62,8 @@ def words(text):
 
 
 _KINDS = {
-    whole: "a whole number of at least 1", natural: "a whole number of at least 0", positive: "a number above 0",
+    whole: "a whole number of at least 1", natural: "a whole number of at least 0", seed_number: "a whole number from 0 to 2^63 - 1",
+    positive: "a number above 0",
     nonnegative: "a number of at least 0", words: "a text that is not empty", int: "a whole number", float: "a number",
 }  # fmt: skip
 
@@ -94,7 +102,7 @@ def parse(options_class, prog, argv=None):
                 help += " [--bayes]" if f.name == "bayes" else ""
         else:
             if "choices" not in settings:
-                settings["type"] = _readable(settings.get("type", f.type if f.type in (int, float) else str))
+                settings["type"] = readable(settings.get("type", f.type if f.type in (int, float) else str))
                 settings.setdefault("metavar", {int: "N", float: "X"}.get(f.type, "TEXT"))
             if f.default not in (None, ""):
                 help += f" [{f.default}]"
@@ -108,8 +116,8 @@ def parse(options_class, prog, argv=None):
     return options_class(**vars(values))
 
 
-def _readable(kind):
-    """A converter whose complaint says what is wanted."""
+def readable(kind):
+    """A converter, for argparse, whose complaint says what is wanted."""
 
     def convert(text):
         try:

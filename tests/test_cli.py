@@ -1,13 +1,15 @@
 """The command lines as a person meets them: speed of --help, exit codes, one line for each mistake."""
 
+import dataclasses
 import subprocess
 import sys
 import time
 
 import pytest
 
-from minibnn.commands import SampleOptions, TrainOptions
+from minibnn.commands import BpsOptions, FlowOptions, GraftOptions, SampleOptions, TrainOptions
 from minibnn.options import parse
+from minibnn.probe_options import ModelOptions, ProbeOptions
 
 
 def command(*words):
@@ -51,6 +53,21 @@ def test_defaults_and_kinds():
     assert (options.bayes, options.lr, options.steps, options.model, options.seed) == (False, 1e-4, None, "tiny", 0)
     options = parse(SampleOptions, "x", ["--prompt", "a dog", "a cat", "--guidance", "3"])
     assert (options.prompt, options.guidance, options.steps) == (["a dog", "a cat"], 3.0, None)
+
+
+SEEDED = [TrainOptions, SampleOptions, GraftOptions, BpsOptions, FlowOptions, ProbeOptions, ModelOptions]
+
+
+@pytest.mark.parametrize("options_class", SEEDED)
+def test_seeds_are_those_that_every_generator_takes(options_class, capsys):
+    needed = {"images": ["d"], "prompt": ["a dog"], "reward": ["redness"], "hints": ["d"]}
+    required = [f.name for f in dataclasses.fields(options_class) if f.metadata["argparse"].get("required")]
+    words = [word for name in required for word in (f"--{name}", *needed[name])]
+    assert parse(options_class, "x", [*words, "--seed", str(2**63 - 1)]).seed == 2**63 - 1
+    for seed in (str(2**63), "-1", "1.5"):
+        with pytest.raises(SystemExit):
+            parse(options_class, "x", [*words, "--seed", seed])
+        assert capsys.readouterr().err == f"error: argument --seed: {seed!r} is not a whole number from 0 to 2^63 - 1\n"
 
 
 def test_import_is_lazy():

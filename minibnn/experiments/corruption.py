@@ -27,7 +27,7 @@ from tqdm import tqdm
 from .. import corruption, data, guidance
 from ..commands import TrainOptions
 from ..errors import UserError
-from ..options import option, parse, run
+from ..options import option, parse, run, seed_number
 from ..pipeline import StableDiffusion, at_the_mean, grid
 from ..train import train
 from ..weights import write_text, write_whole
@@ -52,7 +52,7 @@ class CorruptionOptions:
     word: str = option("sks", "the rare word that names it", "what")
     settings: list = option(("main",), "names of experiments/settings.py; all: those for the bundled model", "what", nargs="+", metavar="NAME")
     pictures: list = option((1, 2, 4, 6), "numbers of training pictures", "what", nargs="+", type=int, metavar="N")
-    seeds: list = option((0, 1, 2), "seeds of training", "what", nargs="+", type=int, metavar="N")
+    seeds: list = option((0, 1, 2), "seeds of training", "what", nargs="+", type=seed_number, metavar="N")
     steps: int = option(None, f"optimiser steps of each run [800; long: 3200; paper: {BEYOND} times the paper's]", "what", type=int)
     each: int = option(2, "pictures for each of the other prompts; the paper draws 4", "what", type=int)
     dino: str = option(None, "facebook/dino-vits16: fidelity of photographs", "photographs", metavar="DIR")
