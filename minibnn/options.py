@@ -68,6 +68,12 @@ _KINDS = {
 }  # fmt: skip
 
 
+LESS_MEMORY = {  # option: what to try, if the command has it
+    "gradient_checkpointing": "--gradient-checkpointing", "dtype": "--dtype bfloat16", "batch_size": "a smaller --batch-size",
+    "resolution": "a smaller --resolution", "width": "a smaller --width and --height",
+}  # fmt: skip
+
+
 class _Parser(argparse.ArgumentParser):
     """One line for a mistake, with the option that was probably meant."""
 
@@ -144,7 +150,8 @@ def run(main, options):
     except (UserError, OSError) as error:
         message = " ".join(str(error).split())
     except (OutOfMemoryError, MemoryError):
-        message = "out of memory: try --gradient-checkpointing, --dtype bfloat16, a smaller --batch-size or --resolution"
+        tries = [words for name, words in LESS_MEMORY.items() if hasattr(options, name)]
+        message = "out of memory" + (f": try {', '.join(tries)}" if tries else "")
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped", file=sys.stderr)
         raise SystemExit(130) from None

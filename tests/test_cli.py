@@ -1,6 +1,7 @@
 """The command lines as a person meets them: speed of --help, exit codes, one line for each mistake."""
 
 import dataclasses
+import signal
 import subprocess
 import sys
 import time
@@ -8,7 +9,7 @@ import time
 import pytest
 
 from minibnn.commands import BpsOptions, FlowOptions, GraftOptions, SampleOptions, TrainOptions
-from minibnn.options import parse
+from minibnn.options import parse, run
 from minibnn.probe_options import ModelOptions, ProbeOptions
 
 
@@ -68,6 +69,25 @@ def test_seeds_are_those_that_every_generator_takes(options_class, capsys):
         with pytest.raises(SystemExit):
             parse(options_class, "x", [*words, "--seed", seed])
         assert capsys.readouterr().err == f"error: argument --seed: {seed!r} is not a whole number from 0 to 2^63 - 1\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (TrainOptions(), "out of memory: try --gradient-checkpointing, --dtype bfloat16, a smaller --batch-size, a smaller --resolution"),
+        (SampleOptions(), "out of memory: try --dtype bfloat16, a smaller --batch-size, a smaller --width and --height"),
+        (FlowOptions(), "out of memory"),
+    ],
+)  # fmt: skip
+def test_out_of_memory_names_only_options_that_the_command_has(options, message, capsys):
+    def main(_):
+        raise MemoryError
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as stop:
+        run(main, options)
+    signal.signal(signal.SIGINT, before)
+    assert stop.value.code == 2 and capsys.readouterr().err == f"error: {message}\n"
 
 
 def test_import_is_lazy():
