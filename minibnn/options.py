@@ -111,7 +111,8 @@ def parse(options_class, prog, argv=None):
                 settings["type"] = readable(settings.get("type", f.type if f.type in (int, float) else str))
                 settings.setdefault("metavar", {int: "N", float: "X"}.get(f.type, "TEXT"))
             if f.default not in (None, ""):
-                help += f" [{f.default}]"
+                shown = " ".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
+                help += f" [{shown}]"
         groups[name].add_argument("--" + f.name.replace("_", "-"), default=f.default, help=help.replace("%", "%%"), **settings)
     values, rest = parser.parse_known_args(argv)
     if rest:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from minibnn.commands import BpsOptions, FlowOptions, GraftOptions, SampleOptions, TrainOptions
+from minibnn.commands import BenchOptions, BpsOptions, FlowOptions, GraftOptions, SampleOptions, TrainOptions
 from minibnn.options import parse, run
 from minibnn.probe_options import ModelOptions, ProbeOptions
 
@@ -88,6 +88,14 @@ def test_out_of_memory_names_only_options_that_the_command_has(options, message,
         run(main, options)
     signal.signal(signal.SIGINT, before)
     assert stop.value.code == 2 and capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_help_shows_several_defaults_as_they_are_typed(capsys):
+    with pytest.raises(SystemExit):
+        parse(BenchOptions, "x", ["--help"])
+    text = capsys.readouterr().out
+    assert "batch sizes [1 4]" in text and "pixels of the picture [512]" in text
+    assert "time against batch size\n" in text  # no default: no brackets
 
 
 def test_import_is_lazy():
