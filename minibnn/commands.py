@@ -214,6 +214,19 @@ class FlowOptions:
 
 
 @dataclass(frozen=True)
+class WorldOptions:
+    """Draw the picture world: a sheet, the few-shot subject, or pairs with hints and captions."""
+
+    out: str = option(None, "write a sheet of random drawings", "what", metavar="PNG")
+    dog: str = option(None, "write the six pictures of the few-shot subject", "what", metavar="DIR")
+    pairs: str = option(None, "write drawings with hints and captions, for minibnn.bps", "what", metavar="DIR")
+
+    count: int = option(40, "how many pairs", "drawing", type=whole)
+    hint: str = option("sketch", "the subject's outline or its area", "drawing", choices=("sketch", "mask"))
+    seed: int = seed_option("drawing", "of the sheet and the pairs")
+
+
+@dataclass(frozen=True)
 class BenchOptions:
     """Time the fused Bayesian linear layer against plain and unfused ones at SD v1.5's shapes, or predict the times."""
 
