@@ -227,6 +227,15 @@ class WorldOptions:
 
 
 @dataclass(frozen=True)
+class EvaluateOptions:
+    """Does a model of the picture world draw what the caption says?"""
+
+    model: str = option("tiny", '"tiny" (bundled), or a diffusers folder or a run that draws the same world', "what")
+    captions: int = option(500, "pictures to draw; half as many held-out ones", "what", type=whole)
+    out: str = option("runs/evaluate", "folder", "what", metavar="DIR")
+
+
+@dataclass(frozen=True)
 class BenchOptions:
     """Time the fused Bayesian linear layer against plain and unfused ones at SD v1.5's shapes, or predict the times."""
 
