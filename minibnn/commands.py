@@ -227,6 +227,22 @@ class WorldOptions:
 
 
 @dataclass(frozen=True)
+class PretrainOptions:
+    """Make the bundled model from nothing; run again to resume."""
+
+    work: str = option("runs/pretrain", "folder of the checkpoints", "what", metavar="DIR")
+    stage: str = option("all", "stop after one stage", "what", choices=("vae", "text", "all"))
+    out: str = option(None, "folder of the finished model", "what", metavar="DIR")
+
+    vae_steps: int = option(6500, "of 16 pictures", "training", type=whole)
+    text_steps: int = option(1500, "of 32 captions", "training", type=whole)
+    unet_steps: int = option(8200, "of 64 pictures", "training", type=whole)
+    pictures: int = option(48000, "drawings that the UNet is trained on", "training", type=whole)
+    processes: int = option(2, "one for each core; at most 16", "training", type=whole)
+    threads: int = option(2, "threads in all", "training", type=whole)
+
+
+@dataclass(frozen=True)
 class EvaluateOptions:
     """Does a model of the picture world draw what the caption says?"""
 
