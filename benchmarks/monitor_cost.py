@@ -14,7 +14,8 @@ import time
 import torch
 
 from minibnn import monitor, train
-from minibnn.options import TrainOptions, parse
+from minibnn.commands import TrainOptions
+from minibnn.options import parse
 
 
 def timed(function, spent):

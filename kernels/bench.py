@@ -18,7 +18,8 @@ But: no autotuning; biases count as nothing in the model, and a Triton matmul as
 
 import importlib.util
 
-from minibnn.options import BenchOptions, answer_ctrl_c_while_importing, parse, run
+from minibnn.commands import BenchOptions
+from minibnn.options import answer_ctrl_c_while_importing, parse, run
 
 if __name__ == "__main__":
     OPTIONS = parse(BenchOptions, "minibnn_kernels.bench")

@@ -7,7 +7,8 @@ Trains the branch of `bps_branch.py`, which says what is learned (arXiv 2406.036
 But: no style hints of several maps.
 """
 
-from .options import BpsOptions, answer_ctrl_c_while_importing, parse, run
+from .commands import BpsOptions
+from .options import answer_ctrl_c_while_importing, parse, run
 
 if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
     OPTIONS = parse(BpsOptions, "minibnn.bps")
@@ -25,9 +26,9 @@ from tqdm import tqdm
 
 from . import data, schedule
 from .bps_branch import Branch, added, steered
+from .devices import choose_device, make_deterministic, unscaled_dtype
 from .errors import UserError
 from .pipeline import StableDiffusion, grid, to_pil
-from .train import check_device
 from .vae import sample_latents
 from .weights import open_weights, read_json, write_json, write_tensors, write_whole
 
@@ -217,9 +218,10 @@ def main(options):
     out = Path(options.out or ("runs/bps-drawn" if options.branch else "runs/bps"))
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not options.overwrite:
         raise UserError(f"--out {out} exists: name another folder or pass --overwrite")
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
-    dtype = getattr(torch, options.dtype or ("bfloat16" if device.startswith("cuda") else "float32"))
+    device = choose_device(options.device)
+    if device.startswith("cuda"):
+        make_deterministic()
+    dtype = getattr(torch, options.dtype or unscaled_dtype(device))
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32)
     check(options, sd)
     resolution, bundled = options.resolution or sd.recipe["resolution"], options.model == "tiny"

@@ -7,21 +7,26 @@ Beside it the VAE's PSNR. Everything is seeded; takes about five minutes on two 
 Leaves classifier.safetensors (used again), evaluation.json and a sheet of samples.
 """
 
-import argparse
+from .commands import EvaluateOptions
+from .options import answer_ctrl_c_while_importing, parse, run
+
+if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
+    OPTIONS = parse(EvaluateOptions, "minibnn.evaluate")
+    answer_ctrl_c_while_importing()
+
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
 from . import world
 from .data import to_tensor
-from .options import run
+from .errors import UserError
 from .pipeline import StableDiffusion, grid, to_pil
-from .weights import write_json, write_tensors, write_whole
+from .weights import WeightsError, open_weights, write_json, write_tensors, write_whole
 
 ATTRIBUTES = {"subject": world.SUBJECTS, "colour": tuple(world.COLOURS), "background": tuple(world.BACKGROUNDS)}
 
@@ -67,33 +72,56 @@ def blur_and_noise(images, generator):
     return images + amount * torch.randn(images.shape, generator=generator)
 
 
-def train_classifier(path, steps=1200, batch=48):
-    """Train on fresh drawings, or load what an earlier run left at `path`."""
+def fit_on_world(network_class, path, steps, batch, seed, peak, loss_of):
+    """Train a network on fresh drawings, or load what an earlier run left at `path`; returns it ready for use.
+
+    loss_of(network, scenes, generator) -> scalar. Step i has `batch` scenes of the seed (seed, i) and a generator seeded
+    with i; peak: the highest learning rate. Raises UserError when the file is damaged or holds another network.
+    """
     torch.manual_seed(0)
-    classifier = Classifier()
-    if path.exists():
-        classifier.load_state_dict(load_file(path))
-        return classifier.eval()
-    optimiser = torch.optim.AdamW(classifier.parameters(), 1e-3)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, steps)
-    for step in tqdm(range(steps), desc="classifier"):
-        scenes, generator = random_scenes(batch, [6, step]), torch.Generator().manual_seed(step)
-        images = blur_and_noise(to_tensor([world.draw(s) for s in scenes]), generator)
-        logits = classifier(images)
-        loss = sum(F.cross_entropy(logits[name], target) for name, target in labels(scenes).items())
+    network = network_class()
+    if Path(path).exists():
+        try:
+            with open_weights(path) as file:
+                network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except (WeightsError, RuntimeError):
+            raise UserError(f"{path} is damaged or holds another network: delete it, then it is made again") from None
+        return network.eval()
+    optimiser = torch.optim.AdamW(network.parameters(), 1e-3)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, steps)
+    for step in tqdm(range(steps), desc=Path(path).stem, mininterval=2):
+        loss = loss_of(network, random_scenes(batch, [seed, step]), torch.Generator().manual_seed(step))
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
         rate.step()
-    write_tensors(path, classifier.state_dict())
-    return classifier.eval()
+    write_tensors(path, network.state_dict())
+    return network.eval()
+
+
+def attribute_loss(logits, scenes):
+    """Sum over attributes of the cross-entropy between logits {name: (B, n)} and what the scenes are."""
+    return sum(F.cross_entropy(logits[name], target) for name, target in labels(scenes).items())
+
+
+def right(logits, scenes):
+    """{attribute: share of logits whose largest is what the scene says}, 0..1."""
+    return {name: (logits[name].argmax(1) == target).float().mean().item() for name, target in labels(scenes).items()}
+
+
+def train_classifier(path, steps=1200, batch=48):
+    """The classifier, made on fresh drawings or loaded from `path`; errors as `fit_on_world`."""
+
+    def loss_of(classifier, scenes, generator):
+        return attribute_loss(classifier(blur_and_noise(to_tensor([world.draw(s) for s in scenes]), generator)), scenes)
+
+    return fit_on_world(Classifier, path, steps, batch, 6, 2e-3, loss_of)
 
 
 @torch.no_grad()
 def accuracy(classifier, images, scenes):
     """{attribute: share of pictures judged as their scene says}, 0..1."""
-    logits = {name: torch.cat([classifier(part)[name] for part in images.split(100)]) for name in ATTRIBUTES}
-    return {name: (logits[name].argmax(1) == target).float().mean().item() for name, target in labels(scenes).items()}
+    return right({name: torch.cat([classifier(part)[name] for part in images.split(100)]) for name in ATTRIBUTES}, scenes)
 
 
 @torch.no_grad()
@@ -108,8 +136,14 @@ def psnr(a, b):
 
 
 def evaluate(options):
+    """Judge a model and write what was found (EvaluateOptions). Raises UserError."""
+    if options.captions < 2:
+        raise UserError(f"--captions {options.captions}: at least 2, for half as many held-out ones are drawn beside them")
+    out = Path(options.out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder")
     sd = StableDiffusion.load(options.model)
-    classifier = train_classifier(options.out / "classifier.safetensors")
+    classifier = train_classifier(out / "classifier.safetensors")
     result = {}
 
     real = random_scenes(2000, 7)
@@ -125,23 +159,15 @@ def evaluate(options):
         pictures = sd.generate([world.caption(s) for s in scenes], seed=0, batch_size=50)
         result[name] = accuracy(classifier, to_tensor(pictures), scenes)
         sheet = grid(pictures[:48], 12, zoom=2)
-        write_whole(options.out / f"{name.replace(' ', '-')}.png", lambda path, sheet=sheet: sheet.save(path, format="PNG"))
+        write_whole(out / f"{name.replace(' ', '-')}.png", lambda path, sheet=sheet: sheet.save(path, format="PNG"))
     pairs = [p for i in range(8) for p in (to_pil(drawings[i : i + 1])[0], to_pil(decoded[i : i + 1])[0])]
     sheet = grid(pairs, 16, zoom=2)
-    write_whole(options.out / "vae.png", lambda path: sheet.save(path, format="PNG"))
+    write_whole(out / "vae.png", lambda path: sheet.save(path, format="PNG"))
 
-    write_json(options.out / "evaluation.json", result)
+    write_json(out / "evaluation.json", result)
     for what, values in result.items():
         print(f"{what:45s} " + "  ".join(f"{k} {v:.1%}" if v <= 1 else f"{k} {v:.1f}" for k, v in values.items()))
 
 
-def main():
-    parser = argparse.ArgumentParser(prog="python -m minibnn.evaluate", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--model", default="tiny")
-    parser.add_argument("--captions", type=int, default=500, help="pictures to draw; half as many held-out ones [500]")
-    parser.add_argument("--out", type=Path, default=Path("runs/evaluate"), help="folder [runs/evaluate]")
-    run(evaluate, parser.parse_args())
-
-
 if __name__ == "__main__":
-    main()
+    run(evaluate, OPTIONS)

@@ -15,7 +15,8 @@ to draw such z. Because T is invertible, nothing is lost: KL(data ‖ T(q)) = KL
 But: no guidance, no text; a corrector belongs to one n.
 """
 
-from .options import FlowOptions, answer_ctrl_c_while_importing, parse, run
+from .commands import FlowOptions
+from .options import answer_ctrl_c_while_importing, parse, run
 
 if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
     OPTIONS = parse(FlowOptions, "minibnn.flow")

@@ -18,7 +18,8 @@ The paper does not say how P-GRAFT is trained at levels s > t; two realisations:
 But: one round of sampling and training; no resuming: the folder appears when all is done.
 """
 
-from .options import GraftOptions, answer_ctrl_c_while_importing, parse, run
+from .commands import GraftOptions
+from .options import answer_ctrl_c_while_importing, parse, run
 
 if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
     OPTIONS = parse(GraftOptions, "minibnn.graft")
@@ -39,10 +40,11 @@ from tqdm import tqdm
 
 from . import rejection, schedule, world
 from .data import epoch_order
+from .devices import choose_device, make_deterministic, unscaled_dtype
 from .errors import UserError
 from .pipeline import StableDiffusion, grid, to_pil
 from .rewards import judge, load_reward
-from .train import check_device, make_deterministic, make_optimiser, stop_if_not_finite
+from .train import make_optimiser, stop_if_not_finite
 from .weights import read_json, write_json, write_whole
 
 RECORD = "graft.json"
@@ -230,8 +232,7 @@ def settle(options, sd):
         prompts = [world.article(f"{subject} on the grass") for subject in world.SUBJECTS]
     if not prompts:
         raise UserError("--prompt or --prompts-from is required for this model")
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
+    device = choose_device(options.device)
     options = dataclasses.replace(
         options,
         prompt=prompts,
@@ -239,7 +240,7 @@ def settle(options, sd):
         lr=options.lr or sd.recipe["lr"],
         resolution=options.resolution or sd.recipe["resolution"],
         device=device,
-        dtype=options.dtype or ("bfloat16" if device.startswith("cuda") else "float32"),
+        dtype=options.dtype or unscaled_dtype(device),
     )
     try:
         noisiest = int(schedule.timesteps(options.sample_steps)[0])

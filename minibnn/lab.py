@@ -7,11 +7,11 @@ import torch
 
 from . import data, schedule
 from .corruption import latents_of
+from .devices import choose_device
 from .errors import UserError
 from .experiments import stages
 from .pipeline import StableDiffusion, to_pil
 from .runs import FORMAT
-from .train import check_device
 from .weights import read_json
 
 
@@ -35,8 +35,7 @@ class Lab:
 
 def open_lab(options):
     """Load the model, the one it was trained from, and the training pictures of ProbeOptions. Raises UserError."""
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
+    device = choose_device(options.device)
     dtype = getattr(torch, options.dtype or ("float16" if device.startswith("cuda") else "float32"))
     config = Path(options.model) / "config.json"
     run = read_json(config) if config.exists() else {}

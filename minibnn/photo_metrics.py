@@ -16,7 +16,8 @@ Shapes: n pictures, m training pictures, D embedding.
 
 import os
 
-from .options import PhotoOptions, answer_ctrl_c_while_importing, parse, run
+from .commands import PhotoOptions
+from .options import answer_ctrl_c_while_importing, parse, run
 
 if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
     OPTIONS = parse(PhotoOptions, "minibnn.photo_metrics")
@@ -34,9 +35,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from .data import list_pictures, open_picture, to_tensor
+from .devices import choose_device
 from .errors import UserError
 from .photo_weights import load_clip, load_clip_iqa, load_dino, load_lpips
-from .train import check_device
 from .weights import write_json
 
 LPIPS_SIDE = 512  # pixels, as the authors
@@ -196,8 +197,7 @@ def measure(options):
         raise UserError(f"--out: {options.out} exists; name another file or pass --overwrite")
     if (options.clip or options.dino) and not options.training:
         raise UserError("--training DIR is required with --clip and --dino")
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
+    device = choose_device(options.device)
     files = sorted(list_pictures(options.pictures, "--pictures"), key=by_number)
     pictures = [open_picture(file) for file in files]
     training = [open_picture(file) for file in list_pictures(options.training, "--training")] if options.training else []

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from . import bayes, methods, runs
+from .commands import TrainOptions
 from .errors import UserError
-from .options import TrainOptions
 from .pipeline import StableDiffusion
 from .weights import open_weights
 

@@ -12,7 +12,13 @@ What is held out: the UNet and the text encoder never see the combinations and t
 But: CPU only, one process a core with averaged gradients.
 """
 
-import argparse
+from .commands import PretrainOptions
+from .options import answer_ctrl_c_while_importing, parse, run
+
+if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
+    OPTIONS = parse(PretrainOptions, "minibnn.pretrain")
+    answer_ctrl_c_while_importing()
+
 import dataclasses
 import math
 from pathlib import Path
@@ -21,7 +27,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import nn
 from tqdm import tqdm
 
@@ -35,7 +40,7 @@ from .text_encoder import TextEncoder, TextEncoderConfig
 from .tokenizer import END, START, Tokenizer
 from .unet import UNet, UNetConfig
 from .vae import VAE, VAEConfig, sample_latents
-from .weights import write_tensors
+from .weights import open_weights, write_tensors
 
 VAE_CONFIG = VAEConfig(block_out_channels=(16, 32, 64, 96), layers_per_block=1, norm_num_groups=8)
 TEXT_CONFIG = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -45,6 +50,7 @@ UNET_CONFIG = UNetConfig(
     up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 2,
 )  # fmt: skip
 KL_WEIGHT = 3e-5  # on the mean over latent values, beside a squared error that is a mean over pixels
+VAE_BATCH = 16  # pictures, over all processes
 SUBJECT_WEIGHT = 3.0  # a pixel of the subject counts four times one of the background, whose textures are most of it
 
 
@@ -103,7 +109,7 @@ def _save(path, step, parameters, ema, optimiser):
 
 
 def _restore(path, parameters, ema, optimiser):
-    with safe_open(path, framework="pt") as file:
+    with open_weights(path) as file:
         step = int(file.metadata()["step"])
         for key, value in parameters.items():
             value.data.copy_(file.get_tensor(f"weight/{key}"))
@@ -205,7 +211,7 @@ def is_finished(path, steps):
     """True if a stage's checkpoint has reached its last step."""
     if not path.exists():
         return False
-    with safe_open(path, framework="pt") as file:
+    with open_weights(path) as file:
         return int(file.metadata()["step"]) >= steps
 
 
@@ -282,7 +288,7 @@ def load_ema(network, path, prefix=""):
     """The averaged weights of a finished stage."""
     if not path.exists():
         raise UserError(f"{path} is missing: the stage that makes it has not run")
-    with safe_open(path, framework="pt") as file:
+    with open_weights(path) as file:
         network.load_state_dict({name: file.get_tensor(f"ema/{prefix}{name}") for name in network.state_dict()})
     return network.eval()
 
@@ -291,50 +297,50 @@ def load_ema(network, path, prefix=""):
 
 
 def worker(rank, options):
+    """One of the processes: all stages, or the one that is asked for."""
+    work = Path(options.work)
     torch.set_num_threads(max(1, options.threads // options.processes))
     if options.processes > 1:
-        init = f"file://{options.work.resolve()}/rendezvous"
+        init = f"file://{work.resolve()}/rendezvous"
         dist.init_process_group("gloo", init_method=init, rank=rank, world_size=options.processes)
     share = (rank, options.processes)
     if options.stage == "text":
-        train_text(options.work, options.text_steps, 32, *share)
+        train_text(work, options.text_steps, 32, *share)
         return
-    vae = train_vae(options.work, options.vae_steps, 16, *share)
+    vae = train_vae(work, options.vae_steps, VAE_BATCH, *share)
     if options.stage == "vae":
         return
-    encoder = train_text(options.work, options.text_steps, 32, *share)
-    train_unet(vae, encoder, options.work, options.unet_steps, 64, options.pictures, *share)
+    encoder = train_text(work, options.text_steps, 32, *share)
+    train_unet(vae, encoder, work, options.unet_steps, 64, options.pictures, *share)
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m minibnn.pretrain", description="Make the bundled model from nothing; run again to resume.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="folder of the checkpoints")
-    parser.add_argument("--stage", choices=("vae", "text", "all"), default="all", help="stop after one stage")
-    parser.add_argument("--vae-steps", type=int, default=6500, help="of 16 pictures")
-    parser.add_argument("--text-steps", type=int, default=1500, help="of 32 captions")
-    parser.add_argument("--unet-steps", type=int, default=8200, help="of 64 pictures")
-    parser.add_argument("--pictures", type=int, default=48000, help="drawings that the UNet is trained on")
-    parser.add_argument("--out", type=Path, help="folder of the finished model")
-    parser.add_argument("--processes", type=int, default=2, help="one for each core")
-    parser.add_argument("--threads", type=int, default=2, help="threads in all")
-    options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    make_vocabulary(all_words(), options.work / "tokenizer")
-    (options.work / "rendezvous").unlink(missing_ok=True)
-    torch.multiprocessing.spawn(worker, (options,), nprocs=options.processes)
+def pretrain(options):
+    """Do the stages that PretrainOptions asks for, and write the model to its `out`. Raises UserError."""
+    if options.processes > min(VAE_BATCH, options.pictures):
+        raise UserError(f"--processes {options.processes}: each needs a picture of the {min(VAE_BATCH, options.pictures)} at once")
+    work = Path(options.work)
+    for path in work.glob("*.safetensors"):
+        with open_weights(path):
+            pass  # says in one line, before processes start, when it is damaged
+    make_vocabulary(all_words(), work / "tokenizer")
+    (work / "rendezvous").unlink(missing_ok=True)
+    try:  # daemons: they end with this process
+        torch.multiprocessing.spawn(worker, (options,), nprocs=options.processes, daemon=True)
+    except torch.multiprocessing.ProcessRaisedException as error:
+        kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
+        if kind.rpartition(".")[2] not in ("UserError", "WeightsError"):
+            raise
+        raise UserError(message) from None
     if options.out:
-        tokenizer = Tokenizer(options.work / "tokenizer")
+        tokenizer = Tokenizer(work / "tokenizer")
         encoder = TextEncoder(TextEncoderConfig(vocab_size=len(tokenizer.vocab), **TEXT_CONFIG))
         networks = (
-            load_ema(UNet(UNET_CONFIG), options.work / "unet.safetensors"),
-            load_ema(VAE(VAE_CONFIG), options.work / "vae.safetensors"),
-            load_ema(encoder, options.work / "text.safetensors", "0."),
+            load_ema(UNet(UNET_CONFIG), work / "unet.safetensors"),
+            load_ema(VAE(VAE_CONFIG), work / "vae.safetensors"),
+            load_ema(encoder, work / "text.safetensors", "0."),
         )
         assemble(networks, tokenizer, options.out)
 
 
 if __name__ == "__main__":
-    main()
+    run(pretrain, OPTIONS)

@@ -3,7 +3,8 @@
 import sys
 from dataclasses import dataclass
 
-from .options import DTYPES, _count, _weight, _whole, _words, option, parse
+from .commands import DTYPES, device_option, prediction_type_option, seed_option, tokenizer_option
+from .options import natural, nonnegative, option, parse, whole, words
 
 
 @dataclass(frozen=True)
@@ -13,16 +14,16 @@ class ProbeOptions:
     model: str = option("tiny", 'the model to look into: a run, a diffusers folder, an LDM file, or "tiny" (bundled)', "what")
     base: str = option(None, "the pretrained model to compare with [what the run was trained from; without a run: none]", "what", metavar="MODEL")
     images: str = option(None, "folder with the training pictures [those of the run]", "what", metavar="DIR")
-    picture: int = option(0, "which of them is x′ where a probe uses one, by name from 0", "what", type=_count)
-    prompt: str = option(None, "the training prompt [of the run, or the model's recipe]", "what", type=_words)
-    tokenizer: str = option(None, "folder with vocab.json and merges.txt, for an LDM file", "what", metavar="DIR")
-    prediction_type: str = option(None, "what an LDM file of SD v2 predicts [epsilon]", "what", choices=("epsilon", "v_prediction"))
-    t: int = option(100, "the time of probe-local, probe-scaled, probe-blank, and of probe-zero beside 999, 1..999", "measuring", type=_whole)
-    draws: int = option(32, "draws of noise for each picture and time, at least 2", "measuring", type=_whole)
-    batch_size: int = option(32, "latents predicted at once", "measuring", type=_whole)
-    seed: int = option(0, "of the noise", "measuring", type=_count)
+    picture: int = option(0, "which of them is x′ where a probe uses one, by name from 0", "what", type=natural)
+    prompt: str = option(None, "the training prompt [of the run, or the model's recipe]", "what", type=words)
+    tokenizer: str = tokenizer_option()
+    prediction_type: str = prediction_type_option()
+    t: int = option(100, "the time of probe-local, probe-scaled, probe-blank, and of probe-zero beside 999, 1..999", "measuring", type=whole)
+    draws: int = option(32, "draws of noise for each picture and time, at least 2", "measuring", type=whole)
+    batch_size: int = option(32, "latents predicted at once", "measuring", type=whole)
+    seed: int = seed_option("measuring", "of the noise")
     dtype: str = option(None, "of the weights [float32; CUDA: float16]", "measuring", choices=DTYPES)
-    device: str = option(None, "cpu, cuda, cuda:1, ... [cuda if there is one]", "measuring")
+    device: str = device_option("measuring")
     out: str = option(None, "a PNG file; figures as JSON stand beside it [COMMAND.png]", "output", metavar="PNG")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
 
@@ -33,12 +34,12 @@ class ModelOptions:
 
     images: str = option(None, "folder with the training pictures", "what", required=True, metavar="DIR")
     manifold: str = option(None, "folder with many other pictures: what the pretrained model knows [drawings of the picture world]", "what", metavar="DIR")
-    manifold_size: int = option(400, "how many drawings of the world", "what", type=_whole)
+    manifold_size: int = option(400, "how many drawings of the world", "what", type=whole)
     model: str = option("tiny", "whose VAE and noise schedule", "what")
-    sigma1: list = option((0.0, 0.1, 0.3, 1.0, 4.8), "values of σ₁, in latents of variance about 1", "what", type=_weight, nargs="+", metavar="X")
+    sigma1: list = option((0.0, 0.1, 0.3, 1.0, 4.8), "values of σ₁, in latents of variance about 1", "what", type=nonnegative, nargs="+", metavar="X")
     measured: str = option(None, "a JSON file of the command sigma1: draw also with the σ₁,t measured there", "what", metavar="JSON")
-    steps: int = option(50, "sampling steps (DDIM)", "drawing", type=_whole)
-    seed: int = option(0, "of the starting noise, the same for all", "drawing", type=_count)
+    steps: int = option(50, "sampling steps (DDIM)", "drawing", type=whole)
+    seed: int = seed_option("drawing", "of the starting noise, the same for all")
     out: str = option(None, "a PNG file; figures as JSON stand beside it [model.png]", "output", metavar="PNG")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
 

@@ -5,7 +5,8 @@ settings as text ("minibnn"), so that it can be drawn again. `--posterior-sample
 and with K draws of the weights, and shows the mean and the deviation of those K (`posterior.py`).
 """
 
-from .options import SampleOptions, answer_ctrl_c_while_importing, parse, run
+from .commands import SampleOptions
+from .options import answer_ctrl_c_while_importing, parse, run
 
 if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
     OPTIONS = parse(SampleOptions, "minibnn.sample")
@@ -20,9 +21,9 @@ import torch
 from PIL import PngImagePlugin
 
 from . import graft, guidance, posterior
+from .devices import choose_device
 from .errors import UserError
 from .pipeline import StableDiffusion, grid
-from .train import check_device
 from .weights import write_whole
 
 
@@ -39,8 +40,7 @@ def sample(options):
     for path in (out, folder) if several else (out,):
         if path.exists() and not options.overwrite:
             raise UserError(f"--out: {path} exists; name another file or pass --overwrite")
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
+    device = choose_device(options.device)
     dtype = options.dtype or ("float16" if device.startswith("cuda") else "float32")
     if options.posterior_samples:
         sd, random = posterior.open_run(options.model, options.tokenizer, getattr(torch, dtype))

@@ -9,7 +9,8 @@ paper's Algorithm 1. Methods differ in *what is trainable*; this one loop serves
 But: the text encoder and the VAE are not trained; one device.
 """
 
-from .options import TrainOptions, answer_ctrl_c_while_importing, parse, run
+from .commands import TrainOptions
+from .options import answer_ctrl_c_while_importing, parse, run
 
 if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
     OPTIONS = parse(TrainOptions, "minibnn.train")
@@ -25,6 +26,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from . import bayes, data, methods, monitor, runs, schedule
+from .devices import choose_device, half_dtype, make_deterministic
 from .errors import UserError
 from .pipeline import StableDiffusion, at_the_mean, grid
 from .vae import sample_latents
@@ -131,14 +133,6 @@ def train(options, observe=None):
         print(observers[-1].advice())
 
 
-def make_deterministic():
-    """The same bits from the same seed also on a GPU, as far as PyTorch has deterministic kernels (it warns otherwise)."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.backends.cudnn.benchmark = False
-
-
 def stop_if_not_finite(value, what, step, saved, bar):
     """Raises UserError naming the step and the last good checkpoint."""
     if not torch.isfinite(value):
@@ -155,10 +149,7 @@ def class_record(options):
 def settle(options, sd, pictures):
     """Fill in what the command line left open, from the model's recipe, and check the whole. Raises UserError."""
     options, recipe = methods.settle(options, sd.recipe)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
-    # "is_bf16_supported" is also true where bf16 is slowly emulated, as on a T4
-    half = "bfloat16" if device.startswith("cuda") and torch.cuda.get_device_capability(device)[0] >= 8 else "float16"
+    device = choose_device(options.device)
     own_prompt = options.prompt and options.prompt != recipe["prompt"]
     options = dataclasses.replace(
         options,
@@ -170,7 +161,7 @@ def settle(options, sd, pictures):
         resolution=options.resolution or recipe["resolution"],
         monitor=options.model == "tiny" if options.monitor is None else options.monitor,
         device=device,
-        dtype=options.dtype or (half if device.startswith("cuda") else "float32"),
+        dtype=options.dtype or (half_dtype(device) if device.startswith("cuda") else "float32"),
         kernel=options.kernel or default_kernel(device),
     )
     if not options.prompt:
@@ -192,16 +183,6 @@ def default_kernel(device):
     """"triton" on a GPU where it is installed and can compile (from a T4 on), else "torch"."""
     cuda = device.startswith("cuda") and importlib.util.find_spec("triton") is not None
     return "triton" if cuda and torch.cuda.get_device_capability(device) >= (7, 5) else "torch"
-
-
-def check_device(device):
-    """Raises UserError when the device does not exist here."""
-    if device.split(":")[0] not in ("cpu", "cuda"):
-        raise UserError(f"--device {device} is not one of cpu, cuda, cuda:N")
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: {str(error).splitlines()[0]}; try --device cpu") from None
 
 
 class Batches:

@@ -11,7 +11,13 @@ Held out from pretraining: some combinations (`is_held_out`), and the whole fami
     python -m minibnn.world --pairs pairs --count 40  drawings with exact sketches and captions, for minibnn.bps
 """
 
-import argparse
+from .commands import WorldOptions
+from .options import answer_ctrl_c_while_importing, parse, run
+
+if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
+    OPTIONS = parse(WorldOptions, "minibnn.world")
+    answer_ctrl_c_while_importing()
+
 import itertools
 from dataclasses import dataclass, replace
 from functools import cache
@@ -22,6 +28,8 @@ from PIL import Image
 
 from . import drawing
 from .drawing import SIZE, SUPERSAMPLE, background
+from .errors import UserError
+from .weights import write_text, write_whole
 
 COLOURS = {
     "red": (214, 40, 40), "orange": (242, 128, 24), "yellow": (240, 208, 32), "green": (40, 156, 60),
@@ -123,16 +131,15 @@ def outline(mask):
 def write_pairs(folder, count, seed, kind):
     """`count` drawings NAME.png with NAME.hint.png, a "sketch" or a "mask" of the subject, and NAME.txt, the caption."""
     rng = np.random.default_rng(seed)
-    Path(folder).mkdir(parents=True, exist_ok=True)
     for i in range(count):
         scene = random_scene(rng)
         picture = draw(scene)
         hint = subject_mask(scene, picture)
         if kind == "sketch":
             hint = outline(hint)
-        picture.save(Path(folder) / f"{i:03d}.png")
-        Image.fromarray((hint * 255).astype(np.uint8)).save(Path(folder) / f"{i:03d}.hint.png")
-        (Path(folder) / f"{i:03d}.txt").write_text(caption(scene) + "\n", encoding="utf-8")
+        save(picture, Path(folder) / f"{i:03d}.png")
+        save(Image.fromarray((hint * 255).astype(np.uint8)), Path(folder) / f"{i:03d}.hint.png")
+        write_text(Path(folder) / f"{i:03d}.txt", caption(scene) + "\n")
 
 
 # --- command ----------------------------------------------------------------------------------------------------------
@@ -148,29 +155,29 @@ def dog_scenes():
         yield replace(scene, size=max(scene.size, 20.0))
 
 
-def main():
-    parser = argparse.ArgumentParser(prog="python -m minibnn.world", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--out", metavar="PNG", help="write a sheet of random drawings")
-    parser.add_argument("--dog", metavar="FOLDER", help="write the six pictures of the few-shot subject")
-    parser.add_argument("--pairs", metavar="FOLDER", help="write drawings with hints and captions")
-    parser.add_argument("--count", type=int, default=40, help="how many pairs [40]")
-    parser.add_argument("--hint", choices=("sketch", "mask"), default="sketch", help="the subject's outline or its area [sketch]")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+def save(picture, path):
+    write_whole(path, lambda temporary: picture.save(temporary, format="PNG"))
+
+
+def main(options):
+    """Write what WorldOptions names. Raises UserError."""
+    if not (options.out or options.dog or options.pairs):
+        raise UserError("nothing to draw: give --out PNG, --dog DIR or --pairs DIR")
+    if options.out and Path(options.out).suffix.lower() != ".png":
+        raise UserError(f"--out {options.out}: the name must end with .png")
     if options.pairs:
         write_pairs(options.pairs, options.count, options.seed, options.hint)
     if options.dog:
-        Path(options.dog).mkdir(parents=True, exist_ok=True)
         for i, scene in enumerate(dog_scenes()):
-            draw(scene).save(Path(options.dog) / f"{i:02d}.png")
+            save(draw(scene), Path(options.dog) / f"{i:02d}.png")
     if options.out:
         rng = np.random.default_rng(options.seed)
         pictures = [draw(random_scene(rng)) for _ in range(66)] + [draw(s) for s in dog_scenes()]
         sheet = Image.new("RGB", (12 * (SIZE + 4) - 4, 6 * (SIZE + 4) - 4), "white")
         for i, picture in enumerate(pictures):
             sheet.paste(picture, ((i % 12) * (SIZE + 4), (i // 12) * (SIZE + 4)))
-        sheet.save(options.out)
+        save(sheet, options.out)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, OPTIONS)

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import nn
 
 from minibnn import StableDiffusion, bps, bps_branch, schedule, world
+from minibnn.commands import BpsOptions
 from minibnn.errors import UserError
-from minibnn.options import BpsOptions
 from minibnn.unet import UNet, UNetConfig
 
 SMALL = UNetConfig(block_out_channels=(32, 64, 128, 128), cross_attention_dim=16)

@@ -1,12 +1,16 @@
 """The command lines as a person meets them: speed of --help, exit codes, one line for each mistake."""
 
+import dataclasses
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
 
-from minibnn.options import SampleOptions, TrainOptions, parse
+from minibnn.commands import BenchOptions, BpsOptions, FlowOptions, GraftOptions, SampleOptions, TrainOptions
+from minibnn.options import parse, run
+from minibnn.probe_options import ModelOptions, ProbeOptions
 
 
 def command(*words):
@@ -50,6 +54,48 @@ def test_defaults_and_kinds():
     assert (options.bayes, options.lr, options.steps, options.model, options.seed) == (False, 1e-4, None, "tiny", 0)
     options = parse(SampleOptions, "x", ["--prompt", "a dog", "a cat", "--guidance", "3"])
     assert (options.prompt, options.guidance, options.steps) == (["a dog", "a cat"], 3.0, None)
+
+
+SEEDED = [TrainOptions, SampleOptions, GraftOptions, BpsOptions, FlowOptions, ProbeOptions, ModelOptions]
+
+
+@pytest.mark.parametrize("options_class", SEEDED)
+def test_seeds_are_those_that_every_generator_takes(options_class, capsys):
+    needed = {"images": ["d"], "prompt": ["a dog"], "reward": ["redness"], "hints": ["d"]}
+    required = [f.name for f in dataclasses.fields(options_class) if f.metadata["argparse"].get("required")]
+    words = [word for name in required for word in (f"--{name}", *needed[name])]
+    assert parse(options_class, "x", [*words, "--seed", str(2**63 - 1)]).seed == 2**63 - 1
+    for seed in (str(2**63), "-1", "1.5"):
+        with pytest.raises(SystemExit):
+            parse(options_class, "x", [*words, "--seed", seed])
+        assert capsys.readouterr().err == f"error: argument --seed: {seed!r} is not a whole number from 0 to 2^63 - 1\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (TrainOptions(), "out of memory: try --gradient-checkpointing, --dtype bfloat16, a smaller --batch-size, a smaller --resolution"),
+        (SampleOptions(), "out of memory: try --dtype bfloat16, a smaller --batch-size, a smaller --width and --height"),
+        (FlowOptions(), "out of memory"),
+    ],
+)  # fmt: skip
+def test_out_of_memory_names_only_options_that_the_command_has(options, message, capsys):
+    def main(_):
+        raise MemoryError
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as stop:
+        run(main, options)
+    signal.signal(signal.SIGINT, before)
+    assert stop.value.code == 2 and capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_help_shows_several_defaults_as_they_are_typed(capsys):
+    with pytest.raises(SystemExit):
+        parse(BenchOptions, "x", ["--help"])
+    text = capsys.readouterr().out
+    assert "batch sizes [1 4]" in text and "pixels of the picture [512]" in text
+    assert "time against batch size\n" in text  # no default: no brackets
 
 
 def test_import_is_lazy():

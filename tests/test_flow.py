@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from minibnn import StableDiffusion, flow
+from minibnn.commands import FlowOptions
 from minibnn.errors import UserError
-from minibnn.options import FlowOptions
 
 
 def affine(x, s):

@@ -13,7 +13,8 @@ from scipy import stats
 from torch import nn
 
 from minibnn import StableDiffusion, UserError, graft, rejection, rewards, schedule, world
-from minibnn.options import GraftOptions, SampleOptions, parse
+from minibnn.commands import GraftOptions, SampleOptions
+from minibnn.options import parse
 from minibnn.pretrain import to_tensor
 from minibnn.sample import sample
 

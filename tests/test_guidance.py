@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from minibnn import StableDiffusion, UserError, guidance, schedule
-from minibnn.options import SampleOptions
+from minibnn.commands import SampleOptions
 from minibnn.sample import sample
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}

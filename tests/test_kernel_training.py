@@ -14,7 +14,8 @@ from minibnn_kernels import reference
 from minibnn_kernels.bayes_linear import bayes_linear
 
 from minibnn import bayes
-from minibnn.options import TrainOptions, parse
+from minibnn.commands import TrainOptions
+from minibnn.options import parse
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

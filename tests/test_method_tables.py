@@ -8,10 +8,11 @@ import torch
 
 from minibnn import UserError, runs
 from minibnn import methods as fine_tuning
+from minibnn.commands import TrainOptions
 from minibnn.configs import RECIPE
 from minibnn.experiments import methods
 from minibnn.experiments.prompts import world_prompts
-from minibnn.options import TrainOptions, parse
+from minibnn.options import parse
 from minibnn.weights import write_json, write_tensors
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from test_train import denoising_error
 
 from minibnn import StableDiffusion, UNet, UserError, WeightsError, adapters, methods, oft, posterior, runs
-from minibnn.options import SampleOptions, TrainOptions, parse
+from minibnn.commands import SampleOptions, TrainOptions
+from minibnn.options import parse
 from minibnn.pipeline import BUNDLED
 from minibnn.sample import sample
 from minibnn.train import train

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 import minibnn.train as training
 from minibnn import StableDiffusion, corruption, data, metrics, monitor, runs
+from minibnn.commands import TrainOptions
 from minibnn.evaluate import reconstruct
 from minibnn.monitor import KEPT, Monitor
-from minibnn.options import TrainOptions, parse
+from minibnn.options import parse
 from minibnn.pipeline import at_the_mean
 from minibnn.train import settle, train
 

@@ -14,9 +14,9 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 from minibnn import photo_metrics as photo
+from minibnn.commands import PhotoOptions
 from minibnn.data import to_tensor
 from minibnn.errors import UserError
-from minibnn.options import PhotoOptions
 from minibnn.photo_networks import Lpips
 from minibnn.photo_weights import load_clip, load_clip_iqa, load_dino, load_lpips
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from minibnn import StableDiffusion, Tokenizer, UNet, UserError
-from minibnn.options import SampleOptions
+from minibnn.commands import SampleOptions
 from minibnn.pipeline import grid
 from minibnn.sample import sample
 from minibnn.weights import write_json, write_tensors

@@ -9,6 +9,8 @@ from PIL import Image
 
 from minibnn import world
 from minibnn.captions import RARE_WORDS, all_words, make_vocabulary, random_caption
+from minibnn.commands import WorldOptions
+from minibnn.errors import UserError
 
 
 def array(scene):
@@ -105,3 +107,23 @@ def test_the_vocabulary_is_read_alike_by_transformers(tmp_path):
     prompts = ["a photo of a sks dog on the beach", "an orange cat in front of a brick wall", "zzz Dogs!", ""]
     ids = theirs(prompts, padding="max_length", max_length=77, truncation=True)["input_ids"]
     assert ours(prompts).tolist() == ids
+
+
+def test_the_command_writes_what_it_is_told_to(tmp_path):
+    options = WorldOptions(out=str(tmp_path / "new" / "sheet.png"), dog=str(tmp_path / "dog"), pairs=str(tmp_path / "pairs"), count=2, hint="mask")
+    world.main(options)
+    assert Image.open(options.out).size == (12 * 68 - 4, 6 * 68 - 4)
+    assert sorted(p.name for p in (tmp_path / "dog").iterdir()) == [f"{i:02d}.png" for i in range(6)]
+    assert sorted(p.name for p in (tmp_path / "pairs").iterdir()) == [f"{i:03d}{s}" for i in range(2) for s in (".hint.png", ".png", ".txt")]
+
+
+def test_the_command_refuses_in_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="nothing to draw: give --out PNG, --dog DIR or --pairs DIR"):
+        world.main(WorldOptions())
+    with pytest.raises(UserError, match="--out a.jpg: the name must end with .png"):
+        world.main(WorldOptions(out="a.jpg", dog=str(tmp_path / "dog")))
+    assert not (tmp_path / "dog").exists()
+    for options in (WorldOptions(out=f"{tmp_path}/file/a.png"), WorldOptions(dog=f"{tmp_path}/file"), WorldOptions(pairs=f"{tmp_path}/file")):
+        with pytest.raises(UserError, match="cannot write .*/file/"):
+            world.main(options)

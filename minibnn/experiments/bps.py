@@ -26,7 +26,7 @@ from PIL import Image
 
 from minibnn import StableDiffusion, bps, bps_branch, world
 from minibnn.evaluate import random_scenes, reconstruct
-from minibnn.options import run
+from minibnn.options import readable, run, seed_number
 from minibnn.pipeline import grid, to_pil
 from minibnn.pretrain import to_tensor
 from minibnn.weights import read_json, write_json, write_whole
@@ -149,7 +149,7 @@ def sheet(options, hints, images):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m minibnn.experiments bps", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=readable(seed_number), nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=60, help="optimiser steps of each branch")
     parser.add_argument("--variants", nargs="+", choices=("base", *VARIANTS), default=["base", *VARIANTS])
     parser.add_argument("--runs", type=int, default=1000, help="stop after so many new runs")

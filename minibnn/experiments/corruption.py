@@ -26,8 +26,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from .. import corruption, data, guidance
+from ..commands import TrainOptions
 from ..errors import UserError
-from ..options import TrainOptions, option, parse, run
+from ..options import option, parse, run, seed_number, whole
 from ..pipeline import StableDiffusion, at_the_mean, grid
 from ..runs import fingerprint
 from ..train import train
@@ -52,16 +53,16 @@ class CorruptionOptions:
     kind: str = option("dog", "the subject's class word", "what")
     word: str = option("sks", "the rare word that names it", "what")
     settings: list = option(("main",), "names of experiments/settings.py; all: those for the bundled model", "what", nargs="+", metavar="NAME")
-    pictures: list = option((1, 2, 4, 6), "numbers of training pictures", "what", nargs="+", type=int, metavar="N")
-    seeds: list = option((0, 1, 2), "seeds of training", "what", nargs="+", type=int, metavar="N")
-    steps: int = option(None, f"optimiser steps of each run [800; long: 3200; paper: {BEYOND} times the paper's]", "what", type=int)
-    each: int = option(2, "pictures for each of the other prompts; the paper draws 4", "what", type=int)
+    pictures: list = option((1, 2, 4, 6), "numbers of training pictures", "what", nargs="+", type=whole, metavar="N")
+    seeds: list = option((0, 1, 2), "seeds of training", "what", nargs="+", type=seed_number, metavar="N")
+    steps: int = option(None, f"optimiser steps of each run [800; long: 3200; paper: {BEYOND} times the paper's]", "what", type=whole)
+    each: int = option(2, "pictures for each of the other prompts; the paper draws 4", "what", type=whole)
     dino: str = option(None, "facebook/dino-vits16: fidelity of photographs", "photographs", metavar="DIR")
     clip: str = option(None, "openai/clip-vit-large-patch14, for Clip-T", "photographs", metavar="DIR")
     lpips: str = option(None, "torchvision's AlexNet and Lpips' linear layers", "photographs", metavar="DIR")
     clip_iqa: str = option(None, "timm/resnet50_clip.openai", "photographs", metavar="DIR")
     gradient_checkpointing: bool = option(False, "less memory, more time", "photographs")
-    processes: int = option(1, "runs at once, one thread each", "how", type=int)
+    processes: int = option(1, "runs at once, one thread each", "how", type=whole)
     plan: bool = option(False, "say what would be done, and stop", "how")
     out: str = option("runs/corruption", "folder", "how", metavar="DIR")
 

@@ -24,7 +24,8 @@ import torch
 from PIL import Image
 
 from .. import figures, graft, schedule
-from ..options import GraftOptions, run
+from ..commands import GraftOptions
+from ..options import readable, run, seed_number
 from ..pipeline import StableDiffusion
 from ..rewards import judge, red_thing_on_grass
 from ..weights import write_json, write_whole
@@ -154,7 +155,7 @@ def print_table(seeds):
 def main(arguments):
     parser = argparse.ArgumentParser(prog="python -m minibnn.experiments graft", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("tutorials/results"), help="folder [tutorials/results]")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=readable(seed_number), nargs="+", default=[0, 1, 2])
     parser.add_argument("--groups", type=int, default=3, help="groups of 8 candidates for each of 12 prompts [3]")
     parser.add_argument("--steps", type=int, default=60, help="optimiser steps, 8 samples each [60]")
     parser.add_argument("--sample-steps", type=int, default=15, help="of DDIM with η = 1 [15]")

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minibnn import StableDiffusion, flow
 from minibnn.errors import UserError
-from minibnn.options import run
+from minibnn.options import readable, run, seed_number
 from minibnn.pipeline import grid, to_pil
 from minibnn.weights import read_json, write_json, write_tensors, write_whole
 
@@ -219,7 +219,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m minibnn.experiments inverse-noise", description=__doc__.split("\n\n")[0])
     parser.add_argument("--parts", nargs="+", choices=("plane", "world"), default=["plane", "world"])
     parser.add_argument("--flow", type=Path, default=flow.BUNDLED / "flow.safetensors", help="the world's flow [bundled]")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the world's correctors")
+    parser.add_argument("--seeds", type=readable(seed_number), nargs="+", default=[0, 1, 2], help="of the world's correctors")
     parser.add_argument("--euler-steps", type=int, default=10)
     parser.add_argument("--inverted", type=int, default=800, help="drawings that are inverted")
     parser.add_argument("--tests", type=int, default=300, help="samples that are compared")

@@ -4,19 +4,14 @@ Trained here on fresh drawings of the world, blurred and roughened as in `minibn
 Its own errors on unseen drawings are reported beside what it judges.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import nn
-from tqdm import tqdm
 
 from minibnn import world
-from minibnn.evaluate import ATTRIBUTES, blur_and_noise, labels, random_scenes
-from minibnn.pretrain import to_tensor
-from minibnn.weights import write_tensors
+from minibnn.data import to_tensor
+from minibnn.evaluate import ATTRIBUTES, attribute_loss, blur_and_noise, fit_on_world, right
 
 
 def block(in_channels, channels, stride):
@@ -52,26 +47,14 @@ def drawn(scenes):
 
 
 def train_judge(path, steps=500, batch=32):
-    """Train a judge, or load the one that an earlier call left at `path`."""
-    torch.manual_seed(0)
-    judge = Judge()
-    if Path(path).exists():
-        judge.load_state_dict(load_file(path))
-        return judge.eval()
-    optimiser = torch.optim.AdamW(judge.parameters(), 1e-3)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, steps)
-    for step in tqdm(range(steps), desc="judge", mininterval=2):
-        scenes, generator = random_scenes(batch, [9, step]), torch.Generator().manual_seed(step)
+    """The judge, made on fresh drawings or loaded from `path`; errors as `fit_on_world`."""
+
+    def loss_of(judge, scenes, generator):
         images, masks = drawn(scenes)
         mask, logits = judge(blur_and_noise(images, generator))
-        loss = 4 * F.binary_cross_entropy_with_logits(mask, masks)
-        loss = loss + sum(F.cross_entropy(logits[name], target) for name, target in labels(scenes).items())
-        loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
-        rate.step()
-    write_tensors(path, judge.state_dict())
-    return judge.eval()
+        return 4 * F.binary_cross_entropy_with_logits(mask, masks) + attribute_loss(logits, scenes)
+
+    return fit_on_world(Judge, path, steps, batch, 9, 3e-3, loss_of)
 
 
 def iou(a, b):
@@ -83,5 +66,4 @@ def iou(a, b):
 def judged(judge, images, masks, scenes):
     """{"IoU": mean over pictures, "subject", "colour", "background": share judged as the scene says}."""
     found, logits = judge(images)
-    right = {name: (logits[name].argmax(1) == target).float().mean().item() for name, target in labels(scenes).items()}
-    return {"IoU": iou((found > 0).float(), masks).mean().item(), **right}
+    return {"IoU": iou((found > 0).float(), masks).mean().item(), **right(logits, scenes)}

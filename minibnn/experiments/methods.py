@@ -36,7 +36,7 @@ from tqdm import tqdm
 from .. import data, metrics
 from ..errors import UserError
 from ..evaluate import reconstruct
-from ..options import option, parse, run
+from ..options import option, parse, run, seed_number, whole
 from ..pipeline import StableDiffusion, grid
 from ..runs import read_config
 from ..weights import write_json, write_text, write_whole
@@ -72,9 +72,9 @@ class MethodsOptions:
     """Fine-tune with every method and seed, draw, measure, and write one table."""
 
     images: str = option("tutorials/dog", "folder of the training pictures", "what", metavar="DIR")
-    seeds: list = option((0, 1, 2), "seeds of training", "what", nargs="+", type=int, metavar="N")
-    steps: int = option(None, "optimiser steps of each run [the recipe's]", "what", type=int)
-    each: int = option(2, "pictures for each of the other prompts", "what", type=int)
+    seeds: list = option((0, 1, 2), "seeds of training", "what", nargs="+", type=seed_number, metavar="N")
+    steps: int = option(None, "optimiser steps of each run [the recipe's]", "what", type=whole)
+    each: int = option(2, "pictures for each of the other prompts", "what", type=whole)
     plan: bool = option(False, "say what would be done, and stop", "how")
     out: str = option("runs/methods", "folder", "how", metavar="DIR")
 

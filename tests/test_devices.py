@@ -1,0 +1,39 @@
+"""Which device and dtype is chosen, on pretended GPUs."""
+
+import pytest
+import torch
+
+from minibnn.devices import choose_device, half_dtype, unscaled_dtype
+from minibnn.errors import UserError
+
+
+def pretend(monkeypatch, capability):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+
+@pytest.mark.parametrize(
+    ("capability", "half", "unscaled"),
+    [((7, 0), "float16", "float32"), ((7, 5), "float16", "float32"), ((8, 0), "bfloat16", "bfloat16"), ((9, 0), "bfloat16", "bfloat16")],
+)
+def test_bfloat16_only_where_it_is_fast(monkeypatch, capability, half, unscaled):
+    pretend(monkeypatch, capability)
+    assert half_dtype("cuda:0") == half and unscaled_dtype("cuda:0") == unscaled
+
+
+def test_a_cpu_trains_in_float32():
+    assert unscaled_dtype("cpu") == "float32"
+
+
+def test_devices_that_do_not_exist():
+    assert choose_device("cpu") == "cpu"
+    with pytest.raises(UserError, match="--device tpu is not one of cpu, cuda"):
+        choose_device("tpu")
+    with pytest.raises(UserError, match="--device cuda:99: .*try --device cpu"):
+        choose_device("cuda:99")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_cuda_is_chosen_if_there_is_one(monkeypatch, there):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch, "empty", lambda *_, device: None)
+    assert choose_device() == ("cuda" if there else "cpu")

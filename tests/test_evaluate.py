@@ -1,0 +1,80 @@
+"""The judge of the world: trained once, read again, refused when damaged."""
+
+import pytest
+import torch
+from torch import nn
+
+from minibnn import world
+from minibnn.commands import EvaluateOptions
+from minibnn.errors import UserError
+from minibnn.evaluate import (
+    ATTRIBUTES,
+    accuracy,
+    evaluate,
+    fit_on_world,
+    labels,
+    random_scenes,
+    right,
+    train_classifier,
+)
+from minibnn.experiments.judge import train_judge
+
+SCENES = [world.Scene("dog", "red", "grass"), world.Scene("car", "blue", "beach"), world.Scene("dog", "green", "beach")]
+
+
+@pytest.mark.parametrize("train", [train_classifier, train_judge])
+def test_trained_once_then_read(train, tmp_path):
+    path = tmp_path / "network.safetensors"
+    first, again = train(path, 2, 4), train(path, 10**9, 4)  # would take for ever if it trained
+    assert not first.training and not again.training
+    other = train(tmp_path / "other.safetensors", 3, 4)
+    for (name, a), b, c in zip(first.named_parameters(), again.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b), name
+        assert not torch.equal(a, c), name
+
+
+def test_what_each_step_draws_and_learns():
+    seen, weights = [], []
+
+    def loss_of(network, scenes, generator):
+        seen.append((scenes, generator.initial_seed()))
+        weights.append(network.weight.item())
+        return network.weight.sum()
+
+    class One(nn.Linear):
+        def __init__(self):
+            super().__init__(1, 1, bias=False)
+
+    with pytest.raises(UserError):  # nowhere to write to
+        fit_on_world(One, "/dev/null/one.safetensors", 3, 2, 6, 0.1, loss_of)
+    assert seen == [(random_scenes(2, [6, step]), step) for step in range(3)]
+    torch.manual_seed(0)
+    assert weights[0] == One().weight.item() and weights[0] > weights[1] > weights[2]
+
+
+@pytest.mark.parametrize("train", [train_classifier, train_judge])
+def test_a_damaged_or_another_network_is_refused(train, tmp_path):
+    path = tmp_path / "network.safetensors"
+    path.write_bytes(b"torn")
+    with pytest.raises(UserError, match="network.safetensors is damaged or holds another network: delete it"):
+        train(path)
+    path.unlink()
+    (train_judge if train is train_classifier else train_classifier)(path, 2, 2)
+    with pytest.raises(UserError, match="holds another network"):
+        train(path)
+
+
+def test_right_counts_what_the_scenes_say():
+    logits = {name: torch.eye(len(values))[target] for (name, values), target in zip(ATTRIBUTES.items(), labels(SCENES).values(), strict=True)}
+    assert right(logits, SCENES) == {"subject": 1.0, "colour": 1.0, "background": 1.0}
+    logits["colour"][0] = logits["colour"][1]
+    assert right(logits, SCENES) == pytest.approx({"subject": 1.0, "colour": 2 / 3, "background": 1.0})
+    seen = accuracy(lambda part: {name: values[: len(part)] for name, values in logits.items()}, torch.zeros(3, 3, 64, 64), SCENES)
+    assert seen == right(logits, SCENES)
+
+
+@pytest.mark.parametrize("captions", [0, 1])
+def test_too_few_captions_are_refused_before_minutes_of_work(captions, tmp_path):
+    with pytest.raises(UserError, match=f"--captions {captions}: at least 2"):
+        evaluate(EvaluateOptions(captions=captions, out=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()

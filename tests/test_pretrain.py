@@ -1,0 +1,63 @@
+"""The command that made the bundled model: resumable stages, mistakes in one line. Its result is judged in test_tiny.py."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from minibnn import StableDiffusion
+from minibnn.commands import PretrainOptions
+from minibnn.errors import UserError
+from minibnn.pretrain import pretrain, worker
+
+
+@pytest.fixture
+def spawned(monkeypatch):
+    """`torch.multiprocessing.spawn` that calls the only worker here: how often it did, with which options."""
+    calls, threads = [], torch.get_num_threads()
+
+    def spawn(function, args, nprocs, daemon):
+        assert function is worker and nprocs == 1 and daemon
+        calls.append(args[0])
+        function(0, *args)
+
+    monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
+    yield calls
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def options(tmp_path):
+    work, out = str(tmp_path / "work"), str(tmp_path / "model")
+    return PretrainOptions(work=work, out=out, vae_steps=1, text_steps=1, unet_steps=1, pictures=64, processes=1, threads=1)
+
+
+def test_a_model_from_nothing_and_a_damaged_checkpoint(options, spawned, tmp_path):
+    with pytest.raises(UserError, match="unet.safetensors is missing: the stage that makes it has not run"):
+        pretrain(dataclasses.replace(options, stage="text"))
+    pretrain(options)
+    assert StableDiffusion.load(options.out).generate(["a dog"], 1)[0].size == (64, 64)
+    (tmp_path / "work" / "vae.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match="vae.safetensors .* is damaged"):
+        pretrain(options)
+    assert len(spawned) == 2
+
+
+def test_what_a_process_reports_is_one_line_too(options, monkeypatch):
+    def spawn(*_, **__):
+        raise torch.multiprocessing.ProcessRaisedException(f"\n\n-- Process 1 terminated:\n  File x\n{last}\n", 1, 2)
+
+    monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
+    last = "minibnn.errors.UserError: cannot write vae.safetensors: disk full; free some"
+    with pytest.raises(UserError, match="^cannot write vae.safetensors: disk full; free some$"):
+        pretrain(options)
+    last = "ValueError: a bug"
+    with pytest.raises(torch.multiprocessing.ProcessRaisedException):
+        pretrain(options)
+
+
+@pytest.mark.parametrize(("processes", "pictures", "least"), [(17, 48000, 16), (3, 2, 2)])
+def test_processes_without_a_picture_are_refused(options, processes, pictures, least, tmp_path):
+    with pytest.raises(UserError, match=f"--processes {processes}: each needs a picture of the {least} at once"):
+        pretrain(dataclasses.replace(options, processes=processes, pictures=pictures))
+    assert not (tmp_path / "work").exists()
