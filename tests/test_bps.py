@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -581,3 +582,18 @@ class TestMistakes:
         sd = StableDiffusion.load("tiny")
         with pytest.raises(UserError, match="60 x 64 pixels: both must be multiples of 8"):
             bps.draw(sd, bps_branch.Branch(sd.unet.config), torch.zeros(1, 1, 64, 60), ["a dog"])
+
+
+def test_the_experiment_reports_every_run_that_is_there(tmp_path, monkeypatch):
+    """--runs 0: a missing run hides none that comes after it."""
+    from minibnn.experiments import bps as experiment
+
+    values = dict.fromkeys(experiment.JUDGED, 0.5)
+    for name in ("base-0-1", "bps-40-0"):
+        bps.write_json(tmp_path / "steps-60" / f"{name}.json", values)
+    monkeypatch.setattr(experiment, "train_judge", lambda path: None)
+    monkeypatch.setattr(experiment, "judged", lambda *arguments: values)
+    monkeypatch.setattr(experiment, "sheet", lambda *arguments: Image.new("L", (4, 4)))
+    settings = {"variants": ["base", "bps"], "seeds": [0, 1], "steps": 60, "runs": 0, "work": tmp_path, "out": tmp_path}
+    experiment.experiment(SimpleNamespace(**settings))
+    assert bps.read_json(tmp_path / "bps.json")["60 steps"] == {"base 0": [values], "bps 40": [values]}

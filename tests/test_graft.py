@@ -584,3 +584,14 @@ def test_diversity_compares_pictures_of_the_same_prompt_only():
 
     grey = [Image.new("RGB", (4, 4), (v, v, v)) for v in (0, 51, 255, 255)]
     assert diversity(grey, ["a", "a", "b", "b"]) == pytest.approx((0.2 + 0.0) / 2)
+
+
+def test_the_experiment_loses_no_seeds_to_other_settings(tmp_path):
+    from minibnn.experiments.graft import kept_seeds
+
+    path = tmp_path / "graft.json"
+    assert kept_seeds(path, {"steps": 60}) == {}
+    path.write_text(json.dumps({"settings": {"steps": 60}, "seeds": {"0": {}}}))
+    assert kept_seeds(path, {"steps": 60}) == {"0": {}}
+    with pytest.raises(UserError, match="graft.json was made with steps = 60, not 50; name another --out"):
+        kept_seeds(path, {"steps": 50})

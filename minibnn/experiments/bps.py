@@ -114,7 +114,7 @@ def experiment(options):
         path = options.work / f"steps-{options.steps}" / f"{variant}-{count}-{seed}.json"
         if not path.exists():
             if options.runs == 0:
-                break
+                continue  # later ones may be there
             options.runs -= 1
             result, pictures = one(sd, judge, "bps" if variant == "base" else variant, count, seed, options.steps)
             write_whole(path.with_suffix(".png"), lambda p, pictures=pictures: grid(pictures[:8], 8).save(p, format="PNG"))
