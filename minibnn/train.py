@@ -143,7 +143,7 @@ def stop_if_not_finite(value, what, step, saved, bar):
 
 def class_record(options):
     """What drawn class pictures depend on; kept beside them."""
-    return {"prompt": options.class_prompt, "model": options.model, "resolution": options.resolution}
+    return {"prompt": options.class_prompt, "model": data.full_name(options.model), "resolution": options.resolution}
 
 
 def settle(options, sd, pictures):
