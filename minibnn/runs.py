@@ -61,9 +61,12 @@ def adapter_run(folder):
 
 def is_fresh(out):
     """True if nothing would be lost: an absent or empty folder, or a run stopped before its first checkpoint."""
-    if not out.exists():
+    names = {p.name for p in out.iterdir()} if out.exists() else set()
+    if names <= {"class_images"}:
         return True
-    return {p.name for p in out.iterdir()} <= {"config.json", "class_images", "log.jsonl", "curves.jsonl", "curves.png", "faithful"}
+    if not names <= {"config.json", "class_images", "log.jsonl", "curves.jsonl", "curves.png", "faithful"}:
+        return False
+    return "config.json" in names and read_json(out / "config.json").get("format") == FORMAT
 
 
 def check_folder(options):
