@@ -74,7 +74,7 @@ class TrainOptions:
     samples: int = option(8, "pictures in samples.png, always the same prompts and seeds; 0: none", "output", type=natural, metavar="N")
     sample_every: int = option(0, "draw samples every N steps; 0: only at the end", "output", type=natural, metavar="N")
     checkpoint_every: int = option(0, "write a checkpoint every N steps; 0: only at the end", "output", type=natural, metavar="N")
-    monitor: bool = option(None, "watch fidelity, noise and σ₁ while training; keep the most faithful steps [on for the bundled model]", "output")
+    monitor: bool = option(None, "watch fidelity, noise and σ₁ while training; keep the most faithful steps [on for the bundled model, and with --monitor-every or --monitor-dino]", "output")
     monitor_every: int = option(None, "look every N steps, and before the first [a sixth of all]", "output", type=whole, metavar="N")
     monitor_dino: str = option(None, "facebook/dino-vits16, for the fidelity of photographs", "output", metavar="DIR")
     single_file: bool = option(False, "also write model.safetensors for ComfyUI and AUTOMATIC1111", "output")
@@ -200,7 +200,7 @@ class FlowOptions:
     """Draw the world's pictures with a flow, without and with inverse noise correction; or train both (--train)."""
 
     train: bool = option(False, "train a flow and its corrector instead of drawing (minutes)", "what")
-    flow: str = option(None, "folder of a trained flow and corrector [the bundled ones]", "what", metavar="DIR")
+    flow: str = option(None, "folder of a trained flow and corrector [the bundled ones]; with --train only a new corrector is trained for its flow", "what", metavar="DIR")
 
     pictures: int = option(6000, "drawings that the flow is trained on", "training", type=whole)
     inverted: int = option(3000, "how many of them are inverted for the corrector", "training", type=whole)
@@ -209,7 +209,7 @@ class FlowOptions:
     lr: float = option(2e-3, "learning rate of Adam, falling to 0", "training", type=positive)
     seed: int = seed_option("training", "fixes everything")
 
-    out: str = option("flow.png", "a PNG file; with --train a folder", "output")
+    out: str = option(None, "a PNG file; with --train a folder [flow.png; with --train: runs/flow]", "output", metavar="PATH")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
 
 

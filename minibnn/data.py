@@ -110,12 +110,20 @@ def own_class_pictures(folder):
     return [p for p in list_pictures(folder, "--class-images") if not p.name.startswith("drawn-")]
 
 
+def full_name(model):
+    """What --model names, wherever one stands: "tiny", or an absolute path."""
+    return model if model == "tiny" else str(Path(model).resolve())
+
+
 def check_class_pictures(folder, made_for):
     """Refuse drawn class pictures of another prompt, model or size. made_for: dict. Raises UserError naming the key."""
     record = Path(folder) / CLASS_RECORD
     before = read_json(record) if record.exists() else made_for
     for key, value in made_for.items():
-        if before.get(key) != value:
+        same = before.get(key) == value
+        if key == "model" and before.get(key):
+            same = full_name(before[key]) == full_name(value)
+        if not same:
             raise UserError(
                 f"--class-images {folder} was drawn for {key} {before.get(key)!r}, not {value!r}; name another folder"
             )

@@ -1,4 +1,4 @@
-"""Flow matching, Euler sampling and inverse noise correction: `python -m minibnn.flow --out runs/flow`.
+"""Flow matching, Euler sampling and inverse noise correction: `python -m minibnn.flow --train --out runs/flow`.
 
 Follows: rectified flow (Liu et al. 2023); inverse noise correction (INC) of arXiv 2510.02692, §4 and Algorithm 6.
 
@@ -31,6 +31,7 @@ from torch import nn
 from tqdm import tqdm
 
 from . import world
+from .data import to_tensor
 from .errors import UserError
 from .pipeline import StableDiffusion, grid, to_pil
 from .unet import UNet, UNetConfig, time_sinusoid
@@ -182,8 +183,7 @@ def world_latents(sd, count, seed):
     """Latents of `count` random drawings: (count, 4, 8, 8)."""
     rng, generator, parts = np.random.default_rng(seed), torch.Generator().manual_seed(seed), []
     for start in tqdm(range(0, count, 64), desc="latents", mininterval=2):
-        pictures = np.stack([world.draw(world.random_scene(rng)) for _ in range(min(64, count - start))])
-        images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+        images = to_tensor([world.draw(world.random_scene(rng)) for _ in range(min(64, count - start))])
         parts.append(sd.encode_pictures(images, generator))
     return torch.cat(parts)
 
@@ -216,8 +216,8 @@ def load(folder):
 
 
 def main(options):
-    """Train a flow and its corrector (`--out FOLDER`), or draw with given ones (`--flow FOLDER --out PNG`)."""
-    out = Path(options.out)
+    """Train a flow and its corrector (`--train --out FOLDER`), or draw with given ones (`--flow FOLDER --out PNG`)."""
+    out = Path(options.out or ("runs/flow" if options.train else "flow.png"))
     if out.exists() and not options.overwrite:
         raise UserError(f"--out {out} exists: name another or pass --overwrite")
     sd = StableDiffusion.load("tiny")
@@ -225,12 +225,20 @@ def main(options):
         torch.manual_seed(options.seed)
         flow, corrector = LatentFlow(MAIN), LatentFlow(CORRECTOR)
         latents = world_latents(sd, options.pictures, options.seed)
-        fit(flow, latents, options.steps, options.lr, 64, options.seed)
-        flow.requires_grad_(False)
-        z, residual = inverse_noise(flow, latents[: options.inverted], options.euler_steps, lost=LOST)
+        if options.flow:
+            flow, note = load_flow(Path(options.flow) / "flow.safetensors", MAIN)
+        else:
+            fit(flow, latents, options.steps, options.lr, 64, options.seed)
+            note = {"seed": str(options.seed)}
+        (out / "corrector.safetensors").unlink(missing_ok=True)  # of another flow
+        save_flow(out / "flow.safetensors", flow.requires_grad_(False), note)  # at once: the inversion may be refused
+        try:
+            z, residual = inverse_noise(flow, latents[: options.inverted], options.euler_steps, lost=LOST)
+        except UserError as error:
+            again = f"--train --flow {out} --out {out} --overwrite goes on from there"
+            raise UserError(f"{error}; the flow is in {out}: {again}") from None
         print(f"{len(z)} of {options.inverted} drawings inverted: largest residual {residual.max():.1e}, mean {z.mean():+.3f}, standard deviation {z.std():.3f}")
         fit(corrector, z, options.steps, options.lr, 64, options.seed + 1, "corrector")
-        save_flow(out / "flow.safetensors", flow, {"seed": str(options.seed)})
         save_flow(out / "corrector.safetensors", corrector, {"euler_steps": str(options.euler_steps), "seed": str(options.seed)})
         sheet_path = out / "samples.png"
         euler_steps = options.euler_steps

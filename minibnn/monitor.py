@@ -18,6 +18,7 @@ import torch
 
 from . import corruption, data, methods, metrics, plot
 from .drawing import SIZE
+from .errors import UserError
 from .evaluate import reconstruct
 from .pipeline import at_the_mean, to_pil
 from .weights import write_text, write_whole
@@ -31,6 +32,30 @@ PLACES = ("on the beach", "in the snow", "on a wooden floor")
 RISEN = {"world": 0.5, "photo": 1.0}  # how far noise must rise: 10⁻³ of energy; grey levels of 255
 
 
+def settle(options):
+    """--monitor as the other options mean it: TrainOptions -> True or False. Raises UserError, before anything is written,
+    for what contradicts itself or cannot be measured."""
+    asked = options.monitor_dino is not None or options.monitor_every is not None
+    if options.monitor is False and asked:
+        raise UserError("--monitor-dino and --monitor-every contradict --no-monitor")
+    if options.monitor_dino is not None:
+        if is_world(options):
+            raise UserError("--monitor-dino is for photographs: what the bundled model draws is measured without it")
+        open_dino(options)
+    return options.monitor or (options.monitor is None and (asked or options.model == "tiny"))
+
+
+def is_world(options):
+    """True where the world's own measures work; their classifier knows one size."""
+    return options.model == "tiny" and options.resolution == SIZE
+
+
+def open_dino(options, device="cpu"):
+    from .photo_weights import load_dino
+
+    return load_dino(options.monitor_dino, device, "--monitor-dino")
+
+
 class Monitor:
     """An observer of `train`: monitor(step, sd) looks every `every` steps; `advice()` says what it saw."""
 
@@ -41,17 +66,16 @@ class Monitor:
         self.rows = []
         if options.resume and self.path.exists():
             self.rows = [json.loads(line) for line in self.path.read_text().splitlines()]
-        self.world = options.model == "tiny" and options.resolution == SIZE  # the classifier knows no other size
+        self.world = is_world(options)
         self.dino = self.seen = None
         with at_the_mean(sd):
             self.latents = corruption.latents_of(sd, images)
             if self.world:
                 self.seen = reconstruct(sd, images.to(sd.device)).cpu()
-        if options.monitor_dino and not self.world:
+        if options.monitor_dino:
             from .photo_metrics import dino_pictures
-            from .photo_weights import load_dino
 
-            self.dino = load_dino(options.monitor_dino, sd.device)
+            self.dino = open_dino(options, sd.device)
             self.seen = dino_pictures(to_pil(images), self.dino)
 
     def __call__(self, step, sd):

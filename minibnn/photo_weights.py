@@ -59,10 +59,10 @@ def load_clip(folder, device="cpu"):
     return Clip(model.to(device), processor, Tokenizer(folder))
 
 
-def load_dino(folder, device="cpu"):
-    """A folder of the Hub with a ViTModel -> Dino. Errors as `load_clip`."""
+def load_dino(folder, device="cpu", option="--dino"):
+    """A folder of the Hub with a ViTModel -> Dino. Errors as `load_clip`; option: what they name."""
     settings = {"add_pooling_layer": False}  # the official file has none
-    model, processor = _load("--dino", folder, "vit", "ViTModel", "ViTImageProcessor", settings, DINO_FILES)
+    model, processor = _load(option, folder, "vit", "ViTModel", "ViTImageProcessor", settings, DINO_FILES)
     return Dino(model.to(device), processor)
 
 

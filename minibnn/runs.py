@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 from .adapter_files import is_adapter
+from .data import full_name
 from .errors import UserError
 from .weights import open_weights, read_json, write_json, write_tensors, write_text
 
@@ -60,9 +61,12 @@ def adapter_run(folder):
 
 def is_fresh(out):
     """True if nothing would be lost: an absent or empty folder, or a run stopped before its first checkpoint."""
-    if not out.exists():
+    names = {p.name for p in out.iterdir()} if out.exists() else set()
+    if names <= {"class_images"}:
         return True
-    return {p.name for p in out.iterdir()} <= {"config.json", "class_images", "log.jsonl", "curves.jsonl", "curves.png", "faithful"}
+    if not names <= {"config.json", "class_images", "log.jsonl", "curves.jsonl", "curves.png", "faithful"}:
+        return False
+    return "config.json" in names and read_json(out / "config.json").get("format") == FORMAT
 
 
 def check_folder(options):
@@ -119,8 +123,7 @@ def start(options, pictures):
             if path.name != "class_images":
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     packages = {name: version(name) for name in ("torch", "numpy", "safetensors", "pillow")}
-    base = options.model if options.model == "tiny" else str(Path(options.model).resolve())
-    content = {"options": dataclasses.asdict(options), "base": base, "pictures": fingerprint(pictures)}
+    content = {"options": dataclasses.asdict(options), "base": full_name(options.model), "pictures": fingerprint(pictures)}
     write_json(out / "config.json", {"format": FORMAT, **content, "python": platform.python_version(), **packages})
 
 

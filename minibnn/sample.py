@@ -74,10 +74,10 @@ def sample(options):
     pictures = list(named.values())
     if several:
         for stale in folder.iterdir() if folder.is_dir() else ():
-            if re.fullmatch(r"\d{3}(-(\d\d|mean|deviation))?\.png", stale.name):
+            if re.fullmatch(r"\d{3,}(-(\d{2,}|mean|deviation))?\.png", stale.name):
                 stale.unlink()
         for name, picture in named.items():
-            number = int(name[:3])
+            number = int(name.split("-")[0])
             save_png(picture, folder / f"{name}.png", settings | {"prompt": prompts[number], "number": number})
         save_png(grid(pictures, columns), out, settings)
     else:

@@ -143,7 +143,7 @@ def stop_if_not_finite(value, what, step, saved, bar):
 
 def class_record(options):
     """What drawn class pictures depend on; kept beside them."""
-    return {"prompt": options.class_prompt, "model": options.model, "resolution": options.resolution}
+    return {"prompt": options.class_prompt, "model": data.full_name(options.model), "resolution": options.resolution}
 
 
 def settle(options, sd, pictures):
@@ -159,7 +159,6 @@ def settle(options, sd, pictures):
         class_count=options.class_count or recipe["class_pictures_per_picture"] * pictures,
         steps=options.steps or recipe["steps_per_picture"] * pictures,
         resolution=options.resolution or recipe["resolution"],
-        monitor=options.model == "tiny" if options.monitor is None else options.monitor,
         device=device,
         dtype=options.dtype or (half_dtype(device) if device.startswith("cuda") else "float32"),
         kernel=options.kernel or default_kernel(device),
@@ -172,6 +171,7 @@ def settle(options, sd, pictures):
     if options.resolution % multiple:
         raise UserError(f"--resolution {options.resolution} is no multiple of {multiple}")
     methods.check(sd.unet, options)
+    options = dataclasses.replace(options, monitor=monitor.settle(options))
     if options.kernel == "triton" and not (device.startswith("cuda") or os.environ.get("TRITON_INTERPRET") == "1"):
         raise UserError("--kernel triton needs a GPU; on a CPU --kernel reference draws the same weights")
     if not options.bayes and (options.lambda_kl or options.keep_posterior):

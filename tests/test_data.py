@@ -8,6 +8,9 @@ import torch
 from PIL import Image
 
 from minibnn import StableDiffusion, UserError, data
+from minibnn.commands import TrainOptions
+from minibnn.train import class_record
+from minibnn.weights import write_json
 
 
 def gradient(size=(40, 30)):
@@ -127,6 +130,19 @@ def test_class_pictures_are_cached_completed_and_the_users_own_come_first(tmp_pa
     assert [p.name for p in data.class_pictures(sd, folder, 2, made_for)] == ["own.png", "drawn-00000.png"]
     with pytest.raises(UserError, match="was drawn for prompt 'a dog', not 'a cat'"):
         data.class_pictures(sd, folder, 2, made_for | {"prompt": "a cat"})
+
+
+def test_class_pictures_know_their_model_by_any_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for was, now in (("sd", "./sd"), ("./sd", "sd"), ("sd", str(tmp_path / "sd")), ("tiny", "tiny")):
+        write_json(tmp_path / data.CLASS_RECORD, {"prompt": "a dog", "model": was})
+        data.check_class_pictures(tmp_path, {"prompt": "a dog", "model": now})
+    for was, now in (("sd", "sd2"), ("tiny", "./tiny"), ("./tiny", "tiny")):  # a folder called tiny is not the bundled model
+        write_json(tmp_path / data.CLASS_RECORD, {"prompt": "a dog", "model": was})
+        with pytest.raises(UserError, match="was drawn for model"):
+            data.check_class_pictures(tmp_path, {"prompt": "a dog", "model": now})
+    record = class_record(TrainOptions(model="./sd", class_prompt="a dog"))
+    assert record["model"] == str(tmp_path / "sd")  # also from another folder
 
 
 def test_a_class_folder_without_pictures_is_empty(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from minibnn import StableDiffusion, flow
+from minibnn import StableDiffusion, flow, world
 from minibnn.commands import FlowOptions
 from minibnn.errors import UserError
 from minibnn.experiments import inverse_noise
@@ -250,11 +250,32 @@ class TestCommand:
         with pytest.raises(UserError, match="exists: name another"):
             flow.main(options(flow=str(tmp_path / "run"), out=str(tmp_path / "f.png")))
 
-    def test_a_flow_that_does_not_contract_leaves_nothing(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(flow, "inverse_step", lambda v, x, *rest: (x, torch.full((len(x),), torch.inf)))
-        with pytest.raises(UserError, match="does not contract"):
-            self.train(tmp_path / "run")
-        assert not (tmp_path / "run").exists()
+    def test_a_flow_that_does_not_contract_is_kept(self, tmp_path, monkeypatch, capsys):
+        """The minutes of its training are not lost, and no corrector of another flow stays beside it."""
+        run = tmp_path / "run"
+        flow.save_flow(run / "corrector.safetensors", flow.LatentFlow((16, 32)), {})
+        with monkeypatch.context() as patch:
+            patch.setattr(flow, "inverse_step", lambda v, x, *rest: (x, torch.full((len(x),), torch.inf)))
+            with pytest.raises(UserError, match=r"does not contract.*the flow is in .*run: --train --flow .* --overwrite goes on"):
+                self.train(run, overwrite=True)
+        assert [p.name for p in run.iterdir()] == ["flow.safetensors"]
+        kept = (run / "flow.safetensors").read_bytes()
+        self.train(run, flow=str(run), euler_steps=5, overwrite=True)
+        assert (run / "flow.safetensors").read_bytes() == kept
+        assert "5 Euler steps" in capsys.readouterr().out and flow.load(run)[2] == 5
+
+    def test_where_the_result_goes(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        flow.main(options())
+        self.train(tmp_path, out=None)
+        assert (tmp_path / "flow.png").is_file() and (tmp_path / "runs" / "flow" / "flow.safetensors").is_file()
+
+    def test_latents_are_those_of_the_drawings(self):
+        """As pictures / 127.5 − 1, drawn from the seed in one stream."""
+        sd, rng, generator = StableDiffusion.load("tiny"), np.random.default_rng(3), torch.Generator().manual_seed(3)
+        pictures = np.stack([world.draw(world.random_scene(rng)) for _ in range(3)])
+        images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+        assert torch.equal(flow.world_latents(sd, 3, 3), sd.encode_pictures(images, generator))
 
     def test_mistakes_are_told(self, tmp_path):
         with pytest.raises(UserError, match="no such file"):

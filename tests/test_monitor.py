@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 import minibnn.train as training
 from minibnn import StableDiffusion, corruption, data, metrics, monitor, runs
 from minibnn.commands import TrainOptions
+from minibnn.errors import UserError
 from minibnn.evaluate import reconstruct
 from minibnn.monitor import KEPT, Monitor
 from minibnn.options import parse
-from minibnn.pipeline import at_the_mean
+from minibnn.pipeline import BUNDLED, at_the_mean
 from minibnn.train import settle, train
 
 NAMES = {"step", "fidelity", "noise", "sigma1 at 100", "sigma1 at 500", "sigma1 at 900"}
@@ -253,6 +254,32 @@ def test_without_a_measure_of_fidelity_the_latest_calm_step_is_advised(tmp_path)
     watch = watch_of(tmp_path, [(0, None, 3.0), (10, None, 3.5), (20, None, 3.9), (30, None, 4.2)], 30)
     watch.world = False  # for photographs noise has risen from 1 grey level on
     assert watch.faithful() == [20, 10] and "noise rose at step 30, from 3.00 to 4.20; use step 20" in watch.advice()
+
+
+# --- when it watches, and what it refuses before anything is written --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "watched"),
+    [([], False), (["--monitor"], True), (["--no-monitor"], False), (["--monitor-every", "2"], True)],
+)
+def test_asking_for_a_look_turns_the_monitor_on(options, tmp_path, tiny, arguments, watched):
+    assert settle(options("--model", str(tmp_path), *arguments), tiny, 6).monitor is watched
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--no-monitor", "--monitor-every", "2"], "--monitor-dino and --monitor-every contradict --no-monitor"),
+        (["--no-monitor", "--monitor-dino", "x"], "--monitor-dino and --monitor-every contradict --no-monitor"),
+        (["--monitor-dino", "x"], "--monitor-dino is for photographs"),
+        (["--model", str(BUNDLED / "tiny"), "--monitor-dino", "nowhere"], "--monitor-dino (needs transformers|nowhere: config.json is missing)"),
+    ],
+)
+def test_refusals_leave_no_folder(options, tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message):
+        train(options("--steps", "1", *arguments))
+    assert not (tmp_path / "run").exists()
 
 
 # --- photographs ------------------------------------------------------------------------------------------------------

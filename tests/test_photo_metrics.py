@@ -321,6 +321,30 @@ def test_lpips_needs_two_pictures_of_a_prompt(job, tmp_path):
         photo.measure(change(job, prompts=str(tmp_path / "prompts.txt"), clip="nowhere"))  # told before networks are read
 
 
+# --- the monitor of a training on photographs -------------------------------------------------------------------------
+
+
+def test_the_monitor_sees_photographs_as_dino_does(folders, tmp_path, dog):
+    from minibnn import StableDiffusion, data, monitor
+    from minibnn.commands import TrainOptions
+    from minibnn.options import parse
+    from minibnn.pipeline import BUNDLED, to_pil
+    from minibnn.train import train
+
+    words = ["--images", str(dog), "--model", str(BUNDLED / "tiny"), "--prior-weight", "0", "--samples", "0", "--steps", "1", "--lr", "1e-9"]
+    run, dino = tmp_path / "run", str(folders / "dino")
+    train(parse(TrainOptions, "x", [*words, "--no-bayes", "--out", str(run), "--monitor-dino", dino]))  # turns it on
+    rows = [json.loads(line) for line in (run / "curves.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1]
+
+    prompts = ["a photo of a sks dog"] * 3 + [f"a photo of a sks dog {place}" for place in monitor.PLACES]
+    sd, eyes = StableDiffusion.load("tiny"), load_dino(dino)
+    drawn = sd.generate(prompts, monitor.STEPS, seed=0, batch_size=1, progress=False)
+    photos = to_pil(data.load_pictures(data.list_pictures(dog), 64))
+    expected = photo.mean_similarity(photo.dino_pictures(drawn, eyes), photo.dino_pictures(photos, eyes)).mean().item()
+    assert [row["fidelity"] for row in rows] == pytest.approx([expected] * 2, abs=1e-3)
+
+
 # --- the corruption experiment on photographs -------------------------------------------------------------------------
 
 

@@ -209,3 +209,21 @@ def test_sample_writes_pictures_with_their_settings(tmp_path):
     assert Image.open(tmp_path / "grid.png").size == grid(pictures, 2).size
     with pytest.raises(UserError, match="grid.png exists"):
         sample(options)
+
+
+def test_pictures_beyond_the_first_thousand(tmp_path, monkeypatch):
+    def generate(_sd, prompts, *_, **__):
+        return [Image.new("RGB", (2, 2), (i % 256, i // 256, 0)) for i in range(len(prompts))]
+
+    monkeypatch.setattr(StableDiffusion, "generate", generate)
+    options = SampleOptions(prompt=["a red car", "a dog"], count=501, out=str(tmp_path / "grid.png"), overwrite=True)
+    sample(options)
+    folder = tmp_path / "grid"
+    stored = Image.open(folder / "1001.png")
+    settings = json.loads(stored.info["minibnn"])
+    assert stored.getpixel((0, 0)) == (1001 % 256, 3, 0) and (settings["prompt"], settings["number"]) == ("a dog", 1001)
+    own = ("own.png", "12.png", "100-mean-of-mine.png")
+    for name in (*own, "1001-01.png", "000-100.png", "1001-mean.png"):
+        (folder / name).touch()
+    sample(dataclasses.replace(options, count=1))
+    assert sorted(p.name for p in folder.iterdir()) == sorted(["000.png", "001.png", *own])

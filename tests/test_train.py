@@ -299,6 +299,12 @@ def test_existing_folders_are_kept(options, tmp_path):
         train(options("--steps", "2", out="two"))
         train(options("--steps", "1", "--resume", out="two"))
     (tmp_path / "mine").mkdir()
+    for name, content in (("config.json", '{"model_type": "clip"}'), ("log.jsonl", "{}")):  # names of ours, but not ours
+        (tmp_path / "mine" / name).write_text(content)
+        with pytest.raises(UserError, match="exists: go on with --resume"):
+            train(options(out="mine"))
+        assert (tmp_path / "mine" / name).read_text() == content
+        (tmp_path / "mine" / name).unlink()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match="config.json is missing"):
         train(options("--overwrite", out="mine"))
