@@ -137,7 +137,9 @@ def _launch(kernel, dtype, result, *arguments):
     table = TILES_FLOAT32 if dtype == torch.float32 else TILES
     tile = {axis: size for axis, size in zip(("BM", "BN", "BK", "num_warps"), table[kernel], strict=True) if size}
     grid = tuple(triton.cdiv(length, tile[axis]) for axis, length in result.items())
-    if 0 not in grid:
+    if 0 in grid:
+        return
+    with torch.cuda.device_of(next(a for a in arguments if torch.is_tensor(a))):  # Triton launches on the current GPU
         kernel[grid](*arguments, **tile, enable_fp_fusion=False)
 
 

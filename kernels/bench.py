@@ -70,7 +70,7 @@ H200 = Device(4.3e12, 790e12)  # measured copy and matmul rates of another progr
 
 
 def sd15_layers(where, batch, resolution=512):
-    """{Layer: how often} of the random linears of SD v1.5's UNet, from a forward without numbers (the meta device)."""
+    """{Layer: how often} of the random linears of SD v1.5's UNet, from a forward on the meta device. Raises UserError."""
     with torch.device("meta"):
         unet = UNet(UNetConfig()).eval()
         try:
@@ -90,6 +90,8 @@ def sd15_layers(where, batch, resolution=512):
         size = resolution // 8
         with torch.no_grad():
             unet(torch.empty(batch, 4, size, size), torch.zeros(batch, dtype=torch.int64), torch.empty(batch, 77, 768))
+    if not found:
+        raise UserError(f"--where {where} has no linear layer, and only those are timed")
     return found
 
 
@@ -151,11 +153,11 @@ def saved_for_backward(layer, name):
     return {"plain": 2, "unfused": 4 + 2}.get(name, 0) * layer.n * layer.k
 
 
-def choose(layer):
-    """The path of "auto" on a GPU with tensor cores."""
+def choose(layer, capability=(9, 0)):
+    """The path of "auto" on a GPU of this compute capability; (9, 0): H200."""
     from .bayes_linear import choose_path
 
-    return choose_path(layer.m, layer.n, layer.k, (9, 0))
+    return choose_path(layer.m, layer.n, layer.k, capability)
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -249,7 +251,7 @@ def cuda_peak(function):
     return torch.cuda.max_memory_allocated() - before
 
 
-def measure(layers, dtype, device, timer, peak, progress=iter):
+def measure(layers, dtype, device, timer, peak, capability, progress=iter):
     """[{"layer", "count", formulation: {pass: seconds, "kept", "peak": bytes}}]; timer, peak: function() -> number."""
     rows = []
     for layer, count in progress(layers.items()):
@@ -258,7 +260,7 @@ def measure(layers, dtype, device, timer, peak, progress=iter):
             runs, inputs = passes(layer, name, dtype, device)
             row[name] = {one: timer(runs[one]) for one in PASSES}
             row[name] |= {"kept": kept_for_backward(runs["forward"], inputs), "peak": peak(runs["both"])}
-        row["auto"] = row[choose(layer)]
+        row["auto"] = row[choose(layer, capability)]
         rows.append(row)
     return rows
 
@@ -337,7 +339,7 @@ def main(options):
         if options.predict:
             rows[batch] = predicted(layers, device)
         else:
-            rows[batch] = measure(layers, dtype, "cuda", cuda_timer, cuda_peak, tqdm)
+            rows[batch] = measure(layers, dtype, "cuda", cuda_timer, cuda_peak, torch.cuda.get_device_capability(), tqdm)
         by_batch[batch] = totals(rows[batch], device)
         print(report(by_batch[batch]))
     if options.out:

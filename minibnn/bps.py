@@ -1,23 +1,10 @@
 """Bayesian Power Steering: a frozen model learns to follow pictures (sketches, maps): `python -m minibnn.bps --hints DIR`.
 
-Follows: Huang et al. 2024 (arXiv 2406.03683) and the authors' released code, as far as they are known.
-
-By Bayes' rule the noise prediction of a model that also knows a hint y is that of the frozen model plus one term:
-
-    ε(z_t, t, c, y) = ε(z_t, t, c) + M,   M = −√(1−ᾱ_t) ∇_z log p_t(y | z_t, c)
-
-Here M is what a trainable *branch* causes: a U-shaped network that sees the hint and the time, never z_t or the prompt,
-and whose features B_k are added, through convolutions that start at zero, inside all units k of the frozen UNet:
-
-    h ← Block(h) + gain_k · ZeroConv_k(B_k(y, t))      after each residual block and each attention of unit k
-
-SD v1.5 has 25 units (12 encoder, 1 middle, 12 decoder) and 38 such additions. "Head-heavy and foot-light": encoder and
-middle get time-conditioned blocks and gains 16, 8, 4, 2 and 16, the decoder light blocks without time, and gain 1.
+Trains the branch of `bps_branch.py`, which says what is learned (arXiv 2406.03683), on pairs, and draws with it:
 
     pairs: NAME.png (picture), NAME.hint.png (its hint), NAME.txt (its caption), e.g. from `python -m minibnn.world --pairs`
 
-But: no style hints of several maps, no BPS-XL; the 4 zero convolutions of conv_in and the downsamplers, which nothing
-uses (20.3 M parameters in SD v1.5), are kept: the branch has as many parameters as the released one.
+But: no style hints of several maps.
 """
 
 from .commands import BpsOptions
@@ -27,170 +14,27 @@ if __name__ == "__main__":  # before torch is imported: --help and mistyped opti
     OPTIONS = parse(BpsOptions, "minibnn.bps")
     answer_ctrl_c_while_importing()
 
-import contextlib
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import nn
 from tqdm import tqdm
 
 from . import data, schedule
+from .bps_branch import Branch, added, steered
 from .devices import choose_device, make_deterministic, unscaled_dtype
 from .errors import UserError
 from .pipeline import StableDiffusion, grid, to_pil
-from .unet import time_sinusoid
 from .vae import sample_latents
 from .weights import open_weights, read_json, write_json, write_tensors, write_whole
 
 FORMAT = "minibnn bps"
-
-
-# --- the branch -------------------------------------------------------------------------------------------------------
-
-
-def zero_conv(in_channels, out_channels):
-    """A 3 × 3 convolution that gives 0 until it is trained."""
-    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-    nn.init.zeros_(conv.weight)
-    nn.init.zeros_(conv.bias)
-    return conv
-
-
-class TimedBlock(nn.Module):
-    """Heavy block: x -> shortcut(x) + zero conv(silu((1 + scale)·norm(conv(silu(norm(x)))) + shift)), (scale, shift) from t."""
-
-    def __init__(self, in_channels, channels, time_channels, groups):
-        super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels)
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
-        self.time = nn.Linear(time_channels, 2 * channels)
-        self.norm2 = nn.GroupNorm(groups, channels)
-        self.conv2 = zero_conv(channels, channels)
-        self.shortcut = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else nn.Identity()
-
-    def forward(self, x, time):
-        h = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = self.time(time)[:, :, None, None].chunk(2, dim=1)
-        return self.shortcut(x) + self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
-
-
-class LightBlock(nn.Module):
-    """Light block: x -> shortcut(x) + zero conv(silu(norm(x))), without time."""
-
-    def __init__(self, in_channels, channels, groups):
-        super().__init__()
-        self.norm = nn.GroupNorm(groups, in_channels)
-        self.conv = zero_conv(in_channels, channels)
-        self.shortcut = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else nn.Identity()
-
-    def forward(self, x):
-        return self.shortcut(x) + self.conv(F.silu(self.norm(x)))
-
-
-class Branch(nn.Module):
-    """features = branch(hint, time): what is added in each unit of a UNet of this configuration.
-
-    hint (B, hint_channels, H, W), H and W multiples of `factor` (the VAE's); time (B, T) from `time_of`. Returns one
-    tensor (B, C, h, w) for each unit, in the order of `units`; None for conv_in and the downsamplers.
-    """
-
-    def __init__(self, config, hint_channels=1, factor=8, gains="head-heavy"):
-        super().__init__()
-        channels, n, groups = config.block_out_channels, config.layers_per_block, config.norm_num_groups
-        last, time_channels = len(channels) - 1, 4 * channels[0]
-        self.factor, self.hint_channels = factor, hint_channels
-
-        widths, heavy = [channels[0]], [16.0]  # of the encoder's units
-        self.encoder = nn.ModuleList([nn.Conv2d(hint_channels * factor**2, channels[0], 3, padding=1)])
-        for level, width in enumerate(channels):
-            blocks = [TimedBlock(widths[-1] if i == 0 else width, width, time_channels, groups) for i in range(n)]
-            downsample = [nn.Conv2d(width, width, 3, stride=2, padding=1)] if level < last else []
-            self.encoder += blocks + downsample
-            widths += [width] * len(blocks + downsample)
-            heavy += [2.0 ** (4 - level)] * len(blocks + downsample)
-        self.gains = [*heavy, 16.0] if gains == "head-heavy" else [1.0] * (len(heavy) + 1)  # encoder, middle; the decoder's are 1
-        self.middle = nn.ModuleList(TimedBlock(channels[-1], channels[-1], time_channels, groups) for _ in range(2))
-        self.zeros = nn.ModuleList(zero_conv(width, width) for width in [*widths, channels[-1]])
-
-        self.decoder, self.upsamplers, before = nn.ModuleList(), nn.ModuleList(), channels[-1]
-        for level in reversed(range(len(channels))):
-            for _ in range(n + 1):
-                self.decoder.append(LightBlock(before + widths.pop(), channels[level], groups))
-                before = channels[level]
-            if level:
-                self.upsamplers.append(nn.Conv2d(before, before, 3, padding=1))
-        self.decoder_zeros = nn.ModuleList(zero_conv(block.conv.out_channels, block.conv.out_channels) for block in self.decoder)
-
-    def forward(self, hint, time):
-        h, skips, features = F.pixel_unshuffle(hint, self.factor), [], []  # (B, C, H, W) -> (B, f²C, H/f, W/f)
-        for unit, zero, gain in zip(self.encoder, self.zeros, self.gains, strict=False):
-            timed = isinstance(unit, TimedBlock)
-            h = unit(h, time) if timed else unit(h)
-            skips.append(h)
-            features.append(gain * zero(h) if timed else None)
-        for block in self.middle:
-            h = block(h, time)
-        features.append(self.gains[-1] * self.zeros[-1](h))
-        per_level = len(self.decoder) // (len(self.upsamplers) + 1)
-        for i, (block, zero) in enumerate(zip(self.decoder, self.decoder_zeros, strict=True)):
-            h = block(torch.cat([h, skips.pop()], dim=1))
-            features.append(zero(h))
-            if skips and (i + 1) % per_level == 0:
-                h = F.interpolate(h, size=skips[-1].shape[2:], mode="nearest")
-                h = self.upsamplers[i // per_level](h)
-        return features
-
-
-# --- where its features go --------------------------------------------------------------------------------------------
-
-
-def units(unet):
-    """The modules of each unit whose output is added to; none for conv_in and the downsamplers. 25 lists for SD v1.5."""
-    lists = [[]]
-    for block in unet.down_blocks:
-        lists += [[resnet, *block.attentions[i : i + 1]] for i, resnet in enumerate(block.resnets)]
-        lists += [[] for _ in block.downsamplers]
-    mid = unet.mid_block
-    lists.append([mid.resnets[0], mid.attentions[0], mid.resnets[1]])
-    for block in unet.up_blocks:
-        lists += [[resnet, *block.attentions[i : i + 1]] for i, resnet in enumerate(block.resnets)]
-    return lists
-
-
-@contextlib.contextmanager
-def added(unet, features):
-    """Within this block the UNet's forward adds features[k] to the output of every module of unit k."""
-    handles = []
-    try:
-        for modules, feature in zip(units(unet), features, strict=True):
-            for module in modules if feature is not None else []:
-                handles.append(module.register_forward_hook(lambda module, args, out, feature=feature: out + feature))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def time_of(unet, t, dtype=torch.float32):
-    """What the branch knows of the time: the frozen UNet's own embedding. (B,) -> (B, T)."""
-    with torch.no_grad():
-        return F.silu(unet.time_embedding(time_sinusoid(t, unet.config.block_out_channels[0]).to(dtype)))
-
-
-def steered(unet, branch, x, t, context, hint, inject=added):
-    """What the UNet predicts when steered by `hint`. inject(unet, features): where the features go.
-
-    Raises UserError when the hint does not have the size of the picture that x (B, 4, h, w) stands for.
-    """
-    wanted = (branch.hint_channels, branch.factor * x.shape[2], branch.factor * x.shape[3])
-    if tuple(hint.shape[1:]) != wanted:
-        raise UserError(f"hint of (channels, height, width) {tuple(hint.shape[1:])}: this model and picture size need {wanted}")
-    with inject(unet, branch(hint.to(x.dtype), time_of(unet, t, x.dtype))):
-        return unet(x, t, context)
+CONFIG = {"model", "hint_channels", "factor", "gains"}  # what opening a branch needs
+TRAINING = ("hint_channels", "gains", "steps", "lr", "batch_size", "resolution")  # options that --branch has no use for
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------
@@ -223,6 +67,8 @@ def read_hint(path, channels, size=None):
     """A PNG -> (channels, H, W) in [0, 1]; size (width, height): what it must have. Raises UserError naming the file."""
     try:
         image = Image.open(path).convert("L" if channels == 1 else "RGB")
+    except Image.DecompressionBombError:
+        raise UserError(f"{path}: too many pixels, perhaps an attack; make it smaller") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path}: broken or no picture ({error})") from None
     if size and image.size != size:
@@ -232,8 +78,11 @@ def read_hint(path, channels, size=None):
 
 
 def read_caption(path):
-    """The words of a text file. Raises UserError if it is missing or empty."""
-    text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    """The words of a text file. Raises UserError if it is missing, empty or not UTF-8."""
+    try:
+        text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text ({error}); save it as UTF-8") from None
     if not text:
         raise UserError(f"{path} is missing or empty: it holds the caption of {path.stem}.png")
     return text
@@ -331,6 +180,8 @@ def load_branch(folder, sd):
     config = read_json(Path(folder) / "config.json")
     if config.get("format") != FORMAT:
         raise UserError(f"--branch {folder} is no folder of minibnn.bps")
+    if missing := CONFIG - config.keys():
+        raise UserError(f"--branch {folder}: config.json lacks {min(missing)!r}; it is damaged")
     branch = Branch(sd.unet.config, config["hint_channels"], config["factor"], config["gains"])
     with open_weights(Path(folder) / "branch.safetensors") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -349,6 +200,19 @@ def with_hints(pictures, hints):
     return grid(cells, 8, zoom=max(1, 128 // pictures[0].width))
 
 
+def check(options, sd):
+    """Refuse, before the long training, what drawing could not do. Raises UserError naming an option."""
+    for name in TRAINING if options.branch else ():
+        if getattr(options, name) != getattr(BpsOptions, name):
+            raise UserError(f"--{name.replace('_', '-')} is for training; with --branch nothing is trained")
+    try:
+        schedule.timesteps(options.sample_steps or sd.recipe["sample_steps"])
+    except ValueError as error:
+        raise UserError(f"--sample-{error}") from None
+    if options.guidance is not None and not math.isfinite(options.guidance):
+        raise UserError(f"--guidance {options.guidance} is no finite number")
+
+
 def main(options):
     """Train on the pairs of --hints, or with --branch draw its hints."""
     out = Path(options.out or ("runs/bps-drawn" if options.branch else "runs/bps"))
@@ -359,6 +223,7 @@ def main(options):
         make_deterministic()
     dtype = getattr(torch, options.dtype or unscaled_dtype(device))
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32)
+    check(options, sd)
     resolution, bundled = options.resolution or sd.recipe["resolution"], options.model == "tiny"
     if options.branch:
         branch = load_branch(options.branch, sd)

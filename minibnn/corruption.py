@@ -1,9 +1,10 @@
 """The corruption laboratory: the paper's Eq. 1-2 as code, and σ₁ measured in any network.
 
 Follows: "Exploring Diffusion Models' Corruption Stage in Few-Shot Fine-tuning and Mitigating with Bayesian Neural
-Networks", §3.2-3.3, App. A, B and F. `python -m minibnn.corruption` lists commands that look into models with it. A network fine-tuned on one picture x′ is modelled as if it had learned
-x_0 ~ N(x′, σ₁²), so that x_0 and x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε are jointly Gaussian; with a set I_θ of pictures, as the
-same around the nearest one.
+Networks", §3.2-3.3, App. A, B and F. `python -m minibnn.corruption` lists commands that look into models with it.
+
+A network fine-tuned on one picture x′ is modelled as if it had learned x_0 ~ N(x′, σ₁²), so that x_0 and
+x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε are jointly Gaussian; with a set I_θ of pictures, as the same around the nearest one.
 
     here              paper
     abar_t            α_t            ᾱ_t of DDPM

@@ -27,6 +27,7 @@ if __name__ == "__main__":  # before torch is imported: --help and mistyped opti
 
 import contextlib
 import dataclasses
+import math
 import os
 import shutil
 from pathlib import Path
@@ -47,6 +48,7 @@ from .train import make_optimiser, stop_if_not_finite
 from .weights import read_json, write_json, write_whole
 
 RECORD = "graft.json"
+OWN = {"keep": "top-k", "minimum": "threshold", "alpha": "tilt"}  # options of one rule alone
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
@@ -205,6 +207,18 @@ def fine_tune(sd, contexts, x0, x_t, t, options):
 # --- the whole --------------------------------------------------------------------------------------------------------
 
 
+def check_folder(options, out):
+    """Refuse a folder that is not to be replaced, or that holds what the run is made from. Raises UserError."""
+    if out.exists() and not (options.overwrite and (out / RECORD).exists()):
+        raise UserError(f"--out {out} exists: name another" + (", it is no run of this command" if options.overwrite else " or pass --overwrite"))
+    for name in ("model", "tokenizer", "prompts_from"):
+        value = getattr(options, name)
+        if value and (name, value) != ("model", "tiny") and Path(value).resolve().is_relative_to(out.resolve()):
+            raise UserError(f"--out {out} would replace --{name.replace('_', '-')} {value}: name another")
+    if options.model != "tiny" and out.resolve().is_relative_to(Path(options.model).resolve()):
+        raise UserError(f"--out {out} lies inside --model {options.model}: name another")
+
+
 def settle(options, sd):
     """Fill in what the command line left open, from the model's recipe, and check the whole. Raises UserError."""
     prompts = list(options.prompt or [])
@@ -234,13 +248,18 @@ def settle(options, sd):
         raise UserError(f"--sample-{error}") from None
     if not 0 <= options.eta <= 1:
         raise UserError(f"--eta {options.eta}: a number from 0 to 1")
+    if not math.isfinite(options.guidance):
+        raise UserError(f"--guidance {options.guidance} is no finite number")
     if options.resolution % sd.vae.factor:
         raise UserError(f"--resolution {options.resolution} is no multiple of {sd.vae.factor}")
     if options.switch >= noisiest:
         raise UserError(f"--switch {options.switch} leaves nothing to the fine-tuned model: the sampler starts at {noisiest}")
     if options.realisation == "A" and not options.switch:
         raise UserError("--realisation A needs --switch: without one there is no noisy state to learn")
-    if options.keep > options.candidates:
+    for name, rule in OWN.items():
+        if options.rule != rule and getattr(options, name) != getattr(GraftOptions, name):
+            raise UserError(f"--{name} belongs to --rule {rule}, not to {options.rule}")
+    if options.rule == "top-k" and options.keep > options.candidates:
         raise UserError(f"--keep {options.keep} of --candidates {options.candidates} is impossible")
     return options
 
@@ -248,8 +267,7 @@ def settle(options, sd):
 def graft(options):
     """Run GraftOptions from candidates to the run's folder. Raises UserError, KeyboardInterrupt."""
     out = Path(options.out)
-    if out.exists() and not (options.overwrite and (out / RECORD).exists()):
-        raise UserError(f"--out {out} exists: name another" + (", it is no run of this command" if options.overwrite else " or pass --overwrite"))
+    check_folder(options, out)
     reward = load_reward(options.reward)
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
     options = settle(options, sd)
@@ -294,7 +312,7 @@ def graft(options):
 
 @contextlib.contextmanager
 def new_folder(out):
-    """A temporary folder beside `out` that takes its name when the block ends well, and disappears when it does not."""
+    """A temporary folder beside `out` that takes its name when the block ends well; else it disappears, and `out` stays."""
     temporary, old = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
     try:
         yield temporary
@@ -302,6 +320,8 @@ def new_folder(out):
             os.replace(out, old)
         os.replace(temporary, out)
     finally:
+        if old.exists() and not out.exists():  # stopped between the two
+            os.replace(old, out)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 

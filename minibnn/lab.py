@@ -1,6 +1,5 @@
 """What the commands of `python -m minibnn.corruption` share: models side by side, denoising in one step or all, files to write."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from . import data, schedule
 from .corruption import latents_of
 from .devices import choose_device
 from .errors import UserError
+from .experiments import stages
 from .pipeline import StableDiffusion, to_pil
 from .runs import FORMAT
 from .weights import read_json
@@ -92,8 +92,9 @@ def cosine(a, b):
 
 
 def interval(values):
-    """(mean, half width of a 95 % interval) of the draws."""
-    return values.mean().item(), 1.96 * (values.std() / math.sqrt(len(values))).item()
+    """(mean, half width of a 95 % t-interval) of n ≥ 2 draws."""
+    mean, low, high = stages.interval(values)
+    return mean, (high - low) / 2
 
 
 def check_out(options, command):

@@ -14,7 +14,8 @@ Follows: the paper's App. G, with networks of this world's size in place of Dino
 Pictures are (B, 3, 64, 64) in [-1, 1]. Each measure is one number for each picture, unless it says otherwise.
 
 But: fidelity goes by colours: the dog in other colours counts no more than any other drawing. Blotches so strong (0.3 and
-more) that the classifier mistakes the background make noise too small. Immerkær's estimate does not see blotches.
+more) that the classifier mistakes the background make noise too small. Immerkær's estimate does not see blotches. What is
+spotted raises noise without being damaged: the tutorials' dog by about a half.
 
     python -m minibnn.metrics        what each measure sees and what it is blind to; rewrites assets/clean.json
 """

@@ -71,7 +71,9 @@ def _draw(panel):
     y0, y1 = min(ys), max(ys)
     margin = 0.05 * (y1 - y0) or 0.5
     y0, y1 = y0 - margin, y1 + margin
-    y1 += (y1 - y0) * min(0.3, 13 * len(panel.lines) / (HEIGHT - TOP - BOTTOM))  # room for the labels
+    label_columns = 1 if len(panel.lines) <= 4 else 2
+    room = 13 * -(-len(panel.lines) // label_columns) / (HEIGHT - TOP - BOTTOM)  # for the labels, above all curves
+    y1 += (y1 - y0) * room / (1 - room)
 
     def place(x, y):
         across = (bend(x) - x0) / ((x1 - x0) or 1.0)
@@ -106,6 +108,7 @@ def _draw(panel):
         for x, y in points:
             pen.ellipse((x - 2, y - 2, x + 2, y + 2), colour)
     for i, line in enumerate(panel.lines):
-        colour, place_of_label = line.colour or COLOURS[i % len(COLOURS)], (WIDTH - RIGHT - 4, TOP + 2 + 13 * i)
+        colour, (row, column) = line.colour or COLOURS[i % len(COLOURS)], divmod(i, label_columns)
+        place_of_label = (WIDTH - RIGHT - 4 - (label_columns - 1 - column) * (WIDTH - LEFT - RIGHT) // 2, TOP + 2 + 13 * row)
         pen.text(place_of_label, line.label, colour, small, anchor="ra", stroke_width=2, stroke_fill="white")
     return image.convert("RGB")

@@ -18,7 +18,7 @@ class ProbeOptions:
     prompt: str = option(None, "the training prompt [of the run, or the model's recipe]", "what", type=words)
     tokenizer: str = tokenizer_option()
     prediction_type: str = prediction_type_option()
-    t: int = option(100, "the time of probe-local, probe-scaled and probe-blank, 1..999", "measuring", type=whole)
+    t: int = option(100, "the time of probe-local, probe-scaled, probe-blank, and of probe-zero beside 999, 1..999", "measuring", type=whole)
     draws: int = option(32, "draws of noise for each picture and time, at least 2", "measuring", type=whole)
     batch_size: int = option(32, "latents predicted at once", "measuring", type=whole)
     seed: int = seed_option("measuring", "of the noise")

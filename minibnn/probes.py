@@ -53,10 +53,12 @@ def sigma1(lab, options):
 def probe_zero(lab, options):
     zero = torch.zeros_like(lab.latents[:1])
     rows, numbers, lines = [], {}, ["x_t = 0; Eq. 2 says: a multiple of a training picture (cosine 1)"]
-    labels = ["x_t = 0", "one step\nt = 999", "its nearest\ntraining picture", f"one step\nt = {options.t}", "50 steps\nfrom t = 999"]
+    times = list(dict.fromkeys((999, options.t)))
+    first, *others = [*(f"one step\nt = {t}" for t in times), "50 steps\nfrom t = 999"]
+    labels = ["x_t = 0", first, "its nearest\ntraining picture", *others]
     for name, sd in lab.models.items():
         predict_eps = predictor(sd, lab.prompt)
-        found = {f"one step, t = {t}": one_step(predict_eps, zero, t, lab.abar, 1) for t in (999, options.t)}
+        found = {f"one step, t = {t}": one_step(predict_eps, zero, t, lab.abar, 1) for t in times}
         found["50 steps from t = 999"] = all_steps(predict_eps, zero, 999, lab.abar, 50)
         numbers[name] = {}
         for what, x0 in found.items():

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from minibnn import StableDiffusion, bps, schedule, world
+from minibnn import StableDiffusion, bps, bps_branch, schedule, world
 from minibnn.commands import BpsOptions
 from minibnn.errors import UserError
 from minibnn.unet import UNet, UNetConfig
@@ -33,7 +34,7 @@ def unet():
 @pytest.fixture
 def branch():
     torch.manual_seed(1)
-    return bps.Branch(SMALL)
+    return bps_branch.Branch(SMALL)
 
 
 def inputs(seed=0, batch=2):
@@ -68,9 +69,9 @@ def test_1_a_new_branch_changes_nothing(unet, branch):
             times = torch.full((2,), t)
             plain = unet(x, times, context)
             assert plain.std() > 0.01  # or the test would be vacuous
-            assert torch.equal(bps.steered(unet, branch, x, times, context, hint), plain)
+            assert torch.equal(bps_branch.steered(unet, branch, x, times, context, hint), plain)
         awaken(branch)
-        assert (bps.steered(unet, branch, x, times, context, hint) - plain).abs().max() > 0.01
+        assert (bps_branch.steered(unet, branch, x, times, context, hint) - plain).abs().max() > 0.01
 
 
 def test_1_afterwards_the_unet_is_as_before(unet, branch):
@@ -79,9 +80,9 @@ def test_1_afterwards_the_unet_is_as_before(unet, branch):
     before, keys = hashed(unet), list(unet.state_dict())
     with torch.no_grad():
         plain = unet(x, t, context)
-        bps.steered(unet, branch, x, t, context, hint)
+        bps_branch.steered(unet, branch, x, t, context, hint)
         assert torch.equal(unet(x, t, context), plain)
-        with pytest.raises(RuntimeError), bps.added(unet, branch(hint, bps.time_of(unet, t))):
+        with pytest.raises(RuntimeError), bps_branch.added(unet, branch(hint, bps_branch.time_of(unet, t))):
             unet(x, t, context[..., :3])
         assert torch.equal(unet(x, t, context), plain)
     assert hashed(unet) == before and list(unet.state_dict()) == keys
@@ -97,7 +98,7 @@ def test_2_gradients_of_the_first_three_steps(unet, branch):
     for step in range(3):
         x, t, context, hint = inputs(step, 1)
         optimiser.zero_grad()
-        F.mse_loss(bps.steered(unet, branch, x, t, context, hint), inputs(step + 10, 1)[0]).backward()
+        F.mse_loss(bps_branch.steered(unet, branch, x, t, context, hint), inputs(step + 10, 1)[0]).backward()
         gradients = {name: p.grad for name, p in branch.named_parameters()}
         assert [name for name, g in gradients.items() if g is None] == unused
         alive = [name for name, g in gradients.items() if g is not None and g.any()]
@@ -112,22 +113,22 @@ def test_2_gradients_of_the_first_three_steps(unet, branch):
 
 def test_3_alignment_with_the_units(unet, branch):
     x, t, context, hint = inputs()
-    features = branch(hint, bps.time_of(unet, t))
+    features = branch(hint, bps_branch.time_of(unet, t))
     assert [None if f is None else (f.shape[1], f.shape[2]) for f in features] == SIZES
-    assert len(features) == len(bps.units(unet)) == 25
+    assert len(features) == len(bps_branch.units(unet)) == 25
     seen = []
-    for modules in bps.units(unet):
+    for modules in bps_branch.units(unet):
         for module in modules:
             module.register_forward_hook(lambda module, args, out: seen.append(tuple(out.shape)))
     try:
         with torch.no_grad():
             unet(x, t, context)
     finally:
-        for modules in bps.units(unet):
+        for modules in bps_branch.units(unet):
             for module in modules:
                 module._forward_hooks.clear()
     # Hooks fire in the order of execution; the sharing inside a unit shows as repeated shapes.
-    assert seen == [tuple(f.shape) for f, modules in zip(features, bps.units(unet), strict=True) for _ in modules]
+    assert seen == [tuple(f.shape) for f, modules in zip(features, bps_branch.units(unet), strict=True) for _ in modules]
 
 
 def test_3_38_additions_in_one_forward(unet, branch):
@@ -144,8 +145,8 @@ def test_3_38_additions_in_one_forward(unet, branch):
             return super().__torch_function__(function, types, args, kwargs or {}).as_subclass(torch.Tensor)
 
     with torch.no_grad():
-        features = [None if f is None else f.as_subclass(Counted) for f in branch(hint, bps.time_of(unet, t))]
-        with bps.added(unet, features):
+        features = [None if f is None else f.as_subclass(Counted) for f in branch(hint, bps_branch.time_of(unet, t))]
+        with bps_branch.added(unet, features):
             unet(x, t, context)
     assert len(additions) == 38  # 8 + 6 in the encoder, 3, 12 + 9 in the decoder; residual blocks alone would be 22
 
@@ -153,16 +154,16 @@ def test_3_38_additions_in_one_forward(unet, branch):
 def test_3_features_arrive_at_their_place(unet, branch):
     """The first unit that is changed is the first whose feature is not zero, and its skip is changed with it."""
     x, t, context, hint = inputs()
-    features = [None if f is None else torch.zeros_like(f) for f in branch(hint, bps.time_of(unet, t))]
+    features = [None if f is None else torch.zeros_like(f) for f in branch(hint, bps_branch.time_of(unet, t))]
     features[5] += 1.0
     outputs = {}
     handles = [
         module.register_forward_hook(lambda module, args, out, key=(k, i): outputs.setdefault(key, []).append(out))
-        for k, modules in enumerate(bps.units(unet)) for i, module in enumerate(modules)
+        for k, modules in enumerate(bps_branch.units(unet)) for i, module in enumerate(modules)
     ]  # fmt: skip
     with torch.no_grad():
         unet(x, t, context)
-        with bps.added(unet, features):
+        with bps_branch.added(unet, features):
             unet(x, t, context)
     for handle in handles:
         handle.remove()
@@ -175,14 +176,14 @@ def test_4_time_and_hint_but_not_z(unet, branch):
     x, t, context, hint = inputs()
     awaken(branch)
     with torch.no_grad():
-        early, late = (branch(hint, bps.time_of(unet, torch.full((2,), value))) for value in (10, 900))
+        early, late = (branch(hint, bps_branch.time_of(unet, torch.full((2,), value))) for value in (10, 900))
         for k in range(13):
             assert early[k] is None or (early[k] - late[k]).abs().max() > 1e-3
-        assert all((a - b).abs().max() > 1e-3 for a, b in zip(branch(hint, bps.time_of(unet, t))[13:], branch(1 - hint, bps.time_of(unet, t))[13:], strict=True))
+        assert all((a - b).abs().max() > 1e-3 for a, b in zip(branch(hint, bps_branch.time_of(unet, t))[13:], branch(1 - hint, bps_branch.time_of(unet, t))[13:], strict=True))
         for block in branch.modules():
-            if isinstance(block, bps.TimedBlock):
+            if isinstance(block, bps_branch.TimedBlock):
                 block.time.weight.zero_()
-        same = [branch(hint, bps.time_of(unet, torch.full((2,), value))) for value in (10, 900)]
+        same = [branch(hint, bps_branch.time_of(unet, torch.full((2,), value))) for value in (10, 900)]
     assert all(a is None or torch.equal(a, b) for a, b in zip(*same, strict=True))  # also the decoder: it has no time
 
 
@@ -192,15 +193,15 @@ def test_5_a_gain_is_a_factor(unet, branch):
     awaken(branch)
     assert [branch.gains[i] for i in (1, 2, 4, 5, 7, 8, 10, 11, 12)] == [16, 16, 8, 8, 4, 4, 2, 2, 16]
     torch.manual_seed(1)
-    equal = bps.Branch(SMALL, gains="equal")
+    equal = bps_branch.Branch(SMALL, gains="equal")
     assert set(equal.gains) == {1.0}
     equal.load_state_dict(branch.state_dict())
     with torch.no_grad():
-        different = bps.steered(unet, equal, x, t, context, hint)
+        different = bps_branch.steered(unet, equal, x, t, context, hint)
         for zero, gain in zip(equal.zeros, branch.gains, strict=True):
             zero.weight *= gain
             zero.bias *= gain
-        out, reference = bps.steered(unet, equal, x, t, context, hint), bps.steered(unet, branch, x, t, context, hint)
+        out, reference = bps_branch.steered(unet, equal, x, t, context, hint), bps_branch.steered(unet, branch, x, t, context, hint)
     assert (out - reference).abs().max() < 1e-6 * reference.std()
     assert (different - reference).abs().max() > 1e-2 * reference.std()
 
@@ -209,24 +210,24 @@ def test_5_a_gain_is_a_factor(unet, branch):
 def test_parameters_for_sd15(channels, millions):
     """Sketch, layout, style; of these 20.3 M in 4 zero convolutions that are never used."""
     with torch.device("meta"):
-        branch, sd15 = bps.Branch(UNetConfig(), channels), UNet()
+        branch, sd15 = bps_branch.Branch(UNetConfig(), channels), UNet()
     assert round(sum(p.numel() for p in branch.parameters()) / 1e6, 2) == millions
     assert round(sum(p.numel() for i in (0, 3, 6, 9) for p in branch.zeros[i].parameters()) / 1e6, 1) == 20.3
-    assert (len(bps.units(sd15)), sum(map(len, bps.units(sd15)))) == (25, 38)
+    assert (len(bps_branch.units(sd15)), sum(map(len, bps_branch.units(sd15)))) == (25, 38)
 
 
 @pytest.mark.parametrize("side", [8, 11])
 def test_the_bundled_model_and_odd_sizes(side):
     sd = StableDiffusion.load("tiny")
-    branch = bps.Branch(sd.unet.config)
+    branch = bps_branch.Branch(sd.unet.config)
     awaken(branch)
-    assert (len(bps.units(sd.unet)), sum(map(len, bps.units(sd.unet)))) == (13, 18)
+    assert (len(bps_branch.units(sd.unet)), sum(map(len, bps_branch.units(sd.unet)))) == (13, 18)
     x, t, context = torch.randn(2, 4, side, side + 1), torch.tensor([5, 600]), torch.randn(2, 77, 128)
     hint = torch.rand(2, 1, 8 * side, 8 * side + 8)
     with torch.no_grad():
-        assert (bps.steered(sd.unet, branch, x, t, context, hint) - sd.unet(x, t, context)).abs().max() > 1e-3
+        assert (bps_branch.steered(sd.unet, branch, x, t, context, hint) - sd.unet(x, t, context)).abs().max() > 1e-3
         with pytest.raises(UserError, match="hint of .* this model and picture size need"):
-            bps.steered(sd.unet, branch, x, t, context, hint[..., :-8])
+            bps_branch.steered(sd.unet, branch, x, t, context, hint[..., :-8])
 
 
 # --- §1e 6: the posterior of a Gaussian, in closed form ---------------------------------------------------------------
@@ -462,8 +463,9 @@ def pairs(tmp_path):
 
 
 def options(pairs, **changes):
-    settings = {"hints": str(pairs), "out": str(pairs.parent / "run"), "steps": 2, "batch_size": 2, "sample_steps": 2}
-    return BpsOptions(**settings | changes)
+    settings = {"hints": str(pairs), "out": str(pairs.parent / "run"), "sample_steps": 2}
+    training = {} if "branch" in changes else {"steps": 2, "batch_size": 2}
+    return BpsOptions(**settings | training | changes)
 
 
 def test_pairs_are_exact(pairs):
@@ -503,12 +505,12 @@ def test_training_learns_and_leaves_the_rest_alone():
     context = sd.encode_prompts(pair.captions).expand(8, -1, -1)
     before = [hashed(part) for part in (sd.unet, sd.vae, sd.text_encoder)]
     torch.manual_seed(0)
-    branch, errors = bps.Branch(sd.unet.config), []
+    branch, errors = bps_branch.Branch(sd.unet.config), []
     for steps in (1, 24):  # the first step already moves, and reports the error of the untrained branch
         losses = bps.train(sd, branch, pair, steps, 2e-4, 4)
         assert len(losses) == steps
         with torch.no_grad():
-            errors.append(F.mse_loss(bps.steered(sd.unet, branch, x_t, t, context, hint.expand(8, -1, -1, -1)), eps).item())
+            errors.append(F.mse_loss(bps_branch.steered(sd.unet, branch, x_t, t, context, hint.expand(8, -1, -1, -1)), eps).item())
     with torch.no_grad():
         base = F.mse_loss(sd.unet(x_t, t, context), eps).item()
     assert errors[-1] < 0.9 * base, (base, errors)
@@ -543,11 +545,55 @@ class TestMistakes:
         self.refused(pairs, "the loss is .* at step 2; try a smaller --lr", lr=1e30)
 
     def test_another_models_branch(self, pairs, tmp_path):
-        bps.save_branch(bps.Branch(SMALL), tmp_path / "other", {"model": "X", "hint_channels": 1, "factor": 8, "gains": "equal"})
+        bps.save_branch(bps_branch.Branch(SMALL), tmp_path / "other", {"model": "X", "hint_channels": 1, "factor": 8, "gains": "equal"})
         self.refused(pairs, "trained for X", branch=str(tmp_path / "other"))
         self.refused(pairs, "config.json is missing", branch=str(pairs))
+
+    def test_a_damaged_branch(self, pairs, tmp_path):
+        config = {"model": "X", "hint_channels": 1, "factor": 8, "gains": "equal"}
+        for name in config:
+            bps.save_branch(bps_branch.Branch(SMALL), tmp_path / "b", {k: v for k, v in config.items() if k != name})
+            self.refused(pairs, f"b: config.json lacks '{name}'; it is damaged", branch=str(tmp_path / "b"))
+
+    @pytest.mark.parametrize("branch", [None, "b"])
+    def test_what_cannot_be_drawn_is_said_before_training(self, pairs, branch, monkeypatch):
+        monkeypatch.setattr(bps, "train", None)
+        monkeypatch.setattr(bps, "load_branch", None)
+        changes = {"branch": branch} if branch else {}
+        self.refused(pairs, "--sample-steps = 2000 is outside 1..999", sample_steps=2000, **changes)
+        self.refused(pairs, "--guidance nan is no finite number", guidance=float("nan"), **changes)
+
+    def test_training_options_beside_a_branch(self, pairs):
+        for name, value in {"steps": 5, "lr": 1e-3, "batch_size": 4, "resolution": 32, "gains": "equal", "hint_channels": 3}.items():
+            self.refused(pairs, f"--{name.replace('_', '-')} is for training; with --branch", branch="b", **{name: value})
+
+    def test_a_caption_of_another_encoding(self, pairs):
+        (pairs / "001.txt").write_bytes("ein grüner Hund".encode("latin-1"))
+        self.refused(pairs, "001.txt is no UTF-8 text .*; save it as UTF-8")
+
+    def test_a_hint_of_too_many_pixels(self, pairs, monkeypatch):
+        hint = pairs / "000.hint.png"
+        assert bps.read_hint(hint, 1).shape == (1, 64, 64)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 // 2 - 1)
+        with pytest.raises(UserError, match="000.hint.png: too many pixels"):
+            bps.read_hint(hint, 1)
 
     def test_hint_to_draw_of_a_size_that_is_no_multiple(self, pairs, tmp_path):
         sd = StableDiffusion.load("tiny")
         with pytest.raises(UserError, match="60 x 64 pixels: both must be multiples of 8"):
-            bps.draw(sd, bps.Branch(sd.unet.config), torch.zeros(1, 1, 64, 60), ["a dog"])
+            bps.draw(sd, bps_branch.Branch(sd.unet.config), torch.zeros(1, 1, 64, 60), ["a dog"])
+
+
+def test_the_experiment_reports_every_run_that_is_there(tmp_path, monkeypatch):
+    """--runs 0: a missing run hides none that comes after it."""
+    from minibnn.experiments import bps as experiment
+
+    values = dict.fromkeys(experiment.JUDGED, 0.5)
+    for name in ("base-0-1", "bps-40-0"):
+        bps.write_json(tmp_path / "steps-60" / f"{name}.json", values)
+    monkeypatch.setattr(experiment, "train_judge", lambda path: None)
+    monkeypatch.setattr(experiment, "judged", lambda *arguments: values)
+    monkeypatch.setattr(experiment, "sheet", lambda *arguments: Image.new("L", (4, 4)))
+    settings = {"variants": ["base", "bps"], "seeds": [0, 1], "steps": 60, "runs": 0, "work": tmp_path, "out": tmp_path}
+    experiment.experiment(SimpleNamespace(**settings))
+    assert bps.read_json(tmp_path / "bps.json")["60 steps"] == {"base 0": [values], "bps 40": [values]}

@@ -247,6 +247,14 @@ def test_estimate_on_eq2_is_exact_and_explains_the_whole_loss():
     json.dumps(dataclasses.asdict(found))
 
 
+def test_own_is_the_share_of_draws_near_their_picture():
+    """At t = 900 two pictures that differ by little are told apart by chance alone; at t = 20 always."""
+    picture = random(1, 4, 8, 8)
+    pictures = torch.cat([picture, picture + 0.05 * random(1, 4, 8, 8, seed=1)]).double()
+    found = c.estimate_sigma1(c.eps_model(pictures, ABAR, 0.5), pictures, ABAR, [20, 900], draws=64)
+    assert found.own[0] > 0.95 and 0.35 < found.own[1] < 0.65
+
+
 def uneven(variances, picture):
     """The exact denoiser of N(x′, diag(variances)), and its mean gain: the trace that Stein's lemma speaks of."""
 

@@ -5,6 +5,7 @@ import json
 import math
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -212,6 +213,24 @@ def test_what_cannot_be_planned_is_one_line(dog, tmp_path, capsys, arguments, me
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_holds_runs_of_one_kind(dog, tmp_path):
+    """Lines and sheets are told apart by the run's name and step alone."""
+    (tmp_path / "out").mkdir()
+    corruption.claim(options(dog, tmp_path))
+    corruption.claim(options(dog, tmp_path, settings=("prior",), seeds=(7,), steps=3))  # names and steps tell these
+    with pytest.raises(UserError, match="holds runs of other --word, --each: name another folder"):
+        corruption.claim(options(dog, tmp_path, each=3, word="xyz"))
+    shutil.copytree(dog, tmp_path / "others")
+    next((tmp_path / "others").glob("*.png")).unlink()
+    with pytest.raises(UserError, match="other --images"):
+        corruption.claim(options(tmp_path / "others", tmp_path))
+
+
+def test_what_is_named_twice_is_done_once(dog, tmp_path):
+    planned = corruption.planned(options(dog, tmp_path, settings=("main", "main"), seeds=(0, 0), pictures=(1,)))
+    assert [it.name for it in planned] == ["main-1-plain-0", "main-1-bnn-0"]
+
+
 def test_every_experiment_has_its_command(monkeypatch, capsys):
     for name in command.NAMES:
         monkeypatch.setattr(sys, "argv", ["experiments", name, "--help"])
@@ -276,12 +295,15 @@ def test_an_interrupted_run_goes_on_and_measures_the_same(quick, dog, tmp_path, 
     assert rows_of(path) == rows[:8]
     path.write_text(path.read_text() + '{"run": "sigma-0.5-2-b')  # and its last line is torn
 
+    first_rows = Image.open(path.with_suffix(".png"))
     measured = []
     monkeypatch.setattr(corruption.Observer, "measure", lambda self, step, sd: (measured.append(step), measure(self, step, sd)))
     corruption.perform(it, stopped)
     assert measured == [3] and rows_of(path) == rows
     assert {p.name for p in (tmp_path / "stopped" / "out").iterdir()} == {f"{it.name}.jsonl", f"{it.name}.png", "training"}
     assert not any((tmp_path / "stopped" / "out" / "training").iterdir())
+    sheet, whole = (Image.open(tmp_path / name / "out" / f"{it.name}.png") for name in ("stopped", "straight"))
+    assert first_rows.height == 2 * 66 - 2 and sheet.tobytes() == whole.tobytes()  # rows drawn before the stop are kept
     corruption.perform(it, stopped)  # all is there
     assert measured == [3]
 

@@ -1,6 +1,8 @@
 """Flow matching, the sampler's inverse and inverse noise correction: against closed forms, in float64."""
 
 import math
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from safetensors.torch import load_file
 from minibnn import StableDiffusion, flow, world
 from minibnn.commands import FlowOptions
 from minibnn.errors import UserError
+from minibnn.experiments import inverse_noise
 
 
 def affine(x, s):
@@ -298,3 +301,17 @@ def test_the_bundled_flow_is_small_and_its_corrector_helps():
         within = [torch.cdist(x, x).sum() / (128 * 127) for x in (drawn, real)]
         distances.append((2 * torch.cdist(drawn, real).mean() - sum(within)).item())
     assert steps == 10 and distances[1] < 0.8 * distances[0]
+
+
+def test_the_experiment_inverts_each_flow_for_itself(tmp_path, monkeypatch):
+    """Inverse noises of one flow are not another's; and a missing matplotlib is said before anything is computed."""
+    files = []
+    for content in (b"a", b"b", b"a"):
+        (tmp_path / "flow").write_bytes(content)
+        options = SimpleNamespace(flow=tmp_path / "flow", work=tmp_path, euler_steps=10, inverted=8, tests=4)
+        files.append(inverse_noise.kept_noises(options))
+    assert files[0] == files[2] != files[1]
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(inverse_noise, "plane", None)
+    with pytest.raises(UserError, match="the figure needs matplotlib"):
+        inverse_noise.experiment(SimpleNamespace(out=tmp_path, parts=["plane"]))

@@ -400,11 +400,12 @@ def test_rewards_that_fail(reward, message):
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
-FAST = ["--candidates", "2", "--groups", "1", "--keep", "1", "--sample-steps", "4", "--steps", "3", "--evaluate", "2"]
+FAST = ["--candidates", "2", "--groups", "1", "--sample-steps", "4", "--steps", "3", "--evaluate", "2"]
 
 
 def graft_options(*words):
-    return parse(GraftOptions, "minibnn.graft", ["--reward", "redness", "--prompt", "a car", "a dog", *FAST, *words])
+    keep = [] if "--rule" in words else ["--keep", "1"]
+    return parse(GraftOptions, "minibnn.graft", ["--reward", "redness", "--prompt", "a car", "a dog", *FAST, *keep, *words])
 
 
 def fingerprint(network):
@@ -486,6 +487,10 @@ def test_training_raises_the_likelihood_of_what_was_kept(base):
         (["--keep", "3"], "--keep 3 of --candidates 2 is impossible"),
         (["--rule", "binary"], "--rule binary: the rule binary needs rewards that are 0 or 1"),
         (["--rule", "threshold", "--minimum", "2"], "--rule threshold accepts none of 4 samples"),
+        (["--rule", "threshold", "--keep", "1"], "--keep belongs to --rule top-k, not to threshold"),
+        (["--rule", "binary", "--minimum", "0.2"], "--minimum belongs to --rule threshold, not to binary"),
+        (["--alpha", "0.1"], "--alpha belongs to --rule tilt, not to top-k"),
+        (["--guidance", "nan"], "--guidance nan is no finite number"),
         (["--eta", "2"], "--eta 2.0: a number from 0 to 1"),
         (["--sample-steps", "1000"], "--sample-steps = 1000 is outside 1..999"),
         (["--prompts-from", "nowhere.txt"], "--prompts-from nowhere.txt: "),
@@ -497,6 +502,13 @@ def test_refusals_leave_nothing(words, message, tmp_path):
     with pytest.raises(UserError, match=message):
         graft.graft(graft_options("--out", str(tmp_path / "run"), *words))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["threshold"], ["best-of-n"], ["threshold", "--minimum", "0.1"], ["tilt", "--alpha", "2"]])
+def test_keep_counts_for_top_k_alone(words, base):
+    """Its default of 2 does not forbid groups of one."""
+    options = graft.settle(graft_options("--rule", *words, "--candidates", "1"), base)
+    assert (options.rule, options.candidates) == (words[0], 1)
 
 
 def test_a_folder_is_replaced_only_on_request_and_only_if_it_is_a_run(run_folder, tmp_path):
@@ -517,6 +529,38 @@ def test_a_folder_is_replaced_only_on_request_and_only_if_it_is_a_run(run_folder
         (temporary / "whole").write_text("made")
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["whole"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "run"]
+
+
+def test_a_run_is_not_its_own_base(run_folder, tmp_path, monkeypatch):
+    """Equal folders under two names, the model inside --out, --out inside the model: all refused before anything is drawn."""
+    before = sorted(p.name for p in run_folder.iterdir())
+    monkeypatch.chdir(run_folder)
+    words = ["--overwrite", "--switch", "400", "--out"]
+    for model, out, message in (
+        (str(run_folder), ".", "--out . would replace --model"), ("unet", str(run_folder), "would replace --model unet"),
+        (".", str(run_folder / "new"), "lies inside --model ."),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            graft.graft(graft_options("--model", model, *words, out))
+    with pytest.raises(UserError, match="would replace --prompts-from graft.json"):
+        graft.graft(graft_options("--prompts-from", "graft.json", *words, str(run_folder)))
+    assert sorted(p.name for p in run_folder.iterdir()) == before
+
+
+def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "old").write_text("kept")
+    replace = graft.os.replace
+
+    def failing(source, target):
+        if str(source).endswith(".tmp"):
+            raise OSError("disk full")
+        replace(source, target)
+
+    monkeypatch.setattr(graft.os, "replace", failing)
+    with pytest.raises(OSError, match="disk full"), graft.new_folder(tmp_path / "run") as temporary:
+        temporary.mkdir()
+    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")] == ["run", "run/old"]
 
 
 # --- the experiment ---------------------------------------------------------------------------------------------------
@@ -540,3 +584,14 @@ def test_diversity_compares_pictures_of_the_same_prompt_only():
 
     grey = [Image.new("RGB", (4, 4), (v, v, v)) for v in (0, 51, 255, 255)]
     assert diversity(grey, ["a", "a", "b", "b"]) == pytest.approx((0.2 + 0.0) / 2)
+
+
+def test_the_experiment_loses_no_seeds_to_other_settings(tmp_path):
+    from minibnn.experiments.graft import kept_seeds
+
+    path = tmp_path / "graft.json"
+    assert kept_seeds(path, {"steps": 60}) == {}
+    path.write_text(json.dumps({"settings": {"steps": 60}, "seeds": {"0": {}}}))
+    assert kept_seeds(path, {"steps": 60}) == {"0": {}}
+    with pytest.raises(UserError, match="graft.json was made with steps = 60, not 50; name another --out"):
+        kept_seeds(path, {"steps": 50})

@@ -473,3 +473,19 @@ def test_the_experiment_measures_what_it_says(dog):
     assert figures["place"] == 1 and figures["clipped"] < 0.01
     white = measure([Image.new("RGB", (64, 64), "white")] * 2, ["grass", None], training)
     assert white["clipped"] == 1 and white["place"] == 0 and white["fidelity"] < figures["fidelity"]
+
+
+def test_the_experiment_keeps_what_was_made_alike(tmp_path):
+    """Other settings, and two runs of one name, would overwrite results."""
+    from minibnn.experiments.guidance import kept_runs, names_of
+
+    assert names_of(["a/dog", "b/cat/"]) == {"dog": "a/dog", "cat": "b/cat/"}
+    with pytest.raises(UserError, match="a/dog and b/dog/ are both called dog; rename one"):
+        names_of(["a/dog", "b/dog/"])
+    settings, path = {"base": "tiny", "prompt": "a dog", "images": {"0.png": "12"}, "seed": 0}, tmp_path / "guidance.json"
+    assert kept_runs(path, settings) == {}
+    path.write_text(json.dumps(settings | {"runs": {"dog": 1}}))
+    assert kept_runs(path, settings) == {"dog": 1}
+    for name, other in (("base", "x"), ("prompt", "a cat"), ("images", {"0.png": "13"})):
+        with pytest.raises(UserError, match=f"was made with another --{name}; name another --out"):
+            kept_runs(path, settings | {name: other})

@@ -87,7 +87,7 @@ def test_measuring_counts_every_layer_and_every_pass():
         calls.append(function())
         return 1e-3 * (1 if isinstance(calls[-1], torch.Tensor) else 2)
 
-    rows = bench.measure(layers, torch.bfloat16, device, timer, lambda function: len(function()) * 2**20)
+    rows = bench.measure(layers, torch.bfloat16, device, timer, lambda function: len(function()) * 2**20, (9, 0))
     assert [row["count"] for row in rows] == [3, 2]
     for row, parameters in zip(rows, ({"plain": 2, "other": 4}, {"plain": 1, "other": 2}), strict=True):
         for name in bench.FORMULATIONS:
@@ -105,6 +105,19 @@ def test_measuring_counts_every_layer_and_every_pass():
     assert sums["unfused"]["kept"] == 3 * (6 * 32 + 4 * 8) + 2 * 6 * 32
     assert sums["floor"]["both"] > 0
     assert all(call.dtype == torch.bfloat16 for call in calls if isinstance(call, torch.Tensor))
+
+
+@pytest.mark.parametrize(("capability", "chosen"), [((7, 5), "sample"), ((9, 0), "mixed")])
+def test_auto_is_what_this_gpu_would_choose(capability, chosen):
+    """A layer of a large weight: a T4 cannot multiply in our kernels' way."""
+    device, clock = "cuda" if torch.cuda.is_available() else "cpu", iter(range(100))
+
+    def timer(function):
+        function()
+        return next(clock)  # no two alike
+
+    [row] = bench.measure({Layer(2, 16, 8, False): 1}, torch.float16, device, timer, lambda function: 0, capability)
+    assert row["auto"] == row[chosen] != row["mixed" if chosen == "sample" else "sample"]
 
 
 def test_the_unfused_layer_is_the_authors():
@@ -147,6 +160,9 @@ def test_without_a_gpu_only_predictions(tmp_path, monkeypatch, capsys):
         bench.main(options(*words))
     with pytest.raises(UserError, match="--where: where = 'here' is not one of"):
         bench.main(options("--predict", "--where", "here"))
+    for where in ("conv", "norm"):
+        with pytest.raises(UserError, match=f"--where {where} has no linear layer"):
+            bench.main(options("--predict", "--where", where))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without one")

@@ -1,5 +1,7 @@
 """The Triton kernels against float64 autograd with the same ε; on a GPU if there is one, else in Triton's interpreter."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +44,28 @@ def poisoned(monkeypatch):
     yield
     for memory in kernels.torch.memories:
         assert memory[: PoisonedTorch.AROUND].isnan().all() and memory[-PoisonedTorch.AROUND :].isnan().all(), "written outside"
+
+
+def test_a_kernel_starts_on_the_gpu_of_its_tensors(monkeypatch):
+    """Triton takes the current device, which may be another one: each launch must happen within `device_of`."""
+    inside, launched = [], []
+
+    @contextlib.contextmanager
+    def device_of(tensor):
+        inside.append(tensor)
+        yield
+        inside.pop()
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *arguments, **_: launched.append((len(inside), inside[-1] is arguments[1]))
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setitem(kernels.TILES, kernel := Kernel(), (0, 32, 64, 4))
+    kernels._launch(kernel, torch.float16, {"BN": 5, "BK": 7}, None, torch.zeros(5, 7), SEED)
+    assert launched == [(1, True)] and not inside
+    kernels._launch(kernel, torch.float16, {"BN": 0, "BK": 7}, None, torch.zeros(0, 7), SEED)
+    assert len(launched) == 1
 
 
 # --- the random stream ------------------------------------------------------------------------------------------------

@@ -1,10 +1,15 @@
 """The table of methods: its statistics, its rows, what resuming reads. The runs themselves are `python -m minibnn.experiments methods`."""
 
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from scipy import stats
 
 from minibnn import UserError, runs
 from minibnn import methods as fine_tuning
@@ -16,21 +21,20 @@ from minibnn.options import parse
 from minibnn.weights import write_json, write_tensors
 
 
-def test_bootstrap_sees_seeds_and_pictures():
-    """Equal seeds: the spread of a mean over pictures. Different seeds: as wide as they are apart."""
+def test_intervals_are_those_of_a_t_test_over_seeds():
+    """scipy's on the seeds' means; how far pictures of one seed lie apart does not count."""
     rng = np.random.default_rng(1)
-    pictures = [list(rng.normal(2, 0.5, 400)) for _ in range(3)]
-    mean, low, high = methods.bootstrap(pictures)
-    assert mean == pytest.approx(np.mean(pictures), abs=1e-12)
-    assert (high - low) / 2 == pytest.approx(1.96 * 0.5 / 1200**0.5, rel=0.35)  # measured: 1.2 × that, for the seeds' own means
-    mean, low, high = methods.bootstrap([[0.0] * 50, [1.0] * 50, [2.0] * 50])
-    assert mean == 1 and low <= 1 / 3 and high >= 5 / 3
-    assert methods.bootstrap([[0.5], [0.5]]) == (0.5, 0.5, 0.5)
+    pictures = [list(rng.normal(seed, 0.5, 40)) for seed in range(4)]
+    means = [np.mean(group) for group in pictures]
+    expected = stats.t.interval(0.95, 3, np.mean(means), stats.sem(means))
+    np.testing.assert_allclose(methods.over_seeds(pictures), (np.mean(means), *expected), rtol=1e-3)
+    assert methods.over_seeds([[0.0, 1.0], [0.4, 0.6]]) == (0.5, 0.5, 0.5)
+    assert methods.over_seeds([[0.0, 1.0]]) == (0.5, -np.inf, np.inf)
 
 
 def fabricated(row, seed, shift):
     generator = np.random.default_rng(seed)  # pictures of one seed differ alike in every row
-    values = {what: list(generator.normal(size=20) + shift) for what in methods.MEASURES}
+    values = {what: list(generator.normal(seed / 5, size=20) + shift) for what in methods.MEASURES}
     return {"row": row, "seed": seed, "seconds": 10, "memory": 500, "state": 3e6, "stored": 1e6, "values": values}
 
 
@@ -65,11 +69,51 @@ def test_a_torn_line_is_made_again(tmp_path):
     assert set(methods.read_runs(path)) == {("LoRA", 1)}
 
 
-def test_tables_do_not_mix_numbers_of_steps(tmp_path):
+def test_tables_do_not_mix_settings(tmp_path, capsys):
+    """Steps, the recipe's included, pictures for each prompt, training pictures, and lines that do not say: one line names --out."""
+    options = methods.MethodsOptions(out=str(tmp_path), steps=300, plan=True)
+    line = {"row": "LoRA", "seed": 0, "steps": 300, "settings": methods.settings_of(options)}
+    (tmp_path / "runs.jsonl").write_text(json.dumps(line) + "\n")
+    methods.table("methods", options)
+    assert "17 of 18 runs are to be made" in capsys.readouterr().out
+    (tmp_path / "dog").mkdir()
+    for path in Path("tutorials/dog").iterdir():
+        shutil.copy(path, tmp_path / "dog" / path.name)
+    assert methods.settings_of(replace(options, images=str(tmp_path / "dog"))) == methods.settings_of(options)
+    Image.new("RGB", (64, 64)).save(next((tmp_path / "dog").glob("*.png")))
+    for changes, words in (
+        ({"steps": 200}, "LoRA, seed 0 was made with --steps 300, not 200; name another --out"),
+        ({"steps": None}, "--steps 300, not the recipe's"), ({"each": 1}, "--each 2, not 1"),
+        ({"images": str(tmp_path / "dog")}, "was made with other pictures; name another --out"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=words):
+            methods.table("methods", replace(options, **changes))
     (tmp_path / "runs.jsonl").write_text(json.dumps({"row": "LoRA", "seed": 0, "steps": 300}) + "\n")
-    options = methods.MethodsOptions(out=str(tmp_path), steps=200, plan=True)
-    with pytest.raises(UserError, match="holds runs of 300 steps; name another --out"):
-        methods.table("methods", options)
+    with pytest.raises(UserError, match="made with --steps unknown, not the recipe's"):
+        methods.table("methods", replace(options, steps=None))
+
+
+@pytest.mark.parametrize("words", [("--steps", "0"), ("--each", "0"), ("--seeds", "-1")])
+def test_impossible_numbers_are_refused(words, capsys):
+    with pytest.raises(SystemExit):
+        parse(methods.MethodsOptions, "x", list(words))
+    assert "is not a whole number of at least" in capsys.readouterr().err
+
+
+def test_the_committed_runs_give_the_committed_tables():
+    """Their settings are those that the tables state; every number of the tables follows from the lines."""
+    folder = Path("tutorials/results")
+    found = methods.read_runs(folder / "methods-runs.jsonl")
+    options = methods.MethodsOptions(steps=300)
+    methods.check_settings(found, methods.settings_of(options), "x")
+    for name in methods.TABLES:
+        rows, differences = methods.summarise(name, found, (0, 1, 2))
+        assert methods.markdown(rows, differences).strip() in (folder / f"{name}.md").read_text()
+        committed = json.loads((folder / f"{name}.json").read_text())
+        assert committed["settings"]["images"] == methods.settings_of(options)["images"]
+        for row, cells in committed["with − without"].items():
+            for what, values in cells.items():
+                np.testing.assert_allclose(values, differences[row][what], rtol=1e-6, atol=1e-9)
 
 
 def test_measures_belong_to_their_pictures():
@@ -102,7 +146,8 @@ def test_a_run_is_charged_for_itself_alone(tmp_path, monkeypatch):
 
     monkeypatch.setattr(methods, "train_apart", train_apart)
     monkeypatch.setattr(methods.StableDiffusion, "load", lambda folder: Fake())
-    line, strip = methods.perform("LoRA", 3, options, torch.rand(2, 3, 64, 64))
+    line, strip = methods.perform("LoRA", 3, options, torch.rand(2, 3, 64, 64), {"steps": None})
+    assert line["settings"] == {"steps": None}
     assert (line["row"], line["seed"], line["steps"], line["seconds"], line["memory"]) == ("LoRA", 3, 600, 1.0, 2)
     assert 4000 < line["state"] < 4400 and 40 < line["stored"] < 440
     assert [int(picture[0, 0, 0]) for picture in strip] == [0, 1, 2, 3, 8, 10, 12, 14, 16]

@@ -109,6 +109,11 @@ def test_noise_is_blind_to_texture_and_subject(clean):
     assert len(set(subjects)) > 5 and metrics.noise(clean[smooth]).abs().max() < 0.3
 
 
+def test_noise_counts_the_spots_of_the_dog(elsewhere, clean):
+    """0.5, against 0.0 of other drawings: a model that has learned the dog draws "noise" of that level."""
+    assert metrics.noise(elsewhere).mean() - metrics.noise(clean).mean() == pytest.approx(0.51, abs=0.1)
+
+
 def test_blotches_so_strong_that_the_place_is_misjudged_are_the_limit_of_noise(clean):
     """On snow, blotches of 0.4 look like bricks to the classifier, and bricks' level is subtracted: −2.2 instead of 5."""
     snow = blotchy(clean, 0.4).view(10, 6, 3, 64, 64)[list(world.BACKGROUNDS).index("snow")]

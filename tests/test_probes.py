@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from scipy import stats
 
 from minibnn import corruption as c
 from minibnn import figures, probes, schedule
 from minibnn.errors import UserError
-from minibnn.lab import Lab, open_lab
+from minibnn.lab import Lab, interval, open_lab
 from minibnn.pipeline import BUNDLED
 from minibnn.predicted import judge, predicted
 from minibnn.probe_options import COMMANDS, ModelOptions, ProbeOptions, choose
@@ -87,6 +88,20 @@ def test_probe_scaled_agrees_with_app_f():
     assert found["fine-tuned"]["scale"][2:] == pytest.approx(wanted[2:], rel=1e-4)
     assert found["fine-tuned"]["Eq. 2 scale"] == pytest.approx(wanted, rel=1e-3)
     assert found["fine-tuned"]["cosine"][2:] == pytest.approx([1] * 4, abs=1e-5)
+
+
+@pytest.mark.parametrize("n", [2, 6, 40])
+def test_intervals_of_draws_are_students(n):
+    values = random(n, seed=n).double()
+    low, high = stats.t.interval(0.95, n - 1, values.mean(), stats.sem(values))
+    mean, half = interval(values)
+    assert mean == pytest.approx(values.mean()) and half == pytest.approx((high - low) / 2, rel=1e-3 if n <= 10 else 0.12)
+
+
+def test_probe_zero_at_999_does_it_once():
+    image, found, lines = probes.probe_zero(lab(0.5), dataclasses.replace(OPTIONS, t=999))
+    assert list(found["pretrained"]) == ["one step, t = 999", "50 steps from t = 999"] and len(lines) == 5
+    assert image.width < probes.probe_zero(lab(0.5), OPTIONS)[0].width  # one column less
 
 
 def test_probe_zero_finds_the_picture():

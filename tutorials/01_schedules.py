@@ -61,12 +61,12 @@ betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
 abar = alphas_cumprod(betas)
 
 figure, axis = plt.subplots(figsize=(6, 2.6))
-axis.plot(abar.sqrt(), label="√ᾱ: share of the picture")
-axis.plot((1 - abar).sqrt(), label="√(1−ᾱ): share of the noise")
+axis.plot(abar.sqrt(), label="√ᾱ: factor of the picture")
+axis.plot((1 - abar).sqrt(), label="√(1−ᾱ): factor of the noise")
 axis.set_xlabel("time t")
 axis.legend()
 show(figure, "01_schedule", "Two curves over time: the picture's factor falls from 1 to 0.07, the noise's rises from 0.03 to 1.")
-print(f"at t = 999 a share of {abar[-1].sqrt():.3f} of the picture is left: the noise we start drawing from has none")
+print(f"at t = 999 {abar[-1].sqrt():.3f} times the picture is left: the noise we start drawing from has none")
 
 # %% [markdown]
 # ## Exercise 2 · noise a picture (5 minutes, easy)
@@ -90,7 +90,9 @@ check_q_sample(q_sample)
 # Suppose $x_0$ were known. Where was $x_{t-1}$, given $x_t$? Bayes' rule multiplies two Gaussians in $x_{t-1}$: the likelihood
 # of the step, $q(x_t\mid x_{t-1})=\mathcal N(\sqrt{\alpha_t}\,x_{t-1},\,\beta_t)$, and the prior from the picture,
 # $q(x_{t-1}\mid x_0)=\mathcal N(\sqrt{\bar\alpha_{t-1}}\,x_0,\,1-\bar\alpha_{t-1})$. Precisions add up, and means are weighted
-# with them; after sorting the terms, the result is a Gaussian with (DDPM eq. 6-7)
+# with them. So $1/\tilde\beta_t=\alpha_t/\beta_t+1/(1-\bar\alpha_{t-1})$; on one fraction line the numerator is
+# $\alpha_t(1-\bar\alpha_{t-1})+\beta_t=1-\bar\alpha_t$, for $\alpha_t\bar\alpha_{t-1}=\bar\alpha_t$. The result is a Gaussian with
+# (DDPM eq. 6-7)
 #
 # $$\begin{aligned}\tilde\mu_t &= \frac{\sqrt{\bar\alpha_{t-1}}\,\beta_t}{1-\bar\alpha_t}\,x_0 + \frac{\sqrt{\alpha_t}\,(1-\bar\alpha_{t-1})}{1-\bar\alpha_t}\,x_t\\ \tilde\beta_t &= \frac{1-\bar\alpha_{t-1}}{1-\bar\alpha_t}\,\beta_t\end{aligned}$$
 #
@@ -214,8 +216,9 @@ show(
 )
 
 # %% [markdown]
-# PNDM wins by far, on a model without errors and without guidance. DDPM's curve ends where 20,000 draws cannot see further.
-# Now the other side of the coin.
+# PNDM wins by far, on a model without errors and without guidance. Its error falls through 0 near 100 steps, from too narrow to
+# too wide, and shrinks again from there: hence the notch. DDPM converges slowest: for the narrow Gaussian 500 steps are too few,
+# and for the wide one 20,000 draws see nothing below 0.005. Now the other side of the coin.
 #
 # ## Why a sampler can be stiff
 #
@@ -245,11 +248,11 @@ for axis, steps in zip(axes, (10, 50), strict=True):
     for w in (1, 3, 7.5):
         z = (sigma - sigma_next) * (w * slope(sigma, 0.1) - (w - 1) * slope(sigma, 1.0))
         axis.semilogy([t for t, _, _ in plan], z, ".-", label=f"w = {w}")
-    axis.axhline(2, color="black", ls="--")
-    axis.axhline(0.3, color="black", ls=":")
+    axis.axhline(2, color="black", ls="--", label="Euler's limit, 2")
+    axis.axhline(0.3, color="black", ls=":", label="Adams-Bashforth's, 0.3")
     axis.set(title=f"{steps} steps", xlabel="time t (drawing goes from right to left)", ylim=(0.01, 20))
 axes[0].set_ylabel("z")
-axes[0].legend()
+axes[0].legend(fontsize=7)
 show(
     figure,
     "01_stability",

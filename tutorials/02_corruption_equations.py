@@ -318,7 +318,7 @@ for i, t in enumerate(watched):
     left.plot(steps, [followed[s].sigma1[i] for s in steps], "o-", label=f"t = {t}")
     left.fill_between(steps, [followed[s].low[i] for s in steps], [followed[s].high[i] for s in steps], alpha=0.25)
     right.plot(steps, [followed[s].explained[i] for s in steps], "o-", label=f"t = {t}")
-left.set_title("σ₁,t with 95 % intervals", fontsize=10)
+left.set_title("σ₁,t with 95 % intervals; 0: the share is negative", fontsize=10)
 right.set_title("share of the loss that has Eq. 2's form", fontsize=10)
 for axis in (left, right):
     axis.set_xlabel("step of fine-tuning")
@@ -340,7 +340,7 @@ report(followed[40])
 #   four times rose from 0.36 to 0.60 and from 0.40 to 0.67 in six steps, and was 0.15 after 24. A rival explanation for anything so early is Adam,
 #   whose first steps are nearly all of the size `lr`, whatever the gradient. So try `lr=2e-5`: we saw the same, slower. At steps 0, 20, 40 and 80
 #   $\sigma_{1,t}$ was 0.39, 0.46, 0.47, 0.42 at $t=400$ and 0.83, 1.10, 1.12, 0.85 at $t=800$, but did not rise at $t=20$ and 50.
-# - Even at its peak most of the loss is *not* of Eq. 2's form, and at $t=800$ a $\sigma_1$ of 1 means a share $g$ of only five percent of the noise.
+# - Even at its peak most of the loss is *not* of Eq. 2's form, and at $t=800$ a $\sigma_1$ of 1 means a share $g$ of only four percent of the noise.
 # - $\sigma_1$ is measured on noised copies of $x'$ with its prompt. Whether *drawings* get noisy at these steps is another question: tutorial 03.
 #
 # Look into any model, also one of your own, with the commands of `minibnn/probes.py` (each leaves a picture and its numbers):

@@ -113,8 +113,8 @@ for sigma, colour in ((0.05, "C0"), (0.2, "C1")):
     print(f"σ = {sigma:4}: the best μ is {best:+.2f};  at μ = −1: average {noisy[40]:.3f}, second order {taylor[40]:.3f};  "
           f"at μ = +1: {noisy[120]:.3f}, {taylor[120]:.3f}")  # fmt: skip
     axis.plot(place, noisy, colour, label=f"average over noise, σ = {sigma}")
-    axis.plot(place, taylor, colour + "--", lw=1)
-axis.set(xlabel="μ", ylim=(-0.1, 1.5))
+    axis.plot(place, taylor, colour + "--", lw=1, label=f"second order, σ = {sigma}")
+axis.set(xlabel="μ", ylabel="loss", ylim=(-0.1, 1.5))
 axis.legend(fontsize=8)
 show(
     figure,
@@ -197,9 +197,9 @@ check_posterior_mean(posterior_mean)
 #
 # ## Experiment 1: one pair of trainings
 #
-# The loop of tutorial 03, with two more lines. Both trainings see the same photo, the same $t$ and the same $\epsilon$, for the
+# The loop of tutorial 03, with two more lines and no weight decay. Both trainings see the same photo, the same $t$ and the same $\epsilon$, for the
 # weights' seeds come from a generator of their own. The pictures are drawn from the same starting noise. What differs is the
-# weight noise and nothing else: a **pair**.
+# weight noise, and what it brings along (clipping sees the gradients of $\sigma$, too): a **pair**.
 
 # %%
 STEPS = 60
@@ -333,7 +333,8 @@ show(
 
 # %% [markdown]
 # Then the differences, pair by pair, for **every** setting in the file that has random weights, at two steps: where the
-# trainings without them are noisiest, and the last. An improvement is counted as positive: fidelity with − without, noise
+# trainings without them are noisiest, and the last. (Choosing the first of them so favours random weights in noise: whatever is
+# picked for being high is lower elsewhere. Only the last step is free of it.) An improvement is counted as positive: fidelity with − without, noise
 # without − with. We ask for both directions, *better* and *worse*: "absent" for both means that with and without are the same
 # for all that matters. Settings that only exist with random weights (another $\sigma_0$, $\lambda$ or place) are compared with
 # plain runs drawn in the same way (`minibnn/experiments/report.py:plain_of`).
@@ -377,31 +378,36 @@ for case, step, name, n, mean, low, high in results:
     print(f"{case:32} {step:4}  {name:9} {n:5}  {mean:+.3f} {interval:20} {answers[0]:10} {answers[1]}")
 for direction, answers in tally.items():
     print(f"{direction}: " + ", ".join(f"{answers.count(word)} {word}" for word in ("present", "absent", "undecided")), f"of {len(answers)}")
-print(f"by chance alone one would expect {0.025 * len(results):.1f} times \"present\" in each direction")
+repeated = sum(n > 1 for _, _, _, n, *_ in results)  # a single pair is never "present"
+print(f"by chance alone one would expect {0.025 * repeated:.1f} times \"present\" in each direction")
 
 # %%
 last = [row for row in results if row[1] == max(r[1] for r in results if r[0] == row[0])]
 cases = list(dict.fromkeys(row[0] for row in last))
 figure, axes = plt.subplots(1, 2, figsize=(8, 1 + 0.28 * len(cases)), sharey=True, layout="constrained")
 for axis, name in zip(axes, GAIN, strict=True):
+    margin = stages.MARGIN[name]
     for case, _, measure, n, mean, low, high in last:
         if measure == name:
             where = -cases.index(case)
             axis.plot(mean, where, "C0o", ms=4, mfc="C0" if n > 1 else "white")
             if n > 1:
                 axis.plot([low, high], [where, where], "C0")
-    margin = stages.MARGIN[name]
+                for end, arrow in ((low, "C0<"), (high, "C0>")):
+                    if abs(end) > 6 * margin:  # goes on beyond the frame
+                        axis.plot(5.85 * margin * (1 if end > 0 else -1), where, arrow, ms=4)
     axis.axvspan(-margin, margin, color="0.9")
     axis.axvline(0, color="black", lw=0.6)
     axis.set_xlim(-6 * margin, 6 * margin)
     axis.set_title(f"improvement in {name}, last step", fontsize=9)
+    axis.set_xlabel({"fidelity": "cosine", "noise": "10⁻³"}[name] + "; grey: too small to matter", fontsize=8)
     axis.tick_params(labelsize=7)
 axes[0].set_yticks([-i for i in range(len(cases))], cases, fontsize=7)
 show(
     figure,
     "05_effects",
     "For each setting the improvement by random weights at the last step with its interval, fidelity left, noise right; the grey band holds "
-    "improvements too small to matter. Intervals may go beyond the frame. Open circles: a single pair, without an interval.",
+    "improvements too small to matter. Arrows: intervals that go beyond the frame. Open circles: a single pair, without an interval.",
 )
 
 # %% [markdown]
@@ -438,7 +444,8 @@ for n in counts:
 #   a fixed noise, in effect.
 # - **Seeds.** With two pairs the interval is 12.7 standard errors wide to each side, with three 4.3. Many "undecided" call for
 #   more seeds, not for more pictures.
-# - **Many questions.** The more comparisons, the more "present" by chance: compare their number with the last line printed. And a
+# - **Many questions.** The more comparisons, the more "present" by chance: compare their number with the last line printed.
+#   They are not independent either: `main`, `pndm`, `base` and `views` with four photos are the *same* trainings, drawn otherwise. And a
 #   "present" deep inside the grey band is of no consequence, even if it is true; from two pairs it may be two numbers that happen
 #   to lie close together.
 #

@@ -282,9 +282,12 @@ for scale in (1.5, 2, 3, 5, 7.5):
 # %%
 figure, axes = plt.subplots(1, 4, figsize=(11, 2.9), sharex=True, sharey=True)
 for axis, (name, unconditional) in zip(axes, sources.items(), strict=True):
-    axis.scatter(*points.T, s=1, color="lightgrey")
-    axis.scatter(*sample(unconditional, 3.0).T, s=2)
-    axis.set(title=f"unconditional: {name}", xlim=(-3, 5), ylim=(-3, 5), aspect="equal")
+    axis.scatter(*points.T, s=1, color="lightgrey", label="data")
+    axis.scatter(*points[labels == 0].T, s=1, color="grey", label="cluster asked for")
+    axis.scatter(*sample(unconditional, 3.0).T, s=2, label="drawn")
+    axis.set(xlim=(-3, 5), ylim=(-3, 5), aspect="equal")
+    axis.set_title(f"unconditional: {name}", fontsize=9)
+axes[0].legend(fontsize=7, markerscale=4, loc="upper right")
 figure.tight_layout()
 show(
     figure,

@@ -234,7 +234,8 @@ clouds = {
 }
 for axis, (title, cloud) in zip(axes, clouds.items(), strict=True):
     axis.plot(*cloud[:1000].T, ".", ms=2)
-    axis.set(title=title, xlim=(-3.5, 3.5), ylim=(-3.5, 3.5), xticks=[], yticks=[])
+    axis.set(xlim=(-3.5, 3.5), ylim=(-3.5, 3.5), xticks=[], yticks=[], aspect="equal")
+    axis.set_title(title, fontsize=9)
 show(
     figure,
     "08_moons",

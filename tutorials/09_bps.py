@@ -19,7 +19,7 @@ import torch
 from checks import show
 from checks.bps import check_guided_eps, check_pixels_to_channels, check_run_steered, check_steering_term
 
-from minibnn import StableDiffusion, __version__, bps, world
+from minibnn import StableDiffusion, __version__, bps, bps_branch, world
 
 print("minibnn", __version__, "· torch", torch.__version__)
 
@@ -101,7 +101,7 @@ check_pixels_to_channels(pixels_to_channels)
 # ## Exercise 3 · steer a frozen network (5 minutes, easy)
 #
 # The frozen network is a chain of blocks. After each block its feature is added, where there is one. (In PyTorch, a *forward
-# hook* does this without touching the network's code: see `minibnn/bps.py:added`.)
+# hook* does this without touching the network's code: see `minibnn/bps_branch.py:added`.)
 
 # %%
 def run_steered(blocks, features, h):
@@ -127,16 +127,16 @@ check_run_steered(run_steered)
 sd = StableDiffusion.load("tiny")
 sd.unet.requires_grad_(False)
 torch.manual_seed(0)
-branch = bps.Branch(sd.unet.config)
+branch = bps_branch.Branch(sd.unet.config)
 x, t, context = torch.randn(2, 4, 8, 8), torch.tensor([100, 700]), sd.encode_prompts(["a red car", "a dog"])
 hint = torch.rand(2, 1, 64, 64)
-same = torch.equal(bps.steered(sd.unet, branch, x, t, context, hint), sd.unet(x, t, context))
+same = torch.equal(bps_branch.steered(sd.unet, branch, x, t, context, hint), sd.unet(x, t, context))
 print("before training, steered and frozen predictions are equal to the last bit:", same)
 
 optimiser = torch.optim.SGD(branch.parameters(), 0.1)
 for step in range(3):
     optimiser.zero_grad()
-    bps.steered(sd.unet, branch, x, t, context, hint).square().mean().backward()
+    bps_branch.steered(sd.unet, branch, x, t, context, hint).square().mean().backward()
     gradients = [p.grad for p in branch.parameters() if p.grad is not None]
     print(f"step {step + 1}: {sum(bool(g.any()) for g in gradients)} of {len(gradients)} tensors have a gradient")
     optimiser.step()
@@ -151,7 +151,7 @@ for step in range(3):
 
 # %%
 print("gains of encoder and middle:", branch.gains)
-print("units:", len(bps.units(sd.unet)), "· additions:", sum(map(len, bps.units(sd.unet))), "(SD v1.5: 25 and 38)")
+print("units:", len(bps_branch.units(sd.unet)), "· additions:", sum(map(len, bps_branch.units(sd.unet))), "(SD v1.5: 25 and 38)")
 
 # %% [markdown]
 # ## Exercise 4 · guidance with a hint (5 minutes, easy)
@@ -173,7 +173,7 @@ check_guided_eps(guided_eps)
 # %% [markdown]
 # ## The same in minibnn
 #
-# Your lines are `minibnn/bps.py:added` (exercise 3, with hooks), `minibnn/bps.py:Branch` (exercise 2 is its first line) and
+# Your lines are `minibnn/bps_branch.py:added` (exercise 3, with hooks), `minibnn/bps_branch.py:Branch` (exercise 2: its first line) and
 # `minibnn/bps.py:draw` (exercise 4). The loss is that of every diffusion model; `minibnn/bps.py:train` moves the branch alone.
 #
 # ## Experiment: forty pairs, a few seconds
@@ -197,10 +197,10 @@ def pairs_of_the_world(count, seed):
 
 sketches, images, captions = pairs_of_the_world(40, 1)
 torch.manual_seed(0)
-branch = bps.Branch(sd.unet.config)
+branch = bps_branch.Branch(sd.unet.config)
 losses = bps.train(sd, branch, bps.make_pairs(sd, sketches, images, captions), steps=60, lr=3e-4, batch_size=8)
 new_sketches, _, new_captions = pairs_of_the_world(6, 2)
-frozen = bps.draw(sd, bps.Branch(sd.unet.config), new_sketches, new_captions, steps=10)
+frozen = bps.draw(sd, bps_branch.Branch(sd.unet.config), new_sketches, new_captions, steps=10)
 steered = bps.draw(sd, branch.eval(), new_sketches, new_captions, steps=10)
 
 # %%
@@ -236,7 +236,7 @@ x_t = abar.sqrt() * pair.mean * sd.vae.config.scaling_factor + (1 - abar).sqrt()
 context = sd.encode_prompts(test_captions)
 with torch.no_grad():
     for name, given in (("its own sketch", test_sketches), ("another's sketch", test_sketches.roll(1, 0)), ("an empty sketch", 0 * test_sketches)):
-        error = (bps.steered(sd.unet, branch, x_t, t, context, given) - eps).square().mean()
+        error = (bps_branch.steered(sd.unet, branch, x_t, t, context, given) - eps).square().mean()
         print(f"error at t = 600 with {name:16}: {error:.4f}")
     print(f"error at t = 600, frozen model        : {(sd.unet(x_t, t, context) - eps).square().mean():.4f}")
 
@@ -256,8 +256,8 @@ with torch.no_grad():
 # | what | where |
 # |---|---|
 # | $\hat\epsilon(z_t,t,y)=\hat\epsilon(z_t,t)+M$ | Bayes' rule; arXiv 2406.03683 builds on it |
-# | heavy, timed encoder; light decoder; gains; zero convolutions | the authors' code, `minibnn/bps.py:Branch` |
-# | where features are added | `minibnn/bps.py:units`, `minibnn/bps.py:added` |
+# | heavy, timed encoder; light decoder; gains; zero convolutions | the authors' code, `minibnn/bps_branch.py:Branch` |
+# | where features are added | `minibnn/bps_branch.py:units`, `minibnn/bps_branch.py:added` |
 # | training, drawing | `minibnn/bps.py:train`, `minibnn/bps.py:draw` |
 # | exact sketches of drawings | `minibnn/world.py:outline` |
 #

@@ -298,6 +298,7 @@ for row, (name, (model, random)) in zip(axes, rows.items(), strict=True):
     for axis, picture in zip(row, shown, strict=False):
         axis.imshow(picture)
     row[0].set_title(name, fontsize=9, loc="left")
+axes[1, 3].set_title("deviation of\nthe first", fontsize=9)
 show(
     figure,
     "11_dog",

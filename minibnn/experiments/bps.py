@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from minibnn import StableDiffusion, bps, world
+from minibnn import StableDiffusion, bps, bps_branch, world
 from minibnn.evaluate import random_scenes, reconstruct
 from minibnn.options import readable, run, seed_number
 from minibnn.pipeline import grid, to_pil
@@ -60,13 +60,13 @@ def skip_only(unet, features):
             handle.remove()
 
 
-class SkipBranch(bps.Branch):
+class SkipBranch(bps_branch.Branch):
     """As `Branch`, but with features for conv_in and the downsamplers too, whose results are skips; no decoder."""
 
     def forward(self, hint, time):
         h, features = torch.nn.functional.pixel_unshuffle(hint, self.factor), []
         for unit, zero, gain in zip(self.encoder, self.zeros, self.gains, strict=False):
-            h = unit(h, time) if isinstance(unit, bps.TimedBlock) else unit(h)
+            h = unit(h, time) if isinstance(unit, bps_branch.TimedBlock) else unit(h)
             features.append(gain * zero(h))
         for block in self.middle:
             h = block(h, time)
@@ -76,10 +76,10 @@ class SkipBranch(bps.Branch):
 def encoder_only(unet, features):
     """Additions in the encoder's units alone."""
     encoder = sum(len(block.resnets) + len(block.downsamplers) for block in unet.down_blocks) + 1
-    return bps.added(unet, features[:encoder] + [None] * (len(features) - encoder))
+    return bps_branch.added(unet, features[:encoder] + [None] * (len(features) - encoder))
 
 
-VARIANTS = {"bps": (bps.Branch, bps.added), "skip": (SkipBranch, skip_only), "encoder": (bps.Branch, encoder_only)}
+VARIANTS = {"bps": (bps_branch.Branch, bps_branch.added), "skip": (SkipBranch, skip_only), "encoder": (bps_branch.Branch, encoder_only)}
 
 
 def world_pairs(count, seed):
@@ -114,7 +114,7 @@ def experiment(options):
         path = options.work / f"steps-{options.steps}" / f"{variant}-{count}-{seed}.json"
         if not path.exists():
             if options.runs == 0:
-                break
+                continue  # later ones may be there
             options.runs -= 1
             result, pictures = one(sd, judge, "bps" if variant == "base" else variant, count, seed, options.steps)
             write_whole(path.with_suffix(".png"), lambda p, pictures=pictures: grid(pictures[:8], 8).save(p, format="PNG"))

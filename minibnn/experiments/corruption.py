@@ -22,15 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from .. import corruption, data, guidance
 from ..commands import TrainOptions
 from ..errors import UserError
-from ..options import option, parse, run, seed_number
+from ..options import option, parse, run, seed_number, whole
 from ..pipeline import StableDiffusion, at_the_mean, grid
+from ..runs import fingerprint
 from ..train import train
-from ..weights import write_text, write_whole
+from ..weights import read_json, write_json, write_text, write_whole
 from .measures import PhotoJudge, WorldJudge
 from .prompts import table5_object, table5_subject, world_prompts
 from .settings import SETTINGS, Run, log_spaced
@@ -51,16 +53,16 @@ class CorruptionOptions:
     kind: str = option("dog", "the subject's class word", "what")
     word: str = option("sks", "the rare word that names it", "what")
     settings: list = option(("main",), "names of experiments/settings.py; all: those for the bundled model", "what", nargs="+", metavar="NAME")
-    pictures: list = option((1, 2, 4, 6), "numbers of training pictures", "what", nargs="+", type=int, metavar="N")
+    pictures: list = option((1, 2, 4, 6), "numbers of training pictures", "what", nargs="+", type=whole, metavar="N")
     seeds: list = option((0, 1, 2), "seeds of training", "what", nargs="+", type=seed_number, metavar="N")
-    steps: int = option(None, f"optimiser steps of each run [800; long: 3200; paper: {BEYOND} times the paper's]", "what", type=int)
-    each: int = option(2, "pictures for each of the other prompts; the paper draws 4", "what", type=int)
+    steps: int = option(None, f"optimiser steps of each run [800; long: 3200; paper: {BEYOND} times the paper's]", "what", type=whole)
+    each: int = option(2, "pictures for each of the other prompts; the paper draws 4", "what", type=whole)
     dino: str = option(None, "facebook/dino-vits16: fidelity of photographs", "photographs", metavar="DIR")
     clip: str = option(None, "openai/clip-vit-large-patch14, for Clip-T", "photographs", metavar="DIR")
     lpips: str = option(None, "torchvision's AlexNet and Lpips' linear layers", "photographs", metavar="DIR")
     clip_iqa: str = option(None, "timm/resnet50_clip.openai", "photographs", metavar="DIR")
     gradient_checkpointing: bool = option(False, "less memory, more time", "photographs")
-    processes: int = option(1, "runs at once, one thread each", "how", type=int)
+    processes: int = option(1, "runs at once, one thread each", "how", type=whole)
     plan: bool = option(False, "say what would be done, and stop", "how")
     out: str = option("runs/corruption", "folder", "how", metavar="DIR")
 
@@ -87,7 +89,9 @@ class Observer:
         self.rows = read_rows(self.path)
         self.done = {row["step"] for row in self.rows}
         self.base = self.average = self.latents = self.judge = None
-        self.sheet = {}
+        self.sheet = {}  # step -> pictures of its row
+        if self.done and self.path.with_suffix(".png").exists():
+            self.sheet = read_sheet(self.path.with_suffix(".png"), sorted(self.done))
         self.began = time.monotonic()
 
     @torch.no_grad()
@@ -149,10 +153,20 @@ class Observer:
         return pictures
 
     def save_sheet(self):
-        """One row for each step measured since the start: four of the training prompt, then ten places."""
+        """One row for each step: four of the training prompt, then ten places."""
         rows = [picture for step in sorted(self.sheet) for picture in self.sheet[step]]
         sheet = grid(rows, len(rows) // len(self.sheet))
         write_whole(self.path.with_suffix(".png"), lambda path: sheet.save(path, format="PNG", optimize=True))
+
+
+def read_sheet(path, steps):
+    """What `Observer.save_sheet` saved for these steps: step -> pictures. Nothing if it has not as many rows."""
+    sheet = Image.open(path)
+    size = (sheet.height + 2) // len(steps) - 2
+    if (size + 2) * len(steps) != sheet.height + 2 or (sheet.width + 2) % (size + 2):
+        return {}
+    places = range(0, sheet.width, size + 2)
+    return {step: [sheet.crop((x, y, x + size, y + size)) for x in places] for step, y in zip(steps, range(0, sheet.height, size + 2), strict=True)}
 
 
 DRAWING = {"cpu": torch.float32, "cuda": torch.bfloat16}
@@ -223,10 +237,23 @@ def planned(options):
     there = len(data.list_pictures(options.images))
     if max(options.pictures) > there or min(options.pictures) < 1:
         raise UserError(f"--pictures {' '.join(map(str, options.pictures))}: {options.images} holds {there}")
-    return [
+    runs = [
         Run(name, n, bayes, seed)
         for name in names for seed in options.seeds for n in options.pictures for bayes in SETTINGS[name].bayes
     ]  # fmt: skip
+    return list(dict.fromkeys(runs))  # what is named twice is done once
+
+
+def claim(options):
+    """Note what the runs of a folder have in common, besides what their names say. Raises UserError if it differs from earlier."""
+    path = Path(options.out) / "experiment.json"
+    own = {name: getattr(options, name) for name in ("model", "kind", "word", "each")}
+    own["images"] = fingerprint(data.list_pictures(options.images))
+    before = read_json(path) if path.exists() else own
+    changed = [f"--{name}" for name in own if own[name] != before.get(name)]
+    if changed:
+        raise UserError(f"--out {options.out} holds runs of other {', '.join(changed)}: name another folder")
+    write_json(path, own)
 
 
 def _start_worker(folder):
@@ -242,6 +269,7 @@ def experiment(options):
     if options.plan:
         return
     out.mkdir(parents=True, exist_ok=True)
+    claim(options)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.processes, spawn, _start_worker, (out,)) as pool:
         waiting = [pool.submit(perform, it, options) for it in todo]

@@ -15,7 +15,6 @@ import argparse
 import copy
 import dataclasses
 import itertools
-import json
 import math
 from pathlib import Path
 
@@ -25,10 +24,11 @@ from PIL import Image
 
 from .. import figures, graft, schedule
 from ..commands import GraftOptions
+from ..errors import UserError
 from ..options import readable, run, seed_number
 from ..pipeline import StableDiffusion
 from ..rewards import judge, red_thing_on_grass
-from ..weights import write_json, write_whole
+from ..weights import read_json, write_json, write_whole
 
 SWITCHES = (250, 500, 750)
 METHODS = {"GRAFT": (0, "B"), "random choice": (0, "B")} | {f"P-GRAFT {t}": (t, "B") for t in SWITCHES} | {"P-GRAFT 500 A": (500, "A")}  # fmt: skip
@@ -120,6 +120,18 @@ def one_seed(seed, options, fresh_for_each):
     return table, shown
 
 
+def kept_seeds(path, settings):
+    """The seeds that are done, {seed: table}. Raises UserError when they were made with other settings."""
+    if not path.exists():
+        return {}
+    result = read_json(path)
+    before = result.get("settings", {})
+    if before != settings:
+        name = min(name for name in before.keys() | settings.keys() if before.get(name) != settings.get(name))
+        raise UserError(f"{path} was made with {name} = {before.get(name)}, not {settings.get(name)}; name another --out")
+    return result["seeds"]
+
+
 def experiment(options):
     path = options.out / "graft.json"
     settings = GraftOptions(
@@ -128,8 +140,7 @@ def experiment(options):
     )  # fmt: skip
     described = {k: getattr(settings, k) for k in ("reward", "rule", "candidates", "groups", "steps", "lr", "guidance", "eta", "sample_steps")}
     described["fresh_for_each_prompt"] = options.fresh
-    result = json.loads(path.read_text()) if path.exists() else {}
-    seeds = result.get("seeds", {}) if result.get("settings") == described else {}
+    seeds = kept_seeds(path, described)
     for seed in options.seeds:
         if str(seed) in seeds:
             continue

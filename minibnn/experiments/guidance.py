@@ -9,22 +9,23 @@ folders of `python -m minibnn.train`, of any method. Measured (see `metrics.py`)
     clipped     share of channel values at 0 or 255: saturation
 
 guidance-samples.png has a row for each run without and with the base, in it scales 1.5, 3 and 7.5 with four pictures each:
-the training prompt, beach, snow and night.
+the training prompt, beach, snow and night. guidance.json keeps earlier runs of the same base, prompt and pictures.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
 from .. import data, figures, guidance, metrics, world
+from ..errors import UserError
 from ..evaluate import reconstruct
 from ..options import run
 from ..pipeline import StableDiffusion
 from ..plot import Line, Panel, chart
-from ..weights import write_json, write_whole
+from ..runs import fingerprint
+from ..weights import read_json, write_json, write_whole
 
 SCALES = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5)
 PLACES = ("beach", "snow", "night", "wood")
@@ -50,27 +51,49 @@ def measure(pictures, places, training):
     }
 
 
+def names_of(runs):
+    """{folder's name: folder}. Raises UserError when two have the same name, under which results are kept."""
+    named = {}
+    for folder in runs:
+        name = Path(folder).resolve().name
+        if name in named:
+            raise UserError(f"--runs {named[name]} and {folder} are both called {name}; rename one")
+        named[name] = folder
+    return named
+
+
+def kept_runs(path, settings):
+    """The earlier results in a file, {name: table}. Raises UserError when they were made with other settings."""
+    before = read_json(path) if path.exists() else settings | {"runs": {}}
+    for name, value in settings.items():
+        if before.get(name) != value:
+            raise UserError(f"{path} was made with another --{name}; name another --out")
+    return before["runs"]
+
+
 def experiment(options):
+    runs = names_of(options.runs)
     base = StableDiffusion.load(options.base)
     prompts, places = prompts_and_places(options.prompt)
-    training = reconstruct(base, data.load_pictures(data.list_pictures(options.images), base.recipe["resolution"]))
+    files = data.list_pictures(options.images)
+    training = reconstruct(base, data.load_pictures(files, base.recipe["resolution"]))
     path = options.out / "guidance.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
-    result = {"base": options.base, "prompt": options.prompt, "seed": 0, "runs": before.get("runs", {})}
+    settings = {"base": options.base, "prompt": options.prompt, "images": fingerprint(files), "seed": 0}
+    result = settings | {"runs": kept_runs(path, settings)}
     shown, labels = [], []
-    for folder in options.runs:
+    for run_name, folder in runs.items():
         sd = StableDiffusion.load(folder)
         with_base = guidance.one_condition(sd, guidance.unconditional_of(base, sd))
         table = {"own": {}, "base": {}}
         for name, predictor in (("own", None), ("base", with_base)):
             shown.append([])
-            labels.append(f"{Path(folder).name}\n{name}")
+            labels.append(f"{run_name}\n{name}")
             for scale in tqdm(SCALES, desc=f"{folder}, unconditional: {name}"):
                 pictures = sd.generate(prompts, guidance=scale, batch_size=16, predictor=predictor, progress=False)
                 table[name][f"{scale:g}"] = measure(pictures, places, training)
                 if scale in (1.5, 3.0, 7.5):
                     shown[-1] += [pictures[i] for i in (0, 4, 7, 10)]
-        result["runs"][Path(folder).name] = table
+        result["runs"][run_name] = table
         write_json(path, result)
     columns = [f"{scale:g}" if i == 0 else "" for scale in (1.5, 3, 7.5) for i in range(4)]
     sheet = figures.sheet(shown, labels, columns).quantize(256, dither=Image.Dither.NONE)

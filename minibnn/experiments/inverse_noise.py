@@ -12,6 +12,8 @@ Leaves inverse_noise.json, to which a later run with other --seeds adds, and inv
 
 import argparse
 import copy
+import hashlib
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -110,9 +112,15 @@ def plane(data, seed):
     return rows
 
 
+def kept_noises(options):
+    """The file of the inverse noises: another one for each flow and each setting."""
+    flow_hash = hashlib.sha256(options.flow.read_bytes()).hexdigest()[:12]
+    return options.work / f"inverse-{flow_hash}-{options.euler_steps}-{options.inverted}-{options.tests}.safetensors"
+
+
 def inverted_world(options, sd, main):
     """Latents, their inverse noises, fresh latents; kept in --work, because the inversion takes longest."""
-    path = options.work / f"inverse-{options.euler_steps}-{options.inverted}-{options.tests}.safetensors"
+    path = kept_noises(options)
     if not path.exists():
         data, real = flow.world_latents(sd, options.inverted, 0), flow.world_latents(sd, options.tests, 10_000)
         z, residual = flow.inverse_noise(main, data, options.euler_steps, lost=flow.LOST)
@@ -189,7 +197,14 @@ def figure(tables, path):
     write_whole(path, lambda temporary: drawing.savefig(temporary, format="png", dpi=90))
 
 
+def check_matplotlib():
+    """Raises UserError before anything is computed, not when the figure is due."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError('the figure needs matplotlib: pip install -e ".[tutorials]"')
+
+
 def experiment(options):
+    check_matplotlib()
     path = options.out / "inverse_noise.json"
     result = read_json(path) if path.exists() else {}
     if "plane" in options.parts:

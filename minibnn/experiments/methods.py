@@ -14,13 +14,15 @@ drawn at θ = μ: 8 of the training prompt, and one or more of each of twelve ot
     CPU s, peak MB    of the whole training process, of which some 5 s and 500 MB are Python and PyTorch
     state MB, file MB what is trained with Adam's two moments; what the run leaves to be used
 
-Intervals are 95 % percentile bootstrap: seeds are drawn with replacement, then pictures within each. Differences "with − without"
-pair the same seed, prompt and noise. With three seeds such intervals are rather too narrow than too wide.
+Intervals are two-sided 95 % t-intervals over seeds (`stages.interval`) of each seed's mean over its pictures. Differences
+"with − without" pair the same seed, prompt and noise. With three seeds they are wide, and one seed alone has none.
 
-Leaves in --out: runs.jsonl (a line for each run, with every picture's values; runs that are there are not repeated), and for each
-table NAME.json, NAME.md and NAME.png (a row for each method: 4 pictures of the training prompt, then 5 places; first seed).
+Leaves in --out: runs.jsonl (a line for each run, with every picture's values; runs that are there are not repeated, and must have
+been made with the same options and pictures), and for each table NAME.json, NAME.md and NAME.png (a row for each method: 4 pictures
+of the training prompt, then 5 places; first seed).
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -36,11 +38,12 @@ from tqdm import tqdm
 from .. import data, metrics
 from ..errors import UserError
 from ..evaluate import reconstruct
-from ..options import option, parse, run, seed_number
+from ..options import option, parse, run, seed_number, whole
 from ..pipeline import StableDiffusion, grid
-from ..runs import read_config
+from ..runs import fingerprint, read_config
 from ..weights import write_json, write_text, write_whole
 from .prompts import world_prompts
+from .stages import interval
 
 TRAINING_PICTURES = 8
 ROWS = {  # the options of `minibnn.train` that make a row
@@ -73,8 +76,8 @@ class MethodsOptions:
 
     images: str = option("tutorials/dog", "folder of the training pictures", "what", metavar="DIR")
     seeds: list = option((0, 1, 2), "seeds of training", "what", nargs="+", type=seed_number, metavar="N")
-    steps: int = option(None, "optimiser steps of each run [the recipe's]", "what", type=int)
-    each: int = option(2, "pictures for each of the other prompts", "what", type=int)
+    steps: int = option(None, "optimiser steps of each run [the recipe's]", "what", type=whole)
+    each: int = option(2, "pictures for each of the other prompts", "what", type=whole)
     plan: bool = option(False, "say what would be done, and stop", "how")
     out: str = option("runs/methods", "folder", "how", metavar="DIR")
 
@@ -84,6 +87,23 @@ def read_runs(path):
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     found = [json.loads(line) for line in lines if line.endswith("\n")]
     return {(line["row"], line["seed"]): line for line in found}
+
+
+def settings_of(options):
+    """What all runs of a table must share. images: a hash of the pictures' names and contents."""
+    pictures = json.dumps(fingerprint(data.list_pictures(options.images)), sort_keys=True)
+    return {"steps": options.steps, "each": options.each, "images": hashlib.sha256(pictures.encode()).hexdigest()[:16]}
+
+
+def check_settings(found, settings, out):
+    """Refuse to mix runs of other settings into a table. Raises UserError."""
+    for (row, seed), line in found.items():
+        for name, value in settings.items():
+            before = line.get("settings", {}).get(name, "unknown")
+            if before != value:
+                was, now = ("the recipe's" if v is None else v for v in (before, value))
+                what = "other pictures" if name == "images" else f"--{name} {was}, not {now}"
+                raise UserError(f"--out {out}: {row}, seed {seed} was made with {what}; name another --out")
 
 
 def train_apart(row, seed, options, folder):
@@ -116,7 +136,7 @@ def measure(pictures, wanted, training):
     return {name: [round(v, 5) for v in list_] for name, list_ in values.items()}
 
 
-def perform(row, seed, options, training):
+def perform(row, seed, options, training, settings):
     """Train and measure one run; returns its line and the pictures of its strip."""
     folder = Path(options.out) / "training"
     cost = train_apart(row, seed, options, folder)
@@ -130,7 +150,7 @@ def perform(row, seed, options, training):
     prompt = sd.recipe["prompt"]
     wanted = [(prompt, {"subject": "dog"})] * TRAINING_PICTURES + world_prompts("sks", "dog") * options.each
     pictures = sd.generate([words for words, _ in wanted], seed=1, batch_size=16, progress=False)
-    line = {"row": row, "seed": seed, "steps": steps, **cost, **sizes, "values": measure(pictures, wanted, training)}
+    line = {"row": row, "seed": seed, "settings": settings, "steps": steps, **cost, **sizes, "values": measure(pictures, wanted, training)}
     n = TRAINING_PICTURES
     return line, pictures[:4] + pictures[n : n + 10 : 2]
 
@@ -138,13 +158,9 @@ def perform(row, seed, options, training):
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def bootstrap(groups, resamples=2000):
-    """groups (seeds, pictures): values -> (mean, low, high), 95 %, over seeds and pictures within them."""
-    rng, values = np.random.default_rng(0), np.asarray(groups, float)
-    seeds, pictures = values.shape
-    chosen = rng.integers(seeds, size=(resamples, seeds, 1))
-    means = values[chosen, rng.integers(pictures, size=(resamples, seeds, pictures))].mean((1, 2))
-    return float(values.mean()), *(float(v) for v in np.quantile(means, (0.025, 0.975)))
+def over_seeds(groups):
+    """groups: each seed's list of values -> (mean, low, high) of the seeds' means."""
+    return interval([float(np.mean(values)) for values in groups])
 
 
 def summarise(table, found, seeds):
@@ -154,7 +170,7 @@ def summarise(table, found, seeds):
         return [found[TABLES[table][name], seed] for seed in seeds]
 
     rows = {
-        name: {what: bootstrap([line["values"][what] for line in lines(name)]) for what in MEASURES}
+        name: {what: over_seeds([line["values"][what] for line in lines(name)]) for what in MEASURES}
         | {cost: float(np.mean([line[cost] for line in lines(name)])) for cost in ("seconds", "memory", "state", "stored")}
         for name in TABLES[table]
     }
@@ -162,7 +178,7 @@ def summarise(table, found, seeds):
     for name, base in PAIRS[table].items():
         pairs = list(zip(lines(name), lines(base), strict=True))
         differences[name] = {
-            what: bootstrap([np.subtract(a["values"][what], b["values"][what]) for a, b in pairs]) for what in MEASURES
+            what: over_seeds([np.subtract(a["values"][what], b["values"][what]) for a, b in pairs]) for what in MEASURES
         }
     return rows, differences
 
@@ -196,33 +212,37 @@ def save_sheet(path, strips):
     write_whole(path, lambda temporary: sheet.quantize(256).save(temporary, format="PNG", optimize=True))
 
 
-def table(name, options):
-    """Perform the runs of a table that are not yet there, and write it."""
-    out = Path(options.out)
-    found = read_runs(out / "runs.jsonl")
-    other = {line["steps"] for line in found.values()} - {options.steps} if options.steps else ()
-    if other:
-        raise UserError(f"{out} holds runs of {min(other)} steps; name another --out, or finish them with --steps {min(other)}")
-    todo = [(row, seed) for seed in options.seeds for row in TABLES[name].values() if (row, seed) not in found]
-    print(f"{len(todo)} of {len(options.seeds) * len(TABLES[name])} runs are to be made")
-    if options.plan:
-        return
-    sd = StableDiffusion.load("tiny")
+def make_runs(todo, found, options, settings):
+    """Perform the runs of todo [(row, seed)] and add each to found and to runs.jsonl."""
+    sd, out = StableDiffusion.load("tiny"), Path(options.out)
     files = data.list_pictures(options.images)
     training = reconstruct(sd, data.load_pictures(files, sd.recipe["resolution"]))
     made_for = {"prompt": sd.recipe["class_prompt"], "model": "tiny", "resolution": sd.recipe["resolution"]}
     count = sd.recipe["class_pictures_per_picture"] * len(files)
     data.class_pictures(sd, out / "class_images", count, made_for)  # before any run, so that none is charged for them
     for row, seed in tqdm(todo, desc="runs"):
-        line, pictures = perform(row, seed, options, training)
+        line, pictures = perform(row, seed, options, training, settings)
         if seed == options.seeds[0]:
             strip = grid(pictures, len(pictures))
             write_whole(out / "strips" / f"{row}.png", lambda path, strip=strip: strip.save(path, format="PNG"))
         found[row, seed] = line
         write_text(out / "runs.jsonl", "".join(json.dumps(each) + "\n" for each in found.values()))
+
+
+def table(name, options):
+    """Perform the runs of a table that are not yet there, and write it."""
+    out = Path(options.out)
+    found, settings = read_runs(out / "runs.jsonl"), settings_of(options)
+    check_settings(found, settings, out)
+    todo = [(row, seed) for seed in options.seeds for row in TABLES[name].values() if (row, seed) not in found]
+    print(f"{len(todo)} of {len(options.seeds) * len(TABLES[name])} runs are to be made")
+    if options.plan:
+        return
+    if todo:
+        make_runs(todo, found, options, settings)
     rows, differences = summarise(name, found, options.seeds)
-    settings = {"command": f"python -m minibnn.experiments {name}", "steps": {row: found[row, options.seeds[0]]["steps"] for row in TABLES[name].values()}, "seeds": list(options.seeds), "each": options.each}
-    write_json(out / f"{name}.json", {"settings": settings, "rows": rows, "with − without": differences})
+    described = {"command": f"python -m minibnn.experiments {name}", "steps": {row: found[row, options.seeds[0]]["steps"] for row in TABLES[name].values()}, "seeds": list(options.seeds), "each": options.each, "images": settings["images"]}
+    write_json(out / f"{name}.json", {"settings": described, "rows": rows, "with − without": differences})
     write_text(out / f"{name}.md", markdown(rows, differences))
     save_sheet(out / f"{name}.png", {shown: out / "strips" / f"{row}.png" for shown, row in TABLES[name].items()})
     print(markdown(rows, differences))

@@ -75,12 +75,11 @@ def value_of(row, name):
 
 def table(rows, setting, pictures, kind, view, group, name):
     """(steps, seeds, values (seeds, steps)) of the runs that are complete; kind: "plain" or "bnn"."""
-    found = defaultdict(dict)
+    found, start = defaultdict(dict), f"{setting}-{pictures}-{kind}-"
     for row in rows:
-        *words, n, which, seed = row["run"].split("-")
-        if ("-".join(words), int(n), which, row["view"], row["group"]) == (setting, pictures, kind, view, group):
+        if row["view"] == view and row["group"] == group and row["run"].startswith(start):
             value = value_of(row, name)
-            found[int(seed)][row["step"]] = float("nan") if value is None else value
+            found[int(row["run"].removeprefix(start))][row["step"]] = float("nan") if value is None else value
     steps = sorted(max(found.values(), key=len, default={}))
     found = {seed: values for seed, values in sorted(found.items()) if values.keys() >= set(steps)}
     return steps, list(found), [[values[s] for s in steps] for values in found.values()]
@@ -170,8 +169,8 @@ def plain_of(rows, setting, pictures, view):
     """
     if False in SETTINGS[setting].bayes:
         return setting
-    drawn = {(name, n, v) for name, n, kind, v in cases(rows) if kind == "plain"}
-    return next((name for name in ("pndm", "base", "main") if (name, pictures, view) in drawn), setting)
+    runs = {row["run"] for row in rows if row["view"] == view}
+    return next((name for name in ("pndm", "base", "main") if any(r.startswith(f"{name}-{pictures}-plain-") for r in runs)), setting)
 
 
 def effects(rows):

@@ -1,5 +1,7 @@
 """Checks of 02_corruption_equations."""
 
+import math
+
 import torch
 
 from . import Mistake, compare, exercise, random
@@ -177,17 +179,26 @@ def check_sigma1_of(fn):
         },
         "σ₁",
     )
-    if not torch.isfinite(torch.as_tensor(fn(eps, 1.01 * eps, a))):
+    try:
+        of_negative = fn(eps, 1.01 * eps, a)
+    except ValueError:  # math.sqrt's
+        of_negative = math.nan
+    if not math.isfinite(of_negative):
         raise Mistake("noise in the data can make the share slightly negative: take 0 then (clamp), not the root of a negative number")
 
 
+def _square(share, a):
+    return share / (1 - share) * (1 - a) / a
+
+
 def _solve(share, a):
-    return (share / (1 - share) * (1 - a) / a).clamp(min=0).sqrt()
+    return _square(share, a).clamp(min=0).sqrt()
 
 
 WRONG["sigma1_of"] = [
     (lambda e, p, a: _solve((((e - p) ** 2).sum() / (e**2).sum()).sqrt(), a), "from the size"),
     (lambda e, p, a: _solve((p * e).sum() / (e * e).sum(), a), "what is left"),
     (lambda e, p, a: ((e - p) * e).sum() / (e * e).sum(), "solve it"),
+    (lambda e, p, a: math.sqrt(_square(((e - p) * e).sum() / (e * e).sum(), a)), "slightly negative"),
     (lambda e, p, a: (1 - (p * e).sum() / (e * e).sum()).div((p * e).sum() / (e * e).sum()).mul((1 - a) / a).sqrt(), "slightly negative"),
 ]

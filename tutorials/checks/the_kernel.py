@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 from minibnn_kernels import reference
+from minibnn_kernels.bayes_linear import load, store
 from minibnn_kernels.philox import normal_tile
 
 from . import Mistake, compare, equal, exercise, pair, random
@@ -220,18 +221,6 @@ def tile_noise(n, k, width):
 
 
 @triton.jit
-def _load(matrix, r0, c0, R, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    r, c = r0 + tl.arange(0, ROWS)[:, None], c0 + tl.arange(0, COLUMNS)[None, :]
-    return tl.load(matrix + r * C + c, mask=(r < R) & (c < C), other=0.0)
-
-
-@triton.jit
-def _store(matrix, tile, r0, c0, R, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    r, c = r0 + tl.arange(0, ROWS)[:, None], c0 + tl.arange(0, COLUMNS)[None, :]
-    tl.store(matrix + r * C + c, tile, mask=(r < R) & (c < C))
-
-
-@triton.jit
 def _forward_tail(x, mu, sigma, seed, y, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     m0, n0 = tl.program_id(0) * BM, tl.program_id(1) * BN
     acc = tl.zeros((BM, BN), tl.float32)
@@ -240,7 +229,7 @@ def _forward_tail(x, mu, sigma, seed, y, M, N, K, BM: tl.constexpr, BN: tl.const
         theta = tl.load(mu + w) + tl.load(sigma + w) * normal_tile(seed, 0, 0, n0, k0, BN, BK)
         tile = tl.load(x + (m0 + tl.arange(0, BM)[:, None]) * K + k0 + tl.arange(0, BK)[None, :])
         acc += tl.dot(tile, tl.trans(theta), input_precision="ieee")
-    _store(y, acc, m0, n0, M, N, BM, BN)
+    store(acc, y, m0, n0, M, N, BM, BN)
 
 
 @triton.jit
@@ -248,9 +237,9 @@ def _forward_same_noise(x, mu, sigma, seed, y, M, N, K, BM: tl.constexpr, BN: tl
     m0, n0 = tl.program_id(0) * BM, tl.program_id(1) * BN
     acc = tl.zeros((BM, BN), tl.float32)
     for k0 in range(0, K, BK):
-        theta = _load(mu, n0, k0, N, K, BN, BK) + _load(sigma, n0, k0, N, K, BN, BK) * normal_tile(seed, 0, 0, n0, 0, BN, BK)
-        acc += tl.dot(_load(x, m0, k0, M, K, BM, BK), tl.trans(theta), input_precision="ieee")
-    _store(y, acc, m0, n0, M, N, BM, BN)
+        theta = load(mu, n0, k0, N, K, BN, BK) + load(sigma, n0, k0, N, K, BN, BK) * normal_tile(seed, 0, 0, n0, 0, BN, BK)
+        acc += tl.dot(load(x, m0, k0, M, K, BM, BK), tl.trans(theta), input_precision="ieee")
+    store(acc, y, m0, n0, M, N, BM, BN)
 
 
 @triton.jit
@@ -258,9 +247,9 @@ def _forward_by_row_tile(x, mu, sigma, seed, y, M, N, K, BM: tl.constexpr, BN: t
     m0, n0 = tl.program_id(0) * BM, tl.program_id(1) * BN
     acc = tl.zeros((BM, BN), tl.float32)
     for k0 in range(0, K, BK):
-        theta = _load(mu, n0, k0, N, K, BN, BK) + _load(sigma, n0, k0, N, K, BN, BK) * normal_tile(seed, 0, 0, m0, k0, BN, BK)
-        acc += tl.dot(_load(x, m0, k0, M, K, BM, BK), tl.trans(theta), input_precision="ieee")
-    _store(y, acc, m0, n0, M, N, BM, BN)
+        theta = load(mu, n0, k0, N, K, BN, BK) + load(sigma, n0, k0, N, K, BN, BK) * normal_tile(seed, 0, 0, m0, k0, BN, BK)
+        acc += tl.dot(load(x, m0, k0, M, K, BM, BK), tl.trans(theta), input_precision="ieee")
+    store(acc, y, m0, n0, M, N, BM, BN)
 
 
 WRONG["forward_kernel"] = [(_forward_tail, "last k tile"), (_forward_same_noise, "same ε"), (_forward_by_row_tile, "rows m0")]
@@ -297,9 +286,9 @@ def _gradient_without_noise(dy, x, seed, dmu, dsigma, M, N, K, BM: tl.constexpr,
     n0, k0 = tl.program_id(0) * BN, tl.program_id(1) * BK
     acc = tl.zeros((BN, BK), tl.float32)
     for m0 in range(0, M, BM):
-        acc += tl.dot(tl.trans(_load(dy, m0, n0, M, N, BM, BN)), _load(x, m0, k0, M, K, BM, BK), input_precision="ieee")
-    _store(dmu, acc, n0, k0, N, K, BN, BK)
-    _store(dsigma, acc, n0, k0, N, K, BN, BK)
+        acc += tl.dot(tl.trans(load(dy, m0, n0, M, N, BM, BN)), load(x, m0, k0, M, K, BM, BK), input_precision="ieee")
+    store(acc, dmu, n0, k0, N, K, BN, BK)
+    store(acc, dsigma, n0, k0, N, K, BN, BK)
 
 
 @triton.jit
@@ -307,9 +296,9 @@ def _gradient_other_noise(dy, x, seed, dmu, dsigma, M, N, K, BM: tl.constexpr, B
     n0, k0 = tl.program_id(0) * BN, tl.program_id(1) * BK
     acc = tl.zeros((BN, BK), tl.float32)
     for m0 in range(0, M, BM):
-        acc += tl.dot(tl.trans(_load(dy, m0, n0, M, N, BM, BN)), _load(x, m0, k0, M, K, BM, BK), input_precision="ieee")
-    _store(dmu, acc, n0, k0, N, K, BN, BK)
-    _store(dsigma, acc * normal_tile(seed, 1, 0, n0, k0, BN, BK), n0, k0, N, K, BN, BK)
+        acc += tl.dot(tl.trans(load(dy, m0, n0, M, N, BM, BN)), load(x, m0, k0, M, K, BM, BK), input_precision="ieee")
+    store(acc, dmu, n0, k0, N, K, BN, BK)
+    store(acc * normal_tile(seed, 1, 0, n0, k0, BN, BK), dsigma, n0, k0, N, K, BN, BK)
 
 
 @triton.jit
@@ -317,9 +306,9 @@ def _gradient_short(dy, x, seed, dmu, dsigma, M, N, K, BM: tl.constexpr, BN: tl.
     n0, k0 = tl.program_id(0) * BN, tl.program_id(1) * BK
     acc = tl.zeros((BN, BK), tl.float32)
     for m0 in range(0, M - BM + 1, BM):
-        acc += tl.dot(tl.trans(_load(dy, m0, n0, M, N, BM, BN)), _load(x, m0, k0, M, K, BM, BK), input_precision="ieee")
-    _store(dmu, acc, n0, k0, N, K, BN, BK)
-    _store(dsigma, acc * normal_tile(seed, 0, 0, n0, k0, BN, BK), n0, k0, N, K, BN, BK)
+        acc += tl.dot(tl.trans(load(dy, m0, n0, M, N, BM, BN)), load(x, m0, k0, M, K, BM, BK), input_precision="ieee")
+    store(acc, dmu, n0, k0, N, K, BN, BK)
+    store(acc * normal_tile(seed, 0, 0, n0, k0, BN, BK), dsigma, n0, k0, N, K, BN, BK)
 
 
 WRONG["gradient_kernel"] = [
