@@ -108,7 +108,8 @@ def predictor(options, sd):
     if options.unconditional_from:
         path = options.unconditional_from
         base = StableDiffusion.load(path, options.tokenizer, sd.unet.conv_in.weight.dtype)
-        guidance.share_weights(base, sd)
+        if not options.posterior_samples:  # they overwrite the weights of `sd` in place
+            guidance.share_weights(base, sd)
         base.to(sd.device)
     try:
         eps_base = guidance.unconditional_of(base, sd, options.negative_prompt)

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from minibnn import StableDiffusion, UserError, guidance, schedule
+from minibnn import StableDiffusion, UserError, guidance, posterior, schedule
 from minibnn.commands import SampleOptions
 from minibnn.sample import sample
+from minibnn.weights import write_tensors
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -428,6 +429,23 @@ def test_sample_takes_the_unconditional_from_a_base(finetuned, base, tmp_path):
     predict = guidance.two_conditions(finetuned, own, "a dog", 4.0)
     [expected] = finetuned.generate(words["prompt"], steps=2, guidance=2.0, progress=False, predictor=predict)
     assert got.tobytes() == expected.tobytes()
+
+
+def test_posterior_samples_leave_the_base_alone(base, tmp_path):
+    """The run's means are the base's weights here: shared, the base would draw with the run's random ones."""
+    run = tmp_path / "run"
+    base.save(run)
+    weight = base.unet.conv_in.weight.detach()
+    write_tensors(run / "posterior.safetensors", {"conv_in.weight": weight, "conv_in.weight_sigma": torch.full_like(weight, 0.05)})
+    words = {"prompt": ["a dog at night"], "steps": 2, "guidance": 3.0}
+    options = SampleOptions(**words, model=str(run), unconditional_from="tiny", posterior_samples=2, out=str(tmp_path / "a.png"))
+    got = sample(options)
+    sd, random = posterior.open_run(run)
+    predict = guidance.one_condition(sd, guidance.unconditional_of(base, sd))
+    expected = posterior.draw(sd, random, 2, 0, lambda: sd.generate(*words.values(), progress=False, predictor=predict))
+    for a, [b] in zip(got[:3], expected, strict=True):  # at the mean, and two draws
+        assert a.tobytes() == b.tobytes()
+    assert len({a.tobytes() for a in got[:3]}) == 3
 
 
 def test_mistakes_of_the_command(base, tmp_path):
