@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 from minibnn import VAE, StableDiffusion, TextEncoder, UNet
-from minibnn.configs import RECIPE, SD_SCHEDULER, official_configs
+from minibnn.files.configs import RECIPE, SD_SCHEDULER, official_configs
+from minibnn.networks.tokenizer import Tokenizer
 from minibnn.pipeline import BUNDLED
-from minibnn.tokenizer import Tokenizer
 
 
 def peak_gib():

@@ -13,9 +13,10 @@ import time
 
 import torch
 
-from minibnn import monitor, train
-from minibnn.commands import TrainOptions
-from minibnn.options import parse
+from minibnn import train
+from minibnn.lab import monitor
+from minibnn.options.commands import TrainOptions
+from minibnn.options.parsing import parse
 
 
 def timed(function, spent):

@@ -13,8 +13,8 @@ import time
 import torch
 import torch.nn.functional as F
 
-from minibnn.pretrain import UNET_CONFIG
-from minibnn.unet import UNet
+from minibnn.networks.unet import UNet
+from minibnn.world.pretrain import UNET_CONFIG
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

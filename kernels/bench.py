@@ -19,6 +19,7 @@ But: no autotuning; biases count as nothing in the model, and a Triton matmul as
 import importlib.util
 
 from minibnn.commands import BenchOptions
+
 from minibnn.options import answer_ctrl_c_while_importing, parse, run
 
 if __name__ == "__main__":
@@ -31,12 +32,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from minibnn.unet import UNet, UNetConfig
+from minibnn.weights import write_json, write_whole
 from tqdm import tqdm
 
 from minibnn import bayes, plot
 from minibnn.errors import UserError
-from minibnn.unet import UNet, UNetConfig
-from minibnn.weights import write_json, write_whole
 
 FORMULATIONS = ("plain", "unfused", "fused", "mixed", "sample", "auto")
 PASSES = ("forward", "backward", "both")

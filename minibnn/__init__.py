@@ -10,9 +10,9 @@ Names are imported when they are first used (PEP 562), so that `python -m minibn
 __version__ = "0.1.0"
 
 _HOME = {
-    "StableDiffusion": "pipeline", "UNet": "unet", "UNetConfig": "unet", "VAE": "vae", "VAEConfig": "vae",
-    "TextEncoder": "text_encoder", "TextEncoderConfig": "text_encoder", "Tokenizer": "tokenizer",
-    "UserError": "errors", "WeightsError": "weights", "bayesianize": "bayes", "kl": "bayes",
+    "StableDiffusion": "pipeline", "UNet": "networks.unet", "UNetConfig": "networks.unet", "VAE": "networks.vae", "VAEConfig": "networks.vae",
+    "TextEncoder": "networks.text_encoder", "TextEncoderConfig": "networks.text_encoder", "Tokenizer": "networks.tokenizer",
+    "UserError": "errors", "WeightsError": "files.store", "bayesianize": "finetune.bayes", "kl": "finetune.bayes",
 }  # fmt: skip
 __all__ = list(_HOME)
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from .errors import UserError
-from .weights import read_json, write_json, write_whole
+from .files.store import read_json, write_json, write_whole
 
 log = logging.getLogger("minibnn")
 
@@ -64,9 +64,6 @@ def load_picture(path, size):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def to_tensor(pictures):
-    """List of RGB pictures -> (n, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _to_rgb(image):

@@ -6,34 +6,26 @@ classifier-free guidance of Ho & Salimans 2022.
 But: no safety checker, no image-to-image, no inpainting; pictures are drawn with DDIM (or PNDM, SD's own default).
 """
 
-import contextlib
 import dataclasses
 import logging
 import math
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
-from . import adapter_files, ldm, runs, schedule
-from .configs import FILES, RECIPE, SD2_TEXT, SD2_UNET, SD_SCHEDULER, check_scheduler, official_configs
+from . import runs, schedule
 from .errors import UserError
-from .text_encoder import TextEncoder
-from .tokenizer import Tokenizer
-from .unet import UNet
-from .vae import VAE, sample_latents
-from .weights import (
-    WeightsError,
-    is_single_file,
-    open_weights,
-    read_json,
-    shapes_of,
-    single_file_tensors,
-    write_json,
-    write_tensors,
-)
+from .files import ldm
+from .files.configs import FILES, RECIPE, SD2_TEXT, SD2_UNET, SD_SCHEDULER, check_scheduler, official_configs
+from .files.layouts import is_single_file, single_file_tensors
+from .files.store import WeightsError, open_weights, read_json, shapes_of, write_json, write_tensors
+from .finetune import adapter_files
+from .networks.text_encoder import TextEncoder
+from .networks.tokenizer import Tokenizer
+from .networks.unet import UNet
+from .networks.vae import VAE, sample_latents
+from .pictures import to_pil
 
 log = logging.getLogger("minibnn")
 
@@ -301,18 +293,6 @@ class StableDiffusion:
         return torch.cat([self.vae.decode(part).float().clamp(-1, 1) for part in z.split(at_once)])
 
 
-@contextlib.contextmanager
-def at_the_mean(sd, dtype=torch.float32):
-    """Inside, a model in training can be used as it will be: all parts on its device, weights at θ = μ, under autocast."""
-    sd.to(sd.device)
-    sd.unet.eval()
-    try:
-        with torch.autocast(sd.device.type, dtype, enabled=dtype != torch.float32):
-            yield
-    finally:
-        sd.unet.train()
-        sd.vae.cpu()
-        sd.text_encoder.cpu()
 
 
 def _weight_file(folder, name):
@@ -328,19 +308,5 @@ def _weight_file(folder, name):
     raise WeightsError(f"{folder} holds no {name}")
 
 
-def to_pil(images):
-    """(B, 3, H, W) in [-1, 1] -> list of RGB pictures, rounded as diffusers rounds."""
-    array = ((images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().float().numpy() * 255).round().astype(np.uint8)
-    return [Image.fromarray(a) for a in array]
 
 
-def grid(pictures, columns, zoom=1):
-    """One picture of all, row by row, with a white gap; `zoom` enlarges small pictures by repeating pixels."""
-    width, height = (zoom * side for side in pictures[0].size)
-    gap = 2 * zoom
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
-    for i, picture in enumerate(pictures):
-        place = ((i % columns) * (width + gap), (i // columns) * (height + gap))
-        sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), place)
-    return sheet

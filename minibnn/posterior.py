@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from . import bayes, methods, runs
-from .commands import TrainOptions
+from . import runs
 from .errors import UserError
+from .files.store import open_weights
+from .finetune import bayes, methods
+from .options.commands import TrainOptions
 from .pipeline import StableDiffusion
-from .weights import open_weights
 
 SCALE = 4  # brightness of a deviation of one grey level: deviations of 64 and more are white
 

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import torch
 
-from .adapter_files import is_adapter
 from .data import full_name
 from .errors import UserError
-from .weights import open_weights, read_json, write_json, write_tensors, write_text
+from .files.store import open_weights, read_json, write_json, write_tensors, write_text
+from .finetune.adapter_files import is_adapter
 
 STATE = Path("checkpoint") / "state.safetensors"
 FORMAT = "minibnn run"

@@ -5,8 +5,8 @@ settings as text ("minibnn"), so that it can be drawn again. `--posterior-sample
 and with K draws of the weights, and shows the mean and the deviation of those K (`posterior.py`).
 """
 
-from .commands import SampleOptions
-from .options import answer_ctrl_c_while_importing, parse, run
+from .options.commands import SampleOptions
+from .options.parsing import answer_ctrl_c_while_importing, parse, run
 
 if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
     OPTIONS = parse(SampleOptions, "minibnn.sample")
@@ -20,11 +20,13 @@ from pathlib import Path
 import torch
 from PIL import PngImagePlugin
 
-from . import graft, guidance, posterior
+from . import posterior
 from .devices import choose_device
 from .errors import UserError
-from .pipeline import StableDiffusion, grid
-from .weights import write_whole
+from .files.store import write_whole
+from .neighbours import graft, guidance
+from .pictures import grid
+from .pipeline import StableDiffusion
 
 
 def sample(options):

@@ -9,13 +9,14 @@ paper's Algorithm 1. Methods differ in *what is trainable*; this one loop serves
 But: the text encoder and the VAE are not trained; one device.
 """
 
-from .commands import TrainOptions
-from .options import answer_ctrl_c_while_importing, parse, run
+from .options.commands import TrainOptions
+from .options.parsing import answer_ctrl_c_while_importing, parse, run
 
 if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
     OPTIONS = parse(TrainOptions, "minibnn.train")
     answer_ctrl_c_while_importing()
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -25,12 +26,15 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from . import bayes, data, methods, monitor, runs, schedule
+from . import data, runs, schedule
 from .devices import choose_device, half_dtype, make_deterministic
 from .errors import UserError
-from .pipeline import StableDiffusion, at_the_mean, grid
-from .vae import sample_latents
-from .weights import write_whole
+from .files.store import write_whole
+from .finetune import bayes, methods
+from .lab import monitor
+from .networks.vae import sample_latents
+from .pictures import grid
+from .pipeline import StableDiffusion
 
 
 def train(options, observe=None):
@@ -270,6 +274,20 @@ def finish(sd, options, autocast, out):
     shown = f"{out / 'samples.png'} shows it, " if options.samples else ""
     print(f"done: {shown}{out} is a {kind}. Draw with another prompt:")
     print(f'  python -m minibnn.sample --model {out} --prompt "{options.prompt} in the snow" --out picture.png')
+
+
+@contextlib.contextmanager
+def at_the_mean(sd, dtype=torch.float32):
+    """Inside, a model in training can be used as it will be: all parts on its device, weights at θ = μ, under autocast."""
+    sd.to(sd.device)
+    sd.unet.eval()
+    try:
+        with torch.autocast(sd.device.type, dtype, enabled=dtype != torch.float32):
+            yield
+    finally:
+        sd.unet.train()
+        sd.vae.cpu()
+        sd.text_encoder.cpu()
 
 
 if __name__ == "__main__":

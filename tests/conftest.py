@@ -14,11 +14,11 @@ if not torch.cuda.is_available():  # before the kernels are imported: without a 
 
 from fill_rule import fill
 
-from minibnn.text_encoder import TextEncoder, TextEncoderConfig
-from minibnn.tokenizer import END, START, byte_symbols
-from minibnn.unet import UNet, UNetConfig
-from minibnn.vae import VAE, VAEConfig
-from minibnn.weights import check_config
+from minibnn.files.layouts import check_config
+from minibnn.networks.text_encoder import TextEncoder, TextEncoderConfig
+from minibnn.networks.tokenizer import END, START, byte_symbols
+from minibnn.networks.unet import UNet, UNetConfig
+from minibnn.networks.vae import VAE, VAEConfig
 
 DATA = Path(__file__).parent / "data"
 NETWORKS = {"unet": (UNet, UNetConfig), "vae": (VAE, VAEConfig), "text": (TextEncoder, TextEncoderConfig)}

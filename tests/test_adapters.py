@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from minibnn import UNet, adapters, bayes, lora, oft
+from minibnn import UNet
+from minibnn.finetune import adapters, bayes, lora, oft
 
 D = torch.float64
 LORA = {"layers": "to_q,to_out.0", "rank": 3, "alpha": 5.0}

@@ -10,8 +10,8 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 from torch.utils.checkpoint import checkpoint
 
-from minibnn import bayes
-from minibnn.unet import UNet
+from minibnn.finetune import bayes
+from minibnn.networks.unet import UNet
 
 D = torch.float64
 

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from minibnn import StableDiffusion, bps, bps_branch, schedule, world
-from minibnn.commands import BpsOptions
+from minibnn import StableDiffusion, schedule
 from minibnn.errors import UserError
-from minibnn.unet import UNet, UNetConfig
+from minibnn.neighbours import bps, bps_branch
+from minibnn.networks.unet import UNet, UNetConfig
+from minibnn.options.commands import BpsOptions
+from minibnn.world import scenes as world
 
 SMALL = UNetConfig(block_out_channels=(32, 64, 128, 128), cross_attention_dim=16)
 # What SD's UNet at this width takes in for latents of 16 x 16: channels and side of each unit's features.

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from minibnn.commands import BenchOptions, BpsOptions, FlowOptions, GraftOptions, SampleOptions, TrainOptions
-from minibnn.options import parse, run
-from minibnn.probe_options import ModelOptions, ProbeOptions
+from minibnn.options.commands import BenchOptions, BpsOptions, FlowOptions, GraftOptions, SampleOptions, TrainOptions
+from minibnn.options.parsing import parse, run
+from minibnn.options.probes import ModelOptions, ProbeOptions
 
 
 def command(*words):

@@ -9,8 +9,8 @@ import torch
 from scipy import integrate, stats
 
 from minibnn import StableDiffusion
-from minibnn import corruption as c
 from minibnn import schedule as s
+from minibnn.lab import eq2, sigma1_estimate
 
 ABAR = (1 - s.betas()).cumprod(0)
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -35,8 +35,8 @@ def condition(mean, covariance, value):
 def test_paper_eq1_eq2_as_printed(t, sigma1):
     x, picture, a = random(2, 4, 3, 5), random(2, 4, 3, 5, seed=1), ABAR[t]
     printed = a.sqrt() * sigma1**2 / (a * sigma1**2 + (1 - a)) * (x - a.sqrt() * picture)
-    torch.testing.assert_close(c.delta(x, picture, a, sigma1), printed, **EXACT)
-    torch.testing.assert_close(c.predict_x0(x, picture, a, sigma1), picture + printed, **EXACT)
+    torch.testing.assert_close(eq2.delta(x, picture, a, sigma1), printed, **EXACT)
+    torch.testing.assert_close(eq2.predict_x0(x, picture, a, sigma1), picture + printed, **EXACT)
 
 
 @pytest.mark.parametrize(("t", "sigma1"), CASES)
@@ -47,16 +47,16 @@ def test_paper_eq1_eq2_against_conditioning_the_joint_gaussian(t, sigma1):
     make = np.block([[np.eye(d), np.zeros((d, d))], [a**0.5 * np.eye(d), (1 - a) ** 0.5 * np.eye(d)]])
     joint = make @ np.diag([sigma1**2] * d + [1.0] * d) @ make.T
     mean, covariance = condition(np.concatenate([picture, a**0.5 * picture]), joint, x.numpy())
-    np.testing.assert_allclose(c.predict_x0(x, picture, a, sigma1).numpy(), mean, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(c.posterior_variance(a, sigma1).item() * np.eye(d), covariance, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(eq2.predict_x0(x, picture, a, sigma1).numpy(), mean, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(eq2.posterior_variance(a, sigma1).item() * np.eye(d), covariance, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(("t", "sigma1"), CASES)
 def test_paper_eq1_variance_lacks_sigma1_squared(t, sigma1):
     """Bayes' rule by quadrature: the variance is the printed one times σ₁²."""
     a, picture, x = ABAR[t].item(), 0.7, -0.3
-    mean = c.predict_x0(torch.tensor(x, dtype=torch.float64), torch.tensor(picture, dtype=torch.float64), a, sigma1).item()
-    variance = c.posterior_variance(a, sigma1).item()
+    mean = eq2.predict_x0(torch.tensor(x, dtype=torch.float64), torch.tensor(picture, dtype=torch.float64), a, sigma1).item()
+    variance = eq2.posterior_variance(a, sigma1).item()
 
     def density(x0):
         return stats.norm.pdf(x0, picture, sigma1) * stats.norm.pdf(x, a**0.5 * x0, (1 - a) ** 0.5)
@@ -75,28 +75,28 @@ def test_paper_eq1_variance_lacks_sigma1_squared(t, sigma1):
 def test_the_variance_is_also_tweedies():
     """Cov(x_0 | x_t) = (1−ᾱ)/√ᾱ ∂x̂_0/∂x_t for any Gaussian denoiser: a second witness for the factor σ₁²."""
     x, picture, a = random(4), random(4, seed=1), ABAR[300]
-    jacobian = torch.autograd.functional.jacobian(lambda x: c.predict_x0(x, picture, a, 0.6), x)
-    torch.testing.assert_close((1 - a) / a.sqrt() * jacobian, c.posterior_variance(a, 0.6) * torch.eye(4).double(), **EXACT)
+    jacobian = torch.autograd.functional.jacobian(lambda x: eq2.predict_x0(x, picture, a, 0.6), x)
+    torch.testing.assert_close((1 - a) / a.sqrt() * jacobian, eq2.posterior_variance(a, 0.6) * torch.eye(4).double(), **EXACT)
 
 
 @pytest.mark.parametrize("t", [0, 100, 999])
 def test_limits_of_sigma1(t):
     """§3.2: σ₁ = 0 repeats x′ whatever comes in; σ₁ = ∞ only rescales x_t and keeps all its noise."""
     x, picture, a = random(2, 4, 3, 3), random(2, 4, 3, 3, seed=1), ABAR[t]
-    torch.testing.assert_close(c.predict_x0(x, picture, a, 0), picture, rtol=0, atol=0)
-    torch.testing.assert_close(c.delta(x, picture, a, float("inf")), x / a.sqrt() - picture, **EXACT)
-    torch.testing.assert_close(c.predict_x0(x, picture, a, float("inf")), x / a.sqrt(), **EXACT)
-    assert c.posterior_variance(a, 0) == 0
-    torch.testing.assert_close(c.posterior_variance(a, float("inf")), (1 - a) / a, **EXACT)
-    torch.testing.assert_close(c.predict_x0(x, picture, a, 1e-9), picture, rtol=0, atol=1e-13)
-    torch.testing.assert_close(c.predict_x0(x, picture, a, 1e9), x / a.sqrt(), rtol=1e-12, atol=1e-11)
+    torch.testing.assert_close(eq2.predict_x0(x, picture, a, 0), picture, rtol=0, atol=0)
+    torch.testing.assert_close(eq2.delta(x, picture, a, float("inf")), x / a.sqrt() - picture, **EXACT)
+    torch.testing.assert_close(eq2.predict_x0(x, picture, a, float("inf")), x / a.sqrt(), **EXACT)
+    assert eq2.posterior_variance(a, 0) == 0
+    torch.testing.assert_close(eq2.posterior_variance(a, float("inf")), (1 - a) / a, **EXACT)
+    torch.testing.assert_close(eq2.predict_x0(x, picture, a, 1e-9), picture, rtol=0, atol=1e-13)
+    torch.testing.assert_close(eq2.predict_x0(x, picture, a, 1e9), x / a.sqrt(), rtol=1e-12, atol=1e-11)
 
 
 def test_times_and_sigmas_of_a_batch():
     x, picture, t, sigma1 = random(3, 4, 2, 5), random(3, 4, 2, 5, seed=1), torch.tensor([3, 400, 999]), torch.tensor([0.1, 2.0, 0.7])
-    together = c.predict_x0(x, picture, ABAR[t], sigma1)
+    together = eq2.predict_x0(x, picture, ABAR[t], sigma1)
     for b in range(3):
-        torch.testing.assert_close(together[b], c.predict_x0(x[b], picture[b], ABAR[t[b]], sigma1[b]), **EXACT)
+        torch.testing.assert_close(together[b], eq2.predict_x0(x[b], picture[b], ABAR[t[b]], sigma1[b]), **EXACT)
 
 
 # --- App. A, step by step ---------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_paper_eq5_to_eq12(t, sigma1, sign):
     assert mean[0] == pytest.approx(eq11, rel=1e-9)
     assert variance[0, 0] == pytest.approx(v * (1 - a) / (a * v + 1 - a), rel=1e-6)
     if sign == 1:  # Eq. 12
-        assert c.predict_x0(torch.tensor(x, dtype=torch.float64), torch.tensor(picture, dtype=torch.float64), a, sigma1).item() == pytest.approx(eq11, rel=1e-12)
+        assert eq2.predict_x0(torch.tensor(x, dtype=torch.float64), torch.tensor(picture, dtype=torch.float64), a, sigma1).item() == pytest.approx(eq11, rel=1e-12)
 
 
 # --- App. B, F and §3.3 -----------------------------------------------------------------------------------------------
@@ -144,12 +144,12 @@ def test_paper_app_b_the_loss_bounds_the_error():
     for t, sigma1 in CASES:
         a = ABAR[t]
         x = s.q_sample(picture, noise, a)
-        eps = c.eps_model(picture, ABAR, sigma1)(x, t)
+        eps = eq2.eps_model(picture, ABAR, sigma1)(x, t)
         loss = (eps - noise).square().mean() / noise.square().mean()
-        torch.testing.assert_close(loss, c.expected_loss(a, sigma1), rtol=1e-9, atol=0)
-        size = c.delta(x, picture, a, sigma1).square().mean() / noise.square().mean()
+        torch.testing.assert_close(loss, eq2.expected_loss(a, sigma1), rtol=1e-9, atol=0)
+        size = eq2.delta(x, picture, a, sigma1).square().mean() / noise.square().mean()
         torch.testing.assert_close(size, (1 - a) / a * loss, rtol=1e-9, atol=0)
-    losses = torch.stack([c.expected_loss(ABAR[100], sigma1) for sigma1 in (0, 1e-3, 0.1, 0.5, 4.8, float("inf"))])
+    losses = torch.stack([eq2.expected_loss(ABAR[100], sigma1) for sigma1 in (0, 1e-3, 0.1, 0.5, 4.8, float("inf"))])
     assert losses[0] == 0 and losses[-1].item() == pytest.approx(1) and (losses.diff() > 0).all()
 
 
@@ -160,16 +160,16 @@ def test_paper_sec_3_3_no_sigma1_gives_2_65():
     local[:, :, 1:3, 2:5] = random(2, 4, 2, 3, seed=1)
     picture = random(1, 4, 6, 6, seed=2)
     for sigma1, expected in ((4.8, 1.107), (float("inf"), 1.118)):
-        moved = c.delta(base + local, picture, ABAR[100], sigma1) - c.delta(base, picture, ABAR[100], sigma1)
+        moved = eq2.delta(base + local, picture, ABAR[100], sigma1) - eq2.delta(base, picture, ABAR[100], sigma1)
         assert (moved.square().sum() / local.square().sum()).item() == pytest.approx(expected, abs=5e-4)
-    assert c.expected_loss(ABAR[100], 4.8).item() == pytest.approx(0.990, abs=5e-4)
+    assert eq2.expected_loss(ABAR[100], 4.8).item() == pytest.approx(0.990, abs=5e-4)
 
 
 @pytest.mark.parametrize("k", [-0.5, 0.0, 0.4, 1.3])
 def test_paper_app_f_scaled_pictures_stay_scaled(k):
     picture, a, sigma1 = random(1, 4, 3, 3), ABAR[100], 0.4
     scale = 1 + a.sqrt() * sigma1**2 / (a * sigma1**2 + (1 - a)) * (k - a.sqrt())
-    torch.testing.assert_close(c.predict_x0(k * picture, picture, a, sigma1), scale * picture, **EXACT)
+    torch.testing.assert_close(eq2.predict_x0(k * picture, picture, a, sigma1), scale * picture, **EXACT)
 
 
 # --- a set of pictures, and drawing -----------------------------------------------------------------------------------
@@ -178,20 +178,20 @@ def test_paper_app_f_scaled_pictures_stay_scaled(k):
 def test_nearest_minimises_the_error_term():
     pictures, x = random(5, 4, 2, 3), 0.3 * random(7, 4, 2, 3, seed=1)
     for t in (0, 400, 999):
-        errors = torch.stack([c.delta(x, p, ABAR[t], 0.9).flatten(1).norm(dim=1) for p in pictures])
-        assert torch.equal(c.nearest(x, pictures, ABAR[t]), errors.argmin(0))
-        got = c.predict_x0_of_set(x, pictures, ABAR[t], 0.9)
-        torch.testing.assert_close(got, c.predict_x0(x, pictures[errors.argmin(0)], ABAR[t], 0.9), **EXACT)
+        errors = torch.stack([eq2.delta(x, p, ABAR[t], 0.9).flatten(1).norm(dim=1) for p in pictures])
+        assert torch.equal(eq2.nearest(x, pictures, ABAR[t]), errors.argmin(0))
+        got = eq2.predict_x0_of_set(x, pictures, ABAR[t], 0.9)
+        torch.testing.assert_close(got, eq2.predict_x0(x, pictures[errors.argmin(0)], ABAR[t], 0.9), **EXACT)
     t = torch.tensor([0, 100, 300, 500, 700, 900, 999])
-    each = torch.cat([c.nearest(x[b : b + 1], pictures, ABAR[t[b]]) for b in range(7)])
-    assert torch.equal(c.nearest(x, pictures, ABAR[t]), each)
+    each = torch.cat([eq2.nearest(x[b : b + 1], pictures, ABAR[t[b]]) for b in range(7)])
+    assert torch.equal(eq2.nearest(x, pictures, ABAR[t]), each)
 
 
 @pytest.mark.parametrize("sigma1", [0.0, 0.2, 1.0, 4.8, float("inf")])
 def test_drawing_follows_the_closed_form(sigma1):
     """Along DDIM's ODE (x_t − √ᾱ x′)/√(ᾱσ₁² + 1−ᾱ) is constant: what is drawn is x′ + σ₁ × the starting noise."""
     picture, x = random(1, 4, 3, 3), random(3, 4, 3, 3, seed=1)
-    got = s.sample_ddim(c.eps_model(picture, ABAR, sigma1), x, s.timesteps(999), ABAR)
+    got = s.sample_ddim(eq2.eps_model(picture, ABAR, sigma1), x, s.timesteps(999), ABAR)
 
     def spread(a):  # divided by σ₁ where that is infinite
         return (a * sigma1**2 + 1 - a).sqrt() if sigma1 < 99 else a.sqrt()
@@ -204,7 +204,7 @@ def test_drawing_follows_the_closed_form(sigma1):
 
 def test_drawing_from_a_set_without_sigma1_gives_its_pictures():
     pictures = random(4, 4, 3, 3)
-    got = s.sample_ddim(c.eps_model(pictures, ABAR, 0), random(9, 4, 3, 3, seed=1), s.timesteps(50), ABAR)
+    got = s.sample_ddim(eq2.eps_model(pictures, ABAR, 0), random(9, 4, 3, 3, seed=1), s.timesteps(50), ABAR)
     closest = torch.cdist(got.flatten(1), pictures.flatten(1)).min(1)
     assert closest.values.max() < 0.3 and len(set(closest.indices.tolist())) > 1
 
@@ -214,8 +214,8 @@ def test_drawing_from_a_set_without_sigma1_gives_its_pictures():
 
 def test_sigma1_of_solves_gain():
     for t, sigma1 in [*CASES, (100, 0.0), (100, float("inf"))]:
-        torch.testing.assert_close(c.sigma1_of(c.gain(ABAR[t], sigma1), ABAR[t]), torch.tensor(sigma1, dtype=torch.float64), rtol=1e-9, atol=0)
-    assert c.sigma1_of(-0.1, 0.5) == 0 and c.sigma1_of(1.5, 0.5) == float("inf")
+        torch.testing.assert_close(eq2.sigma1_of(eq2.gain(ABAR[t], sigma1), ABAR[t]), torch.tensor(sigma1, dtype=torch.float64), rtol=1e-9, atol=0)
+    assert eq2.sigma1_of(-0.1, 0.5) == 0 and eq2.sigma1_of(1.5, 0.5) == float("inf")
 
 
 def test_estimate_finds_a_network_fitted_to_draws():
@@ -232,15 +232,15 @@ def test_estimate_finds_a_network_fitted_to_draws():
         rows = torch.cat([x.flatten(1), x.new_ones(len(x), 1)], 1)
         return (rows @ fitted[t]).reshape(x.shape)
 
-    found = c.estimate_sigma1(predict_eps, picture, ABAR, ts, draws=200)
+    found = sigma1_estimate.estimate_sigma1(predict_eps, picture, ABAR, ts, draws=200)
     np.testing.assert_allclose(found.sigma1, sigma1, rtol=0.04)
     assert found.mean == pytest.approx(sigma1, rel=0.02)
-    np.testing.assert_allclose(found.loss, [c.expected_loss(ABAR[t], sigma1) for t in ts], rtol=0.2)
+    np.testing.assert_allclose(found.loss, [eq2.expected_loss(ABAR[t], sigma1) for t in ts], rtol=0.2)
 
 
 def test_estimate_on_eq2_is_exact_and_explains_the_whole_loss():
     pictures, ts = 3 * random(3, 4, 4, 4), [20, 100, 300]
-    found = c.estimate_sigma1(c.eps_model(pictures, ABAR, 0.8), pictures, ABAR, ts, draws=3, batch_size=4)
+    found = sigma1_estimate.estimate_sigma1(eq2.eps_model(pictures, ABAR, 0.8), pictures, ABAR, ts, draws=3, batch_size=4)
     for values, wanted in ((found.sigma1, 0.8), (found.low, 0.8), (found.high, 0.8), (found.from_loss, 0.8), (found.explained, 1), (found.own, 1)):
         np.testing.assert_allclose(values, wanted, rtol=1e-6)
     assert found.t == ts and found.mean == pytest.approx(0.8)
@@ -251,7 +251,7 @@ def test_own_is_the_share_of_draws_near_their_picture():
     """At t = 900 two pictures that differ by little are told apart by chance alone; at t = 20 always."""
     picture = random(1, 4, 8, 8)
     pictures = torch.cat([picture, picture + 0.05 * random(1, 4, 8, 8, seed=1)]).double()
-    found = c.estimate_sigma1(c.eps_model(pictures, ABAR, 0.5), pictures, ABAR, [20, 900], draws=64)
+    found = sigma1_estimate.estimate_sigma1(eq2.eps_model(pictures, ABAR, 0.5), pictures, ABAR, [20, 900], draws=64)
     assert found.own[0] > 0.95 and 0.35 < found.own[1] < 0.65
 
 
@@ -274,10 +274,10 @@ def test_intervals_cover(level, fewest, most):
     """
     variances, picture, ts = random(1, 3, 4, 4).exp().square(), random(1, 3, 4, 4, seed=1), [100, 700]
     predict_eps, true_gain = uneven(variances, picture)
-    truth = [c.sigma1_of(true_gain(t), ABAR[t]).item() for t in ts]
+    truth = [eq2.sigma1_of(true_gain(t), ABAR[t]).item() for t in ts]
     hits = mean_hits = 0
     for seed in range(200):
-        found = c.estimate_sigma1(predict_eps, picture, ABAR, ts, seed=seed, level=level, resamples=300)
+        found = sigma1_estimate.estimate_sigma1(predict_eps, picture, ABAR, ts, seed=seed, level=level, resamples=300)
         hits += found.low[0] <= truth[0] <= found.high[0]
         mean_hits += found.mean_low <= np.mean(truth) <= found.mean_high
         assert found.explained[0] < 1 and found.sigma1[0] < found.from_loss[0]
@@ -288,7 +288,7 @@ def test_an_uneven_gaussian_has_another_sigma1_at_each_t():
     """σ₁,t of one well-trained network rises with t unless all directions are alike: its constancy is an assumption."""
     variances = torch.tensor([4.0, 1.0, 0.01, 0.01]).double().reshape(1, 4, 1, 1)
     predict_eps, _ = uneven(variances, random(1, 4, 1, 1))
-    found = c.estimate_sigma1(predict_eps, random(1, 4, 1, 1), ABAR, [20, 100, 400, 999], draws=4000, resamples=2)
+    found = sigma1_estimate.estimate_sigma1(predict_eps, random(1, 4, 1, 1), ABAR, [20, 100, 400, 999], draws=4000, resamples=2)
     assert all(np.diff(found.sigma1) > 0.05)
     assert found.sigma1[-1] == pytest.approx(variances.mean().sqrt().item(), rel=0.1)
 
@@ -296,10 +296,10 @@ def test_an_uneven_gaussian_has_another_sigma1_at_each_t():
 def test_estimate_is_paired_and_independent_of_batches():
     sd = StableDiffusion.load("tiny")
     latents = random(2, 4, 8, 8).float()
-    predict_eps = c.predictor(sd, "a red car")
-    first, second = (c.estimate_sigma1(predict_eps, latents, sd.alphas_cumprod, [100, 700], draws=2, batch_size=b) for b in (3, 64))
+    predict_eps = sigma1_estimate.predictor(sd, "a red car")
+    first, second = (sigma1_estimate.estimate_sigma1(predict_eps, latents, sd.alphas_cumprod, [100, 700], draws=2, batch_size=b) for b in (3, 64))
     np.testing.assert_allclose(first.gain, second.gain, rtol=1e-4)
-    other = c.estimate_sigma1(predict_eps, latents, sd.alphas_cumprod, [100, 700], draws=2, seed=1)
+    other = sigma1_estimate.estimate_sigma1(predict_eps, latents, sd.alphas_cumprod, [100, 700], draws=2, seed=1)
     assert other.gain != second.gain
     x, times = random(2, 4, 8, 8, seed=3).float(), torch.tensor([700, 700])
     with torch.no_grad():
@@ -308,11 +308,11 @@ def test_estimate_is_paired_and_independent_of_batches():
     for low, middle, high in zip(second.low, second.sigma1, second.high, strict=True):
         assert low < middle < high
     with pytest.raises(ValueError, match="draws = 1"):
-        c.estimate_sigma1(predict_eps, latents, sd.alphas_cumprod, draws=1)
+        sigma1_estimate.estimate_sigma1(predict_eps, latents, sd.alphas_cumprod, draws=1)
 
 
 def test_a_network_that_predicts_nothing_has_infinite_sigma1():
-    found = c.estimate_sigma1(lambda x, t: 0 * x, random(1, 4, 2, 2), ABAR, [100], draws=3)
+    found = sigma1_estimate.estimate_sigma1(lambda x, t: 0 * x, random(1, 4, 2, 2), ABAR, [100], draws=3)
     assert found.sigma1 == [float("inf")] and found.mean == float("inf") and found.loss[0] == pytest.approx(1, abs=0.6)
-    perfect = c.estimate_sigma1(c.eps_model(random(1, 4, 2, 2), ABAR, 0), random(1, 4, 2, 2), ABAR, [100], draws=3)
+    perfect = sigma1_estimate.estimate_sigma1(eq2.eps_model(random(1, 4, 2, 2), ABAR, 0), random(1, 4, 2, 2), ABAR, [100], draws=3)
     assert perfect.sigma1[0] < 1e-6 and perfect.loss[0] < 1e-12

@@ -4,20 +4,20 @@ import pytest
 import torch
 from torch import nn
 
-from minibnn import world
-from minibnn.commands import EvaluateOptions
 from minibnn.errors import UserError
-from minibnn.evaluate import (
+from minibnn.experiments.bps_judge import train_judge
+from minibnn.options.commands import EvaluateOptions
+from minibnn.world import scenes as world
+from minibnn.world.classifier import (
     ATTRIBUTES,
     accuracy,
-    evaluate,
     fit_on_world,
     labels,
     random_scenes,
     right,
     train_classifier,
 )
-from minibnn.experiments.judge import train_judge
+from minibnn.world.evaluate import evaluate
 
 SCENES = [world.Scene("dog", "red", "grass"), world.Scene("car", "blue", "beach"), world.Scene("dog", "green", "beach")]
 

@@ -16,13 +16,18 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from minibnn import StableDiffusion, UserError, bayes, guidance, metrics, world
-from minibnn.data import to_tensor
+from minibnn import StableDiffusion, UserError
 from minibnn.experiments import __main__ as command
 from minibnn.experiments import corruption, prompts, report
 from minibnn.experiments.measures import WorldJudge
 from minibnn.experiments.settings import SETTINGS, Run, View, log_spaced
-from minibnn.experiments.stages import MARGIN, corruption_stage, interval, noise_stage, verdict
+from minibnn.experiments.stages import MARGIN, corruption_stage, noise_stage, verdict
+from minibnn.finetune import bayes
+from minibnn.lab.intervals import interval
+from minibnn.neighbours import guidance
+from minibnn.pictures import to_tensor
+from minibnn.world import measures as world_measures
+from minibnn.world import scenes as world
 
 # --- the criterion ----------------------------------------------------------------------------------------------------
 
@@ -403,13 +408,13 @@ def test_a_judge_averages_the_measures():
     wanted = [("a", {"subject": "dog", "background": "snow"}), ("b", {"subject": "dog"}), ("a", {"subject": "dog", "background": "beach"})]
     judge = WorldJudge(sd, training)
     got, images = judge(pictures, wanted), to_tensor(pictures)
-    mean, nearest = metrics.fidelity(images, judge.seen)
-    noise = metrics.noise(images)
+    mean, nearest = world_measures.fidelity(images, judge.seen)
+    noise = world_measures.noise(images)
     assert got == {
         "fidelity": pytest.approx(mean.mean().item(), abs=1e-5), "nearest": pytest.approx(nearest.mean().item(), abs=1e-5),
         "noise": pytest.approx(noise.mean().item(), abs=1e-5), "worst_noise": pytest.approx(noise.quantile(0.9).item(), abs=1e-5),
-        "immerkaer": pytest.approx(metrics.immerkaer(images).mean().item(), abs=1e-5),
-        "diversity": pytest.approx(metrics.diversity(images[[0, 2]]), abs=1e-5),
+        "immerkaer": pytest.approx(world_measures.immerkaer(images).mean().item(), abs=1e-5),
+        "diversity": pytest.approx(world_measures.diversity(images[[0, 2]]), abs=1e-5),
         "subject": pytest.approx(2 / 3, abs=1e-5), "background": 0.5,
     }  # fmt: skip
     assert judge(pictures, [("a", {}), ("b", {}), ("c", {})])["diversity"] is None

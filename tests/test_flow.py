@@ -9,10 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minibnn import StableDiffusion, flow, world
-from minibnn.commands import FlowOptions
+from minibnn import StableDiffusion
 from minibnn.errors import UserError
 from minibnn.experiments import inverse_noise
+from minibnn.neighbours import flow
+from minibnn.options.commands import FlowOptions
+from minibnn.world import scenes as world
 
 
 def affine(x, s):

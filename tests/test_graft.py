@@ -12,11 +12,13 @@ from PIL import Image
 from scipy import stats
 from torch import nn
 
-from minibnn import StableDiffusion, UserError, graft, rejection, rewards, schedule, world
-from minibnn.commands import GraftOptions, SampleOptions
-from minibnn.options import parse
-from minibnn.pretrain import to_tensor
+from minibnn import StableDiffusion, UserError, schedule
+from minibnn.neighbours import graft, rejection, rewards
+from minibnn.options.commands import GraftOptions, SampleOptions
+from minibnn.options.parsing import parse
+from minibnn.pictures import to_tensor
 from minibnn.sample import sample
+from minibnn.world import scenes as world
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 WEIGHTS, MEANS, STD = (0.8, 0.2), (-2.0, 2.0), 0.5  # the mixture of all one-dimensional checks; its reward is x
@@ -299,7 +301,7 @@ def test_a_switch_at_the_top_is_the_base_and_at_0_the_fine_tuned_model(base, fin
 
 def test_below_the_switch_a_bases_unconditional_changes_nothing(base, finetuned):
     """Both predictions come from the base there: guidance with the base's unconditional is plain guidance."""
-    from minibnn import guidance
+    from minibnn.neighbours import guidance
 
     switched = dataclasses.replace(base, unet=graft.Switched(finetuned.unet, base.unet, 500))
     predict = guidance.one_condition(switched, guidance.unconditional_of(base, switched))

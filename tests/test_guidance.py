@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from minibnn import StableDiffusion, UserError, guidance, posterior, schedule
-from minibnn.commands import SampleOptions
+from minibnn import StableDiffusion, UserError, posterior, schedule
+from minibnn.files.store import write_tensors
+from minibnn.neighbours import guidance
+from minibnn.options.commands import SampleOptions
 from minibnn.sample import sample
-from minibnn.weights import write_tensors
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -464,11 +465,11 @@ def test_mistakes_of_the_command(base, tmp_path):
 
 def test_the_experiment_measures_what_it_says(dog):
     """The subject's own pictures are more faithful than white ones and judged to be where they are; white is clipped."""
-    from minibnn import data, world
     from minibnn.experiments.guidance import measure
+    from minibnn.world import scenes as world
 
     pictures = [world.draw(scene) for scene in world.dog_scenes()]
-    training = data.to_tensor(pictures)
+    training = pictures.to_tensor(pictures)
     figures = measure(pictures, list(world.DOG_BACKGROUNDS), training)
     assert figures["place"] == 1 and figures["clipped"] < 0.01
     white = measure([Image.new("RGB", (64, 64), "white")] * 2, ["grass", None], training)

@@ -13,9 +13,9 @@ from minibnn_kernels import bench
 from minibnn_kernels.bayes_linear import choose_path
 from minibnn_kernels.bench import H200, Device, Layer
 
-from minibnn.commands import BenchOptions
 from minibnn.errors import UserError
-from minibnn.options import parse
+from minibnn.options.commands import BenchOptions
+from minibnn.options.parsing import parse
 
 OURS = ("fused", "mixed", "sample")
 

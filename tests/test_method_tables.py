@@ -12,13 +12,13 @@ from PIL import Image
 from scipy import stats
 
 from minibnn import UserError, runs
-from minibnn import methods as fine_tuning
-from minibnn.commands import TrainOptions
-from minibnn.configs import RECIPE
 from minibnn.experiments import methods
 from minibnn.experiments.prompts import world_prompts
-from minibnn.options import parse
-from minibnn.weights import write_json, write_tensors
+from minibnn.files.configs import RECIPE
+from minibnn.files.store import write_json, write_tensors
+from minibnn.finetune import methods as fine_tuning
+from minibnn.options.commands import TrainOptions
+from minibnn.options.parsing import parse
 
 
 def test_intervals_are_those_of_a_t_test_over_seeds():

@@ -11,9 +11,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_train import denoising_error
 
-from minibnn import StableDiffusion, UNet, UserError, WeightsError, adapters, methods, oft, posterior, runs
-from minibnn.commands import SampleOptions, TrainOptions
-from minibnn.options import parse
+from minibnn import StableDiffusion, UNet, UserError, WeightsError, posterior, runs
+from minibnn.finetune import adapters, methods, oft
+from minibnn.options.commands import SampleOptions, TrainOptions
+from minibnn.options.parsing import parse
 from minibnn.pipeline import BUNDLED
 from minibnn.sample import sample
 from minibnn.train import train
@@ -262,7 +263,7 @@ def test_an_adapter_learns_the_pictures(options, tmp_path, dog, method):
 
 def test_defaults_of_the_paper_app_h1():
     """Recipe of official models: rates, steps for each picture, prior preservation for DreamBooth only."""
-    from minibnn.configs import RECIPE
+    from minibnn.files.configs import RECIPE
 
     expected = {"dreambooth": (5e-6, 200, 1.0), "lora": (1e-4, 400, 0.0), "oft": (1e-4, 200, 0.0)}
     for method, values in expected.items():

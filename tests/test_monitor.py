@@ -12,14 +12,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import minibnn.train as training
-from minibnn import StableDiffusion, corruption, data, metrics, monitor, runs
-from minibnn.commands import TrainOptions
+from minibnn import StableDiffusion, data, runs
 from minibnn.errors import UserError
-from minibnn.evaluate import reconstruct
-from minibnn.monitor import KEPT, Monitor
-from minibnn.options import parse
-from minibnn.pipeline import BUNDLED, at_the_mean
-from minibnn.train import settle, train
+from minibnn.lab import monitor, sigma1_estimate
+from minibnn.lab.monitor import KEPT, Monitor
+from minibnn.options.commands import TrainOptions
+from minibnn.options.parsing import parse
+from minibnn.pictures import to_tensor
+from minibnn.pipeline import BUNDLED
+from minibnn.train import at_the_mean, settle, train
+from minibnn.world import measures as world_measures
+from minibnn.world.classifier import reconstruct
 
 NAMES = {"step", "fidelity", "noise", "sigma1 at 100", "sigma1 at 500", "sigma1 at 900"}
 
@@ -90,13 +93,13 @@ def test_a_run_leaves_curves_and_says_what_it_saw(quick, options, tmp_path, caps
     # the same pictures, drawn and measured by hand with the model that the run leaves
     sd = StableDiffusion.load(run)
     prompts = ["a photo of a sks dog"] * 3 + [f"a photo of a sks dog {place}" for place in ("on the beach", "in the snow", "on a wooden floor")]
-    images = data.to_tensor(sd.generate(prompts, 3, seed=0, batch_size=6, progress=False))
+    images = to_tensor(sd.generate(prompts, 3, seed=0, batch_size=6, progress=False))
     pictures = data.load_pictures(data.list_pictures(options().images), 64)
     seen = reconstruct(sd, pictures)
-    assert rows[-1]["fidelity"] == pytest.approx(metrics.fidelity(images, seen)[0].mean().item(), abs=1e-3)
-    assert rows[-1]["noise"] == pytest.approx(metrics.noise(images).mean().item(), abs=1e-2)
-    predict = corruption.predictor(sd, prompts[0])
-    found = corruption.estimate_sigma1(predict, corruption.latents_of(sd, pictures), sd.alphas_cumprod, (100, 500, 900), 2)
+    assert rows[-1]["fidelity"] == pytest.approx(world_measures.fidelity(images, seen)[0].mean().item(), abs=1e-3)
+    assert rows[-1]["noise"] == pytest.approx(world_measures.noise(images).mean().item(), abs=1e-2)
+    predict = sigma1_estimate.predictor(sd, prompts[0])
+    found = sigma1_estimate.estimate_sigma1(predict, sigma1_estimate.latents_of(sd, pictures), sd.alphas_cumprod, (100, 500, 900), 2)
     assert [rows[-1][f"sigma1 at {t}"] for t in (100, 500, 900)] == pytest.approx(found.sigma1, rel=1e-3)
 
 
@@ -147,9 +150,9 @@ def test_measures_are_of_full_precision_whatever_the_dtype(quick, options, tiny,
     monkeypatch.setattr(StableDiffusion, "generate", spy)
     row = watch.look(sd)
     assert inside == [True]
-    images = data.to_tensor(drawn[0])
-    assert row["noise"] == pytest.approx(metrics.noise(images).mean().item(), abs=1e-6)
-    assert row["fidelity"] == pytest.approx(metrics.fidelity(images, watch.seen)[0].mean().item(), abs=1e-6)
+    images = to_tensor(drawn[0])
+    assert row["noise"] == pytest.approx(world_measures.noise(images).mean().item(), abs=1e-6)
+    assert row["fidelity"] == pytest.approx(world_measures.fidelity(images, watch.seen)[0].mean().item(), abs=1e-6)
 
 
 # --- what it keeps ----------------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minibnn import layers, text_encoder, unet
-from minibnn.vae import sample_latents
+from minibnn.networks import layers, text_encoder, unet
+from minibnn.networks.vae import sample_latents
 
 
 @pytest.mark.parametrize("small", [False, True])

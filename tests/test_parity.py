@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import NETWORKS
 
-from minibnn import layers
-from minibnn.weights import check_config
+from minibnn.files.layouts import check_config
+from minibnn.networks import layers
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")

@@ -13,12 +13,12 @@ from photo_vectors import alexnet_tensors, clip_tensors, pictures
 from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
-from minibnn import photo_metrics as photo
-from minibnn.commands import PhotoOptions
-from minibnn.data import to_tensor
 from minibnn.errors import UserError
-from minibnn.photo_networks import Lpips
-from minibnn.photo_weights import load_clip, load_clip_iqa, load_dino, load_lpips
+from minibnn.options.commands import PhotoOptions
+from minibnn.photo import measures as photo
+from minibnn.photo.loading import load_clip, load_clip_iqa, load_dino, load_lpips
+from minibnn.photo.networks import Lpips
+from minibnn.pictures import to_tensor
 
 transformers = pytest.importorskip("transformers")
 RECORDED = json.loads((DATA / "photo.json").read_text())
@@ -325,10 +325,12 @@ def test_lpips_needs_two_pictures_of_a_prompt(job, tmp_path):
 
 
 def test_the_monitor_sees_photographs_as_dino_does(folders, tmp_path, dog):
-    from minibnn import StableDiffusion, data, monitor
-    from minibnn.commands import TrainOptions
-    from minibnn.options import parse
-    from minibnn.pipeline import BUNDLED, to_pil
+    from minibnn import StableDiffusion, data
+    from minibnn.lab import monitor
+    from minibnn.options.commands import TrainOptions
+    from minibnn.options.parsing import parse
+    from minibnn.pictures import to_pil
+    from minibnn.pipeline import BUNDLED
     from minibnn.train import train
 
     words = ["--images", str(dog), "--model", str(BUNDLED / "tiny"), "--prior-weight", "0", "--samples", "0", "--steps", "1", "--lr", "1e-9"]
@@ -354,7 +356,7 @@ def test_the_paper_settings_measure_photographs(folders, tmp_path, dog, monkeypa
 
     from minibnn.experiments import corruption as experiment
     from minibnn.experiments.settings import SETTINGS, Run, View
-    from minibnn.options import parse
+    from minibnn.options.parsing import parse
     from minibnn.pipeline import BUNDLED
 
     words = ["--settings", "paper-celeba", "--model", str(BUNDLED / "tiny"), "--images", str(dog), "--each", "1"]

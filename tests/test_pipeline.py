@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from minibnn import StableDiffusion, Tokenizer, UNet, UserError
-from minibnn.commands import SampleOptions
-from minibnn.pipeline import grid
+from minibnn.files.store import write_json, write_tensors
+from minibnn.options.commands import SampleOptions
+from minibnn.pictures import grid
 from minibnn.sample import sample
-from minibnn.weights import write_json, write_tensors
 
 
 @pytest.fixture(scope="module")

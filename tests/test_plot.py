@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
-from minibnn import monitor, plot
 from minibnn.experiments import report
-from minibnn.plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line, Panel, chart, ticks
+from minibnn.lab import monitor, plot
+from minibnn.lab.plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line, Panel, chart, ticks
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from minibnn import StableDiffusion
-from minibnn.commands import PretrainOptions
 from minibnn.errors import UserError
-from minibnn.pretrain import pretrain, worker
+from minibnn.options.commands import PretrainOptions
+from minibnn.world.pretrain import pretrain, worker
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from minibnn import corruption as c
-from minibnn import figures, probes, schedule
+from minibnn import pictures, schedule
 from minibnn.errors import UserError
-from minibnn.lab import Lab, interval, open_lab
+from minibnn.lab import eq2, probes, sigma1_estimate
+from minibnn.lab.drawn_by_eq2 import judge, predicted
+from minibnn.lab.models import Lab, interval, open_lab
+from minibnn.options.probes import COMMANDS, ModelOptions, ProbeOptions, choose
 from minibnn.pipeline import BUNDLED
-from minibnn.predicted import judge, predicted
-from minibnn.probe_options import COMMANDS, ModelOptions, ProbeOptions, choose
 
 ABAR = schedule.alphas_cumprod()
 OPTIONS = ProbeOptions(draws=6, batch_size=4)
@@ -32,7 +32,7 @@ class Eq2:
     """Stands for a StableDiffusion whose network is Eq. 2 around `pictures`; its "VAE" repeats pixels."""
 
     def __init__(self, pictures, sigma1):
-        self.model = c.eps_model(pictures, ABAR, sigma1)
+        self.model = eq2.eps_model(pictures, ABAR, sigma1)
         weight = torch.zeros(())
         self.vae = SimpleNamespace(factor=8, config=SimpleNamespace(scaling_factor=1.0), quant_conv=SimpleNamespace(weight=weight))
         self.vae.encode = lambda images: (torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8))
@@ -59,13 +59,13 @@ def test_sigma1_command_finds_the_constant():
     assert found["fine-tuned"]["sigma1"][:5] == pytest.approx([0.5] * 5, rel=1e-3)
     assert found["pretrained"]["sigma1"][:5] == pytest.approx([0.1] * 5, rel=1e-2)
     json.dumps(found)
-    assert len(lines) == 1 + 2 * (2 + len(c.TIMES) + 1)
+    assert len(lines) == 1 + 2 * (2 + len(sigma1_estimate.TIMES) + 1)
 
 
 def test_probe_local_agrees_with_eq2_where_eq2_holds():
     """Fig. 5: ‖change of x̂_0‖² = k² ‖δ′‖²; §3.3's example at σ₁ = 4.8 gives 1.107."""
     _, found, lines = probes.probe_local(lab(4.8), OPTIONS)
-    k = c.gain(ABAR[100], 4.8).item()
+    k = eq2.gain(ABAR[100], 4.8).item()
     assert found["fine-tuned"]["change"][0] == pytest.approx(k**2, rel=1e-3)
     assert found["fine-tuned"]["change"][0] == pytest.approx(1.107, abs=2e-3)
     assert found["fine-tuned"]["total"][0] == pytest.approx(found["fine-tuned"]["Eq. 2 total"], rel=1e-3)
@@ -82,7 +82,7 @@ def test_local_noise_is_local():
 
 def test_probe_scaled_agrees_with_app_f():
     _, found, _ = probes.probe_scaled(lab(0.4), dataclasses.replace(OPTIONS, picture=1))
-    root, k_t = ABAR[100].sqrt().item(), c.gain(ABAR[100], 0.4).item()
+    root, k_t = ABAR[100].sqrt().item(), eq2.gain(ABAR[100], 0.4).item()
     # k = 0 is equally near to both pictures' rays, and may take the other one
     wanted = [1 + k_t * (k - root) for k in probes.SCALES]
     assert found["fine-tuned"]["scale"][2:] == pytest.approx(wanted[2:], rel=1e-4)
@@ -111,7 +111,7 @@ def test_probe_zero_finds_the_picture():
     for t in (999, 100):
         one = found["fine-tuned"][f"one step, t = {t}"]
         assert one["picture"] == 1 and one["cosine"] == pytest.approx(1, abs=1e-5)
-        assert one["scale"] == pytest.approx(1 - (ABAR[t].sqrt() * c.gain(ABAR[t], 0.5)).item(), rel=1e-3)
+        assert one["scale"] == pytest.approx(1 - (ABAR[t].sqrt() * eq2.gain(ABAR[t], 0.5)).item(), rel=1e-3)
     drawn = found["pretrained"]["50 steps from t = 999"]
     assert drawn["cosine"] == pytest.approx(1, abs=1e-3) and drawn["scale"] == pytest.approx(1, abs=0.02)
 
@@ -123,7 +123,7 @@ def test_probe_blank_measures_the_noise_that_is_left():
     for sd in own.models.values():
         sd.encode_prompts = lambda prompts: asked.append(prompts) or torch.zeros(len(prompts), 77, 8)
     _, found, _ = probes.probe_blank(own, OPTIONS)
-    share = (ABAR[100].sqrt() * c.gain(ABAR[100], 0.5)).item()
+    share = (ABAR[100].sqrt() * eq2.gain(ABAR[100], 0.5)).item()
     assert found["fine-tuned"]["latent 0"]["one step"]["noise left"][0] == pytest.approx(share, rel=0.03)
     assert found["pretrained"]["latent 0"]["one step"]["noise left"][0] < 0.1
     # ten steps follow the ODE: σ₁ is left of √(ᾱσ₁² + 1−ᾱ)
@@ -252,7 +252,7 @@ def test_help_needs_no_torch():
 
 def test_sheet_places_pictures_and_leaves_gaps_white():
     red, green = (Image.new("RGB", (10, 8), colour) for colour in ("red", "green"))
-    image = figures.sheet([[red, None], [None, green]], ["a", "b"], ["left\ncolumn", "right"], zoom=3)
+    image = pictures.sheet([[red, None], [None, green]], ["a", "b"], ["left\ncolumn", "right"], zoom=3)
     at = {"red": (255, 0, 0), "green": (0, 128, 0)}
     places = {name: [(x, y) for x in range(image.width) for y in range(image.height) if image.getpixel((x, y)) == colour] for name, colour in at.items()}
     assert all(len(p) == 30 * 24 for p in places.values())

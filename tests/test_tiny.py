@@ -5,10 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minibnn import StableDiffusion, schedule, world
-from minibnn.evaluate import psnr, reconstruct
+from minibnn import StableDiffusion, schedule
+from minibnn.pictures import to_tensor
 from minibnn.pipeline import BUNDLED
-from minibnn.pretrain import to_tensor
+from minibnn.world import scenes as world
+from minibnn.world.classifier import reconstruct
+from minibnn.world.evaluate import psnr
 
 
 @pytest.fixture(scope="module")

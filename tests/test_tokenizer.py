@@ -6,7 +6,7 @@ import pytest
 from conftest import DATA
 
 from minibnn.errors import UserError
-from minibnn.tokenizer import Tokenizer, split_words
+from minibnn.networks.tokenizer import Tokenizer, split_words
 
 CASES = json.loads((DATA / "tokenizer.json").read_text())["cases"]
 

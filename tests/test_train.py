@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from minibnn import StableDiffusion, UserError, data, runs, schedule
-from minibnn.commands import TrainOptions
-from minibnn.options import parse
+from minibnn.options.commands import TrainOptions
+from minibnn.options.parsing import parse
 from minibnn.train import Batches, default_kernel, make_optimiser, settle, train
 
 FAST = ["--class-count", "4", "--steps", "3", "--samples", "0", "--no-monitor"]

@@ -6,7 +6,8 @@ import torch
 from scipy import integrate, optimize, stats
 from test_tutorials import TUTORIALS, definitions
 
-from minibnn import oft, schedule
+from minibnn import schedule
+from minibnn.finetune import oft
 
 ABAR = (1 - schedule.betas()).cumprod(0)
 

@@ -10,12 +10,13 @@ import torch
 from conftest import NETWORKS
 from safetensors.torch import load_file, save_file
 
-from minibnn import ldm, weights
-from minibnn.configs import SD2_TEXT, SD2_UNET
-from minibnn.text_encoder import TextEncoder, TextEncoderConfig
-from minibnn.unet import UNet
-from minibnn.vae import VAE
-from minibnn.weights import WeightsError, check_config, find_tensors
+from minibnn.files import ldm, store
+from minibnn.files.configs import SD2_TEXT, SD2_UNET
+from minibnn.files.layouts import check_config, find_tensors
+from minibnn.files.store import WeightsError
+from minibnn.networks.text_encoder import TextEncoder, TextEncoderConfig
+from minibnn.networks.unet import UNet
+from minibnn.networks.vae import VAE
 
 
 def meta(part, config=None):
@@ -87,10 +88,10 @@ def test_names_equal_the_official_table(manifests):
 
 def test_single_file_export_equals_the_official_names_and_shapes(manifests):
     parts = {"unet": meta("unet"), "vae": meta("vae"), "text_encoder": meta("text")}
-    tensors = weights.single_file_tensors(parts, openclip=False)
+    tensors = store.single_file_tensors(parts, openclip=False)
     assert {k: list(v.shape) for k, v in tensors.items()} == manifests["sd15_ldm_minimal"]
     parts = {"unet": meta("unet", SD2_UNET), "vae": meta("vae"), "text_encoder": meta("text", SD2_TEXT)}
-    ours = {k: list(v.shape) for k, v in weights.single_file_tensors(parts, openclip=True).items()}
+    ours = {k: list(v.shape) for k, v in store.single_file_tensors(parts, openclip=True).items()}
     official = manifests["sd2_ldm_emaonly"]
     assert ours.items() <= official.items()
     absent = [k for k in official.keys() - ours.keys() if k.startswith("cond_stage_model") and "resblocks.23." not in k]
@@ -117,9 +118,9 @@ def assert_same(a, b):
 
 def test_single_file_round_trip_is_bit_exact(small, tmp_path, caplog):
     path = tmp_path / "model.safetensors"
-    tensors = weights.single_file_tensors(small, openclip=False)
-    unneeded = {"betas": torch.zeros(1000), "model_ema.decay": torch.zeros(()), weights.POSITION_IDS: torch.arange(77).float()[None]}  # fmt: skip
-    weights.write_tensors(path, tensors | unneeded)
+    tensors = store.single_file_tensors(small, openclip=False)
+    unneeded = {"betas": torch.zeros(1000), "model_ema.decay": torch.zeros(()), store.POSITION_IDS: torch.arange(77).float()[None]}  # fmt: skip
+    store.write_tensors(path, tensors | unneeded)
     for network_class, part in ((UNet, "unet"), (VAE, "vae"), (TextEncoder, "text_encoder")):
         assert_same(network_class.from_file(path, config_of(small[part])), small[part])
     assert "the model weights are used, not the EMA weights" in caplog.text
@@ -127,17 +128,17 @@ def test_single_file_round_trip_is_bit_exact(small, tmp_path, caplog):
 
 def test_openclip_round_trip_is_bit_exact(vectors, small, tmp_path):
     text = vectors.network("text", hidden_act="gelu")
-    tensors = weights.single_file_tensors({"unet": small["unet"], "text_encoder": text}, openclip=True)
+    tensors = store.single_file_tensors({"unet": small["unet"], "text_encoder": text}, openclip=True)
     layer = f"{ldm.OPENCLIP}transformer.resblocks.3."  # the last layer of CLIP, which SD v2 leaves out
     surplus = {layer + "ln_1.weight": torch.ones(48), ldm.OPENCLIP + "logit_scale": torch.ones(())}
-    weights.write_tensors(tmp_path / "v2.safetensors", tensors | surplus)
+    store.write_tensors(tmp_path / "v2.safetensors", tensors | surplus)
     assert_same(TextEncoder.from_file(tmp_path / "v2.safetensors", config_of(text)), text)
 
 
 def test_old_vae_names_and_convolution_shapes(small, tmp_path):
     state = {}
     for name, value in small["vae"].state_dict().items():
-        for new, old in weights.OLD_VAE_NAMES.items():
+        for new, old in store.OLD_VAE_NAMES.items():
             name = name.replace(f".{new}.", f".{old}.")
         state[name] = value[:, :, None, None].contiguous() if "attentions" in name and value.ndim == 2 else value
     assert any("proj_attn" in name for name in state)
@@ -232,7 +233,7 @@ def test_damaged_and_foreign_files(small, tmp_path):
     ],
 )
 def test_configurations_that_are_not_implemented(part, values, message):
-    with pytest.raises(weights.UserError, match=message.replace("(", r"\(")):
+    with pytest.raises(store.UserError, match=message.replace("(", r"\(")):
         meta(part, values)
 
 
@@ -283,15 +284,15 @@ def test_loading_takes_the_memory_of_the_weights(tmp_path):
 
 def test_writing_is_whole_or_not_at_all(tmp_path):
     path = tmp_path / "folder" / "file.safetensors"
-    weights.write_tensors(path, {"a": torch.arange(3)})
+    store.write_tensors(path, {"a": torch.arange(3)})
     old = path.read_bytes()
 
     def interrupted(temporary):
         temporary.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(weights.UserError, match="cannot write .*file.safetensors: .*No space left.*free some space"):
-        weights.write_whole(path, interrupted)
+    with pytest.raises(store.UserError, match="cannot write .*file.safetensors: .*No space left.*free some space"):
+        store.write_whole(path, interrupted)
     assert path.read_bytes() == old
     assert [p.name for p in path.parent.iterdir()] == ["file.safetensors"]
     assert load_file(path)["a"].tolist() == [0, 1, 2]

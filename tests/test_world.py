@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minibnn import world
-from minibnn.captions import RARE_WORDS, all_words, make_vocabulary, random_caption
-from minibnn.commands import WorldOptions
 from minibnn.errors import UserError
+from minibnn.options.commands import WorldOptions
+from minibnn.world import scenes as world
+from minibnn.world.captions import RARE_WORDS, all_words, make_vocabulary, random_caption
 
 
 def array(scene):

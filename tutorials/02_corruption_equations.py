@@ -27,7 +27,10 @@ from checks.corruption_equations import (
     check_sigma1_of,
 )
 
-from minibnn import StableDiffusion, __version__, corruption, data, schedule, world
+from minibnn import StableDiffusion, __version__, data, schedule
+from minibnn.lab import eq2, sigma1_estimate
+from minibnn.pictures import to_tensor
+from minibnn.world import scenes as world
 
 print("minibnn", __version__, "· torch", torch.__version__)
 torch.set_default_dtype(torch.float64)
@@ -136,7 +139,7 @@ print(f"variance of x_0: {kept.var():.4f},  put right: {posterior_variance(a, si
 
 # %%
 for value in (0.1, 0.5, 1.0, 4.8, 1e9):
-    k = corruption.gain(abar[100], value).item()
+    k = eq2.gain(abar[100], value).item()
     print(f"σ₁ = {value:<8g} k² = ‖δ‖²/‖δ′‖² = {k**2:.3f}   share √ᾱk of the added noise that stays: {abar[100].sqrt() * k:.3f}")
 
 # %% [markdown]
@@ -169,9 +172,9 @@ check_predict_eps(predict_eps)
 
 # %%
 sd = StableDiffusion.load("tiny")
-dog = corruption.latents_of(sd, data.load_pictures(data.list_pictures(TUTORIALS / "dog"), 64))  # (6, 4, 8, 8)
+dog = sigma1_estimate.latents_of(sd, data.load_pictures(data.list_pictures(TUTORIALS / "dog"), 64))  # (6, 4, 8, 8)
 rng = np.random.default_rng(0)
-others = corruption.latents_of(sd, data.to_tensor([world.draw(world.random_scene(rng)) for _ in range(200)]))
+others = sigma1_estimate.latents_of(sd, to_tensor([world.draw(world.random_scene(rng)) for _ in range(200)]))
 sets = {"200 others": others, "6 dogs": dog, "1 dog": dog[:1]}
 values = (0.0, 0.3, 1.0, 4.8)
 start = torch.randn(16, 256, generator=torch.Generator().manual_seed(3))
@@ -260,7 +263,7 @@ times = (20, 50, 100, 200, 400, 600, 800)
 
 def measure(times):
     """What `estimate_sigma1` finds for the network as it is now, on the first dog."""
-    return corruption.estimate_sigma1(corruption.predictor(sd, "a photo of a sks dog"), dog[:1], sd.alphas_cumprod, times, draws=16)
+    return sigma1_estimate.estimate_sigma1(sigma1_estimate.predictor(sd, "a photo of a sks dog"), dog[:1], sd.alphas_cumprod, times, draws=16)
 
 
 def report(found):

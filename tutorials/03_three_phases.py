@@ -21,8 +21,11 @@ import torch
 from checks import TUTORIALS, show
 from checks.three_phases import check_dreambooth_loss, check_fidelity, check_immerkaer, check_paired_interval
 
-from minibnn import StableDiffusion, __version__, corruption, data, metrics, pipeline, probes, schedule
+from minibnn import StableDiffusion, __version__, data, schedule
 from minibnn.experiments import prompts, report, stages
+from minibnn.lab import eq2, probes, sigma1_estimate
+from minibnn.pictures import grid, to_pil, to_tensor
+from minibnn.world import measures as world_measures
 
 print("minibnn", __version__, "· torch", torch.__version__)
 
@@ -125,18 +128,18 @@ check_immerkaer(immerkaer)
 # %%
 sd = StableDiffusion.load("tiny")
 photo = data.load_pictures([TUTORIALS / "dog" / "00.png"], 64)
-latent = corruption.latents_of(sd, photo)
+latent = sigma1_estimate.latents_of(sd, photo)
 seen = sd.decode_latents(latent)
-brick = data.to_tensor(sd.generate(["a red dog in front of a brick wall"], seed=1, progress=False))
+brick = to_tensor(sd.generate(["a red dog in front of a brick wall"], seed=1, progress=False))
 
 generator = torch.Generator().manual_seed(0)
 print("                      fidelity   noise (calm parts)   Immerkær")
-for name, spoil in (("white noise", metrics.white_noise), ("blotches", metrics.blotches)):
+for name, spoil in (("white noise", world_measures.white_noise), ("blotches", world_measures.blotches)):
     for amount in (0.0, 0.1, 0.2, 0.4):
         picture = spoil(seen, amount, generator).clamp(-1, 1)
-        like = fidelity(metrics.features(picture), metrics.features(seen)).item()
-        print(f"{name:12} {amount:.1f} {like:12.3f} {metrics.noise(picture).item():12.2f} {immerkaer(picture[0, 0]).item():18.4f}")
-print(f"{'a clean wall':16} {'':12} {metrics.noise(brick).item():12.2f} {immerkaer(brick[0, 0]).item():18.4f}")
+        like = fidelity(world_measures.features(picture), world_measures.features(seen)).item()
+        print(f"{name:12} {amount:.1f} {like:12.3f} {world_measures.noise(picture).item():12.2f} {immerkaer(picture[0, 0]).item():18.4f}")
+print(f"{'a clean wall':16} {'':12} {world_measures.noise(brick).item():12.2f} {immerkaer(brick[0, 0]).item():18.4f}")
 
 # %% [markdown]
 # Fidelity falls with either damage: our small network is not blind to noise. Immerkær's estimate finds white noise within some
@@ -168,13 +171,13 @@ region = probes.local_noise(torch.randn(16, *latent.shape[1:], generator=generat
 def look():
     """Eight pictures and what they and the network are like; nothing here trains."""
     pictures = sd.generate(asked, seed=1, progress=False)  # DDIM, 25 steps, guidance 3
-    images = data.to_tensor(pictures)
-    like = fidelity(metrics.features(images), metrics.features(seen))
-    right = metrics.prompt_fidelity(images, wanted)["background"][2:]
-    predict = corruption.predictor(sd, PROMPT)
-    row = {"fidelity": like[:2].mean(), "elsewhere": like[2:].mean(), "noise": metrics.noise(images)[2:].mean()}
+    images = to_tensor(pictures)
+    like = fidelity(world_measures.features(images), world_measures.features(seen))
+    right = world_measures.prompt_fidelity(images, wanted)["background"][2:]
+    predict = sigma1_estimate.predictor(sd, PROMPT)
+    row = {"fidelity": like[:2].mean(), "elsewhere": like[2:].mean(), "noise": world_measures.noise(images)[2:].mean()}
     row |= {"place": sum(right) / len(right)}
-    at_100 = corruption.estimate_sigma1(predict, latent, abar, (100,), draws=16, resamples=10)
+    at_100 = sigma1_estimate.estimate_sigma1(predict, latent, abar, (100,), draws=16, resamples=10)
     row |= {"sigma1": at_100.sigma1[0], "loss": at_100.loss[0], "explained": at_100.explained[0]}
     return pictures, row | look_inside(predict)
 
@@ -219,7 +222,7 @@ for step, (_, row) in looks.items():
           f"{row['cosine']:13.3f} {row['left']:16.3f}")  # fmt: skip
 
 # %%
-sheet = pipeline.grid([picture for pictures, _ in looks.values() for picture in pictures], 8)
+sheet = grid([picture for pictures, _ in looks.values() for picture in pictures], 8)
 figure, axis = plt.subplots(figsize=(7, 3.7))
 axis.imshow(sheet)
 axis.set_yticks([33 + 66 * i for i in range(len(looks))], [f"step {step}" for step in looks])
@@ -251,7 +254,7 @@ show(
 # %%
 shown = torch.cat([torch.zeros_like(latent), *(row["from_zero"] for _, row in looks.values()), latent])
 figure, axis = plt.subplots(figsize=(6, 1.5))
-axis.imshow(pipeline.grid(pipeline.to_pil(sd.decode_latents(shown)), len(shown)))
+axis.imshow(grid(to_pil(sd.decode_latents(shown)), len(shown)))
 axis.set_xticks([33 + 66 * i for i in range(len(shown))], ["x_t = 0", *(f"step {step}" for step in looks), "the photo"], fontsize=8)
 axis.set_yticks([])
 show(
@@ -261,9 +264,9 @@ show(
     "teal and pink on green; last the photo itself.",
 )
 at = abar[100].item()
-print(f"Eq. 2 at t = 100, σ₁ = 4.8: {corruption.gain(at, 4.8) ** 2:.3f} of δ′ is left, and the loss is {corruption.expected_loss(at, 4.8):.3f}, all of it noise left in")
+print(f"Eq. 2 at t = 100, σ₁ = 4.8: {eq2.gain(at, 4.8) ** 2:.3f} of δ′ is left, and the loss is {eq2.expected_loss(at, 4.8):.3f}, all of it noise left in")
 for step, (_, row) in looks.items():
-    expected = corruption.gain(at, row["sigma1"]) ** 2
+    expected = eq2.gain(at, row["sigma1"]) ** 2
     print(f"step {step:3}, measured: {row['left']:.3f} of δ′ is left (Eq. 2 with the measured σ₁: {expected:.3f}); "
           f"the loss is {row['loss']:.3f}, {row['explained']:.0%} of it noise left in")  # fmt: skip
 

@@ -26,7 +26,8 @@ from checks.bayes_linear import (
     check_negative_elbo,
 )
 
-from minibnn import __version__, bayes
+from minibnn import __version__
+from minibnn.finetune import bayes
 
 print("minibnn", __version__, "· torch", torch.__version__)
 torch.set_default_dtype(torch.float64)

@@ -20,8 +20,13 @@ import torch
 from checks import TUTORIALS, show
 from checks.the_cure import check_noisy_loss, check_posterior_mean, check_sampled_weight, check_verdict
 
-from minibnn import StableDiffusion, __version__, bayes, corruption, data, metrics, pipeline, schedule
+from minibnn import StableDiffusion, __version__, data, schedule
 from minibnn.experiments import prompts, report, stages
+from minibnn.finetune import bayes
+from minibnn.lab import sigma1_estimate
+from minibnn.lab.intervals import interval
+from minibnn.pictures import grid, to_tensor
+from minibnn.world import measures as world_measures
 
 print("minibnn", __version__, "· torch", torch.__version__)
 
@@ -145,7 +150,7 @@ def price(sd, sigmas, seeds=2):
     layers = [sd.unet.get_submodule(name) for name in bayes.select(sd.unet, "paper")]
     weights = [p for layer in layers for p in layer.parameters()]
     means = [p.clone() for p in weights]
-    x = schedule.q_sample(corruption.latents_of(sd, photo).expand_as(noise), noise, sd.alphas_cumprod[times])
+    x = schedule.q_sample(sigma1_estimate.latents_of(sd, photo).expand_as(noise), noise, sd.alphas_cumprod[times])
     context = sd.encode_prompts([PROMPT]).expand(len(x), -1, -1)
 
     def loss(sigma, seed):
@@ -208,7 +213,7 @@ STEPS = 60
 def fine_tune(sigma):
     """The bundled model after STEPS steps on the photo, with random weights unless sigma is None; and their σ's."""
     sd = StableDiffusion.load("tiny")
-    latent, context, abar = corruption.latents_of(sd, photo), sd.encode_prompts([PROMPT]), sd.alphas_cumprod
+    latent, context, abar = sigma1_estimate.latents_of(sd, photo), sd.encode_prompts([PROMPT]), sd.alphas_cumprod
     draw = bayes.bayesianize(sd.unet.train(), "paper", sigma) if sigma else bayes.Draw()
     optimiser = torch.optim.AdamW(sd.unet.parameters(), lr=2e-4, weight_decay=0.0)
     generator, of_weights = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
@@ -246,17 +251,17 @@ show_price("with   ", bnn)
 places = prompts.world_prompts("sks", "dog")[:6]
 asked = [PROMPT] * 2 + [prompt for prompt, _ in places]
 pictures = [sd.generate(asked, seed=1, progress=False) for sd in (plain, bnn)]
-seen = plain.decode_latents(corruption.latents_of(plain, photo))
+seen = plain.decode_latents(sigma1_estimate.latents_of(plain, photo))
 figure, axis = plt.subplots(figsize=(7, 2))
-axis.imshow(pipeline.grid(pictures[0] + pictures[1], 8))
+axis.imshow(grid(pictures[0] + pictures[1], 8))
 axis.set_yticks([33, 99], ["without", "with"])
 axis.set_xticks([33 + 66 * i for i in range(8)], ["training\nprompt"] * 2 + [want["background"] for _, want in places], fontsize=8)
 axis.tick_params(length=0)
 show(figure, "05_pairs", "Two rows of eight drawings of the dog, fine-tuned without (above) and with random weights (below): nearly alike.")
 
-images = [data.to_tensor(row) for row in pictures]
-like = [metrics.fidelity(row, seen)[0] for row in images]
-grain = [metrics.noise(row) for row in images]
+images = [to_tensor(row) for row in pictures]
+like = [world_measures.fidelity(row, seen)[0] for row in images]
+grain = [world_measures.noise(row) for row in images]
 print("             fidelity: without, with, difference       noise: without, with, difference")
 for i, prompt in enumerate(["training prompt"] * 2 + [want["background"] for _, want in places]):
     print(f"{prompt:16} {like[0][i]:14.3f} {like[1][i]:7.3f} {like[1][i] - like[0][i]:+8.3f} {grain[0][i]:20.2f} {grain[1][i]:7.2f} {grain[1][i] - grain[0][i]:+8.2f}")
@@ -365,7 +370,7 @@ for setting, n, kind, view in report.cases(rows):
         for name, sign in GAIN.items():
             found = sign * pairs(setting, n, view, "other", name, step)
             if len(found):
-                results.append((f"{setting}, {n}, {view}", step, name, len(found), *stages.interval(found)))
+                results.append((f"{setting}, {n}, {view}", step, name, len(found), *interval(found)))
 
 print(f"{'setting, photos, drawn with':32} step  measure   pairs  improvement [95 % interval]   better?    worse?")
 tally = {"better": [], "worse": []}
@@ -421,7 +426,7 @@ for n in counts:
     text = []
     for name, group in (("diversity", "training"), ("background", "other")):
         steps = report.table(rows, "main", n, "bnn", VIEW, group, name)[0]
-        mean, low, high = stages.interval(pairs("main", n, VIEW, group, name, steps[-1]))
+        mean, low, high = interval(pairs("main", n, VIEW, group, name, steps[-1]))
         text.append(f"{name} {mean:+.3f} [{low:+.3f}, {high:+.3f}]")
     print(f"{n} photo{'s' * (n > 1)}: with − without, last step: {', '.join(text)}; seconds to the end {done[0]:.0f} without, {done[1]:.0f} with (a shared machine)")
 

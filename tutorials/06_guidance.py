@@ -19,7 +19,8 @@ import torch
 from checks import show
 from checks.guidance import check_base_eps, check_guide, check_guide_two, check_schedule_map
 
-from minibnn import __version__, guidance, schedule
+from minibnn import __version__, schedule
+from minibnn.neighbours import guidance
 
 print("minibnn", __version__, "· torch", torch.__version__)
 torch.set_default_dtype(torch.float64)

@@ -21,7 +21,8 @@ import torch
 from checks import show
 from checks.graft import check_ceiling, check_renoise, check_switched, check_top_k, check_top_k_probability
 
-from minibnn import __version__, graft, rejection, schedule
+from minibnn import __version__, schedule
+from minibnn.neighbours import graft, rejection
 
 print("minibnn", __version__, "· torch", torch.__version__)
 torch.set_default_dtype(torch.float64)

@@ -26,7 +26,8 @@ from checks.inverse_noise import (
     check_invert,
 )
 
-from minibnn import __version__, flow
+from minibnn import __version__
+from minibnn.neighbours import flow
 
 print("minibnn", __version__, "· torch", torch.__version__)
 torch.manual_seed(0)

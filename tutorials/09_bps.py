@@ -19,7 +19,9 @@ import torch
 from checks import show
 from checks.bps import check_guided_eps, check_pixels_to_channels, check_run_steered, check_steering_term
 
-from minibnn import StableDiffusion, __version__, bps, bps_branch, world
+from minibnn import StableDiffusion, __version__
+from minibnn.neighbours import bps, bps_branch
+from minibnn.world import scenes as world
 
 print("minibnn", __version__, "· torch", torch.__version__)
 

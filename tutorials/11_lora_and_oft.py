@@ -19,7 +19,8 @@ import torch
 from checks import TUTORIALS, show
 from checks.lora_and_oft import check_cayley, check_for_diffusers, check_lora, check_rotated_weight, check_weight_std
 
-from minibnn import StableDiffusion, __version__, adapters, bayes, data, oft, posterior, schedule
+from minibnn import StableDiffusion, __version__, data, posterior, schedule
+from minibnn.finetune import adapters, bayes, oft
 
 print("minibnn", __version__, "· torch", torch.__version__)
 torch.set_default_dtype(torch.float64)

@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-from ..options import answer_ctrl_c_while_importing
+from ..options.parsing import answer_ctrl_c_while_importing
 
 NAMES = {
     "corruption": "fine-tune on 1-6 pictures with and without BNN, and measure the three phases",

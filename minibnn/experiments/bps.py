@@ -24,14 +24,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from minibnn import StableDiffusion, bps, bps_branch, world
-from minibnn.evaluate import random_scenes, reconstruct
-from minibnn.options import readable, run, seed_number
-from minibnn.pipeline import grid, to_pil
-from minibnn.pretrain import to_tensor
-from minibnn.weights import read_json, write_json, write_whole
-
-from .judge import drawn, judged, train_judge
+from .. import StableDiffusion
+from ..files.store import read_json, write_json, write_whole
+from ..neighbours import bps, bps_branch
+from ..options.parsing import readable, run, seed_number
+from ..pictures import grid, to_pil, to_tensor
+from ..world import scenes as world
+from ..world.classifier import random_scenes, reconstruct
+from .bps_judge import drawn, judged, train_judge
 
 BATCH, LR, SAMPLE_STEPS, TESTS = 8, 3e-4, 8, 24
 RUNS = [("base", 0), ("bps", 40), ("skip", 40), ("encoder", 40), ("bps", 12), ("bps", 200)]

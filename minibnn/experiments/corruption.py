@@ -25,14 +25,17 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from .. import corruption, data, guidance
-from ..commands import TrainOptions
+from .. import data
 from ..errors import UserError
-from ..options import option, parse, run, seed_number, whole
-from ..pipeline import StableDiffusion, at_the_mean, grid
+from ..files.store import read_json, write_json, write_text, write_whole
+from ..lab import sigma1_estimate
+from ..neighbours import guidance
+from ..options.commands import TrainOptions
+from ..options.parsing import option, parse, run, seed_number, whole
+from ..pictures import grid
+from ..pipeline import StableDiffusion
 from ..runs import fingerprint
-from ..train import train
-from ..weights import read_json, write_json, write_text, write_whole
+from ..train import at_the_mean, train
 from .measures import PhotoJudge, WorldJudge
 from .prompts import table5_object, table5_subject, world_prompts
 from .settings import SETTINGS, Run, log_spaced
@@ -112,7 +115,7 @@ class Observer:
         training = data.load_pictures(files, sd.recipe["resolution"])
         with at_the_mean(sd):
             self.judge = WorldJudge(sd, training) if self.world else PhotoJudge(sd, training, self.options)
-            self.latents = corruption.latents_of(sd, training)
+            self.latents = sigma1_estimate.latents_of(sd, training)
         if any(view.base for view in self.views):
             self.base = StableDiffusion.load(self.options.model, self.options.tokenizer, torch.float32).to(sd.device)
         self.average = {name: value.clone() for name, value in self.means(sd)}
@@ -124,8 +127,8 @@ class Observer:
         """Draw and measure one checkpoint; its lines are written together."""
         rows, seconds = [], round(time.monotonic() - self.began, 1)
         groups = {"training": [(self.prompt, {"subject": self.options.kind})] * TRAINING_PICTURES, "other": self.prompts}
-        predict = corruption.predictor(sd, self.prompt)
-        found = corruption.estimate_sigma1(predict, self.latents, sd.alphas_cumprod, SIGMA1_TIMES, SIGMA1_DRAWS)
+        predict = sigma1_estimate.predictor(sd, self.prompt)
+        found = sigma1_estimate.estimate_sigma1(predict, self.latents, sd.alphas_cumprod, SIGMA1_TIMES, SIGMA1_DRAWS)
         sigma1 = {"t": found.t, "sigma1": found.sigma1, "loss": found.loss, "explained": found.explained, "mean": found.mean}
         for view in self.views:
             for group, wanted in groups.items():

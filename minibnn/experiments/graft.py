@@ -22,13 +22,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .. import figures, graft, schedule
-from ..commands import GraftOptions
+from .. import pictures, schedule
 from ..errors import UserError
-from ..options import readable, run, seed_number
+from ..files.store import read_json, write_json, write_whole
+from ..neighbours import graft
+from ..neighbours.rewards import judge, red_thing_on_grass
+from ..options.commands import GraftOptions
+from ..options.parsing import readable, run, seed_number
 from ..pipeline import StableDiffusion
-from ..rewards import judge, red_thing_on_grass
-from ..weights import read_json, write_json, write_whole
 
 SWITCHES = (250, 500, 750)
 METHODS = {"GRAFT": (0, "B"), "random choice": (0, "B")} | {f"P-GRAFT {t}": (t, "B") for t in SWITCHES} | {"P-GRAFT 500 A": (500, "A")}  # fmt: skip
@@ -146,7 +147,7 @@ def experiment(options):
             continue
         seeds[str(seed)], shown = one_seed(seed, settings, options.fresh)
         write_json(path, {"settings": described, "seeds": seeds})
-        sheet = figures.sheet(list(shown.values()), list(shown), [""] * 8).quantize(256, dither=Image.Dither.NONE)
+        sheet = pictures.sheet(list(shown.values()), list(shown), [""] * 8).quantize(256, dither=Image.Dither.NONE)
         write_whole(options.out / "graft-samples.png", lambda file, sheet=sheet: sheet.save(file, format="PNG", optimize=True))
     print_table(seeds)
 

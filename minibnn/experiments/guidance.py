@@ -18,14 +18,17 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from .. import data, figures, guidance, metrics, world
+from .. import data, pictures
 from ..errors import UserError
-from ..evaluate import reconstruct
-from ..options import run
+from ..files.store import read_json, write_json, write_whole
+from ..lab.plot import Line, Panel, chart
+from ..neighbours import guidance
+from ..options.parsing import run
 from ..pipeline import StableDiffusion
-from ..plot import Line, Panel, chart
 from ..runs import fingerprint
-from ..weights import read_json, write_json, write_whole
+from ..world import measures as world_measures
+from ..world import scenes as world
+from ..world.classifier import reconstruct
 
 SCALES = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5)
 PLACES = ("beach", "snow", "night", "wood")
@@ -40,13 +43,13 @@ def prompts_and_places(prompt):
 
 def measure(pictures, places, training):
     """MEASURES of the pictures of one scale; training: the decoded training pictures (n, 3, 64, 64)."""
-    images = data.to_tensor(pictures)
-    judged = metrics.prompt_fidelity(images, [{"background": place} if place else {} for place in places])["background"]
+    images = pictures.to_tensor(pictures)
+    judged = world_measures.prompt_fidelity(images, [{"background": place} if place else {} for place in places])["background"]
     told = [right for right in judged if right is not None]
     return {
-        "fidelity": metrics.fidelity(images, training)[0].mean().item(),
+        "fidelity": world_measures.fidelity(images, training)[0].mean().item(),
         "place": sum(told) / len(told),
-        "noise": metrics.noise(images).mean().item(),
+        "noise": world_measures.noise(images).mean().item(),
         "clipped": (images.abs() == 1).float().mean().item(),
     }
 
@@ -96,7 +99,7 @@ def experiment(options):
         result["runs"][run_name] = table
         write_json(path, result)
     columns = [f"{scale:g}" if i == 0 else "" for scale in (1.5, 3, 7.5) for i in range(4)]
-    sheet = figures.sheet(shown, labels, columns).quantize(256, dither=Image.Dither.NONE)
+    sheet = pictures.sheet(shown, labels, columns).quantize(256, dither=Image.Dither.NONE)
     write_whole(options.out / "guidance-samples.png", lambda file: sheet.save(file, format="PNG", optimize=True))
     plot(result, options.out / "guidance.png")
     print_table(result)
@@ -111,7 +114,7 @@ def plot(result, path):
             for name, table in result["runs"].items() for source, cells in table.items()
         ]  # fmt: skip
         panels.append(Panel(key, lines, "guidance"))
-    figures.save(chart(panels, columns=4), path)
+    pictures.save_png(chart(panels, columns=4), path)
 
 
 def print_table(result):

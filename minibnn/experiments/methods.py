@@ -14,7 +14,7 @@ drawn at θ = μ: 8 of the training prompt, and one or more of each of twelve ot
     CPU s, peak MB    of the whole training process, of which some 5 s and 500 MB are Python and PyTorch
     state MB, file MB what is trained with Adam's two moments; what the run leaves to be used
 
-Intervals are two-sided 95 % t-intervals over seeds (`stages.interval`) of each seed's mean over its pictures. Differences
+Intervals are two-sided 95 % t-intervals over seeds (`intervals.interval`) of each seed's mean over its pictures. Differences
 "with − without" pair the same seed, prompt and noise. With three seeds they are wide, and one seed alone has none.
 
 Leaves in --out: runs.jsonl (a line for each run, with every picture's values; runs that are there are not repeated, and must have
@@ -35,15 +35,17 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from .. import data, metrics
+from .. import data
 from ..errors import UserError
-from ..evaluate import reconstruct
-from ..options import option, parse, run, seed_number, whole
-from ..pipeline import StableDiffusion, grid
+from ..files.store import write_json, write_text, write_whole
+from ..lab.intervals import interval
+from ..options.parsing import option, parse, run, seed_number, whole
+from ..pictures import grid
+from ..pipeline import StableDiffusion
 from ..runs import fingerprint, read_config
-from ..weights import write_json, write_text, write_whole
+from ..world import measures as world_measures
+from ..world.classifier import reconstruct
 from .prompts import world_prompts
-from .stages import interval
 
 TRAINING_PICTURES = 8
 ROWS = {  # the options of `minibnn.train` that make a row
@@ -124,14 +126,14 @@ def train_apart(row, seed, options, folder):
 
 def measure(pictures, wanted, training):
     """{measure: list of each picture's value, or a number}; wanted: (prompt, what it shows) for each, those of the training prompt first."""
-    images, n = data.to_tensor(pictures), TRAINING_PICTURES
-    close, grain = metrics.fidelity(images, training)[0].tolist(), metrics.noise(images).tolist()
-    right = metrics.prompt_fidelity(images, [want for _, want in wanted])
+    images, n = pictures.to_tensor(pictures), TRAINING_PICTURES
+    close, grain = world_measures.fidelity(images, training)[0].tolist(), world_measures.noise(images).tolist()
+    right = world_measures.prompt_fidelity(images, [want for _, want in wanted])
     values = {
         "fidelity": close[:n], "fidelity, others": close[n:], "noise": grain[n:],
         "dog": [float(v) for v in right["subject"][n:]],
         "place": [float(v) for v in right["background"][n:] if v is not None],
-        "diversity": [metrics.diversity(images[:n])],
+        "diversity": [world_measures.diversity(images[:n])],
     }  # fmt: skip
     return {name: [round(v, 5) for v in list_] for name, list_ in values.items()}
 

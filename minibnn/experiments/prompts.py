@@ -3,7 +3,7 @@
 Of the paper's Table 5, [V] is the rare word and [object] the class word.
 """
 
-from .. import world
+from ..world import scenes as world
 
 OBJECT = (
     "in the jungle", "in the snow", "on the beach", "on a cobblestone street", "on top of pink fabric",

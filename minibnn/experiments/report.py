@@ -18,13 +18,14 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from .. import plot
 from ..errors import UserError
-from ..options import option, parse, run
-from ..weights import write_text, write_whole
+from ..files.store import write_text, write_whole
+from ..lab import plot
+from ..lab.intervals import interval
+from ..options.parsing import option, parse, run
 from .corruption import read_rows
 from .settings import SETTINGS
-from .stages import corruption_stage, interval, noise_stage
+from .stages import corruption_stage, noise_stage
 
 CURVES = {  # what is drawn: (title, group of prompts)
     "fidelity": ("fidelity to the training pictures, other prompts", "other"),

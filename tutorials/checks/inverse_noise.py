@@ -2,7 +2,7 @@
 
 import torch
 
-from minibnn import flow
+from minibnn.neighbours import flow
 
 from . import Mistake, compare, exercise, pair, random
 

@@ -1,0 +1,1 @@
+"""Weight files: reading every official layout, writing whole files."""

@@ -1,0 +1,179 @@
+"""Official weight files <-> networks: every layout in use, checked name by name and shape by shape.
+
+Follows: the files of the official repositories (runwayml/stable-diffusion-v1-5, stabilityai/stable-diffusion-2-*,
+CompVis single files). Attribute names are the names in the diffusers layout, so that only true exceptions need a table:
+older VAE files, text encoders without their prefix, and the single-file layout (`ldm.py`).
+"""
+
+import dataclasses
+import logging
+import re
+
+import torch
+
+from ..errors import UserError
+from . import ldm
+from .store import WeightsError, open_weights, shapes_of
+
+log = logging.getLogger("minibnn")
+
+POSITION_IDS = "cond_stage_model.transformer.text_model.embeddings.position_ids"
+OLD_VAE_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}  # diffusers < 0.12
+# Tensors that belong to no computation of ours: constants, and the halves of CLIP that make no context.
+UNUSED = re.compile(
+    r"position_ids$|^(vision_model|visual_projection|text_projection|logit_scale|loss|model_ema)\b"
+    r"|^cond_stage_model\.model\.(text_projection|logit_scale|attn_mask)$"
+)
+
+
+def check_config(config_class, values, component):
+    """Official config.json values (a dict, or None for the defaults) -> a `config_class`.
+
+    Keys that begin with "_" and those that `IGNORED` names do not change the computation. Raises UserError, naming key and
+    value, for a value that this code does not implement.
+    """
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    known = {}
+    for key, value in (values or {}).items():
+        if key in fields and value is not None:
+            known[key] = tuple(value) if isinstance(value, list) else value
+        elif key.startswith("_") or key in fields or _is_ignored(config_class, key):
+            continue
+        elif value != config_class.FIXED.get(key, value if not value else None) and value is not None:
+            # Official files list options that are off; those we do not know are harmless as long as they are off.
+            raise UserError(f"{component} config: {key} = {value!r} is not implemented")
+    return config_class(**known)
+
+
+def _is_ignored(config_class, key):
+    """IGNORED = None: all keys but those of FIXED, for files that list dozens of unrelated settings."""
+    return key not in config_class.FIXED if config_class.IGNORED is None else key in config_class.IGNORED
+
+
+def is_single_file(names):
+    """True for a file in the LDM layout."""
+    return any(name.startswith("model.diffusion_model.") for name in names)
+
+
+def find_tensors(part, network, shapes):
+    """Which tensor of a file is which of ours: {our name: (file name, third)}; `third` as in `ldm.ldm_name`.
+
+    network: on any device, also meta; shapes: {file name: shape}. Raises WeightsError that lists what does not fit.
+    """
+    openclip = any(name.startswith(ldm.OPENCLIP) for name in shapes)
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found, missing, wrong = {}, [], []
+    for name, shape in wanted.items():
+        present = [c for c in _candidates(part, name, network.config, openclip) if c[0] in shapes]
+        if not present:
+            missing.append(name)
+            continue
+        candidate, third = present[0]
+        there = shapes[candidate]
+        if third is not None:
+            there = (there[0] // 3, *there[1:])
+        if _without_ones(there) != _without_ones(shape):
+            wrong.append(f"{candidate} {list(there)} instead of {list(shape)}")
+        found[name] = (candidate, third)
+    used = {candidate for candidate, _ in found.values()}
+    prefix = ldm.PREFIX[part] if any(name.startswith(ldm.PREFIX[part]) for name in used) else ""
+    surplus = [n for n in shapes if n.startswith(prefix) and n not in used and not UNUSED.search(n)]
+    if openclip:  # SD v2 stops before CLIP's last layer, which its single files hold all the same
+        surplus = [n for n in surplus if f"resblocks.{network.config.num_hidden_layers}." not in n]
+    if missing or wrong or surplus:
+        raise WeightsError(_mismatch(part, missing, surplus, wrong, shapes))
+    return found
+
+
+def _candidates(part, name, config, openclip):
+    yield name, None
+    if part == "vae":
+        for new, old in OLD_VAE_NAMES.items():
+            if f".{new}." in name:
+                yield name.replace(f".{new}.", f".{old}."), None
+    if part == "text_encoder":
+        yield name.removeprefix("text_model."), None
+        yield "cond_stage_model.transformer." + name.removeprefix("text_model."), None
+    ldm_name, third = ldm.ldm_name(part, name, config, openclip)
+    yield ldm_name, third
+    yield ldm_name.removeprefix(ldm.PREFIX[part]), third
+
+
+def _without_ones(shape):
+    """[C, C, 1, 1] is the same weight as [C, C]: a 1 × 1 convolution is a linear layer."""
+    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
+
+
+def _mismatch(part, missing, surplus, wrong, shapes):
+    lines = [f"the file does not hold this {part}{_guess(part, shapes)}"]
+    for what, names in (("missing", missing), ("not expected", surplus), ("of another shape", wrong)):
+        if names:
+            more = f", … ({len(names) - 4} more)" if len(names) > 4 else ""
+            lines.append(f"{len(names)} {what}: {', '.join(names[:4])}{more}")
+    return "; ".join(lines)
+
+
+def _guess(part, shapes):
+    """What kind of file this probably is, from tell-tale names."""
+    names = " ".join(shapes)
+    context = [shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")]
+    if "lora" in names:
+        return ": this is a LoRA file, not a model; pass the model it was made for"
+    if "conditioner.embedders" in names or "add_embedding" in names or 2048 in context:
+        return ": this is an SDXL checkpoint; minibnn reads Stable Diffusion v1.x and v2.x"
+    if "joint_blocks" in names or "double_blocks" in names or "context_embedder" in names:
+        return ": this is a transformer model (SD 3, Flux); minibnn reads Stable Diffusion v1.x and v2.x"
+    if part == "unet" and "vision_model" not in names and "down_blocks.0.attentions" not in names and not context:
+        return ": there is no UNet in it"
+    first = shapes.get("conv_in.weight") or shapes.get("model.diffusion_model.input_blocks.0.0.weight")
+    if part == "unet" and first and first[1] == 9:
+        return ": this is an inpainting model (9 input channels)"
+    if part == "unet" and context and context[0] == 1024:
+        return ": this looks like SD v2; give its config (cross_attention_dim 1024, …)"
+    if part == "unet" and context and context[0] == 768:
+        return ": this looks like SD v1"
+    if part != "unet" and context and not is_single_file(shapes):
+        return ": this is a UNet"
+    return ""
+
+
+def load_component(network_class, config, path, part, dtype):
+    """Build the network without memory, map its tensors from the file, and convert only if `dtype` asks for it.
+
+    Unconverted tensors stay mapped from the file (copy on write): loading takes the memory of the weights, no more.
+    """
+    with torch.device("meta"):
+        network = network_class(config)
+    with open_weights(path) as file:
+        shapes = shapes_of(file)
+        if part == "unet" and any(name.startswith("model_ema.") for name in shapes):
+            log.warning("%s holds EMA copies too; the model weights are used, not the EMA weights", path)
+        try:
+            found = find_tensors(part, network, shapes)
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from None
+        state = {}
+        for name, tensor in network.state_dict().items():
+            key, third = found[name]
+            loaded = file.get_tensor(key)
+            loaded = loaded if third is None else loaded.chunk(3)[third].clone()
+            state[name] = loaded.reshape(tensor.shape).to(dtype or loaded.dtype)
+    network.load_state_dict(state, strict=True, assign=True)
+    return network.eval()
+
+
+def single_file_tensors(parts, openclip):
+    """The tensors of one LDM-layout file. parts: {"unet": network, "vae": …, "text_encoder": …}; openclip: SD v2's text names."""
+    tensors, thirds = {}, {}
+    for part, network in parts.items():
+        for name, tensor in network.state_dict().items():
+            key, third = ldm.ldm_name(part, name, network.config, openclip)
+            if third is not None:
+                thirds.setdefault(key, {})[third] = tensor
+                continue
+            is_vae_attention = part == "vae" and ".mid.attn_1." in key and tensor.ndim == 2
+            tensors[key] = tensor[:, :, None, None] if is_vae_attention else tensor
+    if "text_encoder" in parts and not openclip:  # a constant, but part of the official file
+        length = parts["text_encoder"].config.max_position_embeddings
+        tensors[POSITION_IDS] = torch.arange(length)[None]
+    return tensors | {key: torch.cat([stack[i] for i in range(3)]) for key, stack in thirds.items()}

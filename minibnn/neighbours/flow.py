@@ -1,0 +1,258 @@
+"""Flow matching, Euler sampling and inverse noise correction: `python -m minibnn.flow --train --out runs/flow`.
+
+Follows: rectified flow (Liu et al. 2023); inverse noise correction (INC) of arXiv 2510.02692, §4 and Algorithm 6.
+
+    here      meaning
+    s         time, 0 = noise, 1 = data (the other way round than in `schedule`)
+    e, x      standard normal noise, data;  x_s = (1−s)·e + s·x
+    v(x, s)   velocity network; learns x − e
+    T         the sampler: n Euler steps x_{j+1} = x_j + h·v(x_j, j·h), h = 1/n
+
+With an imperfect v and finitely many steps, T turns normal noise into something near the data. INC leaves v alone: it
+asks from which noises z = T⁻¹(x) the sampler *would* have hit the data, and a second, smaller flow, the corrector, learns
+to draw such z. Because T is invertible, nothing is lost: KL(data ‖ T(q)) = KL(T⁻¹(data) ‖ q).
+
+But: no guidance, no text; a corrector belongs to one n.
+"""
+
+from ..options.commands import FlowOptions
+from ..options.parsing import answer_ctrl_c_while_importing, parse, run
+
+if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
+    OPTIONS = parse(FlowOptions, "minibnn.flow")
+    answer_ctrl_c_while_importing()
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from ..errors import UserError
+from ..files.store import open_weights, write_tensors, write_whole
+from ..networks.unet import UNet, UNetConfig, time_sinusoid
+from ..pictures import grid, to_pil, to_tensor
+from ..pipeline import StableDiffusion
+from ..world import scenes as world
+
+BUNDLED = Path(__file__).parent / "assets" / "flow"
+MAIN, CORRECTOR = (32, 64), (16, 32)  # channels of the bundled networks
+LOST = 0.1  # share of drawings that need not contract: they are left out of the corrector's data
+
+
+# --- flow matching ----------------------------------------------------------------------------------------------------
+
+
+def flow_loss(velocity, x, e, s):
+    """E‖(x − e) − v(x_s, s)‖² per value, x_s = s·x + (1−s)·e.   (Liu et al. 2023, eq. 1)
+
+    x, e (B, …): data and noise; s (B,): times in [0, 1].
+    """
+    time = s.reshape(-1, *[1] * (x.ndim - 1))
+    return F.mse_loss(velocity(time * x + (1 - time) * e, s), x - e)
+
+
+def euler(velocity, x, steps):
+    """T: from noise to data, x_{j+1} = x_j + h·v(x_j, j·h), j = 0 … n−1, h = 1/n."""
+    for j in range(steps):
+        x = x + velocity(x, x.new_full((len(x),), j / steps)) / steps
+    return x
+
+
+# --- its inverse ------------------------------------------------------------------------------------------------------
+
+
+def rms(x):
+    """Root mean square of each sample: (B, …) -> (B,)."""
+    return x.flatten(1).square().mean(1).sqrt()
+
+
+def inverse_step(velocity, x, s, h, iterations, tolerance):
+    """Solve y + h·v(y, s) = x by y ← x − h·v(y, s), from y = x, until each residual ‖y + h·v(y, s) − x‖ is small.
+
+    Converges if h·L < 1 with L the Lipschitz constant of v(·, s). Returns y and, for each sample, the RMS residual of the
+    iterate before y: with h·L < 1 a bound of y's own.   (arXiv 2510.02692, Algorithm 6)
+    """
+    y, residual, active = x.clone(), x.new_full((len(x),), torch.inf), torch.arange(len(x))
+    for _ in range(iterations):
+        better = x[active] - h * velocity(y[active], x.new_full((len(active),), s))
+        residual[active], y[active] = rms(better - y[active]), better
+        active = active[~(residual[active] <= tolerance)]  # so written, NaN stays active
+        if not len(active):
+            break
+    return y, residual
+
+
+def invert(velocity, x, steps, iterations=40, tolerance=1e-5, lost=0.0):
+    """T⁻¹: data -> the noises from which `euler` with as many steps arrives there, and the largest residual of each.
+
+    The velocity is asked at the time at which T asked it, the left end of each step. Where the iteration does not reach the
+    tolerance, what it gives is not the inverse: raises UserError, naming step and residual, if that happens to a larger
+    share of the samples than `lost` allows.
+    """
+    residual = x.new_zeros(len(x))
+    for j in reversed(range(steps)):
+        x, left = inverse_step(velocity, x, j / steps, 1 / steps, iterations, tolerance)
+        residual = torch.where(left <= residual, residual, left)  # NaN wins
+        bad = (~(residual <= tolerance)).sum().item()
+        if bad > lost * len(x):
+            raise UserError(
+                f"the inversion does not contract at Euler step {j + 1} of {steps}: after {iterations} iterations "
+                f"{bad} of {len(x)} residuals are above {tolerance:g}, the largest is {residual.max():.2g}; "
+                "take more Euler steps, or a smoother flow (noise of 0.001 on the data helps)"
+            )
+    return x, residual
+
+
+@torch.no_grad()
+def inverse_noise(velocity, x, steps, tolerance=1e-4, lost=0.0, batch=250):
+    """The noises of data x (N, …) and their residuals, batch by batch, without those (at most the share `lost` of a
+    batch) that do not reach the tolerance; errors as `invert`."""
+    parts = []
+    for part in tqdm(x.split(batch), desc="inverse noise", mininterval=2):
+        z, residual = invert(velocity, part, steps, tolerance=tolerance, lost=lost)
+        parts.append((z[residual <= tolerance], residual[residual <= tolerance]))
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+@torch.no_grad()
+def sample(velocity, e, steps, corrector=None, corrector_steps=10):
+    """Noise e (B, …) -> data; with a corrector first to the inverse noise, then by the untouched sampler."""
+    z = e if corrector is None else euler(corrector, e, corrector_steps)
+    return euler(velocity, z, steps)
+
+
+# --- networks and training --------------------------------------------------------------------------------------------
+
+
+class VectorFlow(nn.Module):
+    """v(x, s) for vectors x (B, D): a multilayer perceptron that also sees sines and cosines of the time."""
+
+    def __init__(self, dimension=2, width=64, layers=3):
+        super().__init__()
+        sizes = [dimension + 16] + [width] * layers
+        hidden = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b), nn.SiLU())]
+        self.body = nn.Sequential(*hidden, nn.Linear(width, dimension))
+
+    def forward(self, x, s):
+        return self.body(torch.cat([x, time_sinusoid(1000 * s, 16).to(x.dtype)], dim=1))
+
+
+class LatentFlow(nn.Module):
+    """v(x, s) for latents x (B, 4, h, w): SD's UNet at two levels, without prompts."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.unet = UNet(UNetConfig(
+            block_out_channels=channels, layers_per_block=1, cross_attention_dim=8, attention_head_dim=4, norm_num_groups=8,
+            down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+        ))  # fmt: skip
+        for parameter in self.unet.conv_out.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x, s):
+        return self.unet(x, 1000 * s, x.new_zeros(len(x), 1, 8))
+
+
+def fit(velocity, x, steps, lr, batch, seed, label="flow"):
+    """Train on data x (N, …) with Adam, the rate falling to 0 along half a cosine; returns the losses."""
+    optimiser = torch.optim.Adam(velocity.parameters(), lr)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    generator, losses = torch.Generator().manual_seed(seed), []
+    bar = tqdm(range(steps), desc=label, mininterval=2)
+    for _ in bar:
+        picked = x[torch.randint(len(x), (batch,), generator=generator)]
+        e = torch.randn(picked.shape, generator=generator, dtype=x.dtype)
+        loss = flow_loss(velocity, picked, e, torch.rand(batch, generator=generator, dtype=x.dtype))
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(velocity.parameters(), 1.0)
+        optimiser.step()
+        rate.step()
+        losses.append(loss.item())
+        bar.set_postfix(loss=f"{np.mean(losses[-100:]):.4f}", refresh=False)
+    return losses
+
+
+# --- the world's pictures, as latents of the bundled VAE --------------------------------------------------------------
+
+
+def world_latents(sd, count, seed):
+    """Latents of `count` random drawings: (count, 4, 8, 8)."""
+    rng, generator, parts = np.random.default_rng(seed), torch.Generator().manual_seed(seed), []
+    for start in tqdm(range(0, count, 64), desc="latents", mininterval=2):
+        images = to_tensor([world.draw(world.random_scene(rng)) for _ in range(min(64, count - start))])
+        parts.append(sd.encode_pictures(images, generator))
+    return torch.cat(parts)
+
+
+def save_flow(path, flow, note):
+    """Half-precision weights; note: {str: str}, kept in the file's header."""
+    write_tensors(path, {name: tensor.half() for name, tensor in flow.state_dict().items()}, note)
+
+
+def load_flow(path, channels):
+    """A saved LatentFlow and its note. Raises UserError if the file is missing, damaged or of other channels."""
+    flow = LatentFlow(channels)
+    with open_weights(path) as file:
+        note, state = file.metadata(), {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in flow.state_dict().items()}:
+        raise UserError(f"{path} is no flow with {channels} channels")
+    flow.load_state_dict(state)
+    return flow.eval().requires_grad_(False), note
+
+
+def load(folder):
+    """(flow, corrector, n) of a folder that the command below has made; None: the bundled ones. Raises UserError."""
+    folder = Path(folder or BUNDLED)
+    flow, _ = load_flow(folder / "flow.safetensors", MAIN)
+    corrector, note = load_flow(folder / "corrector.safetensors", CORRECTOR)
+    return flow, corrector, int(note["euler_steps"])
+
+
+# --- command ----------------------------------------------------------------------------------------------------------
+
+
+def main(options):
+    """Train a flow and its corrector (`--train --out FOLDER`), or draw with given ones (`--flow FOLDER --out PNG`)."""
+    out = Path(options.out or ("runs/flow" if options.train else "flow.png"))
+    if out.exists() and not options.overwrite:
+        raise UserError(f"--out {out} exists: name another or pass --overwrite")
+    sd = StableDiffusion.load("tiny")
+    if options.train:
+        torch.manual_seed(options.seed)
+        flow, corrector = LatentFlow(MAIN), LatentFlow(CORRECTOR)
+        latents = world_latents(sd, options.pictures, options.seed)
+        if options.flow:
+            flow, note = load_flow(Path(options.flow) / "flow.safetensors", MAIN)
+        else:
+            fit(flow, latents, options.steps, options.lr, 64, options.seed)
+            note = {"seed": str(options.seed)}
+        (out / "corrector.safetensors").unlink(missing_ok=True)  # of another flow
+        save_flow(out / "flow.safetensors", flow.requires_grad_(False), note)  # at once: the inversion may be refused
+        try:
+            z, residual = inverse_noise(flow, latents[: options.inverted], options.euler_steps, lost=LOST)
+        except UserError as error:
+            again = f"--train --flow {out} --out {out} --overwrite goes on from there"
+            raise UserError(f"{error}; the flow is in {out}: {again}") from None
+        print(f"{len(z)} of {options.inverted} drawings inverted: largest residual {residual.max():.1e}, mean {z.mean():+.3f}, standard deviation {z.std():.3f}")
+        fit(corrector, z, options.steps, options.lr, 64, options.seed + 1, "corrector")
+        save_flow(out / "corrector.safetensors", corrector, {"euler_steps": str(options.euler_steps), "seed": str(options.seed)})
+        sheet_path = out / "samples.png"
+        euler_steps = options.euler_steps
+    else:
+        if out.suffix.lower() != ".png":
+            raise UserError(f"--out {out}: the name must end with .png")
+        flow, corrector, euler_steps = load(options.flow)
+        sheet_path = out
+    e = torch.randn(12, 4, 8, 8, generator=torch.Generator().manual_seed(options.seed))
+    both = [sample(flow, e, euler_steps), sample(flow, e, euler_steps, corrector)]
+    sheet = grid(to_pil(sd.decode_latents(torch.cat(both))), 12, zoom=2)
+    write_whole(sheet_path, lambda path: sheet.save(path, format="PNG"))
+    print(f"{sheet_path}: above without, below with inverse noise correction; {euler_steps} Euler steps")
+
+
+if __name__ == "__main__":
+    run(main, OPTIONS)

@@ -1,0 +1,81 @@
+"""Rewards: plain functions of pictures and their prompts, (list of n PIL pictures, list of n strings) -> n numbers.
+
+Those of the picture world read the pixels, so that they need no network and can be checked against the world's own
+scenes. A reward of your own is a function in a file: `--reward mine.py:beauty`.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import UserError
+
+
+def _red(picture):
+    """Which pixels are the world's red, lit or in shade: (H, W) bool."""
+    r, g, b = np.moveaxis(np.asarray(picture.convert("RGB")).astype(int), 2, 0)
+    return (r - np.maximum(g, b) > 80) & (np.abs(g - b) < 60)
+
+
+def _on_grass(picture):
+    """True if the outermost sixteenth of the picture is green nearly everywhere."""
+    pixels = np.asarray(picture.convert("RGB")).astype(int)
+    margin = max(1, min(pixels.shape[:2]) // 16)
+    edge = np.ones(pixels.shape[:2], bool)
+    edge[margin:-margin, margin:-margin] = False
+    r, g, b = pixels[edge].T
+    return (g - np.maximum(r, b) > 25).mean() > 0.9
+
+
+def red_thing_on_grass(pictures, prompts):
+    """1 if something red (2 % of the pixels or more) is on the grass, else 0."""
+    return [float(_on_grass(picture) and _red(picture).mean() > 0.02) for picture in pictures]
+
+
+def redness(pictures, prompts):
+    """Share of red pixels, 0..1."""
+    return [_red(picture).mean() for picture in pictures]
+
+
+# --- finding and calling one ------------------------------------------------------------------------------------------
+
+
+def load_reward(name):
+    """A function of this file by its name, or "file.py:function". Raises UserError saying what is missing."""
+    if ":" not in name:
+        if name not in ("red_thing_on_grass", "redness"):
+            raise UserError(f"--reward {name} is not one of red_thing_on_grass, redness; your own: --reward file.py:function")
+        return globals()[name]
+    path, _, function = name.rpartition(":")
+    if not Path(path).is_file():
+        raise UserError(f"--reward {name}: no file {path}")
+    spec = importlib.util.spec_from_file_location("minibnn_user_reward", path)
+    if spec is None:
+        raise UserError(f"--reward {name}: {path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"--reward {name}: {path} fails: {type(error).__name__}: {error}") from error
+    if not callable(getattr(module, function, None)):
+        raise UserError(f"--reward {name}: there is no function {function} in {path}")
+    return getattr(module, function)
+
+
+def judge(reward, pictures, prompts):
+    """Rewards of n pictures: (n,) float64. Raises UserError if the function fails or gives no n finite numbers."""
+    name = f"reward {getattr(reward, '__name__', reward)}"
+    try:
+        rewards = torch.as_tensor(reward(pictures, prompts), dtype=torch.float64).detach().cpu()
+    except Exception as error:
+        raise UserError(f"{name} fails: {type(error).__name__}: {error}") from error
+    if rewards.shape != (len(pictures),):
+        raise UserError(f"{name} gave shape {tuple(rewards.shape)} for {len(pictures)} pictures, not ({len(pictures)},)")
+    bad = (~rewards.isfinite()).nonzero()[:, 0].tolist()
+    if bad:
+        raise UserError(f"{name} is {rewards[bad[0]].item()} for {len(bad)} of {len(pictures)} pictures, first for {prompts[bad[0]]!r}")
+    return rewards

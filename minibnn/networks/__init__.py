@@ -1,0 +1,1 @@
+"""The networks of Stable Diffusion, under the names in the official files."""

@@ -1,0 +1,138 @@
+"""CLIP's text encoder: token ids -> one vector a token, which the UNet attends to.
+
+Follows: transformers' `CLIPTextModel` as configured by Stable Diffusion v1.x (OpenAI's ViT-L/14, quick_gelu) and v2.x
+(OpenCLIP's ViT-H/14, gelu, 23 of its 24 layers); Radford et al. 2021. Attribute names are the names in
+`text_encoder/model.safetensors`.
+
+But: no pooled output and no projection; padding is not masked, as in Stable Diffusion.
+
+Shapes: B prompts, L ≤ 77 tokens, D width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..errors import UserError
+from ..files.layouts import check_config, load_component
+from .layers import attention
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """The values of the official `text_encoder/config.json` that change the computation; defaults are SD v1.5's."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    FIXED = {"attention_dropout": 0.0, "dropout": 0.0}
+    IGNORED = None  # transformers lists dozens of settings for generating text and keeping books
+
+    def __post_init__(self):
+        if self.hidden_act not in ACTIVATIONS:
+            raise UserError(f"text encoder config: hidden_act = {self.hidden_act!r} is not one of {list(ACTIVATIONS)}")
+
+
+def quick_gelu(x):
+    """x·sigmoid(1.702 x), OpenAI's approximation of GELU.   (Hendrycks & Gimpel 2016, §2)"""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+class Embeddings(nn.Module):
+    """(B, L) ids -> (B, L, D): token plus position."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+
+    def forward(self, ids):
+        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+
+
+class SelfAttention(nn.Module):
+    """Causal: a token sees itself and those before it. (B, L, D) -> (B, L, D)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x):
+        return self.out_proj(attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, causal=True))
+
+
+class MLP(nn.Module):
+    """(B, L, D) -> (B, L, D) through `intermediate_size` units."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x):
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each on the normalised input, each added to it."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.self_attn = SelfAttention(config)
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = MLP(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, x):
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class TextModel(nn.Module):
+    """Everything; the official file keeps it under the name `text_model`."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))})
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, ids):
+        x = self.embeddings(ids)
+        for layer in self.encoder["layers"]:
+            x = layer(x)
+        return self.final_layer_norm(x)
+
+
+class TextEncoder(nn.Module):
+    """context = text_encoder(ids): (B, L) int64 -> (B, L, D), the last hidden state after the final layer norm."""
+
+    def __init__(self, config=TextEncoderConfig()):
+        super().__init__()
+        self.config = config
+        self.text_model = TextModel(config)
+
+    @classmethod
+    def from_file(cls, path, config=None, dtype=None):
+        """Load from the component's own file or a whole LDM file; arguments and errors as in `UNet.from_file`."""
+        config = (config or {}).get("text_config") or config  # the config.json of a whole CLIPModel
+        return load_component(cls, check_config(TextEncoderConfig, config, "CLIPTextModel"), path, "text_encoder", dtype)
+
+    def forward(self, ids):
+        return self.text_model(ids)

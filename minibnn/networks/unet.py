@@ -1,0 +1,323 @@
+"""SD's UNet: predicts the noise ε̂ (or the velocity v) in a noisy latent, given the time and the prompt.
+
+Follows: diffusers' `UNet2DConditionModel` as configured by Stable Diffusion v1.x and v2.x (`unet/config.json`);
+architecture of Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models". Attribute names
+are the names in `unet/diffusion_pytorch_model.safetensors`.
+
+But: no class or size embeddings (SDXL), one transformer layer a block.
+
+Shapes: B pictures, C channels, H × W latent pixels, L prompt tokens, D context width, T time-embedding channels.
+The way through SD v1.5 for a 512 × 512 picture:
+
+    conv_in        320 × 64 × 64
+    down_blocks.0  320 × 64 × 64  resnet attention  resnet attention  downsample ─┐ each arrow keeps its result
+    down_blocks.1  640 × 32 × 32  resnet attention  resnet attention  downsample  │ ("skip"): the up block at the
+    down_blocks.2 1280 × 16 × 16  resnet attention  resnet attention  downsample  │ same height takes it back,
+    down_blocks.3 1280 ×  8 ×  8  resnet            resnet                        │ last kept, first taken
+    mid_block     1280 ×  8 ×  8  resnet attention  resnet                        │
+    up_blocks.0   1280 ×  8 ×  8  3 × (resnet)             upsample  ─────────────┤
+    up_blocks.1   1280 × 16 × 16  3 × (resnet attention)   upsample               │
+    up_blocks.2    640 × 32 × 32  3 × (resnet attention)   upsample               │
+    up_blocks.3    320 × 64 × 64  3 × (resnet attention)  ────────────────────────┘
+    conv_out         4 × 64 × 64
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ..files.layouts import check_config, load_component
+from .layers import Downsample, ResnetBlock, Upsample, attention
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The values of the official `unet/config.json` that change the computation; the defaults are SD v1.5's."""
+
+    in_channels: int = 4
+    out_channels: int = 4
+    block_out_channels: tuple = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    down_block_types: tuple = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    up_block_types: tuple = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    cross_attention_dim: int = 768
+    # The official files call it attention_head_dim; it is the *number* of heads (v2: one number for each level).
+    attention_head_dim: int | tuple = 8
+    use_linear_projection: bool = False
+    upcast_attention: bool = False
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+
+    # What the code below does whatever the configuration; another value is an error. Absent keys mean these values.
+    FIXED = {
+        "center_input_sample": False, "flip_sin_to_cos": True, "freq_shift": 0, "act_fn": "silu",
+        "mid_block_type": "UNetMidBlock2DCrossAttn", "mid_block_scale_factor": 1, "transformer_layers_per_block": 1,
+        "resnet_time_scale_shift": "default", "time_embedding_type": "positional", "conv_in_kernel": 3,
+        "conv_out_kernel": 3, "downsample_type": "conv", "attention_type": "default", "dropout": 0.0,
+        "only_cross_attention": False, "resnet_out_scale_factor": 1.0,
+    }  # fmt: skip
+    IGNORED = (
+        "sample_size", "downsample_padding", "projection_class_embeddings_input_dim", "addition_embed_type_num_heads",
+    )  # fmt: skip
+
+    @property
+    def heads(self):
+        """Number of attention heads at each level."""
+        heads = self.attention_head_dim
+        return heads if isinstance(heads, tuple) else (heads,) * len(self.block_out_channels)
+
+
+def time_sinusoid(t, channels):
+    """Sinusoidal embedding of the times `t` (B,) -> (B, channels), float32, cosines first.
+
+    [cos(t ω_i), sin(t ω_i)], ω_i = 10000^(−i/(channels/2)).   (Vaswani et al. 2017, §3.5, with sin and cos swapped)
+    """
+    half = channels // 2
+    omega = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=t.device))
+    angle = t[:, None].float() * omega
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """(B, C) sinusoids -> (B, T)."""
+
+    def __init__(self, in_channels, channels):
+        super().__init__()
+        self.linear_1 = nn.Linear(in_channels, channels)
+        self.linear_2 = nn.Linear(channels, channels)
+
+    def forward(self, x):
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class Attention(nn.Module):
+    """Attention of x (B, N, C) to itself, or to the prompt when `context` (B, L, D) is given; -> (B, N, C)."""
+
+    def __init__(self, channels, context_channels, heads, upcast):
+        super().__init__()
+        self.heads, self.upcast = heads, upcast
+        self.to_q = nn.Linear(channels, channels, bias=False)
+        self.to_k = nn.Linear(context_channels, channels, bias=False)
+        self.to_v = nn.Linear(context_channels, channels, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x, context=None):
+        context = x if context is None else context
+        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
+        if self.upcast:  # SD v2.1: q·k overflows fp16
+            with torch.autocast(x.device.type, enabled=False):
+                out = attention(q.float(), k.float(), v.float(), self.heads).to(v.dtype)
+            return self.to_out[0](out)
+        return self.to_out[0](attention(q, k, v, self.heads))
+
+
+class GEGLU(nn.Module):
+    """x -> a ⊙ gelu(b) with (a, b) = proj(x).   (Shazeer 2020, §2)"""
+
+    def __init__(self, in_channels, channels):
+        super().__init__()
+        self.proj = nn.Linear(in_channels, 2 * channels)
+
+    def forward(self, x):
+        a, b = self.proj(x).chunk(2, dim=-1)
+        return a * F.gelu(b)
+
+
+class FeedForward(nn.Module):
+    """(B, N, C) -> (B, N, C). `net.1` is the dropout of the official code; it holds no weights."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the prompt, feed-forward, each on the normalised input, each added to it."""
+
+    def __init__(self, channels, context_channels, heads, upcast):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn1 = Attention(channels, channels, heads, upcast)
+        self.norm2 = nn.LayerNorm(channels)
+        self.attn2 = Attention(channels, context_channels, heads, upcast)
+        self.norm3 = nn.LayerNorm(channels)
+        self.ff = FeedForward(channels)
+
+    def forward(self, x, context):
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """A transformer block over the H·W positions of (B, C, H, W), with projections around it and a shortcut."""
+
+    def __init__(self, channels, heads, config):
+        super().__init__()
+        self.linear = config.use_linear_projection
+        self.norm = nn.GroupNorm(config.norm_num_groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
+        block = TransformerBlock(channels, config.cross_attention_dim, heads, config.upcast_attention)
+        self.transformer_blocks = nn.ModuleList([block])
+        self.proj_out = nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x, context):
+        h = self.norm(x)
+        if not self.linear:
+            h = self.proj_in(h)
+        h = h.flatten(2).transpose(1, 2).contiguous()  # (B, C, H, W) -> (B, HW, C); every norm below would copy
+        if self.linear:
+            h = self.proj_in(h)
+        h = self.transformer_blocks[0](h, context)
+        if self.linear:
+            h = self.proj_out(h)
+        h = h.transpose(1, 2).contiguous().unflatten(2, x.shape[2:])  # (B, HW, C) -> (B, C, H, W)
+        if not self.linear:
+            h = self.proj_out(h)
+        return x + h
+
+
+class DownBlock(nn.Module):
+    """Residual blocks, each followed by attention where the level has it, then downsampling. Returns x and all skips."""
+
+    def __init__(self, in_channels, channels, heads, attend, last, config):
+        super().__init__()
+        n, time_channels = config.layers_per_block, 4 * config.block_out_channels[0]
+        self.resnets = nn.ModuleList(
+            ResnetBlock(channels if i else in_channels, channels, time_channels, config.norm_num_groups, config.norm_eps)
+            for i in range(n)
+        )
+        self.attentions = nn.ModuleList(SpatialTransformer(channels, heads, config) for _ in range(n if attend else 0))
+        self.downsamplers = nn.ModuleList([] if last else [Downsample(channels, symmetric=True)])
+
+    def forward(self, x, time, context):
+        skips = []
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, time)
+            if self.attentions:
+                x = self.attentions[i](x, context)
+            skips.append(x)
+        if self.downsamplers:
+            x = self.downsamplers[0](x)
+            skips.append(x)
+        return x, skips
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution."""
+
+    def __init__(self, channels, heads, config):
+        super().__init__()
+        time_channels = 4 * config.block_out_channels[0]
+        self.resnets = nn.ModuleList(
+            ResnetBlock(channels, channels, time_channels, config.norm_num_groups, config.norm_eps) for _ in range(2)
+        )
+        self.attentions = nn.ModuleList([SpatialTransformer(channels, heads, config)])
+
+    def forward(self, x, time, context):
+        x = self.resnets[0](x, time)
+        x = self.attentions[0](x, context)
+        return self.resnets[1](x, time)
+
+
+class UpBlock(nn.Module):
+    """Residual blocks on [x, skip], each followed by attention where the level has it, then upsampling to `size`."""
+
+    def __init__(self, in_channels, skip_channels, channels, heads, attend, last, config):
+        super().__init__()
+        time_channels = 4 * config.block_out_channels[0]
+        self.resnets = nn.ModuleList(
+            ResnetBlock(
+                (channels if i else in_channels) + skip, channels, time_channels, config.norm_num_groups, config.norm_eps
+            )
+            for i, skip in enumerate(skip_channels)
+        )
+        self.attentions = nn.ModuleList(SpatialTransformer(channels, heads, config) for _ in skip_channels if attend)
+        self.upsamplers = nn.ModuleList([] if last else [Upsample(channels)])
+
+    def forward(self, x, skips, time, context, size):
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(torch.cat([x, skips[-1 - i]], dim=1), time)
+            if self.attentions:
+                x = self.attentions[i](x, context)
+        return self.upsamplers[0](x, size) if self.upsamplers else x
+
+
+class UNet(nn.Module):
+    """ε̂ = unet(x, t, context).
+
+    x (B, 4, h, w): noisy latents, any h and w; t (B,) int64 in 0..999; context (B, L, D): the text encoder's output.
+    Returns (B, 4, h, w). `gradient_checkpointing = True` recomputes each block in backward to save memory.
+    """
+
+    def __init__(self, config=UNetConfig()):
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        channels, heads = config.block_out_channels, config.heads
+        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(channels[0], 4 * channels[0])
+
+        self.down_blocks = nn.ModuleList()
+        skip_channels = [channels[0]]
+        for i, kind in enumerate(config.down_block_types):
+            last, attend = i == len(channels) - 1, kind == "CrossAttnDownBlock2D"
+            self.down_blocks.append(DownBlock(channels[max(i - 1, 0)], channels[i], heads[i], attend, last, config))
+            skip_channels += [channels[i]] * (config.layers_per_block + (not last))
+
+        self.mid_block = MidBlock(channels[-1], heads[-1], config)
+
+        self.up_blocks = nn.ModuleList()
+        before = channels[-1]
+        for i, kind in enumerate(config.up_block_types):
+            level = len(channels) - 1 - i
+            taken = [skip_channels.pop() for _ in range(config.layers_per_block + 1)]
+            last, attend = level == 0, kind == "CrossAttnUpBlock2D"
+            self.up_blocks.append(UpBlock(before, taken, channels[level], heads[level], attend, last, config))
+            before = channels[level]
+
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], config.norm_eps)
+        self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
+
+    @classmethod
+    def from_file(cls, path, config=None, dtype=None):
+        """Load from the component's own file or a whole LDM file.
+
+        path: a .safetensors file; config: values of the official config.json (None: SD v1.5); dtype: None keeps the
+        file's. Raises `minibnn.weights.WeightsError`, naming the tensors or keys that do not fit.
+        """
+        return load_component(cls, check_config(UNetConfig, config, "UNet2DConditionModel"), path, "unet", dtype)
+
+    def forward(self, x, t, context):
+        run = self._checkpointed if self.gradient_checkpointing and torch.is_grad_enabled() else _call
+        time = self.time_embedding(time_sinusoid(t, self.config.block_out_channels[0]).to(x.dtype))  # (B,) -> (B, T)
+        time = F.silu(time)
+
+        x = self.conv_in(x)
+        skips = [x]
+        for block in self.down_blocks:
+            x, kept = run(block, x, time, context)
+            skips += kept
+        x = run(self.mid_block, x, time, context)
+        for block in self.up_blocks:
+            n = len(block.resnets)
+            taken, skips = skips[-n:], skips[:-n]
+            # The next up block concatenates with skips[-1]: an odd size must be met exactly.
+            size = skips[-1].shape[2:] if skips else None
+            x = run(block, x, taken, time, context, size)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+    @staticmethod
+    def _checkpointed(block, *args):
+        return checkpoint(block, *args, use_reentrant=False)
+
+
+def _call(block, *args):
+    return block(*args)

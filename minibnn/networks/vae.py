@@ -1,0 +1,180 @@
+"""SD's variational auto-encoder: pictures <-> latents.
+
+Follows: diffusers' `AutoencoderKL` as configured by Stable Diffusion v1.x and v2.x (`vae/config.json`); Rombach et al.
+2022, §3.1 and Kingma & Welling 2014. Attribute names are the names in `vae/diffusion_pytorch_model.safetensors`.
+
+But: no tiling or slicing, no discriminator.
+
+Shapes: B pictures, 3 colours in [-1, 1], H × W pixels; latents have 4 channels and H/f × W/f positions, f = 2^(levels−1)
+(8 in SD). Everything here is *unscaled*: the diffusion model sees latents × `config.scaling_factor`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..files.layouts import check_config, load_component
+from .layers import Downsample, ResnetBlock, Upsample, attention
+
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """The values of the official `vae/config.json` that change the computation; the defaults are SD v1.5's."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215
+
+    FIXED = {"act_fn": "silu", "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True}
+    IGNORED = ("sample_size", "down_block_types", "up_block_types", "force_upcast")
+
+
+class SpatialAttention(nn.Module):
+    """Single-head self-attention over the H·W positions of (B, C, H, W), added to its input."""
+
+    def __init__(self, channels, groups):
+        super().__init__()
+        self.group_norm = nn.GroupNorm(groups, channels, NORM_EPS)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x):
+        h = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, HW, C)
+        h = self.to_out[0](attention(self.to_q(h), self.to_k(h), self.to_v(h), heads=1))
+        return x + h.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, then down- or upsampling; a level of the encoder has only the first kind."""
+
+    def __init__(self, in_channels, channels, layers, groups, down=False, up=False):
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock(channels if i else in_channels, channels, None, groups, NORM_EPS) for i in range(layers)
+        )
+        if down:
+            self.downsamplers = nn.ModuleList([Downsample(channels, symmetric=False)])
+        if up:
+            self.upsamplers = nn.ModuleList([Upsample(channels)])
+
+    def forward(self, x):
+        for resnet in self.resnets:
+            x = resnet(x)
+        if hasattr(self, "downsamplers"):
+            x = self.downsamplers[0](x)
+        if hasattr(self, "upsamplers"):
+            x = self.upsamplers[0](x)
+        return x
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution."""
+
+    def __init__(self, channels, groups):
+        super().__init__()
+        self.resnets = nn.ModuleList(ResnetBlock(channels, channels, None, groups, NORM_EPS) for _ in range(2))
+        self.attentions = nn.ModuleList([SpatialAttention(channels, groups)])
+
+    def forward(self, x):
+        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+
+
+class Encoder(nn.Module):
+    """(B, 3, H, W) -> (B, 8, H/f, W/f): means and log-variances before `quant_conv`."""
+
+    def __init__(self, config):
+        super().__init__()
+        channels, groups, n = config.block_out_channels, config.norm_num_groups, len(config.block_out_channels)
+        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            Level(channels[max(i - 1, 0)], channels[i], config.layers_per_block, groups, down=i < n - 1)
+            for i in range(n)
+        )
+        self.mid_block = MidBlock(channels[-1], groups)
+        self.conv_norm_out = nn.GroupNorm(groups, channels[-1], NORM_EPS)
+        self.conv_out = nn.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x):
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nn.Module):
+    """(B, 4, h, w) after `post_quant_conv` -> (B, 3, f·h, f·w)."""
+
+    def __init__(self, config):
+        super().__init__()
+        channels, groups, n = config.block_out_channels[::-1], config.norm_num_groups, len(config.block_out_channels)
+        self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
+        self.mid_block = MidBlock(channels[0], groups)
+        self.up_blocks = nn.ModuleList(
+            Level(channels[max(i - 1, 0)], channels[i], config.layers_per_block + 1, groups, up=i < n - 1)
+            for i in range(n)
+        )
+        self.conv_norm_out = nn.GroupNorm(groups, channels[-1], NORM_EPS)
+        self.conv_out = nn.Conv2d(channels[-1], config.out_channels, 3, padding=1)
+
+    def forward(self, z):
+        x = self.mid_block(self.conv_in(z))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class VAE(nn.Module):
+    """Encoder and decoder with the 1 × 1 convolutions around the latents."""
+
+    def __init__(self, config=VAEConfig()):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+
+    @classmethod
+    def from_file(cls, path, config=None, dtype=None):
+        """Load from the component's own file or a whole LDM file; arguments and errors as in `UNet.from_file`."""
+        return load_component(cls, check_config(VAEConfig, config, "AutoencoderKL"), path, "vae", dtype)
+
+    @property
+    def factor(self):
+        """f: pixels per latent position and side."""
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
+    def encode(self, images):
+        """images (B, 3, H, W) in [-1, 1], H and W multiples of f -> (mean, logvar), each (B, 4, H/f, W/f), unscaled.
+
+        logvar is clamped to [-30, 20] as in the official code. Raises ValueError for other sizes.
+        """
+        if images.shape[-2] % self.factor or images.shape[-1] % self.factor:
+            raise ValueError(
+                f"picture of {images.shape[-1]} x {images.shape[-2]} pixels: width and height must be multiples of {self.factor}"
+            )
+        mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
+        return mean, logvar.clamp(-30, 20)
+
+    def decode(self, z):
+        """Unscaled latents z (B, 4, h, w) -> pictures (B, 3, f·h, f·w), about [-1, 1], not clipped."""
+        return self.decoder(self.post_quant_conv(z))
+
+
+def sample_latents(mean, logvar, generator=None):
+    """One draw z = mean + exp(logvar/2)·ε of the VAE's posterior, ε ~ N(0, I) drawn on the CPU in float32.
+
+    (Kingma & Welling 2014, eq. 10, with L = 1)
+    """
+    eps = torch.randn(mean.shape, generator=generator).to(mean)
+    return mean + (0.5 * logvar).exp() * eps

@@ -1,0 +1,269 @@
+"""The options of each command, one frozen dataclass each. Imports no torch, as `options`.
+
+But: the commands of `minibnn.corruption` are in `probe_options`, those of the laboratory in their own files.
+"""
+
+from dataclasses import dataclass
+
+from .parsing import natural, nonnegative, option, positive, seed_number, whole, words
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def model_option(more=""):
+    """--model of every command that opens one; more: what its help adds."""
+    return option("tiny", '"tiny" (bundled), a diffusers folder, a run, or an LDM .safetensors file' + more, "what")
+
+
+def tokenizer_option():
+    return option(None, "folder with vocab.json and merges.txt, for an LDM file", "what", metavar="DIR")
+
+
+def prediction_type_option():
+    return option(None, "what an LDM file of SD v2 predicts [epsilon]", "what", choices=("epsilon", "v_prediction"))
+
+
+def device_option(group):
+    return option(None, "cpu, cuda, cuda:1, ... [cuda if there is one]", group)
+
+
+def seed_option(group, help="fixes everything on one device"):
+    return option(0, help, group, type=seed_number)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Fine-tune a model on a few pictures of one subject, as a Bayesian neural network or plainly."""
+
+    images: str = option(None, "folder with the pictures of your subject", "what", required=True, metavar="DIR")
+    model: str = model_option()
+    tokenizer: str = tokenizer_option()
+    prediction_type: str = prediction_type_option()
+    prompt: str = option(None, 'caption of your pictures, e.g. "a photo of a sks dog"', "what", type=words)
+    class_prompt: str = option(None, 'the class without the name, e.g. "a photo of a dog"', "what", type=words)
+    class_images: str = option(None, "folder of class pictures; missing ones are drawn first [OUT/class_images]", "what", metavar="DIR")
+    prior_weight: float = option(None, "weight of the prior-preservation loss; 0: none [recipe: 1; lora and oft: 0]", "what", type=nonnegative)
+    class_count: int = option(None, "how many class pictures [recipe]", "what", type=whole)
+
+    method: str = option("dreambooth", "what is trained: all of the UNet; a low-rank correction (lora) or a rotation (oft) of chosen layers", "method", choices=("dreambooth", "lora", "oft"))
+    bayes: bool = option(True, "random weights, or the plain baseline", "method")
+    where: str = option(None, "dreambooth: which layers are random, joined by commas: paper, norm, cross-attention, time, conv, all; up, mid, down restrict them to those blocks [paper]", "method", metavar="WHERE")
+    rank: int = option(None, "lora: rank r of the correction [4]", "method", type=whole)
+    alpha: float = option(None, "lora: the correction is scaled by ALPHA/RANK [RANK]", "method", type=positive)
+    blocks: int = option(None, "oft: number of blocks of the rotation; each layer's inputs must divide by it [4]", "method", type=whole)
+    coft: float = option(None, "oft: keep each block's rotation within X/√BLOCKS (constrained OFT)", "method", type=positive, metavar="X")
+    layers: str = option(None, "lora, oft: ends of the names of the linear layers that are adapted, joined by commas [to_q,to_k,to_v,to_out.0]", "method", metavar="NAMES")
+    sigma: float = option(None, "initial standard deviation of random weights [recipe]", "method", type=positive)
+    kernel: str = option(None, "what draws the random weights: PyTorch's generator (torch); the Philox stream, the same on every device, in PyTorch (reference) or in fused Triton kernels (triton) [triton on a GPU, else torch]", "method", choices=("torch", "reference", "triton"))
+    lambda_kl: float = option(0.0, "weight λ of the KL divergence to the prior, a sum over parameters", "method", type=nonnegative)
+    prior_sigma: float = option(0.01, "standard deviation of the prior, centred at the start: the pretrained weights; 0 for lora and oft", "method", type=positive)
+    kl: str = option("q-p", "direction: q-p as in the paper's Eq. 3, p-q as in its Algorithm 1", "method", choices=("q-p", "p-q"))
+
+    steps: int = option(None, "optimiser steps [recipe: so many for each picture]", "training", type=whole)
+    lr: float = option(None, "learning rate of AdamW [recipe]", "training", type=positive)
+    lr_warmup_steps: int = option(0, "the rate rises linearly over the first N steps", "training", type=natural, metavar="N")
+    batch_size: int = option(1, "pictures for each forward; as many class pictures beside them", "training", type=whole)
+    accumulate: int = option(1, "forwards for each optimiser step", "training", type=whole)
+    resolution: int = option(None, "pixels of the square crop [recipe]", "training", type=whole)
+    dtype: str = option(None, "of the computation; weights train in float32 [float32; CUDA: bfloat16 or float16]", "training", choices=DTYPES)
+    device: str = device_option("training")
+    gradient_checkpointing: bool = option(False, "recompute blocks in backward: less memory, more time", "training")
+    seed: int = seed_option("training")
+
+    out: str = option(None, "the run's folder [runs/NAME OF THE PICTURE FOLDER]", "output", metavar="DIR")
+    samples: int = option(8, "pictures in samples.png, always the same prompts and seeds; 0: none", "output", type=natural, metavar="N")
+    sample_every: int = option(0, "draw samples every N steps; 0: only at the end", "output", type=natural, metavar="N")
+    checkpoint_every: int = option(0, "write a checkpoint every N steps; 0: only at the end", "output", type=natural, metavar="N")
+    monitor: bool = option(None, "watch fidelity, noise and σ₁ while training; keep the most faithful steps [on for the bundled model, and with --monitor-every or --monitor-dino]", "output")
+    monitor_every: int = option(None, "look every N steps, and before the first [a sixth of all]", "output", type=whole, metavar="N")
+    monitor_dino: str = option(None, "facebook/dino-vits16, for the fidelity of photographs", "output", metavar="DIR")
+    single_file: bool = option(False, "also write model.safetensors for ComfyUI and AUTOMATIC1111", "output")
+    export: str = option(None, "lora: also write files for other programs, joined by commas: kohya (ComfyUI, AUTOMATIC1111), peft", "output", metavar="FORMATS")
+    keep_posterior: bool = option(False, "also write posterior.safetensors with μ and σ", "output")
+    resume: bool = option(False, "go on from OUT/checkpoint", "output")
+    overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Draw pictures with a model or a run."""
+
+    prompt: list = option(None, "one or more prompts", "what", required=True, nargs="+", type=words)
+    model: str = model_option()
+    tokenizer: str = tokenizer_option()
+    prediction_type: str = prediction_type_option()
+    adapter: str = option(None, "a LoRA or OFT to add to MODEL: a run's folder, or a file", "what", metavar="PATH")
+    negative_prompt: str = option("", "what to keep away from", "what")
+    unconditional_from: str = option(None, 'take the unconditional prediction of guidance from this base model: "tiny", a folder or a file', "what", metavar="MODEL")
+    first_prompt: str = option(None, "guide in two steps: towards this part of the prompt by --first-guidance, from there to the whole by --guidance", "what", type=words)
+    first_guidance: float = option(None, "guidance towards --first-prompt [that of --guidance]", "what", type=float)
+
+    count: int = option(1, "pictures for each prompt", "drawing", type=whole)
+    posterior_samples: int = option(0, "also draw each picture with N draws of the weights, and show mean and deviation; needs a run with --keep-posterior", "drawing", type=natural, metavar="N")
+    steps: int = option(None, "sampling steps [recipe]", "drawing", type=whole)
+    guidance: float = option(None, "classifier-free guidance, 1: none [recipe]", "drawing", type=float)
+    sampler: str = option("ddim", "DDIM, or PNDM as in SD's own configuration", "drawing", choices=("ddim", "pndm"))
+    eta: float = option(0.0, "noise added by DDIM: 0 none, 1 as DDPM", "drawing", type=nonnegative)
+    width: int = option(None, "pixels [recipe]", "drawing", type=whole)
+    height: int = option(None, "pixels [recipe]", "drawing", type=whole)
+    batch_size: int = option(8, "pictures drawn at once", "drawing", type=whole)
+    seed: int = seed_option("drawing", "the same pictures on every device, up to rounding")
+    dtype: str = option(None, "of the weights [float32; CUDA: float16]", "drawing", choices=DTYPES)
+    device: str = device_option("drawing")
+    out: str = option("sample.png", "a PNG file; several pictures make a grid, and a folder of the same name", "output", metavar="PNG")
+    overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+
+@dataclass(frozen=True)
+class GraftOptions:
+    """Fine-tune a model on those of its own samples that a reward accepts (GRAFT, P-GRAFT)."""
+
+    reward: str = option(None, "red_thing_on_grass, redness, or your own as file.py:function", "what", required=True)
+    model: str = model_option()
+    tokenizer: str = tokenizer_option()
+    prediction_type: str = prediction_type_option()
+    prompt: list = option(None, "what to draw and learn; for the bundled model each of its subjects on the grass", "what", nargs="+", type=words)
+    prompts_from: str = option(None, "a text file with one prompt in each line", "what", metavar="FILE")
+
+    candidates: int = option(8, "samples in a group, of one prompt", "choosing", type=whole)
+    groups: int = option(4, "groups for each prompt", "choosing", type=whole)
+    rule: str = option("top-k", "which of them to learn from", "choosing", choices=("top-k", "best-of-n", "threshold", "binary", "tilt"))
+    keep: int = option(2, "how many of a group, for top-k", "choosing", type=whole)
+    minimum: float = option(0.5, "least reward, for threshold", "choosing", type=float)
+    alpha: float = option(1.0, "temperature: keep with probability exp((r - r_max) / alpha), for tilt", "choosing", type=positive)
+    deduplicate: bool = option(False, "keep one of pictures that look alike", "choosing")
+
+    switch: int = option(0, "time 0..999 at which the base takes over; 0: never, which is GRAFT", "training", type=natural)
+    realisation: str = option("B", "what P-GRAFT trains on: A the state at the switch with more noise, B the final sample with noise", "training", choices=("A", "B"))
+    steps: int = option(300, "optimiser steps", "training", type=whole)
+    lr: float = option(None, "learning rate of AdamW [recipe]", "training", type=positive)
+    batch_size: int = option(8, "samples at once, drawing and training", "training", type=whole)
+    resolution: int = option(None, "pixels [recipe]", "training", type=whole)
+    dtype: str = option(None, "of the computation; weights train in float32 [float32; CUDA: bfloat16 if it is fast there]", "training", choices=("float32", "bfloat16"))
+    device: str = device_option("training")
+    seed: int = seed_option("training")
+
+    sample_steps: int = option(None, "sampling steps [recipe]", "drawing", type=whole)
+    guidance: float = option(1.0, "classifier-free guidance of all samples, 1: none; the run keeps it", "drawing", type=float)
+    eta: float = option(1.0, "noise added by DDIM: 0 none, 1 as DDPM", "drawing", type=nonnegative)
+
+    out: str = option("runs/graft", "the run's folder", "output", metavar="DIR")
+    evaluate: int = option(32, "fresh samples drawn at the end for the mean reward and samples.png; 0: none", "output", type=natural)
+    overwrite: bool = option(False, "replace OUT if it is a run of this command", "output")
+
+
+@dataclass(frozen=True)
+class PhotoOptions:
+    """Measure generated photographs: Clip-T, Clip-I, Dino, Lpips and Clip-IQA, each if its network is given."""
+
+    pictures: str = option(None, "folder of generated pictures, in the order of the numbers in their names", "what", required=True, metavar="DIR")
+    training: str = option(None, "folder of training pictures, for Clip-I and Dino", "what", metavar="DIR")
+    prompts: str = option(None, "text file of prompts, one a line, each for equally many pictures in turn [the prompts that minibnn.sample wrote into the pictures]", "what", metavar="FILE")
+
+    clip: str = option(None, "openai/clip-vit-large-patch14, for Clip-T and Clip-I", "networks", metavar="DIR")
+    dino: str = option(None, "facebook/dino-vits16, for Dino", "networks", metavar="DIR")
+    lpips: str = option(None, "torchvision's AlexNet and the linear layers of Lpips", "networks", metavar="DIR")
+    clip_iqa: str = option(None, "timm/resnet50_clip.openai, for Clip-IQA", "networks", metavar="DIR")
+    device: str = device_option("networks")
+
+    out: str = option("photo-metrics.json", "a JSON file", "output", metavar="FILE")
+    overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+
+@dataclass(frozen=True)
+class BpsOptions:
+    """Train a steering branch on pairs of hints and pictures; or, with --branch, draw hints with a trained one."""
+
+    hints: str = option(None, "folder of NAME.hint.png and NAME.txt (caption), for training also NAME.png (picture)", "what", required=True, metavar="DIR")
+    branch: str = option(None, "folder of a trained branch: draw instead of train", "what", metavar="DIR")
+    model: str = model_option("; stays frozen")
+    tokenizer: str = tokenizer_option()
+
+    hint_channels: int = option(1, "1: grey hints (sketch, mask), 3: coloured ones (map)", "training", type=int, choices=(1, 3))
+    gains: str = option("head-heavy", "16, 8, 4, 2 by level and 16 in the middle, or 1 everywhere", "training", choices=("head-heavy", "equal"))
+    steps: int = option(None, "optimiser steps [1000; bundled model: 400]", "training", type=whole)
+    lr: float = option(None, "learning rate of AdamW [1e-5; bundled model: 5e-4]", "training", type=positive)
+    batch_size: int = option(16, "pairs for each step", "training", type=whole)
+    resolution: int = option(None, "pixels of the square crop [recipe]", "training", type=whole)
+    dtype: str = option(None, "of the computation [float32; CUDA: bfloat16 if it is fast there]", "training", choices=("float32", "bfloat16"))
+    device: str = device_option("training")
+    seed: int = seed_option("training")
+
+    sample_steps: int = option(None, "sampling steps [recipe]", "drawing", type=whole)
+    guidance: float = option(None, "classifier-free guidance on the text [recipe]", "drawing", type=float)
+    out: str = option(None, "folder of the result [runs/bps; with --branch: runs/bps-drawn]", "output", metavar="DIR")
+    overwrite: bool = option(False, "write into OUT if it exists", "output")
+
+
+@dataclass(frozen=True)
+class FlowOptions:
+    """Draw the world's pictures with a flow, without and with inverse noise correction; or train both (--train)."""
+
+    train: bool = option(False, "train a flow and its corrector instead of drawing (minutes)", "what")
+    flow: str = option(None, "folder of a trained flow and corrector [the bundled ones]; with --train only a new corrector is trained for its flow", "what", metavar="DIR")
+
+    pictures: int = option(6000, "drawings that the flow is trained on", "training", type=whole)
+    inverted: int = option(3000, "how many of them are inverted for the corrector", "training", type=whole)
+    euler_steps: int = option(10, "Euler steps n of the sampler that is corrected", "training", type=whole)
+    steps: int = option(1500, "optimiser steps of flow and corrector, of 64 latents", "training", type=whole)
+    lr: float = option(2e-3, "learning rate of Adam, falling to 0", "training", type=positive)
+    seed: int = seed_option("training", "fixes everything")
+
+    out: str = option(None, "a PNG file; with --train a folder [flow.png; with --train: runs/flow]", "output", metavar="PATH")
+    overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+
+@dataclass(frozen=True)
+class WorldOptions:
+    """Draw the picture world: a sheet, the few-shot subject, or pairs with hints and captions."""
+
+    out: str = option(None, "write a sheet of random drawings", "what", metavar="PNG")
+    dog: str = option(None, "write the six pictures of the few-shot subject", "what", metavar="DIR")
+    pairs: str = option(None, "write drawings with hints and captions, for minibnn.bps", "what", metavar="DIR")
+
+    count: int = option(40, "how many pairs", "drawing", type=whole)
+    hint: str = option("sketch", "the subject's outline or its area", "drawing", choices=("sketch", "mask"))
+    seed: int = seed_option("drawing", "of the sheet and the pairs")
+
+
+@dataclass(frozen=True)
+class PretrainOptions:
+    """Make the bundled model from nothing; run again to resume."""
+
+    work: str = option("runs/pretrain", "folder of the checkpoints", "what", metavar="DIR")
+    stage: str = option("all", "stop after one stage", "what", choices=("vae", "text", "all"))
+    out: str = option(None, "folder of the finished model", "what", metavar="DIR")
+
+    vae_steps: int = option(6500, "of 16 pictures", "training", type=whole)
+    text_steps: int = option(1500, "of 32 captions", "training", type=whole)
+    unet_steps: int = option(8200, "of 64 pictures", "training", type=whole)
+    pictures: int = option(48000, "drawings that the UNet is trained on", "training", type=whole)
+    processes: int = option(2, "one for each core; at most 16", "training", type=whole)
+    threads: int = option(2, "threads in all", "training", type=whole)
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Does a model of the picture world draw what the caption says?"""
+
+    model: str = option("tiny", '"tiny" (bundled), or a diffusers folder or a run that draws the same world', "what")
+    captions: int = option(500, "pictures to draw; half as many held-out ones", "what", type=whole)
+    out: str = option("runs/evaluate", "folder", "what", metavar="DIR")
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Time the fused Bayesian linear layer against plain and unfused ones at SD v1.5's shapes, or predict the times."""
+
+    where: str = option("paper", "which layers, as in minibnn.train; linear ones count", "what", metavar="WHERE")
+    batch: list = option((1, 4), "batch sizes", "what", nargs="+", type=whole, metavar="N")
+    resolution: int = option(512, "pixels of the picture", "what", type=whole)
+    dtype: str = option("bfloat16", "of the computation", "what", choices=("bfloat16", "float16"))
+
+    predict: bool = option(False, "print what the cost model expects; needs no GPU", "cost model")
+    bandwidth: float = option(4.3, "TB/s of a copy, for --predict; H200", "cost model", type=positive)
+    matmul: float = option(790.0, "TFLOP/s of a 16-bit matmul, for --predict; H200", "cost model", type=positive)
+
+    out: str = option(None, "a JSON file with every layer's figures", "output", metavar="JSON")
+    plot: str = option(None, "a picture of time against batch size", "output", metavar="PNG")
+    overwrite: bool = option(False, "replace OUT if it exists", "output")

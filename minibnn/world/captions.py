@@ -1,0 +1,49 @@
+"""The words of the world: captions with parts left out, and a vocabulary in CLIP's file format in which each is one token.
+
+Byte-pair encoding of Sennrich et al. 2016, trained until no word is split.
+"""
+
+import json
+from collections import Counter
+
+from ..files.store import write_text
+from ..networks.tokenizer import END, START, Tokenizer, byte_symbols
+from . import scenes as world
+
+RARE_WORDS = ("sks", "zwx", "ohwx", "qxv", "vlk", "ruq")  # in no caption: free to name a subject of one's own
+SPARE_WORDS = ("photo", "of", "picture", "drawing", "the", "and", "my", "small", "big")
+
+
+def make_vocabulary(words, folder):
+    """Learn byte-pair merges until every word is one token; write CLIP's `vocab.json` and `merges.txt`."""
+    splits = {word: [*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))}
+    merges = []
+    while pairs := Counter(pair for parts in splits.values() for pair in zip(parts, parts[1:], strict=False)):
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        for word, parts in splits.items():
+            i, merged = 0, []
+            while i < len(parts):
+                whole = tuple(parts[i : i + 2]) == best
+                merged.append("".join(best) if whole else parts[i])
+                i += 2 if whole else 1
+            splits[word] = merged
+    symbols = list(byte_symbols().values())
+    tokens = [*symbols, *(s + "</w>" for s in symbols), *("".join(pair) for pair in merges), START, END]
+    write_text(folder / "vocab.json", json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False))
+    write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n")
+    return Tokenizer(folder)
+
+
+def all_words():
+    """Every word of the captions, and the spare and rare ones."""
+    captions = [world.caption(world.Scene(*c)) for c in world.combinations() + world.combinations(held_out=True)]
+    return {*" ".join(captions).split(), "a", "an", *SPARE_WORDS, *RARE_WORDS}
+
+
+def random_caption(scene, rng):
+    """The scene's caption, sometimes without its colour, its background or both, sometimes "a photo of …"."""
+    colour = scene.colour + " " if rng.random() < 0.8 else ""
+    place = " " + world.BACKGROUNDS[scene.background] if rng.random() < 0.85 else ""
+    words = world.article(f"{colour}{scene.subject}{place}")
+    return "a photo of " + words if rng.random() < 0.15 else words
