@@ -20,12 +20,6 @@ class WeightsError(UserError):
     """A weight file that is missing, damaged, or does not fit the network."""
 
 
-
-
-
-
-
-
 def read_json(path):
     """The object in a JSON file, a dict. Raises UserError when it is missing or damaged."""
     try:
@@ -62,23 +56,15 @@ def open_weights(path):
         ) from None
 
 
+def read_tensors(path):
+    """{name: tensor} of a whole file. Raises WeightsError as `open_weights`."""
+    with open_weights(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
 def shapes_of(file):
     """{name: shape} of an open file, without reading the tensors."""
     return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
