@@ -69,12 +69,6 @@ def eps_from_v(x, v, abar_t):
     return abar_t.sqrt() * v + (1 - abar_t).sqrt() * x
 
 
-def x0_from_v(x, v, abar_t):
-    """x_0 = √ᾱ_t·x_t − √(1−ᾱ_t)·v.   (Salimans & Ho 2022, App. D)"""
-    abar_t = _over(abar_t, x)
-    return abar_t.sqrt() * x - (1 - abar_t).sqrt() * v
-
-
 # --- one step ---------------------------------------------------------------------------------------------------------
 
 
@@ -114,7 +108,7 @@ def ddim_step(x, eps, abar_t, abar_prev, eta=0.0, noise=None):
 
 
 def plms_eps(eps):
-    """Linear multistep combination of the last (at most four) predictions, newest last: Adams-Bashforth.   (Liu et al. 2022, PLMS)
+    """Adams-Bashforth combination of the last (at most four) predictions, the newest last.   (Liu et al. 2022, PLMS)
 
     Example: plms_eps([e0, e1]) == (3·e1 − e0)/2.
     """
@@ -127,7 +121,7 @@ def plms_eps(eps):
 
 
 def timesteps(steps, offset=1):
-    """The times of a `steps`-step sampler, falling: SD's "leading" spacing. (steps,) int64.
+    """The falling times of a sampler with that many steps, in SD's "leading" spacing. (steps,) int64.
 
     Example: timesteps(4) is [751, 501, 251, 1]. Raises ValueError unless 1 ≤ steps ≤ 999 (1000 without the offset).
     """
@@ -143,7 +137,10 @@ def pairs(times, abar, final):
 
 
 def sample_ddim(model, x, times, abar, eta=0.0, noise=None):
-    """From noise to a latent by DDIM; SD ends at ᾱ_0, not at 1. noise(i) -> standard normal like x, needed if η > 0."""
+    """From noise to a latent by DDIM. SD's last step ends at ᾱ_0, not at 1.
+
+    noise(i) returns standard normal noise in the shape of x for step i; it is needed if η > 0.
+    """
     for i, (t, abar_t, abar_prev) in enumerate(pairs(times, abar, abar[0])):
         x = ddim_step(x, model(x, t), abar_t, abar_prev, eta, noise(i) if eta else None)
     return x
@@ -157,17 +154,28 @@ def sample_ddpm(model, x, times, abar, noise):
     return x
 
 
-def sample_pndm(model, x, times, abar):
+def sample_pndm(model, x, times, abar, v_prediction=False):
     """From noise to a latent by PNDM without Runge-Kutta steps (PLMS), SD's default sampler.
 
-    A DDIM step with a combination of past predictions; the first step is done twice (Heun), so n + 1 evaluations.
+    Each step is a DDIM step with a combination of past predictions. The first step is done twice (Heun's method), so
+    that n steps evaluate the model n + 1 times. v_prediction: for a network that predicts v. Its past predictions are
+    then combined as v, as diffusers does, although `model` returns ε̂; combining them as ε̂ gives another trajectory.
     """
+
+    def predict(x, t):
+        eps = model(x, t)
+        return velocity(x0_from_eps(x, eps, abar[t]), eps, abar[t]) if v_prediction else eps
+
+    def step(x, combined, abar_t, abar_prev):
+        eps = eps_from_v(x, combined, abar_t) if v_prediction else combined
+        return ddim_step(x, eps, abar_t, abar_prev)
+
     past = []
     for i, (t, abar_t, abar_prev) in enumerate(pairs(times, abar, abar[0])):
-        past = [*past[-3:], model(x, t)]
-        eps = plms_eps(past)
+        past = [*past[-3:], predict(x, t)]
+        combined = plms_eps(past)
         if i == 0 and len(times) > 1:
-            ahead = ddim_step(x, eps, abar_t, abar_prev)
-            eps = (eps + model(ahead, int(times[1]))) / 2
-        x = ddim_step(x, eps, abar_t, abar_prev)
+            ahead = step(x, combined, abar_t, abar_prev)
+            combined = (combined + predict(ahead, int(times[1]))) / 2
+        x = step(x, combined, abar_t, abar_prev)
     return x
