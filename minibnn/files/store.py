@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from ..errors import UserError
 
+ASSETS = Path(__file__).parents[1] / "assets"  # the bundled model and the other files of the package
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 
@@ -111,5 +112,3 @@ def write_tensors(path, tensors, metadata=None):
     """Write {name: tensor} as safetensors, whole. metadata: {str: str}, beside "format": "pt"."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_whole(path, lambda temporary: save_file(tensors, temporary, {"format": "pt"} | (metadata or {})))
-
-
