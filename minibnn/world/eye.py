@@ -33,7 +33,7 @@ from ..pipeline import StableDiffusion
 from . import scenes as world
 from .classifier import reconstruct
 
-FILE = Path(__file__).parent / "assets" / "fidelity.safetensors"
+FILE = Path(__file__).parents[1] / "assets" / "fidelity.safetensors"
 FEATURES = 128
 TAU = 0.1
 

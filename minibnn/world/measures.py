@@ -38,7 +38,7 @@ from . import scenes as world
 from .classifier import ATTRIBUTES, Classifier, random_scenes, reconstruct
 from .eye import blotches, blur, white_noise
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 CALM = 0.6  # share of the pixels, the calmest, whose energy is noise rather than outline
 
 
