@@ -23,7 +23,7 @@ import torch
 from minibnn import VAE, StableDiffusion, TextEncoder, UNet
 from minibnn.files.configs import RECIPE, SD_SCHEDULER, official_configs
 from minibnn.networks.tokenizer import Tokenizer
-from minibnn.pipeline import BUNDLED
+from minibnn.files.store import ASSETS
 
 
 def peak_gib():
@@ -49,7 +49,7 @@ def make(folder):
     with report("random weights"):
         parts = [random_network(c) for c in (UNet, VAE, TextEncoder)]
         configs = official_configs(*parts) | {"scheduler": SD_SCHEDULER}
-        sd = StableDiffusion(*parts, Tokenizer(BUNDLED / "tiny" / "tokenizer"), configs, dict(RECIPE))
+        sd = StableDiffusion(*parts, Tokenizer(ASSETS / "tiny" / "tokenizer"), configs, dict(RECIPE))
     with report("write the diffusers folder"):
         sd.save(folder / "diffusers")
     with report("write the single file"):

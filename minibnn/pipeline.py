@@ -1,35 +1,39 @@
-"""Stable Diffusion: tokenizer, text encoder, UNet, VAE and noise schedule together; loading, saving, drawing.
+"""Stable Diffusion: tokenizer, text encoder, UNet, VAE and noise schedule together; loading and saving.
 
-Follows: diffusers' `StableDiffusionPipeline` and its folder layout (`model_index.json` and one folder a part);
-classifier-free guidance of Ho & Salimans 2022.
+Follows: diffusers' `StableDiffusionPipeline` and its folder layout (`model_index.json` and one folder a part).
 
-But: no safety checker, no image-to-image, no inpainting; pictures are drawn with DDIM (or PNDM, SD's own default).
+But: no safety checker, no image-to-image, no inpainting. How pictures are drawn is in `sample.py`.
 """
 
 import dataclasses
 import logging
-import math
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from . import runs, schedule
+from . import runs, sample, schedule
 from .errors import UserError
 from .files import ldm
 from .files.configs import FILES, RECIPE, SD2_TEXT, SD2_UNET, SD_SCHEDULER, check_scheduler, official_configs
 from .files.layouts import is_single_file, single_file_tensors
-from .files.store import WeightsError, open_weights, read_json, shapes_of, write_json, write_tensors
+from .files.store import ASSETS, WeightsError, open_weights, read_json, shapes_of, write_json, write_tensors
 from .finetune import adapter_files
 from .networks.text_encoder import TextEncoder
 from .networks.tokenizer import Tokenizer
 from .networks.unet import UNet
 from .networks.vae import VAE, sample_latents
-from .pictures import to_pil
 
 log = logging.getLogger("minibnn")
 
-BUNDLED = Path(__file__).parent / "assets"
+MODEL_INDEX = {
+    "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.30.0",
+    "feature_extractor": [None, None], "image_encoder": [None, None], "safety_checker": [None, None],
+    "requires_safety_checker": False,
+    "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
 @dataclasses.dataclass
 class StableDiffusion:
     """The five parts. `configs` holds the official JSON of each network and of the scheduler; `recipe`: see RECIPE."""
@@ -51,24 +55,16 @@ class StableDiffusion:
         prediction_type: "epsilon" or "v_prediction", only for single files of SD v2, which do not say it.
         Raises UserError naming the file, key or value at fault.
         """
-        path = BUNDLED / "tiny" if str(path) == "tiny" else Path(path)
+        path = ASSETS / "tiny" if str(path) == "tiny" else Path(path)
         if not path.exists():
             raise UserError(f'no model at {path}: give a folder, a .safetensors file, or "tiny" for the bundled model')
-        if path.is_dir():
-            return cls._load_adapter_run(path, tokenizer, dtype, prediction_type) or cls._load_folder(path, tokenizer, dtype)
-        return cls._load_single_file(path, tokenizer, dtype, prediction_type)
-
-    @classmethod
-    def _load_adapter_run(cls, folder, tokenizer, dtype, prediction_type):
-        """The base that a run of LoRA or OFT names, with the adapter in its weights; None if the folder is no such run."""
-        found = runs.adapter_run(folder)
-        if found is None:
-            return None
-        base, options = found
-        tokenizer, prediction_type = tokenizer or options["tokenizer"], prediction_type or options["prediction_type"]
-        sd = cls.load(base, tokenizer, dtype, prediction_type)
-        sd.recipe |= {name: options[name] for name in ("prompt", "class_prompt", "resolution")}
-        return sd.merge_adapter(folder)
+        if path.is_file():
+            return cls._load_single_file(path, tokenizer, dtype, prediction_type)
+        if not runs.is_adapter_run(path):
+            return cls._load_folder(path, tokenizer, dtype)
+        sd, options = open_base(path, tokenizer, dtype, prediction_type), runs.options_of(path)
+        sd.recipe |= {name: getattr(options, name) for name in ("prompt", "class_prompt", "resolution")}
+        return sd.merge_adapter(path)
 
     @classmethod
     def _load_folder(cls, folder, tokenizer, dtype):
@@ -103,8 +99,9 @@ class StableDiffusion:
         with open_weights(path) as file:
             shapes = shapes_of(file)
         if not is_single_file(shapes):
-            hint = "it is a LoRA: pass its base as --model and this as --adapter" if "lora" in " ".join(shapes) else (
-                "there is no model.diffusion_model.* in it")
+            hint = "there is no model.diffusion_model.* in it"
+            if "lora" in " ".join(shapes):
+                hint = "it is a LoRA: pass its base as --model and this as --adapter"
             raise WeightsError(f"{path} is no whole model: {hint}")
         v2 = any(name.startswith(ldm.OPENCLIP) for name in shapes)
         if v2 and prediction_type is None:
@@ -143,26 +140,15 @@ class StableDiffusion:
         write_json(folder / "scheduler" / "scheduler_config.json", self.configs["scheduler"])
         self.tokenizer.save(folder / "tokenizer")
         write_json(folder / "recipe.json", self.recipe)
-        write_json(
-            folder / "model_index.json",
-            {
-                "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.30.0",
-                "feature_extractor": [None, None], "image_encoder": [None, None], "safety_checker": [None, None],
-                "requires_safety_checker": False,
-                "scheduler": ["diffusers", self.configs["scheduler"].get("_class_name", "PNDMScheduler")],
-                "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
-                "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
-            },
-        )  # fmt: skip
+        scheduler = self.configs["scheduler"].get("_class_name", "PNDMScheduler")
+        write_json(folder / "model_index.json", MODEL_INDEX | {"scheduler": ["diffusers", scheduler]})
 
     def save_single_file(self, path, dtype=None):
         """Write one file in the LDM layout, which ComfyUI and AUTOMATIC1111 read. dtype as in `save`."""
         v2 = self.text_encoder.config.hidden_size == 1024
         parts = {part: getattr(self, part) for part in FILES}
         tensors = single_file_tensors(parts, openclip=v2)
-        write_tensors(
-            path, {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in tensors.items()}
-        )
+        write_tensors(path, {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in tensors.items()})
 
     # --- computing ---
 
@@ -203,81 +189,8 @@ class StableDiffusion:
             return schedule.eps_from_v(x, out, self.alphas_cumprod.to(x.device)[t])
         return out
 
-    def guided_eps(self, x, t, context, unconditional, guidance):
-        """ε̂ = ε(∅) + s·(ε(c) − ε(∅)), one forward for both.   (Ho & Salimans 2022, eq. 6, with s = 1 + w)
-
-        x (B, 4, h, w) float32; t an int; context and unconditional (B, 77, d). s = 1 costs one half.
-        """
-        dtype = context.dtype
-        times = torch.full((len(x),), t, device=x.device)
-        if guidance == 1:
-            return self.predict_eps(x.to(dtype), times, context).float()
-        both = self.predict_eps(x.to(dtype).repeat(2, 1, 1, 1), times.repeat(2), torch.cat([unconditional, context]))
-        eps_unconditional, eps = both.float().chunk(2)
-        return eps_unconditional + guidance * (eps - eps_unconditional)
-
-    @torch.no_grad()
-    def generate(self, prompts, steps=None, guidance=None, seed=0, negative_prompt="", size=None, sampler="ddim",
-                 eta=0.0, batch_size=8, progress=True, predictor=None):  # fmt: skip
-        """Draw one picture for each prompt: list of n strings -> list of n PIL images.
-
-        steps, guidance, size (pixels, or (width, height)): None takes the recipe's (50, 7.5 and 512 for SD).
-        sampler: "ddim" (with η = `eta`) or "pndm". The starting noise is
-        `torch.randn(n, 4, h, w, generator=torch.Generator().manual_seed(seed))` on the CPU, so that a seed means the same
-        on every device. predictor: what takes the place of `guided_eps`, for instance of `guidance.one_condition`.
-        Raises UserError for sizes that are no multiples of the network's factor and for bad numbers.
-        """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        steps = self.recipe["sample_steps"] if steps is None else steps
-        guidance = self.recipe["guidance"] if guidance is None else guidance
-        width, height = self._picture_size(size)
-        if sampler not in ("ddim", "pndm"):
-            raise UserError(f'sampler {sampler!r} is not one of "ddim", "pndm"')
-        if not 0 <= eta <= 1 or (eta and sampler == "pndm"):
-            raise UserError(f"eta = {eta}: a number from 0 to 1, for the sampler ddim only")
-        if not math.isfinite(guidance):
-            raise UserError(f"guidance = {guidance} is no finite number")
-        if not 0 <= seed < 2**63:
-            raise UserError(f"seed = {seed} is outside 0..2**63 - 1")
-        try:
-            times = schedule.timesteps(steps)
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        generator = torch.Generator().manual_seed(seed)
-        shape = (len(prompts), self.vae.config.latent_channels, height // self.vae.factor, width // self.vae.factor)
-        start = torch.randn(shape, generator=generator)
-        later = torch.randn((steps if eta else 0, *shape), generator=generator)
-
-        abar, pictures = self.alphas_cumprod, []
-        bar = tqdm(
-            total=-(-len(prompts) // batch_size) * (steps + (sampler == "pndm" and steps > 1)),
-            desc="drawing", disable=not progress,
-        )  # fmt: skip
-        for i in range(0, len(prompts), batch_size):
-            part = slice(i, i + batch_size)
-            context = self.encode_prompts(prompts[part])
-            unconditional = self.encode_prompts([negative_prompt]).expand_as(context)
-
-            def model(x, t, context=context, unconditional=unconditional):
-                bar.update()
-                return (predictor or self.guided_eps)(x, t, context, unconditional, guidance)
-
-            x = start[part].to(self.device)
-            if sampler == "pndm":
-                x = schedule.sample_pndm(model, x, times, abar)
-            else:
-                x = schedule.sample_ddim(model, x, times, abar, eta, lambda k, part=part: later[k, part].to(self.device))
-            pictures += to_pil(self.decode_latents(x))
-        bar.close()
-        return pictures
-
-    def _picture_size(self, size):
-        size = self.recipe["resolution"] if size is None else size
-        width, height = (size, size) if isinstance(size, int) else size
-        multiple = self.vae.factor
-        if width < multiple or height < multiple or width % multiple or height % multiple:
-            raise UserError(f"picture size {width} x {height}: both must be positive multiples of {multiple}")
-        return width, height
+    guided_eps = sample.guided_eps
+    generate = sample.generate
 
     @torch.no_grad()
     def encode_pictures(self, images, generator=None):
@@ -293,6 +206,15 @@ class StableDiffusion:
         return torch.cat([self.vae.decode(part).float().clamp(-1, 1) for part in z.split(at_once)])
 
 
+
+
+def open_base(run, tokenizer=None, dtype=None, prediction_type=None):
+    """The model that the run in this folder was trained from, with the tokenizer and the prediction type of that training.
+
+    tokenizer, prediction_type: take the place of the run's own. Raises UserError when the model is not where it was.
+    """
+    model, own_tokenizer, own_type = runs.base_of(run)
+    return StableDiffusion.load(model, tokenizer or own_tokenizer, dtype, prediction_type or own_type)
 
 
 def _weight_file(folder, name):

@@ -6,7 +6,6 @@ start from the same noise, and one θ serves all steps of a picture, so that pic
 Needs `posterior.safetensors` in the run (`--keep-posterior`): μ and σ of what was trained.
 """
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,9 @@ from PIL import Image
 
 from . import runs
 from .errors import UserError
-from .files.store import open_weights
+from .files.store import read_tensors
 from .finetune import bayes, methods
-from .options.commands import TrainOptions
-from .pipeline import StableDiffusion
+from .pipeline import StableDiffusion, open_base
 
 SCALE = 4  # brightness of a deviation of one grey level: deviations of 64 and more are white
 
@@ -32,21 +30,21 @@ def open_run(run, tokenizer=None, dtype=torch.float32):
     path = Path(run) / "posterior.safetensors"
     if not path.exists():
         raise UserError(f"{run} holds no {path.name}: --posterior-samples needs a run trained with --keep-posterior")
-    found = runs.adapter_run(run)
-    sd = StableDiffusion.load(found[0] if found else run, tokenizer, dtype)
-    if found:
-        known = {field.name for field in dataclasses.fields(TrainOptions)}
-        options = TrainOptions(**{name: value for name, value in found[1].items() if name in known} | {"bayes": False})
+    if runs.is_adapter_run(run):
+        sd, options = open_base(run, tokenizer, dtype), runs.options_of(run)
         sd.recipe |= {name: getattr(options, name) for name in ("prompt", "class_prompt", "resolution")}
+        options.bayes = False  # only the means are put in; `set_weights` draws
         methods.make_trainable(sd.unet, options)
+    else:
+        sd = StableDiffusion.load(run, tokenizer, dtype)
     parameters, random = dict(sd.unet.named_parameters()), {}
-    with open_weights(path) as file:
-        for name in file.keys():  # noqa: SIM118
-            if name.endswith("_sigma"):
-                mu = name.removesuffix("_sigma")
-                random[mu] = (file.get_tensor(mu).float(), file.get_tensor(name).float())
-            else:
-                parameters[name].copy_(file.get_tensor(name))
+    tensors = read_tensors(path)
+    for name, tensor in tensors.items():
+        if name.endswith("_sigma"):
+            mu = name.removesuffix("_sigma")
+            random[mu] = (tensors[mu].float(), tensor.float())
+        else:
+            parameters[name].copy_(tensor)
     return sd, random
 
 
@@ -58,7 +56,7 @@ def set_weights(unet, random, seed=None):
         unet.get_parameter(name).copy_(theta)
 
 
-def draw(sd, random, count, seed, generate):
+def generate_with_draws(sd, random, count, seed, generate):
     """`generate()` once at θ = μ and `count` times with a draw of θ each: a list of 1 + count results; leaves θ = μ."""
     generator = torch.Generator().manual_seed(seed)
     seeds = [None] + [int(torch.randint(2**62, (1,), generator=generator)) for _ in range(count)]

@@ -19,12 +19,15 @@ import shutil
 import signal
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
+from tqdm import tqdm
 
 from .data import full_name
 from .errors import UserError
 from .files.store import open_weights, read_json, write_json, write_tensors, write_text
+from .finetune import bayes
 from .finetune.adapter_files import is_adapter
 
 STATE = Path("checkpoint") / "state.safetensors"
@@ -35,38 +38,60 @@ PATHS = ("images", "model", "tokenizer")
 
 def read_config(out):
     """config.json of a run. Raises UserError if the folder is none."""
-    config = read_json(Path(out) / "config.json")
-    if config.get("format") != FORMAT or "options" not in config:
+    config = find_config(out)
+    if config is None:
         raise UserError(f"--out {out} is no run of minibnn; name another folder")
     return config
 
 
-def adapter_run(folder):
-    """(path of the base model, options) of a run of LoRA or OFT; None if the folder is another kind of model.
+def find_config(folder):
+    """config.json of the run in this folder; None if there is no run, as in the folder of another program's model."""
+    path = Path(folder) / "config.json"
+    config = read_json(path) if path.exists() else {}
+    return config if config.get("format") == FORMAT and "options" in config else None
 
-    Raises UserError when the run is not finished or its base is not where it was.
-    """
-    config = Path(folder) / "config.json"
-    config = read_json(config) if config.exists() and not (Path(folder) / "unet").is_dir() else {}
-    if config.get("format") != FORMAT:
-        return None
-    options = config["options"]
+
+def options_of(folder):
+    """The options that the run in this folder was trained with, as attributes; None if there is no run."""
+    config = find_config(folder)
+    return None if config is None else SimpleNamespace(**config["options"])
+
+
+def is_adapter_run(folder):
+    """True for a run of LoRA or OFT, which holds no model of its own. Raises UserError when it is not finished."""
+    if (Path(folder) / "unet").is_dir() or find_config(folder) is None:
+        return False
     if not is_adapter(folder):
         raise UserError(f"the run in {folder} is not finished: its training command with --resume goes on")
-    base = next((b for b in (config["base"], options["model"]) if b == "tiny" or Path(b).exists()), None)
-    if base is None:
-        raise UserError(f"{folder} adapts the model {options['model']}, which is not there: pass --model BASE --adapter {folder}")
-    return base, options
+    return True
+
+
+def base_of(folder):
+    """What the run in this folder was trained from, for `StableDiffusion.load`: (model, tokenizer, prediction_type).
+
+    Raises UserError when the model is not where it was.
+    """
+    config = read_config(folder)
+    options = config["options"]
+    places = (config["base"], options["model"])
+    model = next((place for place in places if place == "tiny" or Path(place).exists()), None)
+    if model is None:
+        raise UserError(
+            f"{folder} was trained from the model {options['model']}, which is not there: put it back, or name it "
+            f"(sample: --model BASE --adapter {folder}; the laboratory: --base BASE)"
+        )
+    places = (config.get("base_tokenizer"), options["tokenizer"])
+    tokenizer = next((place for place in places if place and Path(place).exists()), None)
+    return model, tokenizer, options["prediction_type"]
 
 
 def is_fresh(out):
-    """True if nothing would be lost: an absent or empty folder, or a run stopped before its first checkpoint."""
+    """True if nothing would be lost: an absent or empty folder, or a run stopped before its first checkpoint and before
+    its monitor kept a model."""
     names = {p.name for p in out.iterdir()} if out.exists() else set()
     if names <= {"class_images"}:
         return True
-    if not names <= {"config.json", "class_images", "log.jsonl", "curves.jsonl", "curves.png", "faithful"}:
-        return False
-    return "config.json" in names and read_json(out / "config.json").get("format") == FORMAT
+    return names <= {"config.json", "class_images", "log.jsonl", "curves.jsonl", "curves.png"} and bool(find_config(out))
 
 
 def check_folder(options):
@@ -82,7 +107,8 @@ def check_folder(options):
         read_config(out)
     elif not is_fresh(out):
         if not options.overwrite:
-            raise UserError(f"--out {out} exists: go on with --resume, replace it with --overwrite, or name another")
+            go_on = "go on with --resume, " if (out / STATE).exists() else ""
+            raise UserError(f"--out {out} exists: {go_on}replace it with --overwrite, or name another")
         read_config(out)
         for name in ("images", "model", "tokenizer", "class_images"):
             value = getattr(options, name)
@@ -122,52 +148,107 @@ def start(options, pictures):
         for path in out.iterdir():
             if path.name != "class_images":
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    packages = {name: version(name) for name in ("torch", "numpy", "safetensors", "pillow")}
-    content = {"options": dataclasses.asdict(options), "base": full_name(options.model), "pictures": fingerprint(pictures)}
-    write_json(out / "config.json", {"format": FORMAT, **content, "python": platform.python_version(), **packages})
+    write_json(out / "config.json", {
+        "format": FORMAT, "options": dataclasses.asdict(options), "base": full_name(options.model),
+        "base_tokenizer": options.tokenizer and str(Path(options.tokenizer).resolve()),
+        "pictures": fingerprint(pictures), "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "numpy", "safetensors", "pillow")},
+    })
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
 def _trainable(network):
     return ((name, p) for name, p in network.named_parameters() if p.requires_grad)
 
 
-def save_checkpoint(out, step, network, optimiser, scaler):
-    """Write everything that training needs to go on after `step` steps, as one file, whole or not at all."""
+def save_checkpoint(out, training):
+    """Write everything that a Training (`train.py`) needs to go on, as one file, whole or not at all."""
     tensors = {}
-    for name, parameter in _trainable(network):
+    for name, parameter in _trainable(training.network):
         tensors[f"weight/{name}"] = parameter
-        for key, value in optimiser.state[parameter].items():
+        for key, value in training.optimiser.state[parameter].items():
             tensors[f"{key}/{name}"] = value
-    scale = json.dumps(scaler.state_dict())
-    write_tensors(Path(out) / STATE, tensors, {"completed_steps": str(step), "scaler": scale})
+    scale = json.dumps(training.scaler.state_dict())
+    write_tensors(Path(out) / STATE, tensors, {"completed_steps": str(training.step), "scaler": scale})
 
 
 @torch.no_grad()
-def load_checkpoint(out, network, optimiser, scaler):
-    """Restore network, optimiser and loss scaling in place; returns the number of completed steps."""
+def load_checkpoint(out, training):
+    """Restore the network, the optimiser, the loss scaling and the number of completed steps in place."""
     with open_weights(Path(out) / STATE) as file:
-        for name, parameter in _trainable(network):
+        for name, parameter in _trainable(training.network):
             parameter.copy_(file.get_tensor(f"weight/{name}"))
-            optimiser.state[parameter] = {
+            training.optimiser.state[parameter] = {
                 key: file.get_tensor(f"{key}/{name}").to(parameter.device, copy=True)
                 for key in ("step", "exp_avg", "exp_avg_sq")
             }
-        scaler.load_state_dict(json.loads(file.metadata()["scaler"]))
-        return int(file.metadata()["completed_steps"])
+        training.scaler.load_state_dict(json.loads(file.metadata()["scaler"]))
+        training.step = int(file.metadata()["completed_steps"])
 
 
-class Log:
-    """log.jsonl: one line for each step; on resume the lines after the checkpoint are dropped."""
+# --- observers of a training ------------------------------------------------------------------------------------------
 
-    def __init__(self, out, completed_steps):
-        self.path = Path(out) / "log.jsonl"
-        lines = self.path.read_text().splitlines()[:completed_steps] if self.path.exists() and completed_steps else []
-        write_text(self.path, "".join(line + "\n" for line in lines))
 
-    def write(self, values):
-        line = json.dumps({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()})
-        with open(self.path, "a") as file:
-            file.write(line + "\n")
+def mean_sigma(network):
+    """Mean of σ over all random parameters; 0 without any."""
+    sigmas = [sigma.detach() for _, sigma in bayes.sigmas(network).values()]
+    count = sum(sigma.numel() for sigma in sigmas)
+    return (sum(sigma.sum() for sigma in sigmas) / count).item() if count else 0.0
+
+
+class Checkpoints:
+    """Saves after every `every` steps (0: never), after the last one, and when `stop` (CtrlC) asks; then it also stops.
+
+    `saved` is the number of steps after which the last checkpoint was written; 0: there is none.
+    """
+
+    def __init__(self, options, stop, saved):
+        self.out, self.every, self.steps = Path(options.out), options.checkpoint_every, options.steps
+        self.stop, self.saved = stop, saved
+
+    def __call__(self, training):
+        done = training.step
+        if done == self.saved:
+            return
+        if self.stop.asked or done == self.steps or (self.every and done % self.every == 0):
+            save_checkpoint(self.out, training)
+            self.saved = done
+        if self.stop.asked and done < self.steps:
+            where = self.out / STATE.parent
+            raise KeyboardInterrupt(f"stopped after step {done}, saved in {where}: the same command with --resume goes on")
+
+
+class Progress:
+    """A bar on the terminal and, in a run's folder, log.jsonl with one line for each step; `with Progress(…) as look:`.
+
+    On resume, the lines after the checkpoint are dropped. out: the folder, or None for the bar alone.
+    """
+
+    def __init__(self, out, training, steps, label="training"):
+        self.path = out and Path(out) / "log.jsonl"
+        if self.path:
+            lines = self.path.read_text().splitlines()[: training.step] if self.path.exists() and training.step else []
+            write_text(self.path, "".join(line + "\n" for line in lines))
+        self.bar = tqdm(total=steps, initial=training.step, desc=label)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+
+    def __call__(self, training):
+        if not training.losses:  # before the first step
+            return
+        if self.path:
+            values = {"step": training.step, **training.losses, "sigma": mean_sigma(training.network)}
+            line = json.dumps({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()})
+            with open(self.path, "a") as file:
+                file.write(line + "\n")
+        self.bar.set_postfix(loss=f"{training.losses['diffusion']:.3f}", refresh=False)
+        self.bar.update()
 
 
 class CtrlC:

@@ -1,136 +1,111 @@
-"""Draw pictures: `python -m minibnn.sample --model runs/dog --prompt "a photo of a sks dog in the snow" --out dog.png`.
+"""Drawing pictures: from prompts and noise to pictures, with guidance.
 
-One picture is written as it is; several make a grid and stand one by one in a folder beside it. Each PNG holds its
-settings as text ("minibnn"), so that it can be drawn again. `--posterior-samples K` draws every prompt with the mean weights
-and with K draws of the weights, and shows the mean and the deviation of those K (`posterior.py`).
+    python -m minibnn.sample --model runs/dog --prompt "a photo of a sks dog in the snow" --out dog.png
+
+Follows: diffusers' `StableDiffusionPipeline`; classifier-free guidance of Ho & Salimans 2022.
+
+    prompt → context c;  noise → x_T;  ε̂ = ε(∅) + s·(ε(c) − ε(∅));  a step of DDIM or PNDM;  …  x_0 → VAE → picture
+
+The functions are methods of `StableDiffusion` (`pipeline.py`): `sd.generate(["a dog"])`.
 """
 
-from .options.commands import SampleOptions
-from .options.parsing import answer_ctrl_c_while_importing, parse, run
-
-if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
-    OPTIONS = parse(SampleOptions, "minibnn.sample")
-    answer_ctrl_c_while_importing()
-
-import dataclasses
-import json
-import re
-from pathlib import Path
+import math
 
 import torch
-from PIL import PngImagePlugin
+from tqdm import tqdm
 
-from . import posterior
-from .devices import choose_device
+from . import schedule
 from .errors import UserError
-from .files.store import write_whole
-from .neighbours import graft, guidance
-from .pictures import grid
-from .pipeline import StableDiffusion
+from .pictures import to_pil
 
 
-def sample(options):
-    """Draw and write the pictures of SampleOptions; returns the list of PIL images. Raises UserError."""
-    out = Path(options.out)
-    if out.suffix.lower() != ".png":
-        raise UserError(f"--out {out}: the name must end with .png")
-    prompts = [prompt for prompt in options.prompt for _ in range(options.count)]
-    folder = out.with_suffix("")
-    several = len(prompts) > 1 or options.posterior_samples > 0
-    if options.posterior_samples == 1 or (options.posterior_samples and options.adapter):
-        raise UserError("--posterior-samples needs at least 2, and a run as --model instead of --adapter")
-    for path in (out, folder) if several else (out,):
-        if path.exists() and not options.overwrite:
-            raise UserError(f"--out: {path} exists; name another file or pass --overwrite")
-    device = choose_device(options.device)
-    dtype = options.dtype or ("float16" if device.startswith("cuda") else "float32")
-    if options.posterior_samples:
-        sd, random = posterior.open_run(options.model, options.tokenizer, getattr(torch, dtype))
-    elif (Path(options.model) / graft.RECORD).exists():
-        sd = graft.load(options.model, dtype=getattr(torch, dtype))
-    else:
-        sd = StableDiffusion.load(options.model, options.tokenizer, getattr(torch, dtype), options.prediction_type)
-    if options.adapter:
-        sd.merge_adapter(options.adapter)
-    sd.to(device)
-    guided_by = predictor(options, sd)
-    side = sd.recipe["resolution"]
-    size = (options.width or side, options.height or side)
+def guide(eps_u, eps_c, scale):
+    """ε̂ = ε_u + s·(ε_c − ε_u): away from the unconditional prediction.   (Ho & Salimans 2022, eq. 6, with s = 1 + w)"""
+    return eps_u + scale * (eps_c - eps_u)
 
-    def generate():
-        return sd.generate(
-            prompts, options.steps, options.guidance, options.seed, options.negative_prompt, size, options.sampler,
-            options.eta, options.batch_size, predictor=guided_by,
-        )  # fmt: skip
 
-    settings = dataclasses.asdict(options) | {
-        "steps": options.steps or sd.recipe["sample_steps"], "width": size[0], "height": size[1], "dtype": dtype,
-        "guidance": sd.recipe["guidance"] if options.guidance is None else options.guidance,
-    }  # fmt: skip
-    columns = options.count if options.count > 1 else min(4, len(prompts))
-    if options.posterior_samples:
-        columns = options.posterior_samples + 3
-        named = posterior_pictures(posterior.draw(sd, random, options.posterior_samples, options.seed, generate))
-    else:
-        named = {f"{i:03d}": picture for i, picture in enumerate(generate())}
-    pictures = list(named.values())
-    if several:
-        for stale in folder.iterdir() if folder.is_dir() else ():
-            if re.fullmatch(r"\d{3,}(-(\d{2,}|mean|deviation))?\.png", stale.name):
-                stale.unlink()
-        for name, picture in named.items():
-            number = int(name.split("-")[0])
-            save_png(picture, folder / f"{name}.png", settings | {"prompt": prompts[number], "number": number})
-        save_png(grid(pictures, columns), out, settings)
-    else:
-        save_png(pictures[0], out, settings | {"prompt": prompts[0]})
-    print(f"{out}: {len(pictures)} picture{'s' if len(pictures) > 1 else ''}")
+def guided_eps(sd, x, t, context, unconditional, guidance):
+    """`guide` with both predictions from one forward; guidance 1 costs one half.
+
+    x (B, 4, h, w) float32; t an int; context and unconditional (B, 77, d) -> (B, 4, h, w) float32.
+    """
+    dtype = context.dtype
+    times = torch.full((len(x),), t, device=x.device)
+    if guidance == 1:
+        return sd.predict_eps(x.to(dtype), times, context).float()
+    both = sd.predict_eps(x.to(dtype).repeat(2, 1, 1, 1), times.repeat(2), torch.cat([unconditional, context]))
+    return guide(*both.float().chunk(2), guidance)
+
+
+@torch.no_grad()
+def generate(sd, prompts, steps=None, guidance=None, seed=0, negative_prompt="", size=None, sampler="ddim", eta=0.0,
+             batch_size=8, progress=True, predictor=None):
+    """Draw one picture for each prompt: a list of n strings -> a list of n PIL images.
+
+    steps, guidance, size (pixels, or (width, height)): None takes the recipe's (50, 7.5 and 512 for SD).
+    sampler: "ddim" (with η = `eta`) or "pndm". The starting noise is
+    `torch.randn(n, 4, h, w, generator=torch.Generator().manual_seed(seed))` on the CPU, so that a seed means the same on
+    every device. predictor: what takes the place of `guided_eps`, for instance that of `guidance.one_condition`.
+    Raises UserError for sizes that are no multiples of the network's factor and for bad numbers.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    steps = sd.recipe["sample_steps"] if steps is None else steps
+    guidance = sd.recipe["guidance"] if guidance is None else guidance
+    width, height = picture_size(sd, size)
+    check_numbers(sampler, eta, guidance, seed)
+    try:
+        times = schedule.timesteps(steps)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(prompts), sd.vae.config.latent_channels, height // sd.vae.factor, width // sd.vae.factor)
+    start = torch.randn(shape, generator=generator)
+    later = torch.randn((steps if eta else 0, *shape), generator=generator)
+
+    abar, pictures, starts = sd.alphas_cumprod, [], range(0, len(prompts), batch_size)
+    evaluations = steps + (sampler == "pndm" and steps > 1)
+    with tqdm(total=len(starts) * evaluations, desc="drawing", disable=not progress) as bar:
+        for i in starts:
+            part = slice(i, i + batch_size)
+            context = sd.encode_prompts(prompts[part])
+            unconditional = sd.encode_prompts([negative_prompt]).expand_as(context)
+
+            def model(x, t, context=context, unconditional=unconditional):
+                bar.update()
+                return (predictor or sd.guided_eps)(x, t, context, unconditional, guidance)
+
+            x = start[part].to(sd.device)
+            if sampler == "pndm":
+                x = schedule.sample_pndm(model, x, times, abar, sd.v_prediction)
+            else:
+                x = schedule.sample_ddim(model, x, times, abar, eta, lambda k, part=part: later[k, part].to(sd.device))
+            pictures += to_pil(sd.decode_latents(x))
     return pictures
 
 
-def posterior_pictures(draws):
-    """Draws as `posterior.draw` returns them -> {name: picture}, for each prompt: at θ = μ, K draws, mean, deviation."""
-    named = {}
-    for i, (at_the_mean, *drawn) in enumerate(zip(*draws, strict=True)):
-        mean, deviation, average = posterior.mean_and_deviation(drawn)
-        named[f"{i:03d}"] = at_the_mean
-        named |= {f"{i:03d}-{k:02d}": picture for k, picture in enumerate(drawn, 1)}
-        named |= {f"{i:03d}-mean": mean, f"{i:03d}-deviation": deviation}
-        print(f"picture {i}: the {len(drawn)} draws deviate by {average:.1f} of 255 grey levels")
-    return named
+def picture_size(sd, size):
+    """(width, height) in pixels of a size as `generate` takes it. Raises UserError."""
+    size = sd.recipe["resolution"] if size is None else size
+    width, height = (size, size) if isinstance(size, int) else size
+    multiple = sd.vae.factor
+    if width < multiple or height < multiple or width % multiple or height % multiple:
+        raise UserError(f"picture size {width} x {height}: both must be positive multiples of {multiple}")
+    return width, height
 
 
-def predictor(options, sd):
-    """What --unconditional-from and --first-prompt ask for; None for plain guidance. Raises UserError."""
-    if options.first_guidance is not None and not options.first_prompt:
-        raise UserError("--first-guidance needs --first-prompt")
-    if not (options.unconditional_from or options.first_prompt):
-        return None
-    base = sd
-    if options.unconditional_from:
-        path = options.unconditional_from
-        base = StableDiffusion.load(path, options.tokenizer, sd.unet.conv_in.weight.dtype)
-        if not options.posterior_samples:  # they overwrite the weights of `sd` in place
-            guidance.share_weights(base, sd)
-        base.to(sd.device)
-    try:
-        eps_base = guidance.unconditional_of(base, sd, options.negative_prompt)
-    except UserError as error:
-        raise UserError(f"--unconditional-from {options.unconditional_from}: {error}") from None
-    if not options.first_prompt:
-        return guidance.one_condition(sd, eps_base)
-    scale = sd.recipe["guidance"] if options.guidance is None else options.guidance
-    return guidance.two_conditions(
-        sd, eps_base, options.first_prompt, scale if options.first_guidance is None else options.first_guidance
-    )
-
-
-def save_png(picture, path, settings):
-    """Write a PNG whole, with the settings as JSON under the text key "minibnn"."""
-    info = PngImagePlugin.PngInfo()
-    info.add_text("minibnn", json.dumps(settings, ensure_ascii=False))
-    write_whole(path, lambda temporary: picture.save(temporary, format="PNG", pnginfo=info))
+def check_numbers(sampler, eta, guidance, seed):
+    """Raises UserError for settings of `generate` that make no sense."""
+    if sampler not in ("ddim", "pndm"):
+        raise UserError(f'sampler {sampler!r} is not one of "ddim", "pndm"')
+    if not 0 <= eta <= 1 or (eta and sampler == "pndm"):
+        raise UserError(f"eta = {eta}: a number from 0 to 1, for the sampler ddim only")
+    if not math.isfinite(guidance):
+        raise UserError(f"guidance = {guidance} is no finite number")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed = {seed} is outside 0..2**63 - 1")
 
 
 if __name__ == "__main__":
-    run(sample, OPTIONS)
+    from minibnn.__main__ import main
+
+    main("sample")

@@ -1,22 +1,21 @@
-"""What the commands of `python -m minibnn.corruption` share: models side by side, denoising in one step or all, files to write."""
+"""What the probes share: models side by side, denoising in one step or in many, and the files that a probe leaves."""
 
-from dataclasses import dataclass
+import dataclasses
 from pathlib import Path
 
 import torch
 
-from .. import data, schedule
+from .. import data, runs, schedule
 from ..devices import choose_device
 from ..errors import UserError
-from ..files.store import read_json
-from ..pictures import to_pil
-from ..pipeline import StableDiffusion
-from ..runs import FORMAT
-from . import intervals
+from ..files.store import write_json
+from ..pictures import save_png, to_pil
+from ..pipeline import StableDiffusion, open_base
+from .intervals import interval
 from .sigma1_estimate import latents_of
 
 
-@dataclass
+@dataclasses.dataclass
 class Lab:
     models: dict  # name -> StableDiffusion: "pretrained" and "fine-tuned", or "model" alone
     prompt: str
@@ -35,13 +34,12 @@ class Lab:
 
 
 def open_lab(options):
-    """Load the model, the one it was trained from, and the training pictures of ProbeOptions. Raises UserError."""
+    """Open the model, the one it was trained from, and the training pictures of ProbeOptions. Raises UserError."""
     device = choose_device(options.device)
     dtype = getattr(torch, options.dtype or ("float16" if device.startswith("cuda") else "float32"))
-    config = Path(options.model) / "config.json"
-    run = read_json(config) if config.exists() else {}
-    run = run["options"] if run.get("format") == FORMAT else {}
-    base, images = options.base or run.get("model"), options.images or run.get("images")
+    given = (options.tokenizer, dtype, options.prediction_type)
+    run = runs.options_of(options.model)
+    images = options.images or (run and run.images)
     if not images:
         if options.model != "tiny" and not Path(options.model).exists():
             StableDiffusion.load(options.model)  # says so
@@ -53,16 +51,19 @@ def open_lab(options):
         raise UserError(f"--t {options.t} is outside 1..{schedule.TRAIN_STEPS - 1}")
     if options.draws < 2:
         raise UserError("--draws 1: at least 2 are needed")
-    paths = {"pretrained": base, "fine-tuned": options.model} if base else {"model": options.model}
     models = {}
-    for name, path in paths.items():
-        models[name] = StableDiffusion.load(path, options.tokenizer, dtype, options.prediction_type).to(device)
-        models[name].unet.eval()
-    sd = models[name]
+    if options.base:
+        models["pretrained"] = StableDiffusion.load(options.base, *given)
+    elif run:
+        models["pretrained"] = open_base(options.model, *given)
+    sd = models["fine-tuned" if models else "model"] = StableDiffusion.load(options.model, *given)
+    for model in models.values():
+        model.to(device)
     prompt = options.prompt or sd.recipe["prompt"]
     if not prompt:
         raise UserError('--prompt is required for this model: the one it was trained with, e.g. "a photo of a sks dog"')
-    return Lab(models, prompt, latents_of(sd, data.load_pictures(files, sd.recipe["resolution"])), sd.alphas_cumprod)
+    pictures = data.load_pictures(files, sd.recipe["resolution"])
+    return Lab(models, prompt, latents_of(sd, pictures), sd.alphas_cumprod)
 
 
 def noises(options, latents):
@@ -92,9 +93,9 @@ def cosine(a, b):
     return torch.nn.functional.cosine_similarity(a.flatten(-3), b.flatten(-3), dim=-1)
 
 
-def interval(values):
+def mean_and_half_width(values):
     """(mean, half width of a 95 % t-interval) of n ≥ 2 draws."""
-    mean, low, high = intervals.interval(values)
+    mean, low, high = interval(values)
     return mean, (high - low) / 2
 
 
@@ -107,3 +108,10 @@ def check_out(options, command):
         if path.exists() and not options.overwrite:
             raise UserError(f"--out: {path} exists; name another file or pass --overwrite")
     return out
+
+
+def write_found(out, command, options, image, numbers, lines):
+    """Leave a command's picture and its numbers as JSON, and print its lines."""
+    save_png(image, out)
+    write_json(out.with_suffix(".json"), {"command": command, "options": dataclasses.asdict(options), "found": numbers})
+    print("\n".join([*lines, f"{out}: the picture; {out.with_suffix('.json')}: the numbers"]))

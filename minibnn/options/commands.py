@@ -1,12 +1,8 @@
-"""The options of each command, one frozen dataclass each. Imports no torch, as `options`.
-
-But: the commands of `minibnn.corruption` are in `probe_options`, those of the laboratory in their own files.
-"""
+"""The options of each command, one frozen dataclass each; those of the experiments are in `experiments.py`."""
 
 from dataclasses import dataclass
 
 from .parsing import natural, nonnegative, option, positive, seed_number, whole, words
-
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -95,8 +91,6 @@ class SampleOptions:
     adapter: str = option(None, "a LoRA or OFT to add to MODEL: a run's folder, or a file", "what", metavar="PATH")
     negative_prompt: str = option("", "what to keep away from", "what")
     unconditional_from: str = option(None, 'take the unconditional prediction of guidance from this base model: "tiny", a folder or a file', "what", metavar="MODEL")
-    first_prompt: str = option(None, "guide in two steps: towards this part of the prompt by --first-guidance, from there to the whole by --guidance", "what", type=words)
-    first_guidance: float = option(None, "guidance towards --first-prompt [that of --guidance]", "what", type=float)
 
     count: int = option(1, "pictures for each prompt", "drawing", type=whole)
     posterior_samples: int = option(0, "also draw each picture with N draws of the weights, and show mean and deviation; needs a run with --keep-posterior", "drawing", type=natural, metavar="N")
@@ -178,6 +172,7 @@ class BpsOptions:
     branch: str = option(None, "folder of a trained branch: draw instead of train", "what", metavar="DIR")
     model: str = model_option("; stays frozen")
     tokenizer: str = tokenizer_option()
+    prediction_type: str = prediction_type_option()
 
     hint_channels: int = option(1, "1: grey hints (sketch, mask), 3: coloured ones (map)", "training", type=int, choices=(1, 3))
     gains: str = option("head-heavy", "16, 8, 4, 2 by level and 16 in the middle, or 1 everywhere", "training", choices=("head-heavy", "equal"))
@@ -219,7 +214,7 @@ class WorldOptions:
 
     out: str = option(None, "write a sheet of random drawings", "what", metavar="PNG")
     dog: str = option(None, "write the six pictures of the few-shot subject", "what", metavar="DIR")
-    pairs: str = option(None, "write drawings with hints and captions, for minibnn.bps", "what", metavar="DIR")
+    pairs: str = option(None, "write drawings with hints and captions, for `python -m minibnn bps`", "what", metavar="DIR")
 
     count: int = option(40, "how many pairs", "drawing", type=whole)
     hint: str = option("sketch", "the subject's outline or its area", "drawing", choices=("sketch", "mask"))
@@ -231,7 +226,6 @@ class PretrainOptions:
     """Make the bundled model from nothing; run again to resume."""
 
     work: str = option("runs/pretrain", "folder of the checkpoints", "what", metavar="DIR")
-    stage: str = option("all", "stop after one stage", "what", choices=("vae", "text", "all"))
     out: str = option(None, "folder of the finished model", "what", metavar="DIR")
 
     vae_steps: int = option(6500, "of 16 pictures", "training", type=whole)
@@ -252,18 +246,52 @@ class EvaluateOptions:
 
 
 @dataclass(frozen=True)
-class BenchOptions:
-    """Time the fused Bayesian linear layer against plain and unfused ones at SD v1.5's shapes, or predict the times."""
+class ProbeOptions:
+    """Look into one model, and beside it into the model that it was trained from."""
 
-    where: str = option("paper", "which layers, as in minibnn.train; linear ones count", "what", metavar="WHERE")
-    batch: list = option((1, 4), "batch sizes", "what", nargs="+", type=whole, metavar="N")
-    resolution: int = option(512, "pixels of the picture", "what", type=whole)
-    dtype: str = option("bfloat16", "of the computation", "what", choices=("bfloat16", "float16"))
-
-    predict: bool = option(False, "print what the cost model expects; needs no GPU", "cost model")
-    bandwidth: float = option(4.3, "TB/s of a copy, for --predict; H200", "cost model", type=positive)
-    matmul: float = option(790.0, "TFLOP/s of a 16-bit matmul, for --predict; H200", "cost model", type=positive)
-
-    out: str = option(None, "a JSON file with every layer's figures", "output", metavar="JSON")
-    plot: str = option(None, "a picture of time against batch size", "output", metavar="PNG")
+    model: str = option("tiny", 'the model to look into: a run, a diffusers folder, an LDM file, or "tiny" (bundled)', "what")
+    base: str = option(None, "the pretrained model to compare with [what the run was trained from; without a run: none]", "what", metavar="MODEL")
+    images: str = option(None, "folder with the training pictures [those of the run]", "what", metavar="DIR")
+    picture: int = option(0, "which of them is x′ where a probe uses one, by name from 0", "what", type=natural)
+    prompt: str = option(None, "the training prompt [of the run, or the model's recipe]", "what", type=words)
+    tokenizer: str = tokenizer_option()
+    prediction_type: str = prediction_type_option()
+    t: int = option(100, "the time of probe-local, probe-scaled, probe-blank, and of probe-zero beside 999, 1..999", "measuring", type=whole)
+    draws: int = option(32, "draws of noise for each picture and time, at least 2", "measuring", type=whole)
+    batch_size: int = option(32, "latents predicted at once", "measuring", type=whole)
+    seed: int = seed_option("measuring", "of the noise")
+    dtype: str = option(None, "of the weights [float32; CUDA: float16]", "measuring", choices=DTYPES)
+    device: str = device_option("measuring")
+    out: str = option(None, "a PNG file; figures as JSON stand beside it [COMMAND.png]", "output", metavar="PNG")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+
+@dataclass(frozen=True)
+class Eq2Options:
+    """Draw what Eq. 2 alone predicts, without any network: for sets of pictures, large to one, and for values of σ₁."""
+
+    images: str = option(None, "folder with the training pictures", "what", required=True, metavar="DIR")
+    manifold: str = option(None, "folder with many other pictures: what the pretrained model knows [drawings of the picture world]", "what", metavar="DIR")
+    manifold_size: int = option(400, "how many drawings of the world", "what", type=whole)
+    model: str = option("tiny", "whose VAE and noise schedule", "what")
+    sigma1: list = option((0.0, 0.1, 0.3, 1.0, 4.8), "values of σ₁, in latents of variance about 1", "what", type=nonnegative, nargs="+", metavar="X")
+    measured: str = option(None, "a JSON file of the command sigma1: draw also with the σ₁,t measured there", "what", metavar="JSON")
+    steps: int = option(50, "sampling steps (DDIM)", "drawing", type=whole)
+    seed: int = seed_option("drawing", "of the starting noise, the same for all")
+    out: str = option(None, "a PNG file; figures as JSON stand beside it [model.png]", "output", metavar="PNG")
+    overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+
+@dataclass(frozen=True)
+class MeasuresOptions:
+    """Show what each measure of the picture world sees, and write the energy of clean drawings again."""
+
+    out: str = option(None, "a JSON file [minibnn/assets/clean.json]", "what", metavar="FILE")
+
+
+@dataclass(frozen=True)
+class EyeOptions:
+    """Train the network behind fidelity from nothing, on one core."""
+
+    out: str = option(None, "a .safetensors file", "what", required=True, metavar="FILE")
+    steps: int = option(1500, "batches of 80 pictures", "what", type=whole)

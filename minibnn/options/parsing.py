@@ -1,4 +1,4 @@
-"""From a command line to a frozen dataclass, and from a mistake to one line. Imports no torch, so that `--help` answers at once.
+"""From a command line to a frozen dataclass, and from a mistake to one line.
 
 Each command's options are one dataclass (`commands.py`); argparse is built from its fields, config.json holds them.
 
@@ -8,10 +8,13 @@ But: no configuration files. A run is repeated from the options in its config.js
 import argparse
 import dataclasses
 import difflib
+import logging
 import os
 import signal
 import sys
 from dataclasses import field
+
+from ..errors import UserError
 
 
 def option(default, help, group, **argparse_settings):
@@ -74,12 +77,17 @@ LESS_MEMORY = {  # option: what to try, if the command has it
 }  # fmt: skip
 
 
+def fail(message):
+    """Say in one line what is wrong, and exit with 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
 class _Parser(argparse.ArgumentParser):
     """One line for a mistake, with the option that was probably meant."""
 
     def error(self, message):
-        print(f"error: {message}", file=sys.stderr)
-        raise SystemExit(2)
+        fail(message)
 
     def unknown(self, words):
         """Complain about the first word that is no option, and suggest one."""
@@ -135,29 +143,25 @@ def readable(kind):
     return convert
 
 
-def run(main, options):
-    """Call main(options) and turn what a user can cause into one line and an exit code (2, or 130 for Ctrl-C)."""
-    import logging
-
+def run(function, *arguments):
+    """Call a command's function, whose last argument is its options, and turn what a user can cause into one line and an
+    exit code (2, or 130 for Ctrl-C)."""
     from torch import OutOfMemoryError
-
-    from ..errors import UserError
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     try:
-        main(options)
+        function(*arguments)
         return
     except (UserError, OSError) as error:
         message = " ".join(str(error).split())
     except (OutOfMemoryError, MemoryError):
-        tries = [words for name, words in LESS_MEMORY.items() if hasattr(options, name)]
+        tries = [words for name, words in LESS_MEMORY.items() if hasattr(arguments[-1], name)]
         message = "out of memory" + (f": try {', '.join(tries)}" if tries else "")
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped", file=sys.stderr)
         raise SystemExit(130) from None
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    fail(message)
 
 
 def answer_ctrl_c_while_importing():

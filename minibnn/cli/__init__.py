@@ -1,0 +1,1 @@
+"""The two main commands, `train` and `sample`: everything below them put together."""

@@ -1,0 +1,122 @@
+"""The command `python -m minibnn.sample --model runs/dog --prompt "…" --out dog.png`: any model opened, pictures written.
+
+One picture is written as it is; several make a grid and stand one by one in a folder beside it. Each PNG holds its
+settings as text ("minibnn"), so that it can be drawn again. `--posterior-samples K` draws every prompt with the mean
+weights and with K draws of the weights, and shows the mean and the deviation of those K (`posterior.py`).
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import torch
+
+from .. import posterior
+from ..devices import choose_device, choose_threads
+from ..errors import UserError
+from ..neighbours import graft, guidance
+from ..pictures import grid, save_png
+from ..pipeline import StableDiffusion
+
+
+def sample(options):
+    """Draw and write the pictures of SampleOptions; returns the list of PIL images. Raises UserError."""
+    out = Path(options.out)
+    prompts = [prompt for prompt in options.prompt for _ in range(options.count)]
+    several = len(prompts) > 1 or options.posterior_samples > 0
+    check(options, out, several)
+    device = choose_device(options.device)
+    dtype = options.dtype or ("float16" if device.startswith("cuda") else "float32")
+    sd, random = open_model(options, getattr(torch, dtype))
+    choose_threads(device, sd.unet)
+    sd.to(device)
+    predictor = base_predictor(options, sd) if options.unconditional_from else None
+    side = sd.recipe["resolution"]
+    size = (options.width or side, options.height or side)
+
+    def generate():
+        return sd.generate(
+            prompts, options.steps, options.guidance, options.seed, options.negative_prompt, size, options.sampler,
+            options.eta, options.batch_size, predictor=predictor,
+        )
+
+    columns = options.count if options.count > 1 else min(4, len(prompts))
+    if options.posterior_samples:
+        columns = options.posterior_samples + 3
+        draws = posterior.generate_with_draws(sd, random, options.posterior_samples, options.seed, generate)
+        named = posterior_pictures(draws)
+    else:
+        named = {f"{i:03d}": picture for i, picture in enumerate(generate())}
+    pictures = list(named.values())
+    settings = dataclasses.asdict(options) | {
+        "steps": options.steps or sd.recipe["sample_steps"], "width": size[0], "height": size[1], "dtype": dtype,
+        "guidance": sd.recipe["guidance"] if options.guidance is None else options.guidance,
+    }
+    if several:
+        write_folder(out.with_suffix(""), named, prompts, settings)
+        save_png(grid(pictures, columns), out, settings)
+    else:
+        save_png(pictures[0], out, settings | {"prompt": prompts[0]})
+    print(f"{out}: {len(pictures)} picture{'s' if len(pictures) > 1 else ''}")
+    return pictures
+
+
+def check(options, out, several):
+    """Refuse, before a model is opened, what cannot be done. several: pictures, in a folder beside `out`. Raises UserError."""
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out {out}: the name must end with .png")
+    if options.posterior_samples == 1 or (options.posterior_samples and options.adapter):
+        raise UserError("--posterior-samples needs at least 2, and a run as --model instead of --adapter")
+    for path in (out, out.with_suffix("")) if several else (out,):
+        if path.exists() and not options.overwrite:
+            raise UserError(f"--out: {path} exists; name another file or pass --overwrite")
+
+
+def open_model(options, dtype):
+    """Whatever --model names, with --adapter in it, and {name: (μ, σ)} where weights are to be drawn, else None."""
+    random = None
+    if options.posterior_samples:
+        sd, random = posterior.open_run(options.model, options.tokenizer, dtype)
+    elif (Path(options.model) / graft.RECORD).exists():
+        sd = graft.open_run(options.model, dtype=dtype)
+    else:
+        sd = StableDiffusion.load(options.model, options.tokenizer, dtype, options.prediction_type)
+    if options.adapter:
+        sd.merge_adapter(options.adapter)
+    return sd, random
+
+
+def base_predictor(options, sd):
+    """The predictor that takes ε(∅) from the model of --unconditional-from. Raises UserError."""
+    path = options.unconditional_from
+    kind = options.prediction_type or sd.configs["scheduler"].get("prediction_type")  # a base predicts what its model does
+    base = StableDiffusion.load(path, options.tokenizer, sd.unet.conv_in.weight.dtype, kind)
+    if not options.posterior_samples:  # they overwrite the weights of `sd` in place
+        guidance.share_weights(base, sd)
+    base.to(sd.device)
+    try:
+        return guidance.one_condition(sd, guidance.unconditional_of(base, sd, options.negative_prompt))
+    except UserError as error:
+        raise UserError(f"--unconditional-from {path}: {error}") from None
+
+
+def posterior_pictures(draws):
+    """Results of `posterior.generate_with_draws` -> {name: picture}, for each prompt: at θ = μ, K draws, mean, deviation."""
+    named = {}
+    for i, (at_the_mean, *drawn) in enumerate(zip(*draws, strict=True)):
+        mean, deviation, average = posterior.mean_and_deviation(drawn)
+        named[f"{i:03d}"] = at_the_mean
+        named |= {f"{i:03d}-{k:02d}": picture for k, picture in enumerate(drawn, 1)}
+        named |= {f"{i:03d}-mean": mean, f"{i:03d}-deviation": deviation}
+        print(f"picture {i}: the {len(drawn)} draws deviate by {average:.1f} of 255 grey levels")
+    return named
+
+
+def write_folder(folder, named, prompts, settings):
+    """Write {name: picture} as NAME.png, without what an earlier command left there; NAME begins with the prompt's number."""
+    for stale in folder.iterdir() if folder.is_dir() else ():
+        if re.fullmatch(r"\d{3,}(-(\d{2,}|mean|deviation))?\.png", stale.name):
+            stale.unlink()
+    for name, picture in named.items():
+        number = int(name.split("-")[0])
+        save_png(picture, folder / f"{name}.png", settings | {"prompt": prompts[number], "number": number})
