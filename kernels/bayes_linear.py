@@ -153,7 +153,7 @@ def sample_weights(mu, sigma, seed, stream, dtype, domain="weight", path="sample
 
 
 def choose_path(m, n, k, capability):
-    """The path of "auto", by bench.py's cost model, not by measurements. capability: the GPU's, or None without one."""
+    """The path of "auto", by a cost model (tutorial 10), not by measurements. capability: the GPU's; None: no GPU."""
     if capability is None and not INTERPRET:
         return "reference"
     tensor_cores = capability is None or capability >= (8, 0)  # that tl.dot can use

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from minibnn.options.commands import BenchOptions, BpsOptions, FlowOptions, GraftOptions, SampleOptions, TrainOptions
-from minibnn.options.parsing import parse, run
+from minibnn.options.commands import BpsOptions, FlowOptions, GraftOptions, SampleOptions, TrainOptions
+from minibnn.options.parsing import option, parse, run, whole
 from minibnn.options.probes import ModelOptions, ProbeOptions
 
 
@@ -91,8 +91,14 @@ def test_out_of_memory_names_only_options_that_the_command_has(options, message,
 
 
 def test_help_shows_several_defaults_as_they_are_typed(capsys):
+    @dataclasses.dataclass
+    class Options:
+        batch: list = option((1, 4), "batch sizes", "what", nargs="+", type=whole)
+        resolution: int = option(512, "pixels of the picture", "what", type=whole)
+        plot: str = option(None, "time against batch size", "what")
+
     with pytest.raises(SystemExit):
-        parse(BenchOptions, "x", ["--help"])
+        parse(Options, "x", ["--help"])
     text = capsys.readouterr().out
     assert "batch sizes [1 4]" in text and "pixels of the picture [512]" in text
     assert "time against batch size\n" in text  # no default: no brackets

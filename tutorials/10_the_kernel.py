@@ -1,20 +1,22 @@
 # %% [markdown]
 # # 10 · The kernel: sample the weights, then multiply
 #
-# **Question.** A Bayesian layer needs as many random numbers as it has weights, in every forward pass. Written in PyTorch, this
-# moves more memory than the multiplication itself. Can the noise be made where it is used, never stored, and still be the *same*
-# noise when the gradient needs it?
+# **Question.** A Bayesian layer needs as many random numbers as it has weights, in every forward pass. Written in
+# PyTorch, this moves more memory than the multiplication itself. Can the noise be made where it is used, never stored,
+# and still be the *same* noise when the gradient needs it?
 #
-# ![Left: predicted time of one layer against rows; making the noise again for every tile of rows grows fastest. Right: predicted time of all layers against batch size; unfused is slowest, θ written once lies below, with the fused gradient lower still, and no noise lowest.](figures/10_cost.png)
+# ![Left: predicted time of one layer against rows; making the noise again for every tile of rows grows fastest.
+# Right: predicted time of all layers against batch size; unfused is slowest, θ written once lies below, with the fused
+# gradient lower still, and no noise lowest.](figures/10_cost.png)
 #
-# *What a cost model expects of SD v1.5's 96 random layers on an H200 (a prediction: it has not been measured). You will write the
-# kernels behind three of the curves.*
+# *What a cost model expects of SD v1.5's 96 random layers on an H200 (a prediction: it has not been measured). You will
+# write the kernels behind three of the curves.*
 #
-# **Afterwards you can** read a Triton kernel, make random numbers that are a function of their place, test a kernel without a GPU,
-# and say which mistakes a test must see.
+# **Afterwards you can** read a Triton kernel, make random numbers that are a function of their place, test a kernel
+# without a GPU, and say which mistakes a test must see.
 #
-# You need: tutorial 04, matrix multiplication by blocks. No GPU: Triton's *interpreter* runs kernels on a CPU, slowly. About 60
-# minutes. Symbols: [NOTATION.md](NOTATION.md).
+# You need: tutorial 04, matrix multiplication by blocks. No GPU: Triton's *interpreter* runs kernels on a CPU, slowly.
+# About 60 minutes. Symbols: [NOTATION.md](NOTATION.md).
 
 # %%
 import os
@@ -37,7 +39,8 @@ from checks.the_kernel import (
     check_philox_round,
     check_theta_kernel,
 )
-from minibnn_kernels import bench, reference
+from minibnn_kernels import reference
+from minibnn_kernels.bayes_linear import choose_path
 from minibnn_kernels.philox import normal_tile
 
 print("minibnn", __version__, "· torch", torch.__version__, "· triton", triton.__version__)
@@ -47,27 +50,30 @@ print("minibnn", __version__, "· torch", torch.__version__, "· triton", triton
 #
 # The layer of tutorial 04, and its gradients for $\partial L/\partial y$ given as `dy`:
 #
-# $$\theta=\mu+\sigma\circ\epsilon,\qquad y=x\,\theta^\top,\qquad d\mu=dy^\top x,\qquad d\sigma=d\mu\circ\epsilon,\qquad dx=dy\,\theta$$
+# $$\theta=\mu+\sigma\circ\epsilon,\qquad y=x\,\theta^\top,\qquad
+# d\mu=dy^\top x,\qquad d\sigma=d\mu\circ\epsilon,\qquad dx=dy\,\theta$$
 #
-# PyTorch runs this as a chain of operations, each of which reads its inputs from the GPU's memory and writes its result back: the
-# noise is written, read, multiplied, written, read, added, written, read. That is about 40 bytes for every weight, at a time when
-# the multiplication proper needs 2. And $\epsilon$ and $\theta$ are kept until the backward pass.
+# PyTorch runs this as a chain of operations, each of which reads its inputs from the GPU's memory and writes its result
+# back: the noise is written, read, multiplied, written, read, added, written, read. That is about 40 bytes for every
+# weight, at a time when the multiplication proper needs 2. And $\epsilon$ and $\theta$ are kept until the backward
+# pass.
 #
-# A **kernel** of our own does the whole chain in one pass: it loads a tile of $\mu$ and $\sigma$, makes the tile's $\epsilon$ *in
-# registers*, multiplies, and forgets both. For the backward pass nobody kept $\epsilon$, so it must be made again, bit by bit the same, by
-# another kernel that cuts the matrix into other tiles. An ordinary generator cannot do that: its numbers come one after another,
-# and the thousandth needs the 999 before it. We need a **counter-based** generator, a function
+# A **kernel** of our own does the whole chain in one pass: it loads a tile of $\mu$ and $\sigma$, makes the tile's
+# $\epsilon$ *in registers*, multiplies, and forgets both. For the backward pass nobody kept $\epsilon$, so it must be
+# made again, bit by bit the same, by another kernel that cuts the matrix into other tiles. An ordinary generator cannot
+# do that: its numbers come one after another, and the thousandth needs the 999 before it. We need a **counter-based**
+# generator, a function
 #
 # $$\epsilon[n,k]=f(\text{seed},\ \text{layer},\ n,\ k)$$
 #
 # ## From a loop over rows to tiles
 #
-# A matrix product is a loop over rows and columns. A GPU wants it in blocks: each *program* owns one tile of the result and walks over
-# the inner dimension, so that a loaded number is used many times.
+# A matrix product is a loop over rows and columns. A GPU wants it in blocks: each *program* owns one tile of the result
+# and walks over the inner dimension, so that a loaded number is used many times.
 
 # %%
 def multiply_by_tiles(x, theta, block=16):
-    """x θᵀ, tile by tile; x (M, K), θ (N, K). Slices end at the border by themselves; in a kernel, a mask must do that."""
+    """x θᵀ, tile by tile; x (M, K), θ (N, K). A slice ends at the border by itself; a kernel needs a mask."""
     y = torch.zeros(len(x), len(theta))
     for m0 in range(0, len(x), block):
         for n0 in range(0, len(theta), block):  # on a GPU, one program for each (m0, n0), all at the same time
@@ -83,14 +89,14 @@ print("largest difference from x @ theta.T:", (multiply_by_tiles(x, theta) - x @
 # %% [markdown]
 # ## Exercise 1 · one round of Philox (10 minutes, medium)
 #
-# Philox4x32-10 (Salmon et al. 2011) turns four 32-bit *counter* words under a key of two words into four random words. One round: with
-# $(h_0,l_0)$ the high and low 32 bits of $c_0\cdot\mathtt{0xD2511F53}$ and $(h_1,l_1)$ those of $c_2\cdot\mathtt{0xCD9E8D57}$, the new
-# words are
+# Philox4x32-10 (Salmon et al. 2011) turns four 32-bit *counter* words under a key of two words into four random words.
+# One round: with $(h_0,l_0)$ the high and low 32 bits of $c_0\cdot\mathtt{0xD2511F53}$ and $(h_1,l_1)$ those of
+# $c_2\cdot\mathtt{0xCD9E8D57}$, the new words are
 #
 # $$(h_1\oplus c_1\oplus k_0,\quad l_1,\quad h_0\oplus c_3\oplus k_1,\quad l_0)$$
 #
-# Ten rounds, the key growing by a constant after each, pass all tests of randomness. Python's integers do not overflow: shift for the
-# high half, `& 0xFFFFFFFF` for the low one, `^` for $\oplus$.
+# Ten rounds, the key growing by a constant after each, pass all tests of randomness. Python's integers do not overflow:
+# shift for the high half, `& 0xFFFFFFFF` for the low one, `^` for $\oplus$.
 
 # %%
 def philox_round(counter, key):
@@ -114,8 +120,9 @@ print("ten rounds on zeros:", [hex(word) for word in words], "· the inventors' 
 # %% [markdown]
 # ## Exercise 2 · from uniform to normal (5 minutes, easy)
 #
-# Box and Muller: for uniform $u, v$ in $(0,1)$, the point at radius $r=\sqrt{-2\ln u}$ and angle $2\pi v$ has two independent standard
-# normal coordinates. (A pair of normals has a uniform angle, and half of its squared radius is exponentially distributed.)
+# Box and Muller: for uniform $u, v$ in $(0,1)$, the point at radius $r=\sqrt{-2\ln u}$ and angle $2\pi v$ has two
+# independent standard normal coordinates. (A pair of normals has a uniform angle, and half of its squared radius is
+# exponentially distributed.)
 
 # %%
 def box_muller(u, v):
@@ -129,8 +136,9 @@ def box_muller(u, v):
 check_box_muller(box_muller)
 
 # %% [markdown]
-# With the counter $(\lfloor k/4\rfloor, n, \text{layer}, \text{weight or bias})$ and the seed as key, four words give the four $\epsilon$ of columns
-# $4j,\dots,4j+3$ of row $n$: `kernels/reference.py:epsilon`. An element does not know how large its matrix is:
+# With the counter $(\lfloor k/4\rfloor, n, \text{layer}, \text{weight or bias})$ and the seed as key, four words give
+# the four $\epsilon$ of columns $4j,\dots,4j+3$ of row $n$: `kernels/reference.py:epsilon`. An element does not know
+# how large its matrix is:
 
 # %%
 print("rows 2-3, columns 4-7 of a large matrix:\n", reference.epsilon(7, 0, 100, 100)[2:4, 4:8])
@@ -139,14 +147,16 @@ print("the same of a small one:\n", reference.epsilon(7, 0, 4, 8)[2:4, 4:8])
 # %% [markdown]
 # ## Exercise 3 · your first kernel: a tile of θ (15 minutes, medium)
 #
-# A kernel is a function that all programs run at the same time, each with its own `tl.program_id`. It gets *pointers*: `mu` is
-# the address of $\mu[0,0]$, and since rows lie one after another, $\mu[n,k]$ lies at `mu + n * K + k`. With `n` a column of
-# row numbers and `k` a row of column numbers, that expression is a whole tile of addresses, which `tl.load` fetches at once.
+# A kernel is a function that all programs run at the same time, each with its own `tl.program_id`. It gets *pointers*:
+# `mu` is the address of $\mu[0,0]$, and since rows lie one after another, $\mu[n,k]$ lies at `mu + n * K + k`. With `n`
+# a column of row numbers and `k` a row of column numbers, that expression is a whole tile of addresses, which `tl.load`
+# fetches at once.
 #
-# The tail: tiles have fixed sizes (powers of 2), matrices do not. What lies outside must be **masked**, when loading (`other=0.0` takes its
-# place) and when storing. Without the mask, column $K$ of row $n$ *is* column 0 of row $n+1$.
+# The tail: tiles have fixed sizes (powers of 2), matrices do not. What lies outside must be **masked**, when loading
+# (`other=0.0` takes its place) and when storing. Without the mask, column $K$ of row $n$ *is* column 0 of row $n+1$.
 #
-# `normal_tile(seed, 0, 0, n0, k0, BN, BK)` makes the tile of $\epsilon$ whose corner is `(n0, k0)`, for layer 0 and weights (0).
+# `normal_tile(seed, 0, 0, n0, k0, BN, BK)` makes the tile of $\epsilon$ whose corner is `(n0, k0)`, for layer 0 and
+# weights (0).
 
 # %%
 @triton.jit
@@ -164,7 +174,8 @@ def theta_kernel(mu, sigma, seed, theta, N, K, BN: tl.constexpr, BK: tl.constexp
 check_theta_kernel(theta_kernel)
 
 # %% [markdown]
-# Does the result depend on the tiles? It must not, or the backward pass, which cuts differently, would see other weights.
+# Does the result depend on the tiles? It must not, or the backward pass, which cuts differently, would see other
+# weights.
 
 # %%
 mu, sigma, seed = torch.randn(50, 70), torch.rand(50, 70), torch.tensor([2024])
@@ -178,8 +189,8 @@ for block_n, block_k in ((16, 16), (32, 8), (8, 64)):
 # %% [markdown]
 # ## Exercise 4 · forward (15 minutes, hard)
 #
-# Now the multiplication, as in `multiply_by_tiles`, with a θ that exists for one tile at a time. `load_tile` is what you wrote above.
-# `tl.dot` multiplies two tiles (on a GPU, on the tensor cores), `tl.trans` transposes one.
+# Now the multiplication, as in `multiply_by_tiles`, with a θ that exists for one tile at a time. `load_tile` is what
+# you wrote above. `tl.dot` multiplies two tiles (on a GPU, on the tensor cores), `tl.trans` transposes one.
 
 # %%
 @triton.jit
@@ -215,8 +226,9 @@ check_forward_kernel(forward_kernel)
 # %% [markdown]
 # ## Exercise 5 · backward (15 minutes, hard)
 #
-# $d\mu=dy^\top x$ is a matrix product over the rows $m$, and $d\sigma=d\mu\circ\epsilon$. The program that owns a tile of $d\mu$ has it in
-# registers at the end of its loop: it makes the tile's $\epsilon$ once more, multiplies, and stores both. Each $\epsilon$ is made once.
+# $d\mu=dy^\top x$ is a matrix product over the rows $m$, and $d\sigma=d\mu\circ\epsilon$. The program that owns a tile
+# of $d\mu$ has it in registers at the end of its loop: it makes the tile's $\epsilon$ once more, multiplies, and stores
+# both. Each $\epsilon$ is made once.
 
 # %%
 @triton.jit
@@ -226,7 +238,8 @@ def gradient_kernel(dy, x, seed, dmu, dsigma, M, N, K, BM: tl.constexpr, BN: tl.
     acc = tl.zeros((BN, BK), tl.float32)
     # --- exercise 5: walk over m, then ε again
     for m0 in range(0, M, BM):
-        acc += tl.dot(tl.trans(load_tile(dy, m0, n0, M, N, BM, BN)), load_tile(x, m0, k0, M, K, BM, BK), input_precision="ieee")
+        dy_tile, x_tile = load_tile(dy, m0, n0, M, N, BM, BN), load_tile(x, m0, k0, M, K, BM, BK)
+        acc += tl.dot(tl.trans(dy_tile), x_tile, input_precision="ieee")
     store_tile(dmu, acc, n0, k0, N, K, BN, BK)
     store_tile(dsigma, acc * normal_tile(seed, 0, 0, n0, k0, BN, BK), n0, k0, N, K, BN, BK)
     # --- end
@@ -238,16 +251,18 @@ check_gradient_kernel(gradient_kernel)
 # ## The same in minibnn
 #
 # Your lines are `kernels/philox.py:philox`, `kernels/philox.py:box_muller`, `kernels/bayes_linear.py:sample_kernel`,
-# `kernels/bayes_linear.py:forward_kernel` and `kernels/bayes_linear.py:wgrad_kernel`. There, logarithm, sine and cosine are polynomials
-# in a fixed order of roundings, so that a CPU and a GPU make the same bits; 16-bit dtypes and biases are served; and the kernels
-# stand behind one differentiable function, `kernels/bayes_linear.py:bayes_linear`, which `minibnn/bayes.py:BayesLinear` calls.
+# `kernels/bayes_linear.py:forward_kernel` and `kernels/bayes_linear.py:wgrad_kernel`. There, logarithm, sine and cosine
+# are polynomials in a fixed order of roundings, so that a CPU and a GPU make the same bits; 16-bit dtypes and biases
+# are served; and the kernels stand behind one differentiable function, `kernels/bayes_linear.py:bayes_linear`, which
+# `minibnn/finetune/bayes.py:BayesLinear` calls.
 
 # %% [markdown]
 # ## Experiment 1: what if backward had other noise?
 #
-# A fast kernel with a wrong $\epsilon$ in its backward pass runs without any error message. We draw $\theta=\mu+\sigma\circ\epsilon$, minimise
-# $\frac12\Vert\theta-\theta^*\Vert^2$, and follow $\sigma$. The right gradient is $d\sigma=(\theta-\theta^*)\circ\epsilon$, on average
-# $\sigma$: noise only does harm here, so $\sigma$ should go to 0.
+# A fast kernel with a wrong $\epsilon$ in its backward pass runs without any error message. We draw
+# $\theta=\mu+\sigma\circ\epsilon$, minimise $\frac12\Vert\theta-\theta^*\Vert^2$, and follow $\sigma$. The right
+# gradient is $d\sigma=(\theta-\theta^*)\circ\epsilon$, on average $\sigma$: noise only does harm here, so $\sigma$
+# should go to 0.
 
 # %%
 def sigma_over_time(backward_stream, steps=300, lr=0.02):
@@ -266,53 +281,104 @@ for stream, label in ((0, "the same ε: right"), (1, "another ε in backward"), 
     axis.plot(sigma_over_time(stream), label=label)
 axis.set(xlabel="step", ylabel="mean σ")
 axis.legend()
-show(figure, "10_wrong_noise", "Mean sigma over 300 steps: with the same noise it falls to zero, with other noise it stays about where it was, without noise it rises.")
+show(
+    figure,
+    "10_wrong_noise",
+    "Mean sigma over 300 steps: with the same noise it falls to zero, with other noise it stays about where it was, "
+    "without noise it rises.",
+)
 
 # %% [markdown]
-# With another $\epsilon$ the gradient of $\sigma$ is zero on average: $\sigma$ wanders and learns nothing. Without $\epsilon$ it follows $\mu$'s
-# gradient. $\mu$ is learned in all three, and so is the loss: **only a test that looks at $d\sigma$ itself sees it.** That is what
-# `tests/test_kernels.py` does, against float64 autograd with the same $\epsilon$.
+# With another $\epsilon$ the gradient of $\sigma$ is zero on average: $\sigma$ wanders and learns nothing. Without
+# $\epsilon$ it follows $\mu$'s gradient. $\mu$ is learned in all three, and so is the loss: **only a test that looks at
+# $d\sigma$ itself sees it.** That is what `tests/test_kernels.py` does, against float64 autograd with the same
+# $\epsilon$.
 #
 # ## Experiment 2: does fusing pay?
 #
-# The forward kernel makes the weights' noise again for *every* tile of rows. If $x$ has many rows, that is more work than writing
-# $\theta$ once and multiplying with the library. A cost model (`kernels/bench.py:predict`) takes for each kernel the longest of: its
-# bytes over the memory's bandwidth, its multiplications over the matmul rate, its normal numbers over their rate.
+# The forward kernel makes the weights' noise again for *every* tile of rows. If $x$ has many rows, that is more work
+# than writing $\theta$ once and multiplying with the library. A cost model says how much: each way is a list of GPU
+# kernels, one after another. Each takes 2 µs to launch and the longest of three: its bytes over the memory's bandwidth,
+# its multiplications over the matmul rate, its normal numbers over their rate. An operand passes once through memory.
+# Our own kernels get only the share of the GPU that their programs fill: programs / multiprocessors, at most 1.
 
 # %%
+def cost(m, n, k, way):
+    """Seconds of both passes of a layer, x (m, k) times a weight (n, k), in 16 bits; the parameters are float32."""
+    bandwidth, matmul, processors = 4.3e12, 790e12, 132  # an H200's bytes and operations a second; its multiprocessors
+    normal_rate = processors * 128 * 1.755e9 / 54  # lanes × clock / instructions for one bit-exact normal number
+    w, xy, operations = n * k, 2 * m * (n + k), 2 * m * n * k  # weights, bytes of x and y, operations of one product
+    rows, columns, depth = (-(-size // 64) for size in (m, n, k))  # tiles of 64
+    # a kernel: (bytes, operations, normals, programs); those of the library fill the GPU
+    cast, product = (6 * w, 0, 0, processors), (xy + 2 * w, operations, 0, processors)
+    clamp, randn, two_inputs = (8 * w, 0, 0, processors), (4 * w, 0, w, processors), (12 * w, 0, 0, processors)
+    write_theta, times_eps = (10 * w, 0, w, processors), (8 * w, 0, w, processors)  # ε made in registers
+    forward, dx = ((xy + 8 * w, operations, rows * w, rows * tiles) for tiles in (columns, depth))
+    gradient = (xy + 8 * w, operations, w, columns * depth)  # dμ and dσ
+    kernels = {
+        "plain": [cast, product] + [product, product, cast],
+        "unfused": [clamp, randn, two_inputs, two_inputs, cast, product] + [product, product, cast, two_inputs],
+        "sample": [write_theta, product] + [write_theta, product, product, cast, times_eps],
+        "mixed": [write_theta, product] + [write_theta, product, gradient],
+        "fused": [forward] + [dx, gradient],
+    }[way]
+    return sum(
+        2e-6 + max(size / bandwidth, ops / matmul, normals / normal_rate) / min(1, programs / processors)
+        for size, ops, normals, programs in kernels
+    )
+
+
+layers = []  # of SD v1.5's 16 attention blocks, by width and rows: m, n, k, how often
+for c, tokens, blocks in ((320, 4096, 5), (640, 1024, 5), (1280, 256, 5), (1280, 64, 1)):
+    layers += [(tokens, c, c, 4 * blocks), (tokens, 8 * c, c, blocks), (tokens, c, 4 * c, blocks)]
+
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
-rows = [64, 256, 1024, 4096, 16384]
-names = {"unfused": "unfused (PyTorch)", "fused": "θ never written", "sample": "θ written once", "mixed": "… and fused gradient", "plain": "no noise at all"}
+rows, batches = [64, 256, 1024, 4096, 16384], [1, 2, 4, 8]
+names = {
+    "unfused": "unfused (PyTorch)", "fused": "θ never written", "sample": "θ written once",
+    "mixed": "… and fused gradient", "plain": "no noise at all",
+}
 for colour, (name, label) in enumerate(names.items()):
-    seconds = [bench.predict(bench.Layer(m, 10240, 1280, True), name, "both", bench.H200) for m in rows]
-    axes[0].loglog(rows, [1e6 * s for s in seconds], "o-", color=f"C{colour}", label=label)
-axes[0].set(title="one layer, 1280 → 10240", xlabel="rows of x", ylabel="predicted µs, both passes")
-layers = {batch: bench.sd15_layers("paper", batch) for batch in (1, 2, 4, 8)}
-for colour, name in enumerate(names):
+    axes[0].loglog(rows, [1e6 * cost(m, 10240, 1280, name) for m in rows], "o-", color=f"C{colour}", label=label)
+    sums = [1e3 * sum(count * cost(b * m, n, k, name) for m, n, k, count in layers) for b in batches]
+    print(f"{label:20}: all 96 layers at batch 1: {sums[0]:5.2f} ms, at batch 4: {sums[2]:5.2f} ms")
     if name != "fused":
-        sums = [sum(count * bench.predict(layer, name, "both", bench.H200) for layer, count in found.items()) for found in layers.values()]
-        axes[1].plot(list(layers), [1e3 * s for s in sums], "o-", color=f"C{colour}")
+        axes[1].plot(batches, sums, "o-", color=f"C{colour}")
+axes[0].set(title="one layer, 1280 → 10240", xlabel="rows of x", ylabel="predicted µs, both passes")
 axes[1].set(title="all 96 layers", xlabel="batch size", ylabel="predicted ms", ylim=(0, None))
 axes[0].legend(fontsize=7)
 figure.tight_layout()
-show(figure, "10_cost", "Left: predicted time of one layer against rows; the fully fused way grows fastest. Right: predicted time of all layers against batch size; unfused is slowest, then theta written once, then with the fused gradient, then no noise.")
+show(
+    figure,
+    "10_cost",
+    "Left: predicted time of one layer against rows; the fully fused way grows fastest. Right: predicted time of all "
+    "layers against batch size; unfused is slowest, then theta written once, then with the fused gradient, then no "
+    "noise.",
+)
+
+for b in (1, 4):
+    best = sum(count * cost(b * m, n, k, choose_path(b * m, n, k, (9, 0))) for m, n, k, count in layers)
+    print(f"choose_path's choice for each layer, batch {b}: {1e3 * best:.2f} ms")
 
 # %% [markdown]
-# The fully fused way is beautiful and, by this model, loses: a program owns 64 rows of $x$, and 64 rows are too few to hide the 54
-# instructions of a normal number, which every 64 rows make again. With few rows there are too few programs to fill the GPU. Writing
-# $\theta$ once in 16 bits is cheap, and the fused *gradient*, which makes each $\epsilon$ once anyway, pays wherever the weight is large
-# enough for many programs. `kernels/bayes_linear.py:choose_path` follows the model. The model may be wrong: it counts no latency and
-# trusts the cache. `python -m minibnn_kernels.bench` measures on your GPU; `kernels/RESULTS.md` says what is known.
+# The fully fused way is beautiful and, by this model, loses: a program owns 64 rows of $x$, and 64 rows are too few to
+# hide the 54 instructions of a normal number, which every 64 rows make again. With few rows there are too few programs
+# to fill the GPU. Writing $\theta$ once in 16 bits is cheap, and the fused *gradient*, which makes each $\epsilon$ once
+# anyway, pays wherever the weight is large enough for many programs. `kernels/bayes_linear.py:choose_path` follows the
+# model. The model may be wrong: it counts no latency and trusts the cache. `python benchmarks/kernel.py` measures on
+# your GPU; `kernels/RESULTS.md` says what is known.
 #
 # ## What fails, and why
 #
-# - **The interpreter is not a GPU.** It runs programs one after another: a race between programs, a missing synchronisation, a
-#   shared memory that is too small are not seen. minibnn also *compiles* its kernels for GPUs that are not there, and reads
-#   the machine code for spilled registers (`tests/compile_kernels.py`).
-# - **bfloat16** in the interpreter is truncated where a GPU rounds to nearest; `kernels/bayes_linear.py:rounded` works around it.
-# - **Fused multiply-add.** `a * b + c` may be rounded once or twice. Let the compiler choose, and $\epsilon$ differs in its last bit between forward and
-#   backward; hence `enable_fp_fusion=False`.
-# - **A bias is not one more column with the same noise:** all rows' first columns would share their noise with it. It has a domain of its own.
+# - **The interpreter is not a GPU.** It runs programs one after another: a race between programs, a missing
+#   synchronisation, a shared memory that is too small are not seen. minibnn also *compiles* its kernels for GPUs that
+#   are not there, and reads the machine code for spilled registers (`tests/compile_kernels.py`).
+# - **bfloat16** in the interpreter is truncated where a GPU rounds to nearest; `kernels/bayes_linear.py:rounded` works
+#   around it.
+# - **Fused multiply-add.** `a * b + c` may be rounded once or twice. Let the compiler choose, and $\epsilon$ differs in
+#   its last bit between forward and backward; hence `enable_fp_fusion=False`.
+# - **A bias is not one more column with the same noise:** all rows' first columns would share their noise with it. It
+#   has a domain of its own.
 #
 # ## Summary
 #
@@ -322,6 +388,6 @@ show(figure, "10_cost", "Left: predicted time of one layer against rows; the ful
 # | Philox4x32-10 | Salmon et al. 2011, *Parallel Random Numbers: As Easy as 1, 2, 3*; `kernels/reference.py:philox` |
 # | two uniforms to two normals | Box & Muller 1958; `kernels/reference.py:box_muller` |
 # | tiles, masks, `tl.dot` | Tillet et al. 2019, *Triton*; `kernels/bayes_linear.py` |
-# | what it should cost | `kernels/bench.py:predict` |
+# | what it takes | `python benchmarks/kernel.py`, on a GPU |
 #
 # Next: 11, where the random matrices are thin.

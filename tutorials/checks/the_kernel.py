@@ -1,5 +1,5 @@
-"""Checks of 10_the_kernel. Kernels run on small matrices that lie in larger memory, so that what they read or write outside
-is seen; in Triton's interpreter, or on a GPU where the interpreter is not asked for."""
+"""Checks of 10_the_kernel. Kernels run on small matrices that lie in larger memory, so that what they read or write
+outside is seen; they run in Triton's interpreter, or on a GPU where the interpreter is not asked for."""
 
 import inspect
 import os
@@ -60,7 +60,10 @@ def wrote_everything(**matrices):
     """Raises Mistake if a kernel wrote outside a matrix or left elements out."""
     for name, matrix in matrices.items():
         if not matrix.untouched():
-            raise Mistake(f"the kernel writes outside {name}: give tl.store a mask, rows < … and columns < … (the tail of the last tiles)")
+            raise Mistake(
+                f"the kernel writes outside {name}: give tl.store a mask, rows < … and columns < … "
+                "(the tail of the last tiles)"
+            )
         if torch.isnan(matrix.view).any():
             raise Mistake(f"some elements of {name} were never written: does every program store its whole tile?")
 
@@ -70,41 +73,56 @@ def check_philox_round(fn):
     counter, key = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0)
     (c0, c1, c2, c3), (k0, k1), low = counter, key, 0xFFFFFFFF
     a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+
+    def words(*four):
+        return torch.tensor(four, dtype=torch.float64)
+
     compare(
         fn(counter, key),
-        torch.tensor([(b >> 32) ^ c1 ^ k0, b & low, (a >> 32) ^ c3 ^ k1, a & low], dtype=torch.float64),
+        words((b >> 32) ^ c1 ^ k0, b & low, (a >> 32) ^ c3 ^ k1, a & low),
         {
             "the products' halves go crosswise: the first new word is the high half of c2's product, not of c0's":
-                torch.tensor([(a >> 32) ^ c1 ^ k0, a & low, (b >> 32) ^ c3 ^ k1, b & low], dtype=torch.float64),
-            "the key is missing: ^ k0 and ^ k1": torch.tensor([(b >> 32) ^ c1, b & low, (a >> 32) ^ c3, a & low], dtype=torch.float64),
+                words((a >> 32) ^ c1 ^ k0, a & low, (b >> 32) ^ c3 ^ k1, b & low),
+            "the key is missing: ^ k0 and ^ k1": words((b >> 32) ^ c1, b & low, (a >> 32) ^ c3, a & low),
             "the products do not fit into 32 bits: keep the low half with & 0xFFFFFFFF":
-                torch.tensor([(b >> 32) ^ c1 ^ k0, b, (a >> 32) ^ c3 ^ k1, a], dtype=torch.float64),
+                words((b >> 32) ^ c1 ^ k0, b, (a >> 32) ^ c3 ^ k1, a),
         },
         "the four words",
         tolerance=0,
-    )  # fmt: skip
+    )
+
+
+def _round_straight(c, k):
+    a, b = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
+    return (a >> 32) ^ c[1] ^ k[0], a & 0xFFFFFFFF, (b >> 32) ^ c[3] ^ k[1], b & 0xFFFFFFFF
+
+
+def _round_without_key(c, k):
+    a, b = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
+    return (b >> 32) ^ c[1], b & 0xFFFFFFFF, (a >> 32) ^ c[3], a & 0xFFFFFFFF
+
+
+def _round_too_large(c, k):
+    a, b = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
+    return (b >> 32) ^ c[1] ^ k[0], b, (a >> 32) ^ c[3] ^ k[1], a
 
 
 WRONG["philox_round"] = [
-    (lambda c, k: ((c[0] * 0xD2511F53 >> 32) ^ c[1] ^ k[0], c[0] * 0xD2511F53 & 0xFFFFFFFF,
-                   (c[2] * 0xCD9E8D57 >> 32) ^ c[3] ^ k[1], c[2] * 0xCD9E8D57 & 0xFFFFFFFF), "crosswise"),
-    (lambda c, k: ((c[2] * 0xCD9E8D57 >> 32) ^ c[1], c[2] * 0xCD9E8D57 & 0xFFFFFFFF, (c[0] * 0xD2511F53 >> 32) ^ c[3],
-                   c[0] * 0xD2511F53 & 0xFFFFFFFF), "the key is missing"),
-    (lambda c, k: ((c[2] * 0xCD9E8D57 >> 32) ^ c[1] ^ k[0], c[2] * 0xCD9E8D57, (c[0] * 0xD2511F53 >> 32) ^ c[3] ^ k[1],
-                   c[0] * 0xD2511F53), "low half"),
-]  # fmt: skip
+    (_round_straight, "crosswise"), (_round_without_key, "the key is missing"), (_round_too_large, "low half"),
+]
 
 
 @exercise
 def check_box_muller(fn):
-    u, v = torch.rand(50, generator=torch.Generator().manual_seed(0)), torch.rand(50, generator=torch.Generator().manual_seed(1))
+    u, v = (torch.rand(50, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     r, phi = (-2 * u.log()).sqrt(), 2 * torch.pi * v
     both = torch.stack(pair(fn(u, v), "the two normals"))
+    right = torch.stack([r * phi.cos(), r * phi.sin()])
     compare(
         both,
-        torch.stack([r * phi.cos(), r * phi.sin()]),
+        right,
         {
-            "the radius is the root of −2 ln u: the factor 2 is missing": torch.stack([r * phi.cos(), r * phi.sin()]) / 2**0.5,
+            "the radius is the root of −2 ln u: the factor 2 is missing": right / 2**0.5,
             "the radius is √(−2 ln u), this is its square": torch.stack([r**2 * phi.cos(), r**2 * phi.sin()]),
             "the angle is 2π v, the whole circle": torch.stack([r * v.cos(), r * v.sin()]),
             "twice the same number: the second is r sin φ": torch.stack([r * phi.cos(), r * phi.cos()]),
@@ -113,10 +131,14 @@ def check_box_muller(fn):
     )
 
 
+def _polar(r, phi):
+    return r * phi.cos(), r * phi.sin()
+
+
 WRONG["box_muller"] = [
-    (lambda u, v: ((-u.log()).sqrt() * (2 * torch.pi * v).cos(), (-u.log()).sqrt() * (2 * torch.pi * v).sin()), "factor 2"),
-    (lambda u, v: ((-2 * u.log()).sqrt() * v.cos(), (-2 * u.log()).sqrt() * v.sin()), "whole circle"),
-    (lambda u, v: ((-2 * u.log()).sqrt() * (2 * torch.pi * v).cos(),) * 2, "twice the same"),
+    (lambda u, v: _polar((-u.log()).sqrt(), 2 * torch.pi * v), "factor 2"),
+    (lambda u, v: _polar((-2 * u.log()).sqrt(), v), "whole circle"),
+    (lambda u, v: _polar((-2 * u.log()).sqrt(), 2 * torch.pi * v)[:1] * 2, "twice the same"),
 ]
 
 
@@ -140,17 +162,19 @@ def tiled(n, k, rows, columns):
 @exercise
 def check_theta_kernel(fn):
     n, k = 10, 13
-    mu, sigma, theta = Matrix(random(n, k)), Matrix(random(n, k, seed=1).abs()), Matrix(torch.full((n, k), float("nan")))
+    mu, sigma = Matrix(random(n, k)), Matrix(random(n, k, seed=1).abs())
+    theta = Matrix(torch.full((n, k), float("nan")))
     launch(fn, (2, 2), mu, sigma, seed(), theta, n, k, 8, 8)
     wrote_everything(θ=theta)
     transposed = sigma.memory[GUARD : GUARD + n * k].double().cpu().reshape(k, n).T
+    m, s, repeated = mu.value(), sigma.value(), tiled(n, k, 8, 8)
     compare(
         theta.value(),
-        mu.value() + sigma.value() * noise(n, k),
+        m + s * noise(n, k),
         {
-            "σ is read transposed: row n and column k of σ stand at n·K + k, as of μ": mu.value() + transposed * noise(n, k),
-            "every tile got the same ε: give normal_tile this tile's n0 and k0": mu.value() + sigma.value() * tiled(n, k, 8, 8),
-            "ε is missing": mu.value() + sigma.value(),
+            "σ is read transposed: row n and column k of σ stand at n·K + k, as of μ": m + transposed * noise(n, k),
+            "every tile got the same ε: give normal_tile this tile's n0 and k0": m + s * repeated,
+            "ε is missing": m + s,
         },
         "θ",
         tolerance=1e-5,
@@ -184,7 +208,9 @@ def _theta_same_noise(mu, sigma, seed, theta, N, K, BN: tl.constexpr, BK: tl.con
     tl.store(theta + where, t, mask=inside)
 
 
-WRONG["theta_kernel"] = [(_theta_unmasked, "outside θ"), (_theta_transposed, "transposed"), (_theta_same_noise, "same ε")]
+WRONG["theta_kernel"] = [
+    (_theta_unmasked, "outside θ"), (_theta_transposed, "transposed"), (_theta_same_noise, "same ε"),
+]
 
 
 @exercise
@@ -199,13 +225,14 @@ def check_forward_kernel(fn):
     by_row_tile = torch.cat([
         x.value()[:16] @ (mu.value() + sigma.value() * tiled(n, 48, 16, 48)[:, :k]).T,
         x.value()[16:] @ (mu.value() + sigma.value() * noise(16 + n, k)[16:].index_select(0, torch.arange(n) % 16)).T,
-    ])  # fmt: skip
+    ])
+    same_noise = mu.value() + sigma.value() * tile_noise(n, k, b)
     compare(
         y.value(),
         x.value() @ theta.T,
         {
             "the last k tile lacks its mask: beyond K the next row is read": x.unmasked(m, wide) @ tail.T,
-            "every k tile got the same ε: give normal_tile the k0 of the loop": x.value() @ (mu.value() + sigma.value() * tile_noise(n, k, b)).T,
+            "every k tile got the same ε: give normal_tile the k0 of the loop": x.value() @ same_noise.T,
             "only the last k tile is left: add to acc": x.value()[:, 32:] @ theta[:, 32:].T,
             "ε depends on the weight (n, k): give normal_tile n0, not the rows m0 of x": by_row_tile,
             "the columns after the last full k tile are missing": x.value()[:, :32] @ theta[:, :32].T,
@@ -237,7 +264,8 @@ def _forward_same_noise(x, mu, sigma, seed, y, M, N, K, BM: tl.constexpr, BN: tl
     m0, n0 = tl.program_id(0) * BM, tl.program_id(1) * BN
     acc = tl.zeros((BM, BN), tl.float32)
     for k0 in range(0, K, BK):
-        theta = load(mu, n0, k0, N, K, BN, BK) + load(sigma, n0, k0, N, K, BN, BK) * normal_tile(seed, 0, 0, n0, 0, BN, BK)
+        eps = normal_tile(seed, 0, 0, n0, 0, BN, BK)
+        theta = load(mu, n0, k0, N, K, BN, BK) + load(sigma, n0, k0, N, K, BN, BK) * eps
         acc += tl.dot(load(x, m0, k0, M, K, BM, BK), tl.trans(theta), input_precision="ieee")
     store(acc, y, m0, n0, M, N, BM, BN)
 
@@ -247,12 +275,15 @@ def _forward_by_row_tile(x, mu, sigma, seed, y, M, N, K, BM: tl.constexpr, BN: t
     m0, n0 = tl.program_id(0) * BM, tl.program_id(1) * BN
     acc = tl.zeros((BM, BN), tl.float32)
     for k0 in range(0, K, BK):
-        theta = load(mu, n0, k0, N, K, BN, BK) + load(sigma, n0, k0, N, K, BN, BK) * normal_tile(seed, 0, 0, m0, k0, BN, BK)
+        eps = normal_tile(seed, 0, 0, m0, k0, BN, BK)
+        theta = load(mu, n0, k0, N, K, BN, BK) + load(sigma, n0, k0, N, K, BN, BK) * eps
         acc += tl.dot(load(x, m0, k0, M, K, BM, BK), tl.trans(theta), input_precision="ieee")
     store(acc, y, m0, n0, M, N, BM, BN)
 
 
-WRONG["forward_kernel"] = [(_forward_tail, "last k tile"), (_forward_same_noise, "same ε"), (_forward_by_row_tile, "rows m0")]
+WRONG["forward_kernel"] = [
+    (_forward_tail, "last k tile"), (_forward_same_noise, "same ε"), (_forward_by_row_tile, "rows m0"),
+]
 
 
 @exercise
@@ -278,7 +309,9 @@ def check_gradient_kernel(fn):
     if equal(dsigma.value(), right, 1e-5):
         raise Mistake("dσ lacks its ε: θ = μ + σ∘ε, so dσ = dμ∘ε")
     if not equal(dsigma.value(), right * noise(n, k), 1e-5):
-        raise Mistake("dσ has an ε, but not that of forward: the same seed, stream 0, and this tile's n0 and k0, in this order")
+        raise Mistake(
+            "dσ has an ε, but not that of forward: the same seed, stream 0, and this tile's n0 and k0, in this order"
+        )
 
 
 @triton.jit
@@ -312,5 +345,6 @@ def _gradient_short(dy, x, seed, dmu, dsigma, M, N, K, BM: tl.constexpr, BN: tl.
 
 
 WRONG["gradient_kernel"] = [
-    (_gradient_without_noise, "lacks its ε"), (_gradient_other_noise, "not that of forward"), (_gradient_short, "last full m tile"),
-]  # fmt: skip
+    (_gradient_without_noise, "lacks its ε"), (_gradient_other_noise, "not that of forward"),
+    (_gradient_short, "last full m tile"),
+]
