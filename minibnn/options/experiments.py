@@ -1,0 +1,106 @@
+"""The options of each experiment, one frozen dataclass each."""
+
+from dataclasses import dataclass
+
+from .commands import tokenizer_option
+from .parsing import natural, option, positive, seed_number, whole, words
+
+
+def seeds_option(group, help="seeds of training"):
+    return option((0, 1, 2), help, group, nargs="+", type=seed_number, metavar="N")
+
+
+@dataclass(frozen=True)
+class CorruptionOptions:
+    """Fine-tune on 1-6 pictures with and without BNN, and measure pictures, noise and σ₁ on the way."""
+
+    images: str = option("tutorials/dog", "folder of the training pictures; runs take the first of them", "what", metavar="DIR")
+    model: str = option("tiny", '"tiny", or an SD model for the settings called paper', "what")
+    tokenizer: str = tokenizer_option()
+    kind: str = option("dog", "the subject's class word", "what")
+    word: str = option("sks", "the rare word that names it", "what")
+    settings: list = option(("main",), "names of experiments/settings.py; all: those for the bundled model", "what", nargs="+", metavar="NAME")
+    pictures: list = option((1, 2, 4, 6), "numbers of training pictures", "what", nargs="+", type=whole, metavar="N")
+    seeds: list = seeds_option("what")
+    steps: int = option(None, "optimiser steps of each run [800; long: 3200; paper: 4 times the paper's]", "what", type=whole)
+    each: int = option(2, "pictures for each of the other prompts; the paper draws 4", "what", type=whole)
+    dino: str = option(None, "facebook/dino-vits16: fidelity of photographs", "photographs", metavar="DIR")
+    clip: str = option(None, "openai/clip-vit-large-patch14, for Clip-T", "photographs", metavar="DIR")
+    lpips: str = option(None, "torchvision's AlexNet and Lpips' linear layers", "photographs", metavar="DIR")
+    clip_iqa: str = option(None, "timm/resnet50_clip.openai", "photographs", metavar="DIR")
+    gradient_checkpointing: bool = option(False, "less memory, more time", "photographs")
+    processes: int = option(1, "runs at once, one thread each", "how", type=whole)
+    plan: bool = option(False, "say what would be done, and stop", "how")
+    out: str = option("runs/corruption", "folder", "how", metavar="DIR")
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Curves, verdicts and tables of what `experiment corruption` measured."""
+
+    runs: list = option(("runs/corruption",), "folders of the .jsonl files", "what", nargs="+", metavar="DIR")
+    out: str = option("tutorials/results", "folder", "what", metavar="DIR")
+
+
+@dataclass(frozen=True)
+class MethodsOptions:
+    """Fine-tune with every method and seed, draw, measure, and write one table."""
+
+    images: str = option("tutorials/dog", "folder of the training pictures", "what", metavar="DIR")
+    seeds: list = seeds_option("what")
+    steps: int = option(None, "optimiser steps of each run [the recipe's]", "what", type=whole)
+    each: int = option(2, "pictures for each of the other prompts", "what", type=whole)
+    plan: bool = option(False, "say what would be done, and stop", "how")
+    out: str = option("runs/methods", "folder", "how", metavar="DIR")
+
+
+@dataclass(frozen=True)
+class GuidanceOptions:
+    """Guidance of fine-tuned models, with and without the base's unconditional prediction."""
+
+    runs: list = option(None, "folders of fine-tuned models; their names must differ", "what", required=True, nargs="+", metavar="DIR")
+    base: str = option("tiny", "the model whose unconditional prediction is tried", "what", metavar="MODEL")
+    prompt: str = option("a photo of a sks dog", "the training prompt", "what", type=words)
+    images: str = option("tutorials/dog", "the subject's pictures", "what", metavar="DIR")
+    out: str = option("tutorials/results", "folder", "how", metavar="DIR")
+
+
+@dataclass(frozen=True)
+class GraftExperimentOptions:
+    """GRAFT and P-GRAFT on the bundled model."""
+
+    seeds: list = seeds_option("what", "seeds of candidates, training and fresh samples")
+    groups: int = option(3, "groups of 8 candidates for each of 12 prompts", "what", type=whole)
+    steps: int = option(60, "optimiser steps, 8 samples each", "what", type=whole)
+    lr: float = option(1e-4, "learning rate of AdamW", "what", type=positive)
+    sample_steps: int = option(15, "sampling steps of DDIM with η = 1", "what", type=whole)
+    fresh: int = option(4, "fresh samples for each prompt", "what", type=whole)
+    out: str = option("tutorials/results", "folder", "how", metavar="DIR")
+
+
+@dataclass(frozen=True)
+class InverseNoiseOptions:
+    """Inverse noise correction, before and after, at equal and at fewer FLOPs."""
+
+    parts: list = option(("plane", "world"), "what is measured", "what", nargs="+", choices=("plane", "world"))
+    flow: str = option(None, "file of the world's flow [the bundled one]", "what", metavar="FILE")
+    seeds: list = seeds_option("what", "seeds of the world's correctors")
+    euler_steps: int = option(10, "Euler steps n of the sampler that is corrected", "what", type=whole)
+    inverted: int = option(800, "drawings that are inverted", "what", type=whole)
+    tests: int = option(300, "samples that are compared", "what", type=whole)
+    corrector_training: int = option(500, "optimiser steps of each corrector", "what", type=whole)
+    bundle: bool = option(False, "keep the corrector of seed 0 beside the flow", "how")
+    work: str = option("runs/experiments/inverse_noise", "folder of the inverse noises", "how", metavar="DIR")
+    out: str = option("tutorials/results", "folder", "how", metavar="DIR")
+
+
+@dataclass(frozen=True)
+class BpsExperimentOptions:
+    """Does the picture follow the hint? Branches trained on 12, 40 and 200 pairs of the world draw unseen sketches."""
+
+    seeds: list = seeds_option("what")
+    steps: int = option(60, "optimiser steps of each branch", "what", type=whole)
+    variants: list = option(("base", "bps", "skip", "encoder"), "what is compared", "what", nargs="+", choices=("base", "bps", "skip", "encoder"))
+    runs: int = option(1000, "stop after so many new runs", "how", type=natural)
+    work: str = option("runs/experiments/bps", "folder of single runs", "how", metavar="DIR")
+    out: str = option("tutorials/results", "folder of bps.json and bps_STEPS.png", "how", metavar="DIR")
