@@ -121,14 +121,13 @@ class GraftOptions:
 
     candidates: int = option(8, "samples in a group, of one prompt", "choosing", type=whole)
     groups: int = option(4, "groups for each prompt", "choosing", type=whole)
-    rule: str = option("top-k", "which of them to learn from", "choosing", choices=("top-k", "best-of-n", "threshold", "binary", "tilt"))
+    rule: str = option("top-k", "which of them to learn from", "choosing", choices=("top-k", "threshold", "tilt"))
     keep: int = option(2, "how many of a group, for top-k", "choosing", type=whole)
     minimum: float = option(0.5, "least reward, for threshold", "choosing", type=float)
     alpha: float = option(1.0, "temperature: keep with probability exp((r - r_max) / alpha), for tilt", "choosing", type=positive)
     deduplicate: bool = option(False, "keep one of pictures that look alike", "choosing")
 
     switch: int = option(0, "time 0..999 at which the base takes over; 0: never, which is GRAFT", "training", type=natural)
-    realisation: str = option("B", "what P-GRAFT trains on: A the state at the switch with more noise, B the final sample with noise", "training", choices=("A", "B"))
     steps: int = option(300, "optimiser steps", "training", type=whole)
     lr: float = option(None, "learning rate of AdamW [recipe]", "training", type=positive)
     batch_size: int = option(8, "samples at once, drawing and training", "training", type=whole)
