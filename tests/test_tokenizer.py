@@ -6,7 +6,7 @@ import pytest
 from conftest import DATA
 
 from minibnn.errors import UserError
-from minibnn.networks.tokenizer import Tokenizer, split_words
+from minibnn.networks.tokenizer import END, START, Tokenizer, split_words
 
 CASES = json.loads((DATA / "tokenizer.json").read_text())["cases"]
 
@@ -28,11 +28,50 @@ def test_loads_in_transformers_and_agrees(clip_folder):
     assert Tokenizer(clip_folder)(prompts).tolist() == ids
 
 
-def test_sd2_pads_with_zero(clip_folder, tmp_path):
+def added(content):
+    """A special token as the official JSON files write it."""
+    return {"content": content, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+
+
+SPECIAL = {"bos_token": added(START), "eos_token": added(END), "unk_token": added(END)}
+CONFIG = {
+    **{name: {"__type": "AddedToken", **token} for name, token in SPECIAL.items()}, "add_prefix_space": False,
+    "do_lower_case": True, "errors": "replace", "model_max_length": 77, "tokenizer_class": "CLIPTokenizer",
+}
+SETTINGS = {  # (special_tokens_map.json, tokenizer_config.json, id of the padding)
+    "SD v1.5": (SPECIAL | {"pad_token": END}, CONFIG | {"pad_token": END}, 49407),
+    "SD v2": (SPECIAL | {"pad_token": "!"}, CONFIG | {"pad_token": END}, 0),
+    "the map alone": (SPECIAL | {"pad_token": "!"}, None, 0),
+    "the configuration alone": (None, CONFIG | {"pad_token": {"__type": "AddedToken", **added("!")}}, 0),
+    "the map overrules": (SPECIAL | {"pad_token": END}, CONFIG | {"pad_token": "!"}, 49407),
+    "neither": (None, None, 49407),
+}
+
+
+@pytest.mark.parametrize("written_by", ["the official repository", "transformers", "ours"])
+@pytest.mark.parametrize("case", SETTINGS)
+def test_special_tokens_equal_transformers(clip_folder, tmp_path, case, written_by):
+    """Which token pads, and that "!" inside a prompt is that token where it pads, on the official vocabulary."""
+    transformers = pytest.importorskip("transformers")
+    special, config, pad = SETTINGS[case]
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).write_bytes((clip_folder / name).read_bytes())
-    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "!", "model_max_length": 77}')
-    assert Tokenizer(tmp_path)(["a dog"])[0, :6].tolist() == [49406, 320, 1929, 49407, 0, 0]
+    for name, values in (("special_tokens_map.json", special), ("tokenizer_config.json", config)):
+        if values:
+            (tmp_path / name).write_text(json.dumps(values))
+    theirs, folder = transformers.CLIPTokenizer.from_pretrained(tmp_path), tmp_path
+    if written_by == "transformers":
+        theirs.save_pretrained(folder := tmp_path / "saved")
+        assert (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists()
+    elif written_by == "ours":
+        Tokenizer(tmp_path).save(folder := tmp_path / "saved")
+        theirs = transformers.CLIPTokenizer.from_pretrained(folder)
+    prompts = ["a dog", "a dog!", "wow! a cat", "!", "a !dog", "hello!!", "what!? no", "", f"a{END}b ! c"]
+    expected = theirs(prompts, padding="max_length", max_length=77, truncation=True)["input_ids"]
+    got = Tokenizer(folder)(prompts).tolist()
+    assert got == expected
+    assert got[0] == [49406, 320, 1929, 49407, *[pad] * 73]
+    assert got[3][1] == (0 if pad == 0 else 256)
 
 
 def test_words():

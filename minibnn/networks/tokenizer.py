@@ -1,21 +1,23 @@
-"""CLIP's tokenizer: text -> 77 ids, by byte-pair encoding (Sennrich et al. 2016) with the official vocabulary files.
+"""CLIP's tokenizer: it turns a text into 77 ids, by byte-pair encoding (Sennrich et al. 2016) with the official files.
 
-Follows: transformers 5's `CLIPTokenizer` (NFC, white space collapsed, lower case). OpenAI's own tokenizer differs in
-that it first mends mojibake and HTML entities (`&amp;`) and does not know special tokens inside a prompt.
+Follows: transformers 5's `CLIPTokenizer` (NFC, collapsed white space, lower case). OpenAI's own tokenizer differs: it
+first repairs wrongly decoded text and HTML entities (`&amp;`), and it does not know special tokens inside a prompt.
 
-But: no decoding. Unicode classes come from `unicodedata` because the standard `re` has no \\p{L}.
+But: no decoding, and special tokens are recognised only as they are written, not in capitals. The classes of Unicode
+characters come from `unicodedata`, because the standard `re` has no \\p{L}.
 """
 
 import json
 import re
 import unicodedata
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 
 from ..errors import UserError
-from ..files.store import write_json, write_text
+from ..files.store import read_json, write_json, write_text
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 CONTRACTION = re.compile(r"'(?:s|t|re|ve|m|ll|d)")
@@ -59,42 +61,33 @@ def _kind(char):
 
 
 class Tokenizer:
-    """ids = tokenizer(["a dog"]): a list of n prompts -> (n, 77) int64, START and END included, padded and cut to 77."""
+    """ids = tokenizer(["a dog"]): n prompts -> (n, 77) int64, with START and END, cut or padded to 77 ids each."""
 
     def __init__(self, folder):
-        """folder: holds `vocab.json` and `merges.txt`, or `tokenizer.json`; the padding token is read from its config files, if any.
+        """folder: holds `vocab.json` and `merges.txt`, or `tokenizer.json`, and perhaps files that name the padding.
 
-        Raises UserError when a file is missing or is not what its name says.
+        Raises UserError when a file is missing or does not hold what its name says.
         """
-        self.folder = Path(folder)
+        self.folder = folder = Path(folder)
         try:
-            self.vocab, pairs = self._read()
+            self.vocab, pairs = _read_vocabulary(folder)
         except FileNotFoundError as error:
-            raise UserError(f"no tokenizer in {self.folder}: {Path(error.filename).name} is missing") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"tokenizer in {self.folder}: a file is damaged ({error})") from None
+            raise UserError(f"no tokenizer in {folder}: {Path(error.filename).name} is missing") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"tokenizer in {folder}: a file is damaged ({error})") from None
         if START not in self.vocab or END not in self.vocab or any(len(pair) != 2 for pair in pairs):
-            raise UserError(f"tokenizer in {self.folder}: vocab.json and merges.txt are not CLIP's format")
+            raise UserError(f"tokenizer in {folder}: vocab.json and merges.txt are not CLIP's format")
         self.ranks = {pair: rank for rank, pair in enumerate(pairs)}
-        self.max_length, self.pad = self._settings()
+        self.max_length, self.pad = _read_settings(folder)
+        if self.pad not in self.vocab:
+            self.pad = END
+        self.special = re.compile("(" + "|".join(map(re.escape, (START, END, self.pad))) + ")")
         self.symbols = byte_symbols()
-        self._bpe = lru_cache(maxsize=65536)(self._bpe_uncached)
-
-    def _read(self):
-        """({token: id}, merges), from vocab.json and merges.txt, or from the one tokenizer.json that transformers 5 writes."""
-        one = self.folder / "tokenizer.json"
-        if one.exists() and not (self.folder / "vocab.json").exists():
-            whole = json.loads(one.read_text(encoding="utf-8"))
-            vocab = whole["model"]["vocab"] | {token["content"]: token["id"] for token in whole["added_tokens"]}
-            return vocab, [tuple(m.split() if isinstance(m, str) else m) for m in whole["model"]["merges"]]
-        vocab = json.loads((self.folder / "vocab.json").read_text(encoding="utf-8"))
-        lines = (self.folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-        return vocab, [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+        self._ids_of_word = lru_cache(maxsize=65536)(self._merge)
 
     def save(self, folder):
         """Write vocab.json, merges.txt and the two small files that name the special tokens."""
-        pad = next(token for token, i in self.vocab.items() if i == self.pad)
-        special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad}
+        special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": self.pad}
         merges = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in self.ranks)]) + "\n"
         write_text(Path(folder) / "vocab.json", json.dumps(self.vocab, ensure_ascii=False))
         write_text(Path(folder) / "merges.txt", merges)
@@ -102,53 +95,66 @@ class Tokenizer:
         settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": self.max_length}
         write_json(Path(folder) / "tokenizer_config.json", settings | special)
 
-    def _settings(self):
-        """(length, padding id): SD v1 pads with END, SD v2 with id 0 ("!"); `tokenizer_config.json` says which."""
-        length, pad = 77, END
-        for name in ("special_tokens_map.json", "tokenizer_config.json"):
-            try:
-                settings = json.loads((self.folder / name).read_text(encoding="utf-8"))
-            except (FileNotFoundError, json.JSONDecodeError):
-                continue
-            length = settings.get("model_max_length", length)
-            pad = settings.get("pad_token") or pad
-            pad = pad["content"] if isinstance(pad, dict) else pad
-        return min(length, 77), self.vocab.get(pad, self.vocab[END])
-
-    def _bpe_uncached(self, word):
-        """Merge the symbols of one word, always the pair that was learned first, until no known pair is left."""
+    def _merge(self, word):
+        """The ids of one word: of all pairs of neighbours the one learned first is merged, until none is known."""
         parts = [*word[:-1], word[-1] + "</w>"]
         while len(parts) > 1:
-            pairs = list(zip(parts, parts[1:], strict=False))
-            best = min(pairs, key=lambda pair: self.ranks.get(pair, len(self.ranks)))
+            best = min(pairwise(parts), key=lambda pair: self.ranks.get(pair, len(self.ranks)))
             if best not in self.ranks:
                 break
-            merged, i = [], 0
-            while i < len(parts):
-                if i + 1 < len(parts) and (parts[i], parts[i + 1]) == best:
-                    merged.append(parts[i] + parts[i + 1])
-                    i += 2
+            merged = []
+            for part in parts:
+                if merged and (merged[-1], part) == best:
+                    merged[-1] += part
                 else:
-                    merged.append(parts[i])
-                    i += 1
+                    merged.append(part)
             parts = merged
         return tuple(self.vocab.get(part, self.vocab[END]) for part in parts)
 
     def encode(self, text):
-        """One prompt -> list of ids, of any length, without START and END around it."""
+        """One prompt -> list of ids of any length, without START and END around it.
+
+        START, END and the padding token are special: they are cut out of the text before anything else, so that SD v2,
+        whose padding token is "!", reads "hello!!" as the word and twice the padding token.
+        """
         ids = []
-        for piece in re.split(f"({re.escape(START)}|{re.escape(END)})", text):
-            if piece in (START, END):
+        for piece in self.special.split(text):
+            if piece in (START, END, self.pad):
                 ids.append(self.vocab[piece])
                 continue
             piece = re.sub(r"\s+", " ", unicodedata.normalize("NFC", piece)).lower()
             for word in split_words(piece):
-                ids.extend(self._bpe("".join(self.symbols[b] for b in word.encode("utf-8"))))
+                ids.extend(self._ids_of_word("".join(self.symbols[b] for b in word.encode("utf-8"))))
         return ids
 
     def __call__(self, prompts):
         rows = []
         for prompt in prompts:
             ids = [self.vocab[START], *self.encode(prompt)[: self.max_length - 2], self.vocab[END]]
-            rows.append(ids + [self.pad] * (self.max_length - len(ids)))
+            rows.append(ids + [self.vocab[self.pad]] * (self.max_length - len(ids)))
         return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), self.max_length)
+
+
+def _read_vocabulary(folder):
+    """({token: id}, merges) from vocab.json and merges.txt, or from the single tokenizer.json of transformers 5."""
+    one = folder / "tokenizer.json"
+    if one.exists() and not (folder / "vocab.json").exists():
+        whole = json.loads(one.read_text(encoding="utf-8"))
+        vocab = whole["model"]["vocab"] | {token["content"]: token["id"] for token in whole["added_tokens"]}
+        return vocab, [tuple(m.split() if isinstance(m, str) else m) for m in whole["model"]["merges"]]
+    vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    return vocab, [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+
+
+def _read_settings(folder):
+    """(length, padding token): SD v1 pads with END, SD v2 with "!".
+
+    The two files of SD v2 disagree about it; as in transformers, special_tokens_map.json is right.
+    """
+    settings = {}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).exists():
+            settings |= read_json(folder / name)
+    pad = settings.get("pad_token") or END
+    return min(settings.get("model_max_length", 77), 77), pad["content"] if isinstance(pad, dict) else pad
