@@ -1,7 +1,7 @@
-"""The noise schedule and the sampling steps, as pure functions: no state, noise is passed in.
+"""The noise schedule and the sampling steps, as pure functions: they keep no state, and noise is passed in.
 
-Follows: DDPM (Ho et al. 2020), DDIM (Song et al. 2021a), velocity (Salimans & Ho 2022), PNDM/PLMS (Liu et al. 2022), with
-the settings of SD's `scheduler/scheduler_config.json`.
+Follows: DDPM (Ho et al. 2020), DDIM (Song et al. 2021a), velocity (Salimans & Ho 2022) and PNDM/PLMS (Liu et al. 2022),
+with the settings of SD's `scheduler/scheduler_config.json`.
 
     here      DDPM     DDIM    the Bayes paper
     abar_t    ᾱ_t      α_t     α_t              cumulative product of 1 − β

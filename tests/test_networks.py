@@ -173,7 +173,7 @@ def scale_by_channels(patch):
     def wrong(q, k, v, heads, causal=False):
         return ((q @ k.transpose(-1, -2)) / q.shape[-1]).softmax(-1) @ v
 
-    patch.setattr("minibnn.vae.attention", wrong)
+    patch.setattr("minibnn.networks.vae.attention", wrong)
 
 
 def frequency_shift(patch):

@@ -162,7 +162,7 @@ def test_trajectories_equal_diffusers(name):
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 25])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_pndm_equals_diffusers_scheduler(prediction, steps):
-    """Without Runge-Kutta steps, with a toy network that predicts ε or v; in float64, against diffusers as installed."""
+    """Without Runge-Kutta steps, with a toy network that predicts ε or v; in float64, against diffusers itself."""
     scheduler = pytest.importorskip("diffusers").PNDMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1,
         set_alpha_to_one=False, prediction_type=prediction,

@@ -10,7 +10,7 @@ import torch
 from conftest import NETWORKS
 from safetensors.torch import load_file, save_file
 
-from minibnn.files import ldm, store
+from minibnn.files import layouts, ldm, store
 from minibnn.files.configs import SD2_TEXT, SD2_UNET
 from minibnn.files.layouts import check_config, find_tensors
 from minibnn.files.store import WeightsError
@@ -88,10 +88,10 @@ def test_names_equal_the_official_table(manifests):
 
 def test_single_file_export_equals_the_official_names_and_shapes(manifests):
     parts = {"unet": meta("unet"), "vae": meta("vae"), "text_encoder": meta("text")}
-    tensors = store.single_file_tensors(parts, openclip=False)
+    tensors = layouts.single_file_tensors(parts, openclip=False)
     assert {k: list(v.shape) for k, v in tensors.items()} == manifests["sd15_ldm_minimal"]
     parts = {"unet": meta("unet", SD2_UNET), "vae": meta("vae"), "text_encoder": meta("text", SD2_TEXT)}
-    ours = {k: list(v.shape) for k, v in store.single_file_tensors(parts, openclip=True).items()}
+    ours = {k: list(v.shape) for k, v in layouts.single_file_tensors(parts, openclip=True).items()}
     official = manifests["sd2_ldm_emaonly"]
     assert ours.items() <= official.items()
     absent = [k for k in official.keys() - ours.keys() if k.startswith("cond_stage_model") and "resblocks.23." not in k]
@@ -118,8 +118,8 @@ def assert_same(a, b):
 
 def test_single_file_round_trip_is_bit_exact(small, tmp_path, caplog):
     path = tmp_path / "model.safetensors"
-    tensors = store.single_file_tensors(small, openclip=False)
-    unneeded = {"betas": torch.zeros(1000), "model_ema.decay": torch.zeros(()), store.POSITION_IDS: torch.arange(77).float()[None]}  # fmt: skip
+    tensors = layouts.single_file_tensors(small, openclip=False)
+    unneeded = {"betas": torch.zeros(1000), "model_ema.decay": torch.zeros(()), layouts.POSITION_IDS: torch.arange(77).float()[None]}  # fmt: skip
     store.write_tensors(path, tensors | unneeded)
     for network_class, part in ((UNet, "unet"), (VAE, "vae"), (TextEncoder, "text_encoder")):
         assert_same(network_class.from_file(path, config_of(small[part])), small[part])
@@ -128,7 +128,7 @@ def test_single_file_round_trip_is_bit_exact(small, tmp_path, caplog):
 
 def test_openclip_round_trip_is_bit_exact(vectors, small, tmp_path):
     text = vectors.network("text", hidden_act="gelu")
-    tensors = store.single_file_tensors({"unet": small["unet"], "text_encoder": text}, openclip=True)
+    tensors = layouts.single_file_tensors({"unet": small["unet"], "text_encoder": text}, openclip=True)
     layer = f"{ldm.OPENCLIP}transformer.resblocks.3."  # the last layer of CLIP, which SD v2 leaves out
     surplus = {layer + "ln_1.weight": torch.ones(48), ldm.OPENCLIP + "logit_scale": torch.ones(())}
     store.write_tensors(tmp_path / "v2.safetensors", tensors | surplus)
@@ -138,7 +138,7 @@ def test_openclip_round_trip_is_bit_exact(vectors, small, tmp_path):
 def test_old_vae_names_and_convolution_shapes(small, tmp_path):
     state = {}
     for name, value in small["vae"].state_dict().items():
-        for new, old in store.OLD_VAE_NAMES.items():
+        for new, old in layouts.OLD_VAE_NAMES.items():
             name = name.replace(f".{new}.", f".{old}.")
         state[name] = value[:, :, None, None].contiguous() if "attentions" in name and value.ndim == 2 else value
     assert any("proj_attn" in name for name in state)
@@ -262,7 +262,7 @@ MEMORY = """
 import resource, sys, json
 def peak():
     return int([l for l in open("/proc/self/status") if l.startswith("VmHWM")][0].split()[1]) * 1024
-from minibnn.unet import UNet, UNetConfig
+from minibnn.networks.unet import UNet, UNetConfig
 import torch, safetensors.torch
 before = peak()
 UNet.from_file(sys.argv[1], json.loads(sys.argv[2]))

@@ -1,6 +1,6 @@
-"""The official JSON files around the weights: what SD v1.5 and v2 say, what we can follow, what we write for others.
+"""The JSON files around the weights: the official values for SD v1.5 and v2, and what we write for other programs.
 
-Follows: `model_index.json`, `scheduler/scheduler_config.json` and the networks' `config.json` in the official repositories.
+Follows: `scheduler/scheduler_config.json` and the networks' `config.json` in the official repositories.
 """
 
 import dataclasses
@@ -15,30 +15,32 @@ FILES = {
 SD2_TEXT = {
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16,
     "hidden_act": "gelu",
-}  # fmt: skip
+}
 SD2_UNET = {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
 SD_SCHEDULER = {
     "_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
     "num_train_timesteps": 1000, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1,
     "trained_betas": None, "clip_sample": False, "prediction_type": "epsilon",
-}  # fmt: skip
-# How to fine-tune and draw with official SD models: the paper's App. H.1. A model's own recipe.json overrides it.
+}
+# How to fine-tune and sample official SD models (paper, App. H.1). A model's own recipe.json overrides it.
 RECIPE = {
     "prompt": None, "class_prompt": None, "resolution": 512, "steps_per_picture": 200, "lr": 5e-6,
-    "class_pictures_per_picture": 200, "prior_weight": 1.0, "sigma": 0.01, "sample_steps": 50, "guidance": 7.5, "dtype": None,
-    "methods": {  # what differs from the above
+    "class_pictures_per_picture": 200, "prior_weight": 1.0, "sigma": 0.01, "sample_steps": 50, "guidance": 7.5,
+    "dtype": None,
+    "methods": {  # what differs from the values above
         "lora": {"steps_per_picture": 400, "lr": 1e-4, "prior_weight": 0.0},
         "oft": {"lr": 1e-4, "prior_weight": 0.0},
     },
-}  # fmt: skip
+}
 
 
 def check_scheduler(config):
-    """Raises UserError for a noise schedule that `schedule.py` does not implement. Samplers are our own choice."""
-    for key, values in (
-        ("beta_schedule", ("scaled_linear",)), ("num_train_timesteps", (1000,)), ("trained_betas", (None,)),
-        ("prediction_type", ("epsilon", "v_prediction")), ("rescale_betas_zero_snr", (False, None)),
-    ):  # fmt: skip
+    """Raises UserError for a noise schedule that `schedule.py` does not implement. The file's sampler is ignored."""
+    implemented = {
+        "beta_schedule": ("scaled_linear",), "num_train_timesteps": (1000,), "trained_betas": (None,),
+        "prediction_type": ("epsilon", "v_prediction"), "rescale_betas_zero_snr": (False, None),
+    }
+    for key, values in implemented.items():
         if key in config and config[key] not in values:
             raise UserError(f"scheduler config: {key} = {config[key]!r} is not implemented")
     for key in ("beta_start", "beta_end"):
@@ -47,7 +49,7 @@ def check_scheduler(config):
 
 
 def official_configs(unet, vae, text_encoder):
-    """config.json values for diffusers and transformers, for networks that did not come from a folder."""
+    """The config.json of each network for diffusers and transformers, for networks that did not come from a folder."""
     levels = len(vae.config.block_out_channels)
     configs = {
         "unet": {"_class_name": "UNet2DConditionModel", "sample_size": 64, **dataclasses.asdict(unet.config)},
@@ -59,5 +61,5 @@ def official_configs(unet, vae, text_encoder):
             "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "bos_token_id": 0, "eos_token_id": 2,
             "pad_token_id": 1, **dataclasses.asdict(text_encoder.config),
         },
-    }  # fmt: skip
+    }
     return {part: {k: list(v) if isinstance(v, tuple) else v for k, v in c.items()} for part, c in configs.items()}

@@ -1,7 +1,7 @@
-"""Official weight files <-> networks: every layout in use, checked name by name and shape by shape.
+"""Which tensor of an official weight file belongs where in our networks, checked name by name and shape by shape.
 
 Follows: the files of the official repositories (runwayml/stable-diffusion-v1-5, stabilityai/stable-diffusion-2-*,
-CompVis single files). Attribute names are the names in the diffusers layout, so that only true exceptions need a table:
+CompVis single files). Our attribute names are the names in the diffusers layout, so that only exceptions need a table:
 older VAE files, text encoders without their prefix, and the single-file layout (`ldm.py`).
 """
 
@@ -27,58 +27,56 @@ UNUSED = re.compile(
 
 
 def check_config(config_class, values, component):
-    """Official config.json values (a dict, or None for the defaults) -> a `config_class`.
+    """The values of an official config.json (a dict, or None for the defaults) as a `config_class`.
 
-    Keys that begin with "_" and those that `IGNORED` names do not change the computation. Raises UserError, naming key and
-    value, for a value that this code does not implement.
+    Raises UserError, naming key and value, for a value that this code does not implement.
     """
     fields = {field.name for field in dataclasses.fields(config_class)}
     known = {}
     for key, value in (values or {}).items():
-        if key in fields and value is not None:
-            known[key] = tuple(value) if isinstance(value, list) else value
-        elif key.startswith("_") or key in fields or _is_ignored(config_class, key):
-            continue
-        elif value != config_class.FIXED.get(key, value if not value else None) and value is not None:
-            # Official files list options that are off; those we do not know are harmless as long as they are off.
+        if key in fields:
+            if value is not None:
+                known[key] = tuple(value) if isinstance(value, list) else value
+        elif not _is_implemented(config_class, key, value):
             raise UserError(f"{component} config: {key} = {value!r} is not implemented")
     return config_class(**known)
 
 
-def _is_ignored(config_class, key):
-    """IGNORED = None: all keys but those of FIXED, for files that list dozens of unrelated settings."""
-    return key not in config_class.FIXED if config_class.IGNORED is None else key in config_class.IGNORED
+def _is_implemented(config_class, key, value):
+    """Whether the networks compute what this setting, which is no field of the class, asks for."""
+    if key in config_class.FIXED:
+        return value is None or value == config_class.FIXED[key]
+    ignored = config_class.IGNORED is None or key in config_class.IGNORED or key.startswith("_")
+    return ignored or not value  # an unknown option that is off changes nothing
 
 
 def is_single_file(names):
-    """True for a file in the LDM layout."""
+    """True for a file that holds a whole model in the LDM layout."""
     return any(name.startswith("model.diffusion_model.") for name in names)
 
 
 def find_tensors(part, network, shapes):
-    """Which tensor of a file is which of ours: {our name: (file name, third)}; `third` as in `ldm.ldm_name`.
+    """Where a file holds each tensor of the network: {our name: (name in the file, third)}, as `ldm.ldm_name` has them.
 
-    network: on any device, also meta; shapes: {file name: shape}. Raises WeightsError that lists what does not fit.
+    network: on any device, also "meta". shapes: {name in the file: shape}. Raises WeightsError with a list of misfits.
     """
     openclip = any(name.startswith(ldm.OPENCLIP) for name in shapes)
-    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found, missing, wrong = {}, [], []
-    for name, shape in wanted.items():
+    for name, tensor in network.state_dict().items():
         present = [c for c in _candidates(part, name, network.config, openclip) if c[0] in shapes]
         if not present:
             missing.append(name)
             continue
-        candidate, third = present[0]
-        there = shapes[candidate]
+        candidate, third = found[name] = present[0]
+        shape, wanted = list(shapes[candidate]), list(tensor.shape)
         if third is not None:
-            there = (there[0] // 3, *there[1:])
-        if _without_ones(there) != _without_ones(shape):
-            wrong.append(f"{candidate} {list(there)} instead of {list(shape)}")
-        found[name] = (candidate, third)
+            shape[0] //= 3
+        if _without_ones(shape) != _without_ones(wanted):
+            wrong.append(f"{candidate} {shape} instead of {wanted}")
     used = {candidate for candidate, _ in found.values()}
     prefix = ldm.PREFIX[part] if any(name.startswith(ldm.PREFIX[part]) for name in used) else ""
     surplus = [n for n in shapes if n.startswith(prefix) and n not in used and not UNUSED.search(n)]
-    if openclip:  # SD v2 stops before CLIP's last layer, which its single files hold all the same
+    if openclip:  # SD v2 stops before CLIP's last layer, but its single files hold that layer too
         surplus = [n for n in surplus if f"resblocks.{network.config.num_hidden_layers}." not in n]
     if missing or wrong or surplus:
         raise WeightsError(_mismatch(part, missing, surplus, wrong, shapes))
@@ -86,6 +84,7 @@ def find_tensors(part, network, shapes):
 
 
 def _candidates(part, name, config, openclip):
+    """The names, with `third`, under which a file may hold our tensor `name`."""
     yield name, None
     if part == "vae":
         for new, old in OLD_VAE_NAMES.items():
@@ -100,8 +99,8 @@ def _candidates(part, name, config, openclip):
 
 
 def _without_ones(shape):
-    """[C, C, 1, 1] is the same weight as [C, C]: a 1 × 1 convolution is a linear layer."""
-    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
+    """[C, C] for [C, C, 1, 1], because a 1 × 1 convolution is a linear layer."""
+    return shape[:2] if shape[2:] == [1, 1] else shape
 
 
 def _mismatch(part, missing, surplus, wrong, shapes):
@@ -114,7 +113,7 @@ def _mismatch(part, missing, surplus, wrong, shapes):
 
 
 def _guess(part, shapes):
-    """What kind of file this probably is, from tell-tale names."""
+    """What kind of file this probably is, as far as its names show."""
     names = " ".join(shapes)
     context = [shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")]
     if "lora" in names:
@@ -123,24 +122,23 @@ def _guess(part, shapes):
         return ": this is an SDXL checkpoint; minibnn reads Stable Diffusion v1.x and v2.x"
     if "joint_blocks" in names or "double_blocks" in names or "context_embedder" in names:
         return ": this is a transformer model (SD 3, Flux); minibnn reads Stable Diffusion v1.x and v2.x"
-    if part == "unet" and "vision_model" not in names and "down_blocks.0.attentions" not in names and not context:
-        return ": there is no UNet in it"
+    if part != "unet":
+        return ": this is a UNet" if context and not is_single_file(shapes) else ""
     first = shapes.get("conv_in.weight") or shapes.get("model.diffusion_model.input_blocks.0.0.weight")
-    if part == "unet" and first and first[1] == 9:
+    if first and first[1] == 9:
         return ": this is an inpainting model (9 input channels)"
-    if part == "unet" and context and context[0] == 1024:
+    if not context:
+        return "" if "vision_model" in names or "down_blocks.0.attentions" in names else ": there is no UNet in it"
+    if context[0] == 1024:
         return ": this looks like SD v2; give its config (cross_attention_dim 1024, …)"
-    if part == "unet" and context and context[0] == 768:
-        return ": this looks like SD v1"
-    if part != "unet" and context and not is_single_file(shapes):
-        return ": this is a UNet"
-    return ""
+    return ": this looks like SD v1" if context[0] == 768 else ""
 
 
-def load_component(network_class, config, path, part, dtype):
-    """Build the network without memory, map its tensors from the file, and convert only if `dtype` asks for it.
+def read_network(network_class, config, path, part, dtype):
+    """The network with its tensors from a file, converted only if `dtype` asks for it. Raises WeightsError.
 
-    Unconverted tensors stay mapped from the file (copy on write): loading takes the memory of the weights, no more.
+    The network is built without memory. Tensors that need no conversion stay mapped from the file until they are
+    written to, so that reading takes no more memory than the weights.
     """
     with torch.device("meta"):
         network = network_class(config)
@@ -155,15 +153,18 @@ def load_component(network_class, config, path, part, dtype):
         state = {}
         for name, tensor in network.state_dict().items():
             key, third = found[name]
-            loaded = file.get_tensor(key)
-            loaded = loaded if third is None else loaded.chunk(3)[third].clone()
-            state[name] = loaded.reshape(tensor.shape).to(dtype or loaded.dtype)
+            value = file.get_tensor(key)
+            value = value if third is None else value.chunk(3)[third].clone()
+            state[name] = value.reshape(tensor.shape).to(dtype or value.dtype)
     network.load_state_dict(state, strict=True, assign=True)
     return network.eval()
 
 
 def single_file_tensors(parts, openclip):
-    """The tensors of one LDM-layout file. parts: {"unet": network, "vae": …, "text_encoder": …}; openclip: SD v2's text names."""
+    """The tensors of a single file in the LDM layout, {name: tensor}.
+
+    parts: {"unet": network, "vae": …, "text_encoder": …}. openclip: name those of the text encoder as SD v2 does.
+    """
     tensors, thirds = {}, {}
     for part, network in parts.items():
         for name, tensor in network.state_dict().items():
@@ -173,7 +174,7 @@ def single_file_tensors(parts, openclip):
                 continue
             is_vae_attention = part == "vae" and ".mid.attn_1." in key and tensor.ndim == 2
             tensors[key] = tensor[:, :, None, None] if is_vae_attention else tensor
-    if "text_encoder" in parts and not openclip:  # a constant, but part of the official file
+    if "text_encoder" in parts and not openclip:  # it is a constant, but the official file holds it
         length = parts["text_encoder"].config.max_position_embeddings
         tensors[POSITION_IDS] = torch.arange(length)[None]
     return tensors | {key: torch.cat([stack[i] for i in range(3)]) for key, stack in thirds.items()}

@@ -1,10 +1,10 @@
-"""The names of the single-file ("LDM") layout, e.g. `v1-5-pruned-emaonly.safetensors`, for each name of ours.
+"""Our tensor names translated into those of the single-file ("LDM") layout, e.g. `v1-5-pruned-emaonly.safetensors`.
 
 Follows: CompVis/stable-diffusion's module names (and OpenCLIP's for the text encoder of SD v2), which ComfyUI and
 AUTOMATIC1111 read.
 
 A single file holds `model.diffusion_model.*` (UNet), `first_stage_model.*` (VAE), `cond_stage_model.*` (text encoder),
-and often schedule buffers and `model_ema.*` copies, which nobody needs.
+and often buffers of the noise schedule and `model_ema.*` copies, which are not read.
 """
 
 import re
@@ -15,11 +15,11 @@ OPENCLIP = "cond_stage_model.model."
 _UNET_RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
     "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
-}  # fmt: skip
+}
 _UNET_TOP = {
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
     "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
-}  # fmt: skip
+}
 _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 _OPENCLIP_LAYER = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
 
@@ -27,8 +27,8 @@ _OPENCLIP_LAYER = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp
 def ldm_name(part, name, config, openclip=False):
     """Our name of one tensor -> (LDM name, third).
 
-    part: "unet", "vae" or "text_encoder"; config: that network's, for the number of layers and levels; `third` is None,
-    or 0, 1, 2 where OpenCLIP stacks the query, key and value matrices in one tensor.
+    part: "unet", "vae" or "text_encoder"; config: that network's, for the number of layers and levels. `third` is None
+    except where OpenCLIP stacks query, key and value in one tensor: there 0, 1 or 2 tells which of them is ours.
     Example: ("unet", "conv_in.weight", …) -> ("model.diffusion_model.input_blocks.0.0.weight", None).
     """
     if part == "unet":
@@ -75,17 +75,13 @@ def _vae(name, levels):
     if match := re.match(r"(encoder|decoder)\.mid_block\.attentions\.0\.(.*)\.(\w+)", name):
         side, module, leaf = match.groups()
         return f"{side}.mid.attn_1.{_VAE_ATTENTION[module]}.{leaf}"
-    if match := re.match(r"encoder\.down_blocks\.(\d)\.(.*)", name):
-        level, rest = match.groups()
-        return f"encoder.down.{level}.{_vae_block(rest)}"
-    if match := re.match(r"decoder\.up_blocks\.(\d)\.(.*)", name):
-        level, rest = match.groups()
-        return f"decoder.up.{levels - 1 - int(level)}.{_vae_block(rest)}"  # LDM numbers levels by resolution
+    if match := re.match(r"(encoder|decoder)\.(down|up)_blocks\.(\d)\.(.*)", name):
+        side, way, level, rest = match.groups()
+        level = levels - 1 - int(level) if way == "up" else level  # LDM numbers the levels by their resolution
+        for ours, theirs in (("resnets", "block"), ("downsamplers.0", "downsample"), ("upsamplers.0", "upsample")):
+            rest = rest.replace(ours, theirs)
+        return f"{side}.{way}.{level}.{rest}"
     return name
-
-
-def _vae_block(rest):
-    return rest.replace("resnets.", "block.").replace("downsamplers.0", "downsample").replace("upsamplers.0", "upsample")
 
 
 def _openclip(name):

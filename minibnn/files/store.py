@@ -1,6 +1,6 @@
-"""Files: read with one clear line for a damaged one, written whole or not at all.
+"""Reading and writing files. A damaged file gives one clear line, and a file is written whole or not at all.
 
-But: safetensors only. A pickle can run code when it is opened, and is refused.
+But: weights come from safetensors files only. A pickle can run code when it is opened, and is refused.
 """
 
 import contextlib
@@ -43,28 +43,27 @@ def open_weights(path):
     if path.suffix in PICKLES:
         raise WeightsError(
             f"{path} is a pickle, which can run code when opened, and is not read. Convert it on a machine you can "
-            'spare: python -c "import torch, safetensors.torch as s; d = torch.load(\'FILE\', map_location=\'cpu\', weights_only=True); '
-            "s.save_file({k: v.contiguous() for k, v in d.get('state_dict', d).items()}, 'FILE.safetensors', {'format': 'pt'})\""
+            'spare: python -c "import torch, safetensors.torch as s; '
+            "d = torch.load('FILE', map_location='cpu', weights_only=True); s.save_file({k: v.contiguous() "
+            "for k, v in d.get('state_dict', d).items()}, 'FILE.safetensors', {'format': 'pt'})\""
         )
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        size = path.stat().st_size
-        raise WeightsError(
-            f"{path} ({size} bytes) is damaged or is no safetensors file ({error}): download it again"
-        ) from None
+        reason = f"({path.stat().st_size} bytes) is damaged or is no safetensors file ({error})"
+        raise WeightsError(f"{path} {reason}: download it again") from None
 
 
 def read_tensors(path):
-    """{name: tensor} of a whole file. Raises WeightsError as `open_weights`."""
+    """All tensors of a file, {name: tensor}. Raises WeightsError, as `open_weights` does."""
     with open_weights(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def shapes_of(file):
-    """{name: shape} of an open file, without reading the tensors."""
+    """The shapes of all tensors of an open file, {name: shape}, without reading the tensors."""
     return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
@@ -72,7 +71,7 @@ def shapes_of(file):
 
 
 def write_whole(path, write):
-    """Call `write(temporary path)`, flush to disk, rename: `path` holds the old file or the whole new one, never less.
+    """Call `write(temporary path)` and rename the result, so that `path` holds the old file or the whole new one.
 
     Raises UserError when the disk is full or the folder cannot be written to.
     """
@@ -99,7 +98,7 @@ def _umask():
 
 
 def write_text(path, text):
-    """Write a text file whole."""
+    """Write a text file whole, in UTF-8."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -109,6 +108,6 @@ def write_json(path, value):
 
 
 def write_tensors(path, tensors, metadata=None):
-    """Write {name: tensor} as safetensors, whole. metadata: {str: str}, beside "format": "pt"."""
+    """Write {name: tensor} as a whole safetensors file. metadata: {str: str} to write beside "format": "pt"."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_whole(path, lambda temporary: save_file(tensors, temporary, {"format": "pt"} | (metadata or {})))

@@ -8,7 +8,6 @@ But: no dropout, no normalisation or activation by name, no attention processors
 Shapes: B pictures, C channels, H × W positions, N query and L key/value tokens, T time-embedding channels.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -16,24 +15,17 @@ from torch import nn
 def attention(q, k, v, heads, causal=False):
     """Multi-head attention softmax(q kᵀ/√d) v with d = C/heads.   (Vaswani et al. 2017, eq. 1)
 
-    q (B, N, C), k and v (B, L, C) -> (B, N, C); `causal`: position n sees positions ≤ n only.
-
-    PyTorch's fused kernel, except when training in bfloat16 on a CPU with few keys: its backward is 1.3 to 4 × slower
-    there than two matmuls and a softmax (`python benchmarks/unet_speed.py --attention` measures both).
+    q (B, N, C), k and v (B, L, C) -> (B, N, C). With `causal`, position n sees only the positions up to n.
     """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, N, C) -> (B, heads, N, d)
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and k.shape[-2] <= 256 and not causal:
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        out = scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
-    else:
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     return out.transpose(1, 2).flatten(-2)  # (B, heads, N, d) -> (B, N, C)
 
 
 class ResnetBlock(nn.Module):
     """x -> shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))) + time))); (B, in, H, W) -> (B, out, H, W).
 
-    `time_channels=None` (the VAE) leaves the time out. `eps` differs: 1e-5 in SD's UNet, 1e-6 in its VAE.
+    `time_channels=None` leaves the time out, for the VAE. `eps` is 1e-5 in SD's UNet and 1e-6 in its VAE.
     """
 
     def __init__(self, in_channels, out_channels, time_channels, groups, eps):
@@ -46,7 +38,7 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x, time=None):
-        """`time` (B, T) is the time embedding after its SiLU: all residual blocks of a UNet share that one SiLU."""
+        """`time` (B, T) is the time embedding after its SiLU, which all residual blocks of a UNet share."""
         h = self.conv1(F.silu(self.norm1(x)))
         if self.time_emb_proj is not None:
             h = h + self.time_emb_proj(time)[:, :, None, None]
@@ -57,8 +49,8 @@ class ResnetBlock(nn.Module):
 class Downsample(nn.Module):
     """Halve H and W with a stride-2 convolution.
 
-    The UNet pads all four sides, SD's VAE encoder only right and bottom (`symmetric=False`); the two results have the
-    same shape and differ by a shift, so that a mix-up is seen in pictures only.
+    The UNet pads all four sides; SD's VAE encoder pads only right and bottom (`symmetric=False`). Both results have the
+    same shape, and the pictures are shifted when one takes the place of the other.
     """
 
     def __init__(self, channels, symmetric):
@@ -71,7 +63,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Bring (B, C, H, W) to `size` by repeating pixels, then convolve. `size` is (2H, 2W) except after odd sizes."""
+    """Enlarge (B, C, H, W) to `size` by repeating pixels, then convolve. Without `size` it becomes (2H, 2W)."""
 
     def __init__(self, channels):
         super().__init__()

@@ -1,4 +1,4 @@
-"""CLIP's text encoder: token ids -> one vector a token, which the UNet attends to.
+"""CLIP's text encoder: it turns token ids into one vector for each token, which the UNet attends to.
 
 Follows: transformers' `CLIPTextModel` as configured by Stable Diffusion v1.x (OpenAI's ViT-L/14, quick_gelu) and v2.x
 (OpenCLIP's ViT-H/14, gelu, 23 of its 24 layers); Radford et al. 2021. Attribute names are the names in
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import UserError
-from ..files.layouts import check_config, load_component
+from ..files.layouts import check_config, read_network
 from .layers import attention
 
 
@@ -34,7 +34,7 @@ class TextEncoderConfig:
     layer_norm_eps: float = 1e-5
 
     FIXED = {"attention_dropout": 0.0, "dropout": 0.0}
-    IGNORED = None  # transformers lists dozens of settings for generating text and keeping books
+    IGNORED = None  # all other keys: transformers writes dozens of settings that have no effect here
 
     def __post_init__(self):
         if self.hidden_act not in ACTIVATIONS:
@@ -50,7 +50,7 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 class Embeddings(nn.Module):
-    """(B, L) ids -> (B, L, D): token plus position."""
+    """Token embedding plus position embedding: ids (B, L) -> (B, L, D)."""
 
     def __init__(self, config):
         super().__init__()
@@ -62,22 +62,21 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Causal: a token sees itself and those before it. (B, L, D) -> (B, L, D)."""
+    """Causal self-attention, where a token sees itself and the tokens before it: (B, L, D) -> (B, L, D)."""
 
     def __init__(self, config):
         super().__init__()
         self.heads = config.num_attention_heads
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        width = config.hidden_size
+        self.k_proj, self.v_proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.q_proj, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, x):
         return self.out_proj(attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, causal=True))
 
 
 class MLP(nn.Module):
-    """(B, L, D) -> (B, L, D) through `intermediate_size` units."""
+    """Two linear layers with `intermediate_size` units between them: (B, L, D) -> (B, L, D)."""
 
     def __init__(self, config):
         super().__init__()
@@ -90,7 +89,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each on the normalised input, each added to it."""
+    """Attention, then an MLP. Each takes the normalised input, and its output is added to the input."""
 
     def __init__(self, config):
         super().__init__()
@@ -105,7 +104,7 @@ class Layer(nn.Module):
 
 
 class TextModel(nn.Module):
-    """Everything; the official file keeps it under the name `text_model`."""
+    """The whole encoder. The official files keep it under the name `text_model`."""
 
     def __init__(self, config):
         super().__init__()
@@ -130,9 +129,10 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def from_file(cls, path, config=None, dtype=None):
-        """Load from the component's own file or a whole LDM file; arguments and errors as in `UNet.from_file`."""
+        """Read the encoder's own file or a single file of a whole model, as `UNet.from_file` does."""
         config = (config or {}).get("text_config") or config  # the config.json of a whole CLIPModel
-        return load_component(cls, check_config(TextEncoderConfig, config, "CLIPTextModel"), path, "text_encoder", dtype)
+        config = check_config(TextEncoderConfig, config, "CLIPTextModel")
+        return read_network(cls, config, path, "text_encoder", dtype)
 
     def forward(self, ids):
         return self.text_model(ids)

@@ -4,16 +4,16 @@ Follows: diffusers' `UNet2DConditionModel` as configured by Stable Diffusion v1.
 architecture of Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models". Attribute names
 are the names in `unet/diffusion_pytorch_model.safetensors`.
 
-But: no class or size embeddings (SDXL), one transformer layer a block.
+But: no class or size embeddings (SDXL), and only one transformer layer in each block.
 
 Shapes: B pictures, C channels, H × W latent pixels, L prompt tokens, D context width, T time-embedding channels.
-The way through SD v1.5 for a 512 × 512 picture:
+The way of a 512 × 512 picture through SD v1.5:
 
     conv_in        320 × 64 × 64
-    down_blocks.0  320 × 64 × 64  resnet attention  resnet attention  downsample ─┐ each arrow keeps its result
-    down_blocks.1  640 × 32 × 32  resnet attention  resnet attention  downsample  │ ("skip"): the up block at the
-    down_blocks.2 1280 × 16 × 16  resnet attention  resnet attention  downsample  │ same height takes it back,
-    down_blocks.3 1280 ×  8 ×  8  resnet            resnet                        │ last kept, first taken
+    down_blocks.0  320 × 64 × 64  resnet attention  resnet attention  downsample ─┐ A down block keeps the output
+    down_blocks.1  640 × 32 × 32  resnet attention  resnet attention  downsample  │ of each of its layers as "skip".
+    down_blocks.2 1280 × 16 × 16  resnet attention  resnet attention  downsample  │ The up blocks take these skips,
+    down_blocks.3 1280 ×  8 ×  8  resnet            resnet                        │ the newest first.
     mid_block     1280 ×  8 ×  8  resnet attention  resnet                        │
     up_blocks.0   1280 ×  8 ×  8  3 × (resnet)             upsample  ─────────────┤
     up_blocks.1   1280 × 16 × 16  3 × (resnet attention)   upsample               │
@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..files.layouts import check_config, load_component
+from ..files.layouts import check_config, read_network
 from .layers import Downsample, ResnetBlock, Upsample, attention
 
 
@@ -52,27 +52,27 @@ class UNetConfig:
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
 
-    # What the code below does whatever the configuration; another value is an error. Absent keys mean these values.
+    # The code below always computes with these values. A configuration that gives another value is refused.
     FIXED = {
         "center_input_sample": False, "flip_sin_to_cos": True, "freq_shift": 0, "act_fn": "silu",
         "mid_block_type": "UNetMidBlock2DCrossAttn", "mid_block_scale_factor": 1, "transformer_layers_per_block": 1,
         "resnet_time_scale_shift": "default", "time_embedding_type": "positional", "conv_in_kernel": 3,
         "conv_out_kernel": 3, "downsample_type": "conv", "attention_type": "default", "dropout": 0.0,
         "only_cross_attention": False, "resnet_out_scale_factor": 1.0,
-    }  # fmt: skip
+    }
     IGNORED = (
         "sample_size", "downsample_padding", "projection_class_embeddings_input_dim", "addition_embed_type_num_heads",
-    )  # fmt: skip
+    )
 
     @property
     def heads(self):
-        """Number of attention heads at each level."""
+        """The number of attention heads at each level, as a tuple."""
         heads = self.attention_head_dim
         return heads if isinstance(heads, tuple) else (heads,) * len(self.block_out_channels)
 
 
 def time_sinusoid(t, channels):
-    """Sinusoidal embedding of the times `t` (B,) -> (B, channels), float32, cosines first.
+    """Sinusoidal embedding of the times `t` (B,) -> (B, channels), float32, with the cosines first.
 
     [cos(t ω_i), sin(t ω_i)], ω_i = 10000^(−i/(channels/2)).   (Vaswani et al. 2017, §3.5, with sin and cos swapped)
     """
@@ -83,7 +83,7 @@ def time_sinusoid(t, channels):
 
 
 class TimestepEmbedding(nn.Module):
-    """(B, C) sinusoids -> (B, T)."""
+    """Two linear layers: sinusoids (B, C) -> time embedding (B, T)."""
 
     def __init__(self, in_channels, channels):
         super().__init__()
@@ -108,11 +108,11 @@ class Attention(nn.Module):
     def forward(self, x, context=None):
         context = x if context is None else context
         q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
-        if self.upcast:  # SD v2.1: q·k overflows fp16
-            with torch.autocast(x.device.type, enabled=False):
-                out = attention(q.float(), k.float(), v.float(), self.heads).to(v.dtype)
-            return self.to_out[0](out)
-        return self.to_out[0](attention(q, k, v, self.heads))
+        if not self.upcast:
+            return self.to_out[0](attention(q, k, v, self.heads))
+        with torch.autocast(x.device.type, enabled=False):  # the products q·k of SD v2.1 overflow float16
+            out = attention(q.float(), k.float(), v.float(), self.heads)
+        return self.to_out[0](out.to(v.dtype))
 
 
 class GEGLU(nn.Module):
@@ -128,7 +128,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """(B, N, C) -> (B, N, C). `net.1` is the dropout of the official code; it holds no weights."""
+    """GEGLU and a linear layer: (B, N, C) -> (B, N, C). `net.1` stands for the official code's dropout."""
 
     def __init__(self, channels):
         super().__init__()
@@ -139,7 +139,10 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the prompt, feed-forward, each on the normalised input, each added to it."""
+    """Self-attention, cross-attention to the prompt, and a feed-forward layer.
+
+    Each of the three takes the normalised input, and its output is added to the input.
+    """
 
     def __init__(self, channels, context_channels, heads, upcast):
         super().__init__()
@@ -169,38 +172,40 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
 
     def forward(self, x, context):
+        def to_tokens(h):  # (B, C, H, W) -> (B, HW, C), contiguous because every norm of the block would copy it
+            return h.flatten(2).transpose(1, 2).contiguous()
+
+        def to_map(h):  # (B, HW, C) -> (B, C, H, W)
+            return h.transpose(1, 2).contiguous().unflatten(2, x.shape[2:])
+
         h = self.norm(x)
-        if not self.linear:
-            h = self.proj_in(h)
-        h = h.flatten(2).transpose(1, 2).contiguous()  # (B, C, H, W) -> (B, HW, C); every norm below would copy
-        if self.linear:
-            h = self.proj_in(h)
+        h = self.proj_in(to_tokens(h)) if self.linear else to_tokens(self.proj_in(h))
         h = self.transformer_blocks[0](h, context)
-        if self.linear:
-            h = self.proj_out(h)
-        h = h.transpose(1, 2).contiguous().unflatten(2, x.shape[2:])  # (B, HW, C) -> (B, C, H, W)
-        if not self.linear:
-            h = self.proj_out(h)
-        return x + h
+        return x + (to_map(self.proj_out(h)) if self.linear else self.proj_out(to_map(h)))
+
+
+def resnet(in_channels, channels, config):
+    """A residual block with the settings of this UNet."""
+    return ResnetBlock(in_channels, channels, 4 * config.block_out_channels[0], config.norm_num_groups, config.norm_eps)
 
 
 class DownBlock(nn.Module):
-    """Residual blocks, each followed by attention where the level has it, then downsampling. Returns x and all skips."""
+    """Residual blocks, each followed by attention if the level has it, then downsampling except at the last level.
+
+    Returns x and the list of its skips.
+    """
 
     def __init__(self, in_channels, channels, heads, attend, last, config):
         super().__init__()
-        n, time_channels = config.layers_per_block, 4 * config.block_out_channels[0]
-        self.resnets = nn.ModuleList(
-            ResnetBlock(channels if i else in_channels, channels, time_channels, config.norm_num_groups, config.norm_eps)
-            for i in range(n)
-        )
+        n = config.layers_per_block
+        self.resnets = nn.ModuleList(resnet(channels if i else in_channels, channels, config) for i in range(n))
         self.attentions = nn.ModuleList(SpatialTransformer(channels, heads, config) for _ in range(n if attend else 0))
         self.downsamplers = nn.ModuleList([] if last else [Downsample(channels, symmetric=True)])
 
     def forward(self, x, time, context):
         skips = []
-        for i, resnet in enumerate(self.resnets):
-            x = resnet(x, time)
+        for i, block in enumerate(self.resnets):
+            x = block(x, time)
             if self.attentions:
                 x = self.attentions[i](x, context)
             skips.append(x)
@@ -211,14 +216,11 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention, residual block at the lowest resolution."""
+    """A residual block, attention and another residual block, at the lowest resolution."""
 
     def __init__(self, channels, heads, config):
         super().__init__()
-        time_channels = 4 * config.block_out_channels[0]
-        self.resnets = nn.ModuleList(
-            ResnetBlock(channels, channels, time_channels, config.norm_num_groups, config.norm_eps) for _ in range(2)
-        )
+        self.resnets = nn.ModuleList(resnet(channels, channels, config) for _ in range(2))
         self.attentions = nn.ModuleList([SpatialTransformer(channels, heads, config)])
 
     def forward(self, x, time, context):
@@ -228,33 +230,33 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Residual blocks on [x, skip], each followed by attention where the level has it, then upsampling to `size`."""
+    """Residual blocks on [x, skip], each followed by attention if the level has it, then upsampling to `size`.
+
+    The last entry of `skips` is the newest and is taken first.
+    """
 
     def __init__(self, in_channels, skip_channels, channels, heads, attend, last, config):
         super().__init__()
-        time_channels = 4 * config.block_out_channels[0]
         self.resnets = nn.ModuleList(
-            ResnetBlock(
-                (channels if i else in_channels) + skip, channels, time_channels, config.norm_num_groups, config.norm_eps
-            )
-            for i, skip in enumerate(skip_channels)
+            resnet((channels if i else in_channels) + skip, channels, config) for i, skip in enumerate(skip_channels)
         )
         self.attentions = nn.ModuleList(SpatialTransformer(channels, heads, config) for _ in skip_channels if attend)
         self.upsamplers = nn.ModuleList([] if last else [Upsample(channels)])
 
     def forward(self, x, skips, time, context, size):
-        for i, resnet in enumerate(self.resnets):
-            x = resnet(torch.cat([x, skips[-1 - i]], dim=1), time)
+        for i, (block, skip) in enumerate(zip(self.resnets, reversed(skips), strict=True)):
+            x = block(torch.cat([x, skip], dim=1), time)
             if self.attentions:
                 x = self.attentions[i](x, context)
         return self.upsamplers[0](x, size) if self.upsamplers else x
 
 
 class UNet(nn.Module):
-    """ε̂ = unet(x, t, context).
+    """ε̂ = unet(x, t, context), or v̂ for a network that was trained to predict v.
 
-    x (B, 4, h, w): noisy latents, any h and w; t (B,) int64 in 0..999; context (B, L, D): the text encoder's output.
-    Returns (B, 4, h, w). `gradient_checkpointing = True` recomputes each block in backward to save memory.
+    x (B, 4, h, w) are noisy latents of any height and width, t (B,) int64 are times in 0..999, and context (B, L, D) is
+    the text encoder's output. Returns (B, 4, h, w).
+    With `gradient_checkpointing = True`, backward computes each block again instead of keeping its inner results.
     """
 
     def __init__(self, config=UNetConfig()):
@@ -288,17 +290,21 @@ class UNet(nn.Module):
 
     @classmethod
     def from_file(cls, path, config=None, dtype=None):
-        """Load from the component's own file or a whole LDM file.
+        """Read the UNet's own file or a single file of a whole model.
 
-        path: a .safetensors file; config: values of the official config.json (None: SD v1.5); dtype: None keeps the
-        file's. Raises `minibnn.weights.WeightsError`, naming the tensors or keys that do not fit.
+        path: a .safetensors file. config: the values of the official config.json; None means SD v1.5. dtype: None keeps
+        the file's. Raises WeightsError or UserError, naming the tensors or keys that do not fit.
         """
-        return load_component(cls, check_config(UNetConfig, config, "UNet2DConditionModel"), path, "unet", dtype)
+        return read_network(cls, check_config(UNetConfig, config, "UNet2DConditionModel"), path, "unet", dtype)
 
     def forward(self, x, t, context):
-        run = self._checkpointed if self.gradient_checkpointing and torch.is_grad_enabled() else _call
-        time = self.time_embedding(time_sinusoid(t, self.config.block_out_channels[0]).to(x.dtype))  # (B,) -> (B, T)
-        time = F.silu(time)
+        def run(block, *arguments):
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                return checkpoint(block, *arguments, use_reentrant=False)
+            return block(*arguments)
+
+        sinusoid = time_sinusoid(t, self.config.block_out_channels[0]).to(x.dtype)  # (B,) -> (B, C)
+        time = F.silu(self.time_embedding(sinusoid))  # (B, T)
 
         x = self.conv_in(x)
         skips = [x]
@@ -309,15 +315,6 @@ class UNet(nn.Module):
         for block in self.up_blocks:
             n = len(block.resnets)
             taken, skips = skips[-n:], skips[:-n]
-            # The next up block concatenates with skips[-1]: an odd size must be met exactly.
-            size = skips[-1].shape[2:] if skips else None
+            size = skips[-1].shape[2:] if skips else None  # that of the next skips, also where it is odd
             x = run(block, x, taken, time, context, size)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
-
-    @staticmethod
-    def _checkpointed(block, *args):
-        return checkpoint(block, *args, use_reentrant=False)
-
-
-def _call(block, *args):
-    return block(*args)

@@ -1,12 +1,12 @@
-"""SD's variational auto-encoder: pictures <-> latents.
+"""SD's variational auto-encoder: it turns pictures into latents, and latents into pictures.
 
 Follows: diffusers' `AutoencoderKL` as configured by Stable Diffusion v1.x and v2.x (`vae/config.json`); Rombach et al.
 2022, §3.1 and Kingma & Welling 2014. Attribute names are the names in `vae/diffusion_pytorch_model.safetensors`.
 
 But: no tiling or slicing, no discriminator.
 
-Shapes: B pictures, 3 colours in [-1, 1], H × W pixels; latents have 4 channels and H/f × W/f positions, f = 2^(levels−1)
-(8 in SD). Everything here is *unscaled*: the diffusion model sees latents × `config.scaling_factor`.
+Shapes: B pictures of 3 colours in [-1, 1] and H × W pixels; latents have 4 channels and H/f × W/f positions with
+f = 2^(levels−1), 8 in SD. Everything here is *unscaled*: the diffusion model sees latents × `config.scaling_factor`.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..files.layouts import check_config, load_component
+from ..files.layouts import check_config, read_network
 from .layers import Downsample, ResnetBlock, Upsample, attention
 
 NORM_EPS = 1e-6
@@ -43,9 +43,7 @@ class SpatialAttention(nn.Module):
     def __init__(self, channels, groups):
         super().__init__()
         self.group_norm = nn.GroupNorm(groups, channels, NORM_EPS)
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x):
@@ -55,7 +53,7 @@ class SpatialAttention(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, then down- or upsampling; a level of the encoder has only the first kind."""
+    """Residual blocks at one resolution, followed by downsampling (encoder) or upsampling (decoder) if asked for."""
 
     def __init__(self, in_channels, channels, layers, groups, down=False, up=False):
         super().__init__()
@@ -78,7 +76,7 @@ class Level(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention, residual block at the lowest resolution."""
+    """A residual block, attention and another residual block, at the lowest resolution."""
 
     def __init__(self, channels, groups):
         super().__init__()
@@ -90,7 +88,7 @@ class MidBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """(B, 3, H, W) -> (B, 8, H/f, W/f): means and log-variances before `quant_conv`."""
+    """Pictures (B, 3, H, W) -> means and log-variances before `quant_conv` (B, 8, H/f, W/f)."""
 
     def __init__(self, config):
         super().__init__()
@@ -112,7 +110,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, 4, h, w) after `post_quant_conv` -> (B, 3, f·h, f·w)."""
+    """Latents (B, 4, h, w) after `post_quant_conv` -> pictures (B, 3, f·h, f·w)."""
 
     def __init__(self, config):
         super().__init__()
@@ -146,12 +144,12 @@ class VAE(nn.Module):
 
     @classmethod
     def from_file(cls, path, config=None, dtype=None):
-        """Load from the component's own file or a whole LDM file; arguments and errors as in `UNet.from_file`."""
-        return load_component(cls, check_config(VAEConfig, config, "AutoencoderKL"), path, "vae", dtype)
+        """Read the VAE's own file or a single file of a whole model, as `UNet.from_file` does."""
+        return read_network(cls, check_config(VAEConfig, config, "AutoencoderKL"), path, "vae", dtype)
 
     @property
     def factor(self):
-        """f: pixels per latent position and side."""
+        """f, the number of pixels along the side of one latent position."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     def encode(self, images):
@@ -159,10 +157,9 @@ class VAE(nn.Module):
 
         logvar is clamped to [-30, 20] as in the official code. Raises ValueError for other sizes.
         """
-        if images.shape[-2] % self.factor or images.shape[-1] % self.factor:
-            raise ValueError(
-                f"picture of {images.shape[-1]} x {images.shape[-2]} pixels: width and height must be multiples of {self.factor}"
-            )
+        height, width = images.shape[-2:]
+        if height % self.factor or width % self.factor:
+            raise ValueError(f"picture of {width} x {height} pixels: both must be multiples of {self.factor}")
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
 
@@ -172,7 +169,7 @@ class VAE(nn.Module):
 
 
 def sample_latents(mean, logvar, generator=None):
-    """One draw z = mean + exp(logvar/2)·ε of the VAE's posterior, ε ~ N(0, I) drawn on the CPU in float32.
+    """One sample z = mean + exp(logvar/2)·ε of the VAE's posterior, with ε ~ N(0, I) made on the CPU in float32.
 
     (Kingma & Welling 2014, eq. 10, with L = 1)
     """
