@@ -19,7 +19,8 @@ setup(
     extras_require={
         "test": ["pytest>=8", "diffusers>=0.30", "transformers>=4.44", "accelerate>=0.30", "peft>=0.18", "scipy>=1.11", "ruff>=0.6", "setuptools>=64",
                  "matplotlib>=3.8", "nbformat>=5.9", "nbclient>=0.10", "ipykernel>=6.29"],  # these execute the tutorials
-        "tutorials": ["matplotlib>=3.8", "nbformat>=5.9", "notebook>=7.2"],
+        "tutorials": ["matplotlib>=3.8", "nbformat>=5.9", "notebook>=7.2", "scipy>=1.11"],
+        "experiments": ["scipy>=1.11"],  # intervals over seeds
         "metrics": ["transformers>=4.44"],  # CLIP and DINO of minibnn.photo_metrics
     },
 )
