@@ -1,7 +1,6 @@
-"""Is our UNet as fast as diffusers', and is `layers.attention` the fastest choice here?
+"""Is a training step of our UNet as fast as one of diffusers' UNet, in the tiny configuration?
 
-    python benchmarks/unet_speed.py              training step of the tiny configuration, ours / diffusers'
-    python benchmarks/unet_speed.py --attention  fused attention against two matmuls and a softmax
+    python benchmarks/unet_speed.py
 
 Both sides alternate within one run; the printed ratio is that of the medians.
 """
@@ -15,8 +14,6 @@ import torch.nn.functional as F
 
 from minibnn.networks.unet import UNet
 from minibnn.world.pretrain import UNET_CONFIG
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def alternate(a, b, repeats):
@@ -57,49 +54,17 @@ def training_step(options):
             lambda x=x, t=t, c=context: step(theirs, theirs(x, t, c).sample, x),
             options.repeats,
         )
-        print(f"training step, batch {batch:3d}: ours {a * 1e3:7.1f} ms, diffusers {b * 1e3:7.1f} ms, ratio {a / b:.3f}")
-
-
-def fused(q, k, v):
-    return F.scaled_dot_product_attention(q, k, v)
-
-
-def by_hand(q, k, v):
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
-
-
-SHAPES = (  # batch, heads, queries, keys, channels per head: the tiny model's, then SD's at 256 × 256 pixels
-    (2, 4, 64, 64, 16), (2, 4, 64, 77, 16), (16, 4, 64, 64, 16), (16, 4, 16, 77, 32), (2, 8, 1024, 1024, 40), (2, 8, 1024, 77, 40),
-)  # fmt: skip
-
-
-def attention(options):
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    for name, dtype in DTYPES.items():
-        for b, h, n, length, d in SHAPES:
-            q, k, v = (torch.randn(b, m, h * d, device=device, dtype=dtype) for m in (n, length, length))
-            words = f"{name:9s} batch {b:2d}, {h} heads of {d}, {n:4d} queries, {length:4d} keys"
-            for what, train in (("forward", False), ("with backward", True)):
-                leaves = [x.clone().requires_grad_(train) for x in (q, k, v)]
-
-                def run(kernel, leaves=leaves, train=train, h=h, q=q):
-                    out = kernel(*(x.unflatten(-1, (h, -1)).transpose(1, 2) for x in leaves)).transpose(1, 2).flatten(-2)
-                    if train:
-                        out.backward(q)
-
-                x, y = alternate(lambda run=run: run(fused), lambda run=run: run(by_hand), options.repeats)
-                print(f"{words}, {what:13s}: fused {x * 1e3:8.2f} ms, by hand {y * 1e3:8.2f} ms, ratio {x / y:.2f}", flush=True)
+        figures = f"ours {a * 1e3:7.1f} ms, diffusers {b * 1e3:7.1f} ms, ratio {a / b:.3f}"
+        print(f"training step, batch {batch:3d}: {figures}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--attention", action="store_true")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 16])
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    attention(options) if options.attention else training_step(options)
+    training_step(options)
 
 
 if __name__ == "__main__":
