@@ -1,13 +1,18 @@
 from setuptools import setup
 
+ROOMS = ("cli", "experiments", "files", "finetune", "lab", "neighbours", "networks", "options", "photo", "world")
+ASSETS = ("*.safetensors", "*.json", "flow/*", "tiny/*", "tiny/*/*")
+
 setup(
     name="minibnn",
     version="0.1.0",
     description="Bayesian few-shot fine-tuning of Stable Diffusion, from scratch: a minimal, educational reference",
     python_requires=">=3.10",
-    packages=["minibnn", "minibnn.experiments", "minibnn_kernels"],
-    package_dir={"minibnn": "minibnn", "minibnn_kernels": "kernels"},  # kernels/ has no __init__.py: Hugging Face owns that name
-    package_data={"minibnn": ["assets/*.safetensors", "assets/*.json", "assets/flow/*", "assets/tiny/*", "assets/tiny/*/*"]},
+    packages=["minibnn", *(f"minibnn.{room}" for room in ROOMS), "minibnn_kernels"],
+    # kernels/ has no __init__.py, because the package `kernels` is Hugging Face's
+    package_dir={"minibnn": "minibnn", "minibnn_kernels": "kernels"},
+    package_data={"minibnn": [f"assets/{pattern}" for pattern in ASSETS]},
+    entry_points={"console_scripts": ["minibnn = minibnn.__main__:main"]},
     install_requires=[
         "torch>=2.6",
         "numpy>=1.26",
@@ -17,10 +22,13 @@ setup(
         "triton>=3.2; platform_system == 'Linux'",
     ],
     extras_require={
-        "test": ["pytest>=8", "diffusers>=0.30", "transformers>=4.44", "accelerate>=0.30", "peft>=0.18", "scipy>=1.11", "ruff>=0.6", "setuptools>=64",
-                 "matplotlib>=3.8", "nbformat>=5.9", "nbclient>=0.10", "ipykernel>=6.29"],  # these execute the tutorials
+        "test": [
+            "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "setuptools>=64",
+            "diffusers>=0.30", "transformers>=4.44", "accelerate>=0.30", "peft>=0.18", "scipy>=1.11",  # the oracles
+            "matplotlib>=3.8", "nbformat>=5.9", "nbclient>=0.10", "ipykernel>=6.29",  # these execute the tutorials
+        ],
         "tutorials": ["matplotlib>=3.8", "nbformat>=5.9", "notebook>=7.2", "scipy>=1.11"],
-        "experiments": ["scipy>=1.11"],  # intervals over seeds
-        "metrics": ["transformers>=4.44"],  # CLIP and DINO of minibnn.photo_metrics
+        "experiments": ["matplotlib>=3.8", "scipy>=1.11"],  # figures, and intervals over seeds
+        "metrics": ["transformers>=4.44"],  # CLIP and DINO of the command photo-measures
     },
 )
