@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .. import StableDiffusion
 from ..files.store import read_json, write_json, write_whole
 from ..neighbours import bps, bps_branch
 from ..options.parsing import readable, run, seed_number
 from ..pictures import grid, to_pil, to_tensor
+from ..pipeline import StableDiffusion
 from ..world import scenes as world
 from ..world.classifier import random_scenes, reconstruct
 from .bps_judge import drawn, judged, train_judge

@@ -21,12 +21,12 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from .. import StableDiffusion
 from ..errors import UserError
 from ..files.store import read_json, write_json, write_tensors, write_whole
 from ..neighbours import flow
 from ..options.parsing import readable, run, seed_number
 from ..pictures import grid, to_pil
+from ..pipeline import StableDiffusion
 
 PLANE_STEPS, PLANE_LR, PLANE_BATCH, PLANE_POINTS = 1500, 5e-3, 256, 4000
 EULER = (5, 10)
