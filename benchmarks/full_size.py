@@ -1,12 +1,12 @@
 """Full-size Stable Diffusion v1.5 with random weights: does it load and compute like diffusers'?
 
-    python benchmarks/full_size.py make FOLDER     writes FOLDER/diffusers/ and FOLDER/ldm.safetensors (float32, 2 × 4 GB)
-    python benchmarks/full_size.py check FOLDER    loads both layouts with minibnn and the folder with diffusers and
-                                                   compares the outputs; prints peak memory and times
+    python benchmarks/full_size.py make FOLDER    writes FOLDER/diffusers/, FOLDER/ldm.safetensors (float32, 2 × 4 GB)
+    python benchmarks/full_size.py check FOLDER   loads both layouts with minibnn and the folder with diffusers and
+                                                  compares the outputs; prints peak memory and times
     python benchmarks/full_size.py train FOLDER --images PHOTOS
-                                                   two training steps at 256 × 256 in bf16 on a CPU, with peak memory
+                                                  two training steps at 256 × 256 in bf16 on a CPU, with peak memory
 
-The weights are random but so scaled that activations keep their size; the tokenizer is the bundled one.
+The weights are random, scaled so that activations keep their size; the tokenizer is the bundled one.
 """
 
 import argparse
@@ -22,8 +22,8 @@ import torch
 
 from minibnn import VAE, StableDiffusion, TextEncoder, UNet
 from minibnn.files.configs import RECIPE, SD_SCHEDULER, official_configs
-from minibnn.networks.tokenizer import Tokenizer
 from minibnn.files.store import ASSETS
+from minibnn.networks.tokenizer import Tokenizer
 
 
 def peak_gib():
@@ -65,12 +65,25 @@ def check(folder):
     context, z = torch.randn(1, 77, 768, generator=generator), torch.randn(1, 4, 16, 24, generator=generator)
     images = torch.rand(1, 3, 128, 192, generator=generator) * 2 - 1
     ids = torch.randint(0, 49408, (2, 77), generator=generator)
+
+    def both_ways(vae, encoded, decoded):
+        return torch.cat([encoded(vae.encode(images)).flatten(), decoded(vae.decode(z)).flatten()])
+
     sources = {
-        "unet": (UNet, diffusers.UNet2DConditionModel, lambda n: n(x, t, context), lambda n: n(x, t, context).sample),
-        "vae": (VAE, diffusers.AutoencoderKL, lambda n: torch.cat([n.encode(images)[0].flatten(), n.decode(z).flatten()]),
-                lambda n: torch.cat([n.encode(images).latent_dist.mean.flatten(), n.decode(z).sample.flatten()])),
-        "text_encoder": (TextEncoder, transformers.CLIPTextModel, lambda n: n(ids), lambda n: n(ids).last_hidden_state),
-    }  # fmt: skip
+        "unet": (
+            UNet, diffusers.UNet2DConditionModel,
+            lambda n: n(x, t, context), lambda n: n(x, t, context).sample,
+        ),
+        "vae": (
+            VAE, diffusers.AutoencoderKL,
+            lambda n: both_ways(n, lambda moments: moments[0], lambda picture: picture),
+            lambda n: both_ways(n, lambda out: out.latent_dist.mean, lambda out: out.sample),
+        ),
+        "text_encoder": (
+            TextEncoder, transformers.CLIPTextModel,
+            lambda n: n(ids), lambda n: n(ids).last_hidden_state,
+        ),
+    }
     worst = 0.0
     with torch.no_grad():
         for part, (ours, theirs, run_ours, run_theirs) in sources.items():
@@ -102,10 +115,12 @@ def train(folder, images):
     classes.mkdir(exist_ok=True)
     shutil.copy(sorted(p for p in Path(images).iterdir() if p.suffix in (".jpg", ".png"))[0], classes)
     command = [
-        sys.executable, "-m", "minibnn.train", "--images", images, "--model", str(folder / "diffusers"), "--out", str(out),
-        "--prompt", "a photo of a sks backpack", "--class-prompt", "a photo of a backpack", "--class-images", str(classes),
-        "--class-count", "1", "--resolution", "256", "--steps", "2", "--dtype", "bfloat16", "--samples", "0",
-    ]  # fmt: skip
+        sys.executable, "-m", "minibnn.train",
+        "--images", images, "--model", str(folder / "diffusers"), "--out", str(out),
+        "--prompt", "a photo of a sks backpack", "--class-prompt", "a photo of a backpack",
+        "--class-images", str(classes), "--class-count", "1",
+        "--resolution", "256", "--steps", "2", "--dtype", "bfloat16", "--samples", "0",
+    ]
     script = (
         "import resource, subprocess, sys, time; s = time.time(); c = subprocess.run(sys.argv[1:]).returncode; "
         "print(f'exit code {c}, {time.time() - s:.0f} s, peak memory "

@@ -2,9 +2,9 @@
 
     python benchmarks/monitor_cost.py --images tutorials/dog
 
-Trains once with the recipe and the monitor, and adds up, in that one run, the time spent in the monitor (its set-up, each look,
-the steps it saves) and in everything else from the first step on: class pictures and samples, which a user waits for too,
-are not counted, so that the share is not flattered.
+Trains once with the recipe and the monitor, and adds up, in that one run, the time spent in the monitor (its set-up,
+each look, the steps it saves) and in everything else from the first step on. Class pictures and samples, for which a
+user waits, too, are not counted, so that the share does not look smaller than it is.
 """
 
 import argparse
@@ -45,10 +45,13 @@ def main():
         words += ["--steps", str(options.steps)] if options.steps else []
         train.train(parse(TrainOptions, "minibnn.train", words), lambda step, sd: moments.append(time.perf_counter()))
     looks = [seconds for seconds in spent[1:] if seconds > 0.01]  # between looks a call returns at once
-    total = spent[0] + moments[-1] - moments[0] + spent[-1]  # a moment is taken just before the monitor looks at the same step
+    total = spent[0] + moments[-1] - moments[0] + spent[-1]  # a moment is taken just before the monitor's look
     share = sum(spent) / total
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads: {len(moments) - 1} steps in {total:.1f} s, of which the monitor "
-          f"{sum(spent):.1f} s ({len(looks)} looks of {sum(looks) / len(looks):.2f} s, set-up {spent[0]:.2f} s): {share:.1%}")  # fmt: skip
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads: {len(moments) - 1} steps in {total:.1f} s")
+    print(
+        f"of which the monitor {sum(spent):.1f} s: {share:.1%} "
+        f"({len(looks)} looks of {sum(looks) / len(looks):.2f} s, set-up {spent[0]:.2f} s)"
+    )
 
 
 if __name__ == "__main__":
