@@ -1,4 +1,4 @@
-"""The one door for all commands: `python -m minibnn COMMAND …`, or `minibnn COMMAND …` where the package is installed."""
+"""The one door for all commands: `python -m minibnn COMMAND …`, or `minibnn COMMAND …` after an installation."""
 
 import os
 import sys
@@ -24,8 +24,8 @@ COMMANDS = {  # name: (what it does, its options, module:function, what the func
     "probe-scaled": ("k times a picture denoised (Fig. 12)", commands.ProbeOptions, "lab.probes:look", "probe-scaled"),
     "probe-blank": ("a blank picture denoised (Fig. 10b)", commands.ProbeOptions, "lab.probes:look", "probe-blank"),
     "graft": ("learn from own samples that a reward accepts", commands.GraftOptions, "neighbours.graft:graft"),
-    "flow": ("a flow, and its inverse noise correction", commands.FlowOptions, "neighbours.flow:flow"),
-    "bps": ("steer a frozen model by hints", commands.BpsOptions, "neighbours.bps:bps"),
+    "flow": ("a flow, and its inverse noise correction", commands.FlowOptions, "neighbours.flow:train_or_draw"),
+    "bps": ("steer a frozen model by hints", commands.BpsOptions, "neighbours.bps:train_or_draw"),
     "experiment corruption": (PHASES, experiments.CorruptionOptions, "experiments.corruption:experiment"),
     "experiment report": ("curves, verdicts, tables of these", experiments.ReportOptions, "experiments.report:report"),
     "experiment methods": ("Table 1, small", experiments.MethodsOptions, "experiments.methods:table", "methods"),
@@ -43,7 +43,7 @@ def main(*words):
     if not words or words[0] in ("-h", "--help"):
         print("python -m minibnn COMMAND …\n")
         for name, (what, *_) in COMMANDS.items():
-            print(f"  {name:25s}{what}")
+            print(f"  {name:27s}{what}")
         print("\npython -m minibnn COMMAND --help lists the options of one.")
         return
     length = 2 if words[0] == "experiment" else 1

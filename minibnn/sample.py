@@ -9,6 +9,11 @@ Follows: diffusers' `StableDiffusionPipeline`; classifier-free guidance of Ho & 
 The functions are methods of `StableDiffusion` (`pipeline.py`): `sd.generate(["a dog"])`.
 """
 
+if __name__ == "__main__":  # before torch is imported, so that --help and a mistyped option answer at once
+    from minibnn.__main__ import main
+
+    raise SystemExit(main("sample"))
+
 import math
 
 import torch
@@ -43,9 +48,9 @@ def generate(sd, prompts, steps=None, guidance=None, seed=0, negative_prompt="",
     """Draw one picture for each prompt: a list of n strings -> a list of n PIL images.
 
     steps, guidance, size (pixels, or (width, height)): None takes the recipe's (50, 7.5 and 512 for SD).
-    sampler: "ddim" (with η = `eta`) or "pndm". The starting noise is
-    `torch.randn(n, 4, h, w, generator=torch.Generator().manual_seed(seed))` on the CPU, so that a seed means the same on
-    every device. predictor: what takes the place of `guided_eps`, for instance that of `guidance.one_condition`.
+    sampler: "ddim" (with η = `eta`) or "pndm". The starting noise is made on the CPU, so that a seed means the same on
+    every device: `torch.randn(n, 4, h, w, generator=torch.Generator().manual_seed(seed))`.
+    predictor: what takes the place of `guided_eps`, for instance that of `guidance.one_condition`.
     Raises UserError for sizes that are no multiples of the network's factor and for bad numbers.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -103,9 +108,3 @@ def check_numbers(sampler, eta, guidance, seed):
         raise UserError(f"guidance = {guidance} is no finite number")
     if not 0 <= seed < 2**63:
         raise UserError(f"seed = {seed} is outside 0..2**63 - 1")
-
-
-if __name__ == "__main__":
-    from minibnn.__main__ import main
-
-    main("sample")

@@ -11,6 +11,11 @@ The loop knows nothing of folders, progress bars and samples: observers see to t
 But: the text encoder and the VAE are not trained; one device.
 """
 
+if __name__ == "__main__":  # before torch is imported, so that --help and a mistyped option answer at once
+    from minibnn.__main__ import main
+
+    raise SystemExit(main("train"))
+
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -63,7 +68,7 @@ def train(training, options, batches, observers=()):
             x_t = schedule.q_sample(x0, eps, abar[t])
             target = schedule.velocity(x0, eps, abar[t]) if sd.v_prediction else eps
             predicted = training.predict(x_t, t, condition, generator)
-            subject, *of_class = (predicted.float() - target).square().split(options.batch_size)
+            subject, *of_class = (predicted.to(target.dtype) - target).square().split(options.batch_size)
             terms = {"diffusion": (1.0, subject.mean())}
             if of_class:
                 terms["prior"] = (options.prior_weight, of_class[0].mean())
@@ -114,7 +119,8 @@ def fine_tuning(sd, options):
         with torch.autocast(sd.device.type, dtype, enabled=dtype != torch.float32):
             return unet(x_t, t, context)
 
-    optimiser, scaler = make_optimiser(unet, options.lr), torch.amp.GradScaler(sd.device.type, enabled=dtype == torch.float16)
+    optimiser = make_optimiser(unet, options.lr)
+    scaler = torch.amp.GradScaler(sd.device.type, enabled=dtype == torch.float16)
     means = {name: mu.detach().clone() for name, (mu, _) in bayes.sigmas(unet).items()} if options.lambda_kl else {}
     return Training(sd, unet, predict, optimiser, scaler, means)
 
@@ -138,7 +144,9 @@ class Batches:
 
     def __init__(self, sd, sources, size, seed):
         self.size, self.seed, self.scale = size, seed, sd.vae.config.scaling_factor
-        self.sources = [(*data.latent_moments(sd.vae, images), sd.encode_prompts([prompt])) for images, prompt in sources]
+        self.sources = [
+            (*data.latent_moments(sd.vae, images), sd.encode_prompts([prompt])) for images, prompt in sources
+        ]
         sd.vae.cpu()
         sd.text_encoder.cpu()
 
@@ -153,7 +161,7 @@ class Batches:
 
 @contextlib.contextmanager
 def at_the_mean(sd, dtype=torch.float32):
-    """Inside, a model in training can be used as it will be: all parts on its device, weights at θ = μ, under autocast."""
+    """Inside, a model in training draws as it will draw later: all parts on its device, weights at θ = μ, autocast."""
     sd.to(sd.device)
     sd.unet.eval()
     try:
@@ -163,9 +171,3 @@ def at_the_mean(sd, dtype=torch.float32):
         sd.unet.train()
         sd.vae.cpu()
         sd.text_encoder.cpu()
-
-
-if __name__ == "__main__":
-    from minibnn.__main__ import main
-
-    main("train")
