@@ -1,4 +1,4 @@
-"""The judge of the world: trained once, read again, refused when damaged."""
+"""The classifier and the judge of the world: they are trained once, read again, and refused when damaged."""
 
 import pytest
 import torch
@@ -8,15 +8,7 @@ from minibnn.errors import UserError
 from minibnn.experiments.bps_judge import train_judge
 from minibnn.options.commands import EvaluateOptions
 from minibnn.world import scenes as world
-from minibnn.world.classifier import (
-    ATTRIBUTES,
-    accuracy,
-    fit_on_world,
-    labels,
-    random_scenes,
-    right,
-    train_classifier,
-)
+from minibnn.world.classifier import ATTRIBUTES, accuracy, fit_on_world, labels, random_scenes, right, train_classifier
 from minibnn.world.evaluate import evaluate
 
 SCENES = [world.Scene("dog", "red", "grass"), world.Scene("car", "blue", "beach"), world.Scene("dog", "green", "beach")]
@@ -25,7 +17,7 @@ SCENES = [world.Scene("dog", "red", "grass"), world.Scene("car", "blue", "beach"
 @pytest.mark.parametrize("train", [train_classifier, train_judge])
 def test_trained_once_then_read(train, tmp_path):
     path = tmp_path / "network.safetensors"
-    first, again = train(path, 2, 4), train(path, 10**9, 4)  # would take for ever if it trained
+    first, again = train(path, 2, 4), train(path, 10**9, 4)  # the second would take years if it trained
     assert not first.training and not again.training
     other = train(tmp_path / "other.safetensors", 3, 4)
     for (name, a), b, c in zip(first.named_parameters(), again.parameters(), other.parameters(), strict=True):
@@ -45,7 +37,7 @@ def test_what_each_step_draws_and_learns():
         def __init__(self):
             super().__init__(1, 1, bias=False)
 
-    with pytest.raises(UserError):  # nowhere to write to
+    with pytest.raises(UserError):  # because the network cannot be written there
         fit_on_world(One, "/dev/null/one.safetensors", 3, 2, 6, 0.1, loss_of)
     assert seen == [(random_scenes(2, [6, step]), step) for step in range(3)]
     torch.manual_seed(0)
@@ -65,11 +57,12 @@ def test_a_damaged_or_another_network_is_refused(train, tmp_path):
 
 
 def test_right_counts_what_the_scenes_say():
-    logits = {name: torch.eye(len(values))[target] for (name, values), target in zip(ATTRIBUTES.items(), labels(SCENES).values(), strict=True)}
+    logits = {name: torch.eye(len(ATTRIBUTES[name]))[target] for name, target in labels(SCENES).items()}
     assert right(logits, SCENES) == {"subject": 1.0, "colour": 1.0, "background": 1.0}
     logits["colour"][0] = logits["colour"][1]
     assert right(logits, SCENES) == pytest.approx({"subject": 1.0, "colour": 2 / 3, "background": 1.0})
-    seen = accuracy(lambda part: {name: values[: len(part)] for name, values in logits.items()}, torch.zeros(3, 3, 64, 64), SCENES)
+    images = torch.arange(3).view(3, 1, 1, 1)
+    seen = accuracy(lambda part: {name: values[part.flatten()] for name, values in logits.items()}, images, SCENES)
     assert seen == right(logits, SCENES)
 
 

@@ -1,4 +1,4 @@
-"""The command that made the bundled model: resumable stages, mistakes in one line. Its result is judged in test_tiny.py."""
+"""The command that made the bundled model: it can be resumed, and tells mistakes in one line."""
 
 import dataclasses
 
@@ -8,12 +8,12 @@ import torch
 from minibnn import StableDiffusion
 from minibnn.errors import UserError
 from minibnn.options.commands import PretrainOptions
-from minibnn.world.pretrain import pretrain, worker
+from minibnn.world.pretrain import optimise, pretrain, worker
 
 
 @pytest.fixture
 def spawned(monkeypatch):
-    """`torch.multiprocessing.spawn` that calls the only worker here: how often it did, with which options."""
+    """`torch.multiprocessing.spawn` calls its only worker in this process; returns the options of all calls."""
     calls, threads = [], torch.get_num_threads()
 
     def spawn(function, args, nprocs, daemon):
@@ -28,19 +28,37 @@ def spawned(monkeypatch):
 
 @pytest.fixture
 def options(tmp_path):
-    work, out = str(tmp_path / "work"), str(tmp_path / "model")
-    return PretrainOptions(work=work, out=out, vae_steps=1, text_steps=1, unet_steps=1, pictures=64, processes=1, threads=1)
+    paths = {"work": str(tmp_path / "work"), "out": str(tmp_path / "model")}
+    steps = {"vae_steps": 1, "text_steps": 1, "unet_steps": 1}
+    return PretrainOptions(**paths, **steps, pictures=64, processes=1, threads=1)
 
 
 def test_a_model_from_nothing_and_a_damaged_checkpoint(options, spawned, tmp_path):
-    with pytest.raises(UserError, match="unet.safetensors is missing: the stage that makes it has not run"):
-        pretrain(dataclasses.replace(options, stage="text"))
     pretrain(options)
     assert StableDiffusion.load(options.out).generate(["a dog"], 1)[0].size == (64, 64)
     (tmp_path / "work" / "vae.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="vae.safetensors .* is damaged"):
         pretrain(options)
-    assert len(spawned) == 2
+    assert len(spawned) == 1
+
+
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(tmp_path):
+    def train(folder, stop=None):
+        torch.manual_seed(0)
+        module = torch.nn.Linear(3, 2)
+
+        def loss_of_step(step):
+            if step == stop:
+                raise KeyboardInterrupt
+            return module(torch.randn(4, 3, generator=torch.Generator().manual_seed(step))).square().mean()
+
+        return optimise("a", module, loss_of_step, 300, 1e-2, PretrainOptions(work=str(folder), processes=1), 0)
+
+    whole = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", 260)  # its last checkpoint is that of step 250
+    resumed = train(tmp_path / "stopped")
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
 def test_what_a_process_reports_is_one_line_too(options, monkeypatch):

@@ -1,7 +1,7 @@
-"""The world's drawings: fixed by their seed, telling apart what captions tell apart, held out what is said to be."""
+"""The world's drawings: a seed fixes them, they differ where captions differ, and what is held out is never drawn."""
 
+import itertools
 from dataclasses import replace
-from itertools import combinations as pairs
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_size_of_the_world():
     assert world.draw(world.Scene("dog", "red", "grass")).size == (64, 64)
     seen, held_out = world.combinations(), world.combinations(held_out=True)
     assert len(seen) + len(held_out) == 960 and len(held_out) == 47
-    for position in range(3):  # nothing is held out as a whole
+    for position in range(3):  # no subject, colour or background is held out as a whole
         assert {c[position] for c in seen} == {c[position] for c in seen + held_out}
 
 
@@ -35,7 +35,7 @@ def test_drawings_are_fixed_by_their_seed():
 def test_every_subject_colour_and_background_shows():
     base = world.Scene("dog", "red", "grass")
     for field, values in (("subject", world.SUBJECTS), ("colour", world.COLOURS), ("background", world.BACKGROUNDS)):
-        for a, b in pairs(values, 2):
+        for a, b in itertools.combinations(values, 2):
             difference = np.abs(array(replace(base, **{field: a})) - array(replace(base, **{field: b})))
             assert difference.max() > 40, (a, b)
 
@@ -79,7 +79,8 @@ def test_captions():
     assert world.caption(next(world.dog_scenes())) == "a dog on the grass"
     rng = np.random.default_rng(0)
     some = {random_caption(world.Scene("car", "red", "beach"), rng) for _ in range(200)}
-    assert some == {f"{p}{a}{b}" for p in ("", "a photo of ") for a in ("a red car", "a car") for b in ("", " on the beach")}
+    parts = itertools.product(("", "a photo of "), ("a red car", "a car"), ("", " on the beach"))
+    assert some == {"".join(words) for words in parts}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -95,7 +96,7 @@ def test_random_scenes_stay_inside(seed):
 def test_every_word_of_the_vocabulary_is_one_token(tmp_path):
     tokenizer = make_vocabulary(all_words(), tmp_path)
     assert all(len(tokenizer.encode(word)) == 1 for word in all_words())
-    assert len(tokenizer.encode("unheard")) > 1  # other words fall apart into letters, and are not lost
+    assert len(tokenizer.encode("unheard")) > 1  # other words are split into letters and are not lost
     caption_words = set(world.caption(world.Scene("dog", "red", "brick")).split())
     assert not caption_words & set(RARE_WORDS)
 
@@ -110,20 +111,21 @@ def test_the_vocabulary_is_read_alike_by_transformers(tmp_path):
 
 
 def test_the_command_writes_what_it_is_told_to(tmp_path):
-    options = WorldOptions(out=str(tmp_path / "new" / "sheet.png"), dog=str(tmp_path / "dog"), pairs=str(tmp_path / "pairs"), count=2, hint="mask")
-    world.main(options)
-    assert Image.open(options.out).size == (12 * 68 - 4, 6 * 68 - 4)
-    assert sorted(p.name for p in (tmp_path / "dog").iterdir()) == [f"{i:02d}.png" for i in range(6)]
-    assert sorted(p.name for p in (tmp_path / "pairs").iterdir()) == [f"{i:03d}{s}" for i in range(2) for s in (".hint.png", ".png", ".txt")]
+    out, dog, pairs = tmp_path / "new" / "sheet.png", tmp_path / "dog", tmp_path / "pairs"
+    world.make_drawings(WorldOptions(out=str(out), dog=str(dog), pairs=str(pairs), count=2, hint="mask"))
+    assert Image.open(out).size == (12 * 66 - 2, 6 * 66 - 2)
+    assert sorted(p.name for p in dog.iterdir()) == [f"{i:02d}.png" for i in range(6)]
+    names = [f"{i:03d}{suffix}" for i in range(2) for suffix in (".hint.png", ".png", ".txt")]
+    assert sorted(p.name for p in pairs.iterdir()) == names
 
 
 def test_the_command_refuses_in_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="nothing to draw: give --out PNG, --dog DIR or --pairs DIR"):
-        world.main(WorldOptions())
+        world.make_drawings(WorldOptions())
     with pytest.raises(UserError, match="--out a.jpg: the name must end with .png"):
-        world.main(WorldOptions(out="a.jpg", dog=str(tmp_path / "dog")))
+        world.make_drawings(WorldOptions(out="a.jpg", dog=str(tmp_path / "dog")))
     assert not (tmp_path / "dog").exists()
-    for options in (WorldOptions(out=f"{tmp_path}/file/a.png"), WorldOptions(dog=f"{tmp_path}/file"), WorldOptions(pairs=f"{tmp_path}/file")):
+    for option, path in (("out", "file/a.png"), ("dog", "file"), ("pairs", "file")):
         with pytest.raises(UserError, match="cannot write .*/file/"):
-            world.main(options)
+            world.make_drawings(WorldOptions(**{option: str(tmp_path / path)}))

@@ -1,6 +1,6 @@
-"""The words of the world: captions with parts left out, and a vocabulary in CLIP's file format in which each is one token.
+"""The words of the world: captions with parts left out, and a vocabulary in which each word is one token.
 
-Byte-pair encoding of Sennrich et al. 2016, trained until no word is split.
+The vocabulary is the byte-pair encoding of Sennrich et al. 2016, learned until no word is split, in CLIP's file format.
 """
 
 import json
@@ -10,7 +10,7 @@ from ..files.store import write_text
 from ..networks.tokenizer import END, START, Tokenizer, byte_symbols
 from . import scenes as world
 
-RARE_WORDS = ("sks", "zwx", "ohwx", "qxv", "vlk", "ruq")  # in no caption: free to name a subject of one's own
+RARE_WORDS = ("sks", "zwx", "ohwx", "qxv", "vlk", "ruq")  # no caption has them: they are free to name a new subject
 SPARE_WORDS = ("photo", "of", "picture", "drawing", "the", "and", "my", "small", "big")
 
 
@@ -36,13 +36,13 @@ def make_vocabulary(words, folder):
 
 
 def all_words():
-    """Every word of the captions, and the spare and rare ones."""
+    """The set of all words: those of the captions, the spare and the rare ones."""
     captions = [world.caption(world.Scene(*c)) for c in world.combinations() + world.combinations(held_out=True)]
     return {*" ".join(captions).split(), "a", "an", *SPARE_WORDS, *RARE_WORDS}
 
 
 def random_caption(scene, rng):
-    """The scene's caption, sometimes without its colour, its background or both, sometimes "a photo of …"."""
+    """The scene's caption, sometimes without its colour or its background, sometimes after "a photo of"."""
     colour = scene.colour + " " if rng.random() < 0.8 else ""
     place = " " + world.BACKGROUNDS[scene.background] if rng.random() < 0.85 else ""
     words = world.article(f"{colour}{scene.subject}{place}")

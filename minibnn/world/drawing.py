@@ -1,7 +1,7 @@
-"""How the world's subjects and backgrounds are drawn: `SUBJECTS[name](pen, main, accent, spotted)`, `background(name, rng)`.
+"""How the subjects and the backgrounds of the world are drawn.
 
-Subjects are polygons and ellipses in their own coordinates, drawn four times as large and then averaged (`world.draw`);
-backgrounds are formulas over the 64 × 64 pixels.
+`SUBJECTS[name](pen, main, accent, spotted)` draws a subject from polygons and ellipses, in two RGB colours. It is drawn
+four times as large and then averaged (`scenes.draw`). `background(name, rng)` is a formula over the 64 × 64 pixels.
 """
 
 import math
@@ -11,49 +11,45 @@ from PIL import ImageDraw
 
 SIZE = 64  # pixels
 SUPERSAMPLE = 4  # subjects are drawn four times as large, then averaged
-
-# --- drawing tools ----------------------------------------------------------------------------------------------------
-
 BLACK, WHITE, GOLD = (24, 22, 26), (250, 250, 250), (250, 206, 60)
 
 
 def shade(colour, factor):
-    """Darker for factor < 1, towards white for factor > 1 (2 is white)."""
+    """The RGB colour made darker by a factor below 1 (0 is black), lighter by a factor above 1 (2 is white)."""
     if factor <= 1:
         return tuple(round(c * factor) for c in colour)
     return tuple(round(c + (255 - c) * (factor - 1)) for c in colour)
 
 
 class Pen:
-    """Draws in the subject's own coordinates: [-1, 1]², y downwards, looking right."""
+    """A pen that draws in the subject's own coordinates: [-1, 1]², y downwards, for a subject that looks right."""
 
     def __init__(self, image, scene):
         self.canvas = ImageDraw.Draw(image)
-        tilt, flip = math.radians(scene.tilt), -1 if scene.mirror else 1
-        scale = scene.size * SUPERSAMPLE
-        self.matrix = np.array([[math.cos(tilt), -math.sin(tilt)], [math.sin(tilt), math.cos(tilt)]]) * [flip, 1] * scale
+        c, s = math.cos(math.radians(scene.tilt)), math.sin(math.radians(scene.tilt))
+        self.matrix = np.array([[c, -s], [s, c]]) * [-1 if scene.mirror else 1, 1] * (scene.size * SUPERSAMPLE)
         self.centre = np.array([scene.x, scene.y]) * SUPERSAMPLE
 
     def polygon(self, points, colour):
-        """Filled polygon through the (x, y) points."""
+        """Fill the polygon through the (x, y) points."""
         points = np.asarray(points) @ self.matrix.T + self.centre
         self.canvas.polygon([tuple(p) for p in points], fill=colour)
 
     def ellipse(self, x, y, rx, ry, colour, angle=0.0):
-        """Filled ellipse with half axes rx, ry, turned by `angle` degrees."""
-        turn, a = math.radians(angle), np.linspace(0, 2 * math.pi, 40, endpoint=False)
+        """Fill the ellipse with the half axes rx and ry, turned by `angle` degrees."""
+        a = np.linspace(0, 2 * math.pi, 40, endpoint=False)
         u, v = rx * np.cos(a), ry * np.sin(a)
-        c, s = math.cos(turn), math.sin(turn)
+        c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
         self.polygon(np.stack([x + c * u - s * v, y + s * u + c * v], axis=1), colour)
 
     def box(self, x0, y0, x1, y1, colour):
-        """Filled rectangle."""
+        """Fill the rectangle with these corners."""
         self.polygon([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], colour)
 
-    def spots(self, places, colour=WHITE):
-        """Round spots at (x, y, r)."""
+    def spots(self, places):
+        """Fill white circles, given as (x, y, radius)."""
         for x, y, r in places:
-            self.ellipse(x, y, r, r, colour)
+            self.ellipse(x, y, r, r, WHITE)
 
 
 # --- subjects: (pen, main colour, second colour, spotted) -------------------------------------------------------------
@@ -116,9 +112,8 @@ def _fish(pen, main, accent, spotted):
 
 def _car(pen, main, accent, _):
     pen.polygon([(-0.56, -0.05), (-0.36, -0.56), (0.34, -0.56), (0.6, -0.05)], accent)
-    for points in ([(-0.43, -0.08), (-0.28, -0.45), (-0.04, -0.45), (-0.04, -0.08)],
-                   [(0.06, -0.08), (0.06, -0.45), (0.28, -0.45), (0.45, -0.08)]):  # fmt: skip
-        pen.polygon(points, (190, 226, 244))
+    pen.polygon([(-0.43, -0.08), (-0.28, -0.45), (-0.04, -0.45), (-0.04, -0.08)], (190, 226, 244))  # windows
+    pen.polygon([(0.06, -0.08), (0.06, -0.45), (0.28, -0.45), (0.45, -0.08)], (190, 226, 244))
     pen.polygon([(-1, 0.42), (-0.98, 0.0), (-0.86, -0.1), (0.8, -0.1), (0.98, 0.08), (1, 0.42)], main)
     pen.ellipse(0.92, 0.1, 0.08, 0.09, GOLD)
     for x in (-0.56, 0.56):
@@ -188,16 +183,16 @@ def _heart(pen, main, accent, _):
 SUBJECTS = {
     "dog": _dog, "cat": _cat, "bird": _bird, "fish": _fish, "car": _car, "boat": _boat, "house": _house,
     "tree": _tree, "flower": _flower, "mug": _mug, "star": _star, "heart": _heart,
-}  # fmt: skip
+}
 
 
 # --- backgrounds ------------------------------------------------------------------------------------------------------
 
-Y, X = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64) + 0.5
+Y, X = np.mgrid[0:SIZE, 0:SIZE].astype(float) + 0.5
 
 
 def background(kind, rng):
-    """(64, 64, 3) floats in about [0, 1]: a texture whose details come from `rng` (numpy Generator)."""
+    """A texture, (64, 64, 3) floats in about [0, 1], whose tint and details come from `rng` (numpy Generator)."""
     tint = 1 + rng.uniform(-0.06, 0.06, 3)
     return BACKGROUNDS[kind](rng) * tint
 
@@ -220,7 +215,7 @@ def _beach(rng):
 def _snow(rng):
     sky = _gradient((176, 196, 214), (222, 234, 244))
     hill = rng.uniform(34, 44) + 4 * np.sin(X * 0.1 + rng.uniform(0, 6.28))
-    return np.where((Y > hill)[..., None], np.array([0.95, 0.97, 1.0]) - 0.0015 * (Y - hill)[..., None], sky)
+    return np.where((hill < Y)[..., None], np.array([0.95, 0.97, 1.0]) - 0.0015 * (Y - hill)[..., None], sky)
 
 
 def _water(rng):
@@ -274,4 +269,4 @@ def _fabric(rng):
 BACKGROUNDS = {
     "grass": _grass, "beach": _beach, "snow": _snow, "water": _water, "sky": _sky, "night": _night,
     "brick": _brick, "wood": _wood, "tiles": _tiles, "fabric": _fabric,
-}  # fmt: skip
+}

@@ -1,23 +1,23 @@
 """The eye of the laboratory: a small network whose cosine similarity says how like two pictures are.
 
-Follows: DINO (Caron et al. 2021), by which the paper measures fidelity (App. G), in being self-supervised: it must recognise
-one crop of a picture in another. The loss is that of SimCLR (Chen et al. 2020), which learns fastest at this size:
+Follows: DINO (Caron et al. 2021), by which the paper measures fidelity (App. G), in that it is self-supervised: the
+network must recognise one crop of a picture in another. The loss is that of SimCLR (Chen et al. 2020, eq. 1):
 
-    L = −mean_i log( exp(z_i·z_j(i)/τ) / Σ_{k≠i} exp(z_i·z_k/τ) ),   z: unit vectors, j(i): the other crop    (SimCLR, eq. 1)
+    L = −mean_i log( exp(z_i·z_j(i)/τ) / Σ_{k≠i} exp(z_i·z_k/τ) ),      z: unit vectors, j(i): the other crop
 
-DINO sees detail and noise, and so must this network. All crops of one picture share its damage (none, white noise, blotches,
-blur), and a batch holds each picture in all four states and two subjects on each background: to tell them apart, the network
-must see the damage and the subject, and not only the place. DINO's own loss, tried first, at this size kept the backgrounds
-and overlooked noise; so did, in a short trial, a momentum teacher.
+DINO sees detail and noise, and so must this network. Therefore each picture is in the batch in four states: undamaged,
+with white noise, with blotches and blurred; and two different subjects share each background. To tell all of them
+apart, the network must see the damage and the subject, and not only the place.
 
-The tutorials' dog is not among the training pictures; spotted animals in other colours are.
+The tutorials' dog is not among the training pictures, but spotted animals in other colours are.
 
-    python -m minibnn.fidelity --out minibnn/assets/fidelity.safetensors        about 10 minutes on one core
+But: neither DINO's own loss nor its momentum teacher. In trials, networks of this size overlooked noise with them.
+
+    python -m minibnn world-eye --out minibnn/assets/fidelity.safetensors        about 10 minutes on one core
 """
 
-import argparse
+import itertools
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,65 +25,52 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from ..errors import UserError
-from ..files.store import open_weights, write_tensors
-from ..options.parsing import run
+from ..files.store import ASSETS, read_tensors, write_tensors
 from ..pictures import to_tensor
 from ..pipeline import StableDiffusion
 from . import scenes as world
 from .classifier import reconstruct
+from .damage import blotches, blur, white_noise
 
-FILE = Path(__file__).parents[1] / "assets" / "fidelity.safetensors"
-FEATURES = 128
 TAU = 0.1
 
 
 class Eye(nn.Module):
-    """(B, 3, H, W) in [-1, 1], sides from 32 -> features (B, 128), compared by their cosine."""
+    """Maps pictures (B, 3, H, W) in [-1, 1], at least 32 pixels wide and high, to features (B, 128)."""
 
     def __init__(self):
         super().__init__()
         channels = (3, 32, 64, 128, 128)
         self.body = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a, b, 3, 2, padding=1), nn.GroupNorm(8, b) if i else nn.Identity(), nn.GELU())
-            for i, (a, b) in enumerate(zip(channels, channels[1:], strict=False))
+            for i, (a, b) in enumerate(itertools.pairwise(channels))
         )
-        self.out = nn.Sequential(nn.Linear(2 * sum(channels[1:]), 256), nn.GELU(), nn.Linear(256, FEATURES))
+        self.out = nn.Sequential(nn.Linear(2 * sum(channels[1:]), 256), nn.GELU(), nn.Linear(256, 128))
 
     def forward(self, images):
         x, pooled = images, []
-        for block in self.body:  # the early blocks see grain, above all by its spread; the late ones shapes
+        for block in self.body:  # the early blocks see grain, mostly by its deviation; the late ones see shapes
             x = block(x)
             pooled += [x.mean((2, 3)), (x.var((2, 3)) + 1e-6).sqrt()]
         return self.out(torch.cat(pooled, 1))
 
 
-def asset(path):
-    """The path of a file of this package. Raises UserError if it is missing."""
-    if not path.exists():
-        raise UserError(f"{path} is missing, which comes with minibnn: install it again")
-    return path
-
-
-def shipped(network, path):
-    """The network with the weights of a file of this package, in evaluation mode. Errors as `asset`."""
-    with open_weights(asset(path)) as file:
-        network.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()}, strict=True)  # noqa: SIM118
-    return network.eval().requires_grad_(False)
-
-
 @cache
-def load():
-    """The shipped eye. Errors as `asset`."""
-    return shipped(Eye(), FILE)
+def bundled_eye():
+    """The eye that comes with minibnn, in evaluation mode. Raises WeightsError if its file is missing."""
+    network = Eye()
+    network.load_state_dict(read_tensors(ASSETS / "fidelity.safetensors"))
+    return network.eval().requires_grad_(False)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
 def pictures(pairs, seed):
-    """Two drawings of different things on each of `pairs` random backgrounds, a fifth of them spotted animals in two random
-    colours: (2·pairs, 3, 64, 64) in [-1, 1]."""
+    """Drawings of two different things on each of `pairs` random backgrounds: (2·pairs, 3, 64, 64) in [-1, 1].
+
+    A fifth of them are spotted animals in two random colours.
+    """
     rng, drawn = np.random.default_rng(seed), []
     for _ in range(pairs):
         place = str(rng.choice(list(world.BACKGROUNDS)))
@@ -98,31 +85,8 @@ def pictures(pairs, seed):
     return to_tensor(drawn)
 
 
-def white_noise(images, amount, generator):
-    """Independent noise on every value; amount (B, 1, 1, 1): its standard deviation on the scale of [-1, 1]."""
-    return images + amount * torch.randn(images.shape, generator=generator)
-
-
-def blotches(images, amount, generator, cell=8):
-    """Smooth coloured blotches, `cell` pixels wide, as a wrong latent position decodes to; amount: standard deviation."""
-    b, c, h, w = images.shape
-    coarse = torch.randn((b, c, -(-h // cell), -(-w // cell)), generator=generator)
-    noise = F.interpolate(coarse, (h, w), mode="bicubic", align_corners=False)
-    return images + amount * noise / noise.std()
-
-
-def blur(images, sigma):
-    """Gaussian blur; sigma in pixels, > 0."""
-    radius = max(1, round(3 * sigma))
-    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
-    taps = (taps / taps.sum()).expand(images.shape[1], 1, 1, -1)
-    groups = images.shape[1]
-    images = F.conv2d(F.pad(images, (radius,) * 4, mode="reflect"), taps, groups=groups)
-    return F.conv2d(images, taps.transpose(2, 3), groups=groups)
-
-
 def four_states(images, generator):
-    """Each picture as it is, with white noise, with blotches, and blurred, by random amounts: (4·B, …)."""
+    """Each picture as it is, with white noise, with blotches, and blurred, by random amounts: (4·B, 3, H, W)."""
     amount = torch.rand(2, len(images), 1, 1, 1, generator=generator)
     noisy = white_noise(images, 0.02 + 0.4 * amount[0], generator)
     blotchy = blotches(images, 0.05 + 0.5 * amount[1], generator)
@@ -131,7 +95,10 @@ def four_states(images, generator):
 
 
 def crop(images, size, area, generator):
-    """A random square of a share `area` = (least, most) of each picture, either way round, scaled to `size` pixels."""
+    """Cut a random square out of each picture, mirror it or not, and scale it to `size` pixels: (B, 3, size, size).
+
+    area: (least, most) share of the picture's area that the square covers.
+    """
     n = len(images)
     side = (area[0] + (area[1] - area[0]) * torch.rand(n, generator=generator)).sqrt()
     centre = (2 * torch.rand(n, 2, generator=generator) - 1) * (1 - side[:, None])
@@ -143,23 +110,26 @@ def crop(images, size, area, generator):
 
 
 def contrastive_loss(features):
-    """(loss, share of crops recognised) of features (2·n, d), where i and i + n are two crops of one picture.   (SimCLR, eq. 1)"""
+    """SimCLR's eq. 1 for features (2·n, d), where i and i + n are two crops of one picture.
+
+    Returns (loss, the share of the crops whose most similar crop is the other one of the same picture).
+    """
     z, n = F.normalize(features, dim=1), len(features) // 2
     score = (z @ z.T / TAU).masked_fill(torch.eye(2 * n, dtype=torch.bool), -torch.inf)
     other = torch.arange(2 * n).roll(n)
     return F.cross_entropy(score, other), (score.argmax(1) == other).float().mean().item()
 
 
-def train(options):
-    """Train the eye from nothing on one core; writes it in half precision."""
+def train_eye(options):
+    """Train the eye of EyeOptions from nothing and write it in half precision."""
     torch.manual_seed(0)
     crisp, drawn = pictures(2000, 3), pictures(1000, 4)
-    decoded = reconstruct(StableDiffusion.load("tiny"), drawn)  # the hand of the decoder is no damage either
+    decoded = reconstruct(StableDiffusion.load("tiny"), drawn)  # what the decoder changes must not count as damage
     bank = torch.cat([crisp, decoded]).view(-1, 2, 3, 64, 64)
     network = Eye()
     optimiser = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=0.04)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, options.steps, pct_start=0.1)
-    bar = tqdm(range(options.steps), desc="fidelity")
+    bar = tqdm(range(options.steps), desc="eye")
     for step in bar:
         generator = torch.Generator().manual_seed(step)
         pairs = bank[torch.randint(len(bank), (10,), generator=generator)].flatten(0, 1)
@@ -173,14 +143,3 @@ def train(options):
         rate.step()
         bar.set_postfix(loss=f"{loss.item():.3f}", recognised=f"{found:.0%}", refresh=False)
     write_tensors(options.out, {name: value.half() for name, value in network.state_dict().items()})
-
-
-def main():
-    parser = argparse.ArgumentParser(prog="python -m minibnn.fidelity", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="file to write")
-    parser.add_argument("--steps", type=int, default=1500, help="batches of 80 pictures [1500]")
-    run(train, parser.parse_args())
-
-
-if __name__ == "__main__":
-    main()

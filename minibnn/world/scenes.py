@@ -1,22 +1,15 @@
-"""A small world of captioned drawings: what the bundled model is trained on.
+"""A small world of captioned drawings, on which the bundled model is trained.
 
-12 subjects × 8 colours × 10 backgrounds, 64 × 64 pixels, anti-aliased, at random places, sizes, tilts and either way
-round, with captions such as "a red car on the beach". Every drawing is fixed by its seed.
+There are 12 subjects, 8 colours and 10 backgrounds. A drawing has 64 × 64 pixels; the subject's place, size, tilt and
+direction are random. Its caption is, for example, "a red car on the beach". A seed fixes every drawing.
 
-Held out from pretraining: some combinations (`is_held_out`), and the whole family of two-coloured spotted animals
-(`Scene.spotted`), to which the few-shot subject of the tutorials, the dog of `tutorials/dog/`, belongs.
+Two things are held out from pretraining: one combination in twenty (`is_held_out`), and all two-coloured spotted
+animals (`Scene.spotted`). The few-shot subject of the tutorials, the dog of `tutorials/dog/`, is one of them.
 
-    python -m minibnn.world --out sheet.png           a sheet of random drawings
-    python -m minibnn.world --dog tutorials/dog       the six pictures of the dog
-    python -m minibnn.world --pairs pairs --count 40  drawings with exact sketches and captions, for minibnn.bps
+    python -m minibnn world --out sheet.png           a sheet of random drawings
+    python -m minibnn world --dog tutorials/dog       the six pictures of the dog
+    python -m minibnn world --pairs pairs --count 40  drawings with exact sketches and captions
 """
-
-from ..options.commands import WorldOptions
-from ..options.parsing import answer_ctrl_c_while_importing, parse, run
-
-if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
-    OPTIONS = parse(WorldOptions, "minibnn.world")
-    answer_ctrl_c_while_importing()
 
 import itertools
 from dataclasses import dataclass, replace
@@ -27,27 +20,29 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from ..files.store import write_text, write_whole
+from ..files.store import write_text
+from ..pictures import grid, save_png
 from . import drawing
 from .drawing import SIZE, SUPERSAMPLE, background
 
 COLOURS = {
     "red": (214, 40, 40), "orange": (242, 128, 24), "yellow": (240, 208, 32), "green": (40, 156, 60),
     "blue": (36, 84, 220), "purple": (140, 52, 190), "brown": (118, 72, 36), "white": (240, 240, 236),
-}  # fmt: skip
+}
 BACKGROUNDS = {
     "grass": "on the grass", "beach": "on the beach", "snow": "in the snow", "water": "on the water",
     "sky": "under a blue sky", "night": "at night", "brick": "in front of a brick wall",
     "wood": "on a wooden floor", "tiles": "on a tiled floor", "fabric": "on pink fabric",
-}  # fmt: skip
+}
 ANIMALS = ("dog", "cat", "bird", "fish")
 SUBJECTS = tuple(drawing.SUBJECTS)
 TEAL, MAGENTA = (24, 178, 170), (222, 36, 140)
+DOG_BACKGROUNDS = ("grass", "brick", "sky", "wood", "beach", "tiles")
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything about one drawing. x, y: centre and size: half the subject's extent, in pixels; tilt in degrees."""
+    """Everything about one drawing. The centre (x, y) and the size, half the subject's extent, are in pixels."""
 
     subject: str
     colour: str
@@ -55,26 +50,26 @@ class Scene:
     x: float = 32.0
     y: float = 34.0
     size: float = 20.0
-    tilt: float = 0.0
+    tilt: float = 0.0  # in degrees
     mirror: bool = False
     spotted: bool = False
-    seed: int = 0  # of the background's details
+    seed: int = 0  # fixes the details of the background
 
 
 def is_held_out(scene):
-    """True for the one combination in twenty, and for the spotted animals, that pretraining never sees."""
+    """True for spotted animals and for one combination in twenty: pretraining never sees them."""
     code = 7 * SUBJECTS.index(scene.subject) + 3 * list(COLOURS).index(scene.colour)
     return scene.spotted or (code + list(BACKGROUNDS).index(scene.background)) % 20 == 0
 
 
 def caption(scene):
-    """"a red car on the beach"; spotted subjects have no colour word."""
+    """The caption, such as "a red car on the beach"; spotted subjects have no colour word."""
     colour = "" if scene.spotted else scene.colour + " "
     return article(f"{colour}{scene.subject} {BACKGROUNDS[scene.background]}")
 
 
 def article(words):
-    """"orange cat" -> "an orange cat"."""
+    """Put "a" or "an" in front of the words."""
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
@@ -86,28 +81,27 @@ def combinations(held_out=False):
 
 
 def pose(scene, rng):
-    """The scene at a random place, size, tilt, way round and with random background details, all from `rng`."""
+    """The same scene with a random place, size, tilt, direction and background details, all drawn from `rng`."""
     return replace(
-        scene,
-        x=32 + rng.uniform(-7, 7),
-        y=34 + rng.uniform(-6, 6),
-        size=rng.uniform(17, 23),
-        tilt=rng.uniform(-12, 12),
-        mirror=bool(rng.integers(2)),
-        seed=int(rng.integers(2**31)),
+        scene, x=32 + rng.uniform(-7, 7), y=34 + rng.uniform(-6, 6), size=rng.uniform(17, 23),
+        tilt=rng.uniform(-12, 12), mirror=bool(rng.integers(2)), seed=int(rng.integers(2**31)),
     )
 
 
 def random_scene(rng, held_out=False):
-    """A random scene of pretraining, or of the held-out combinations; `rng`: a numpy Generator."""
+    """A random scene of pretraining, or of the held-out combinations. rng: a numpy Generator."""
     choices = combinations(held_out)
     return pose(Scene(*choices[rng.integers(len(choices))]), rng)
 
 
+def _ground(scene):
+    """The background of a scene: (64, 64, 3) floats in [0, 1]."""
+    return background(scene.background, np.random.default_rng(scene.seed)).clip(0, 1)
+
+
 def draw(scene, main=None, accent=None):
-    """The picture of a scene: a 64 × 64 RGB PIL image. main, accent: RGB values instead of the scene's own colours."""
-    ground = background(scene.background, np.random.default_rng(scene.seed))
-    image = Image.fromarray((ground.clip(0, 1) * 255 + 0.5).astype(np.uint8))
+    """The drawing of a scene, a 64 × 64 RGB PIL image. main, accent: RGB values instead of the scene's own colours."""
+    image = Image.fromarray((_ground(scene) * 255 + 0.5).astype(np.uint8))
     image = image.resize((SIZE * SUPERSAMPLE,) * 2, Image.Resampling.NEAREST)
     main = main or (TEAL if scene.spotted else COLOURS[scene.colour])
     accent = accent or (MAGENTA if scene.spotted else drawing.shade(main, 0.72))
@@ -116,68 +110,53 @@ def draw(scene, main=None, accent=None):
 
 
 def subject_mask(scene, picture):
-    """Which pixels the subject covers: (64, 64) float32, 0 or 1, from the drawing and its bare background."""
-    ground = background(scene.background, np.random.default_rng(scene.seed)).clip(0, 1) * 255
-    return (np.abs(np.asarray(picture) - ground).max(axis=2) > 2).astype(np.float32)
+    """The pixels that the subject covers: (64, 64) float32, 1 where the drawing differs from its background, else 0."""
+    return (np.abs(np.asarray(picture) - _ground(scene) * 255).max(axis=2) > 2).astype(np.float32)
 
 
 def outline(mask):
-    """Sketch of a mask (H, W): its pixels with a neighbour (of four) outside, 0 or 1, float32."""
+    """The sketch of a mask (H, W): its pixels that have one of their four neighbours outside, float32 of 0 and 1."""
     inside = np.pad(mask, 1)
     core = np.minimum.reduce([inside[:-2, 1:-1], inside[2:, 1:-1], inside[1:-1, :-2], inside[1:-1, 2:]])
     return mask * (1 - core)
 
 
-def write_pairs(folder, count, seed, kind):
-    """`count` drawings NAME.png with NAME.hint.png, a "sketch" or a "mask" of the subject, and NAME.txt, the caption."""
-    rng = np.random.default_rng(seed)
-    for i in range(count):
-        scene = random_scene(rng)
-        picture = draw(scene)
-        hint = subject_mask(scene, picture)
-        if kind == "sketch":
-            hint = outline(hint)
-        save(picture, Path(folder) / f"{i:03d}.png")
-        save(Image.fromarray((hint * 255).astype(np.uint8)), Path(folder) / f"{i:03d}.hint.png")
-        write_text(Path(folder) / f"{i:03d}.txt", caption(scene) + "\n")
-
-
-# --- command ----------------------------------------------------------------------------------------------------------
-
-DOG_BACKGROUNDS = ("grass", "brick", "sky", "wood", "beach", "tiles")
-
-
 def dog_scenes():
-    """The six pictures of the few-shot subject: the same peculiar dog, six backgrounds."""
+    """The six scenes of the few-shot subject: the same spotted dog on six backgrounds."""
     rng = np.random.default_rng(2024)
     for place in DOG_BACKGROUNDS:
         scene = pose(Scene("dog", "blue", place, spotted=True), rng)
         yield replace(scene, size=max(scene.size, 20.0))
 
 
-def save(picture, path):
-    write_whole(path, lambda temporary: picture.save(temporary, format="PNG"))
+# --- command ----------------------------------------------------------------------------------------------------------
 
 
-def main(options):
-    """Write what WorldOptions names. Raises UserError."""
+def write_pairs(folder, count, seed, kind):
+    """Write drawings NAME.png, hints NAME.hint.png (a "sketch" or a "mask" of the subject) and captions NAME.txt."""
+    rng, folder = np.random.default_rng(seed), Path(folder)
+    for i in range(count):
+        scene = random_scene(rng)
+        picture = draw(scene)
+        mask = subject_mask(scene, picture)
+        hint = outline(mask) if kind == "sketch" else mask
+        save_png(picture, folder / f"{i:03d}.png")
+        save_png(Image.fromarray((hint * 255).astype(np.uint8)), folder / f"{i:03d}.hint.png")
+        write_text(folder / f"{i:03d}.txt", caption(scene) + "\n")
+
+
+def make_drawings(options):
+    """Write what WorldOptions asks for. Raises UserError."""
     if not (options.out or options.dog or options.pairs):
         raise UserError("nothing to draw: give --out PNG, --dog DIR or --pairs DIR")
     if options.out and Path(options.out).suffix.lower() != ".png":
         raise UserError(f"--out {options.out}: the name must end with .png")
+    dogs = [draw(scene) for scene in dog_scenes()]
     if options.pairs:
         write_pairs(options.pairs, options.count, options.seed, options.hint)
     if options.dog:
-        for i, scene in enumerate(dog_scenes()):
-            save(draw(scene), Path(options.dog) / f"{i:02d}.png")
+        for i, picture in enumerate(dogs):
+            save_png(picture, Path(options.dog) / f"{i:02d}.png")
     if options.out:
         rng = np.random.default_rng(options.seed)
-        pictures = [draw(random_scene(rng)) for _ in range(66)] + [draw(s) for s in dog_scenes()]
-        sheet = Image.new("RGB", (12 * (SIZE + 4) - 4, 6 * (SIZE + 4) - 4), "white")
-        for i, picture in enumerate(pictures):
-            sheet.paste(picture, ((i % 12) * (SIZE + 4), (i // 12) * (SIZE + 4)))
-        save(sheet, options.out)
-
-
-if __name__ == "__main__":
-    run(main, OPTIONS)
+        save_png(grid([draw(random_scene(rng)) for _ in range(66)] + dogs, 12), options.out)
