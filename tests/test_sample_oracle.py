@@ -1,4 +1,4 @@
-"""Whole drawings against diffusers' DDIMScheduler, one picture at a time; and the rounding to grey levels at the end."""
+"""Whole drawings against diffusers' DDIMScheduler, one picture at a time; and rounding to grey levels."""
 
 import numpy as np
 import pytest
