@@ -19,17 +19,17 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def lora_layer(sigma=None, draw=None, bias=True, seed=0):
+def lora_layer(sigma=None, noise=None, bias=True, seed=0):
     """A LoRA whose `up` has left its start, on a layer of odd sizes, in float64."""
     torch.manual_seed(seed)
-    layer = lora.LoraLinear(nn.Linear(7, 5, bias=bias).double(), 3, 4.5, sigma, draw, 2, seeded(seed))
+    layer = lora.LoraLinear(nn.Linear(7, 5, bias=bias).double(), 3, 4.5, sigma, noise, 2, seeded(seed))
     nn.init.normal_(layer.up)
     return layer
 
 
-def oft_layer(sigma=None, draw=None, dtype=D):
+def oft_layer(sigma=None, noise=None, dtype=D):
     torch.manual_seed(0)
-    layer = oft.OftLinear(nn.Linear(12, 5).to(dtype), 3, sigma, draw, 2)
+    layer = oft.OftLinear(nn.Linear(12, 5).to(dtype), 3, sigma, noise, 2)
     nn.init.normal_(layer.q, std=0.3)
     return layer
 
@@ -92,14 +92,14 @@ def test_lora_starts_like_diffusers_script():
 
 
 def test_app_d_only_the_up_matrix_of_lora_is_random():
-    draw = bayes.Draw()
-    layer, x = lora_layer(0.2, draw), torch.randn(6, 7, dtype=D)
+    noise = bayes.WeightNoise()
+    layer, x = lora_layer(0.2, noise), torch.randn(6, 7, dtype=D)
     assert {n for n, _ in layer.named_parameters() if n.endswith("_sigma")} == {"up_sigma"}
     plain = copy.deepcopy(layer)
     assert torch.equal(layer.eval()(x), plain.eval()(x))
-    draw.renew(seeded(1))
+    noise.renew(seeded(1))
     with torch.no_grad():
-        plain.up += 0.2 * bayes.epsilon(plain.up.shape, draw.seed, 4, "cpu").double()
+        plain.up += 0.2 * bayes.epsilon(plain.up.shape, noise.seed, 4, "cpu").double()
     layer.train()
     torch.testing.assert_close(layer(x), plain(x), rtol=1e-12, atol=1e-12)
     layer(x).square().sum().backward()
@@ -111,11 +111,11 @@ def test_lora_draws_the_kernels_stream():
 
     x, results = torch.randn(6, 7), []
     for kernel in ("reference", "triton"):
-        draw = bayes.Draw(kernel)
-        layer = lora_layer(0.2, draw).float()
-        draw.renew(seeded())
+        noise = bayes.WeightNoise(kernel)
+        layer = lora_layer(0.2, noise).float()
+        noise.renew(seeded())
         y = layer(x)
-        up = reference.sample_weights(layer.up, layer.up_sigma, draw.seed, 2)
+        up = reference.sample_weights(layer.up, layer.up_sigma, noise.seed, 2)
         torch.testing.assert_close(y, x @ (layer.weight + 1.5 * up @ layer.down).T + layer.bias)
         results.append(torch.autograd.grad(y.square().sum(), (layer.down, layer.up, layer.up_sigma)))
     for a, b in zip(*results, strict=True):
@@ -134,7 +134,7 @@ def test_app_d_cayley_map():
 
 @pytest.mark.parametrize(("size", "sigma"), [(2, 0.01), (80, 0.01), (192, 0.01), (320, 0.01), (320, 0.1), (1280, 0.01)])
 def test_r_is_orthogonal(size, sigma):
-    """In float32, for a draw of Q around a mean that has moved; measured: 2e-7 at most, 3e-7 for σ = 0.1."""
+    """In float32, for a sample of Q around a mean that has moved; measured: 2e-7 at most, 3e-7 for σ = 0.1."""
     mean = 0.01 * torch.randn(2, size, size, generator=seeded(1))
     q = bayes.sample_weights(mean, torch.full_like(mean, sigma), torch.tensor([7]), 3)
     r = oft.cayley(q).double()
@@ -144,12 +144,12 @@ def test_r_is_orthogonal(size, sigma):
 
 
 def test_oft_gradients():
-    draw = bayes.Draw()
+    noise = bayes.WeightNoise()
     q = torch.randn(2, 3, 3, dtype=D, requires_grad=True)
     assert torch.autograd.gradcheck(oft.cayley, q)
     weight, sigma = torch.randn(5, 6, dtype=D), torch.full((2, 3, 3), 0.1, dtype=D, requires_grad=True)
     assert torch.autograd.gradcheck(
-        lambda q, s: oft.rotate(weight, oft.cayley(bayes.draw_tensor(q, s, draw, 1))), (q, sigma)
+        lambda q, s: oft.rotate(weight, oft.cayley(bayes.sample_tensor(q, s, noise, 1))), (q, sigma)
     )
 
 
@@ -168,32 +168,32 @@ def test_oft_is_pefts():
 
 
 def test_oft_keeps_what_rotations_keep():
-    """W Rᵀ (W Rᵀ)ᵀ = W Wᵀ: lengths of and angles between the neurons (Qiu et al. 2023), also for a draw."""
-    draw = bayes.Draw()
-    layer = oft_layer(0.2, draw)
-    draw.renew(seeded())
+    """W Rᵀ (W Rᵀ)ᵀ = W Wᵀ: lengths of and angles between the neurons (Qiu et al. 2023), also for a sample."""
+    noise = bayes.WeightNoise()
+    layer = oft_layer(0.2, noise)
+    noise.renew(seeded())
     theta = layer(torch.eye(12, dtype=D)) - layer.bias  # (in, out) = θᵀ
     torch.testing.assert_close(theta.T @ theta, layer.weight @ layer.weight.T, rtol=1e-6, atol=1e-6)
     assert (theta.T - layer.weight).abs().max() > 0.1
 
 
 def test_app_d_only_q_of_oft_is_random():
-    draw = bayes.Draw()
-    layer, x = oft_layer(0.2, draw), torch.randn(6, 12, dtype=D)
+    noise = bayes.WeightNoise()
+    layer, x = oft_layer(0.2, noise), torch.randn(6, 12, dtype=D)
     assert {n for n, _ in layer.named_parameters() if n.endswith("_sigma")} == {"q_sigma"}
     plain = copy.deepcopy(layer)
     assert torch.equal(layer.eval()(x), plain.eval()(x))
-    draw.renew(seeded(1))
+    noise.renew(seeded(1))
     with torch.no_grad():
-        plain.q += 0.2 * bayes.epsilon(plain.q.shape, draw.seed, 4, "cpu").double()
+        plain.q += 0.2 * bayes.epsilon(plain.q.shape, noise.seed, 4, "cpu").double()
     layer.train()
     torch.testing.assert_close(layer(x), plain(x), rtol=1e-12, atol=1e-12)
     layer(x).square().sum().backward()
     assert layer.q.grad.abs().sum() > 0 and layer.q_sigma.grad.abs().sum() > 0
     outputs = []
     for kernel in ("reference", "triton"):
-        layer.draw = bayes.Draw(kernel)
-        layer.draw.renew(seeded(2))
+        layer.noise = bayes.WeightNoise(kernel)
+        layer.noise.renew(seeded(2))
         outputs.append(layer.float()(x.float()))
     torch.testing.assert_close(*outputs)
     assert not torch.equal(outputs[0], plain(x).float())
@@ -234,7 +234,7 @@ def test_at_the_start_the_output_is_the_bases_to_the_last_bit(vectors, call, kin
     unet = vectors.network("unet")
     before = call(unet)
     total = sum(p.numel() for p in unet.parameters())
-    attach(unet, **settings, sigma=sigma, draw=bayes.Draw())
+    attach(unet, **settings, sigma=sigma, noise=bayes.WeightNoise())
     assert torch.equal(call(unet), before)
     names = {n for n, p in unet.named_parameters() if p.requires_grad}
     assert names and {n.rsplit(".", 1)[1] for n in names} <= {"down", "up", "up_sigma", "q", "q_sigma"}
@@ -244,21 +244,20 @@ def test_at_the_start_the_output_is_the_bases_to_the_last_bit(vectors, call, kin
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_merge_and_unmerge(vectors, call, kind):
+def test_merge(vectors, call, kind):
     attach, settings = KINDS[kind]
     unet = vectors.network("unet")
     base, before = call(unet), {k: v.clone() for k, v in unet.state_dict().items()}
     attach(unet, **settings)
-    adapted = call(moved(unet))
-    taken = adapters.merge(unet)
+    adapted, attached = call(moved(unet)), adapters.adapters(unet)
+    adapters.merge(unet)
     assert unet.state_dict().keys() == before.keys()
     scale = (adapted - base).abs().max().item()
     torch.testing.assert_close(call(unet), adapted, rtol=0, atol=(1e-4 if kind == "lora" else 0) * scale)
     assert scale > 0.01
-    adapters.unmerge(unet, taken)
-    assert torch.equal(call(unet), adapted)
-    state = unet.state_dict()
-    assert all(torch.equal(state[k], before[k]) for k in before)
+    for name, adapter in attached.items():  # merging leaves the weights it replaces as they were
+        assert torch.equal(adapter.weight, before[name + ".weight"])
+        assert not torch.equal(unet.get_submodule(name).weight, adapter.weight)
 
 
 @pytest.mark.parametrize(("kind", "trained", "random"), [("lora", 797_184, 399_360), ("oft", 23_304_192, 23_304_192)])
@@ -266,7 +265,7 @@ def test_sizes_for_sd15(kind, trained, random):
     """Rank 4, four blocks, on the 128 attention projections."""
     with torch.device("meta"):
         unet = UNet()
-        KINDS[kind][0](unet, sigma=0.01, draw=bayes.Draw())
+        KINDS[kind][0](unet, sigma=0.01, noise=bayes.WeightNoise())
     sizes = {n: p.numel() for n, p in unet.named_parameters() if p.requires_grad}
     assert len(adapters.adapters(unet)) == 128
     assert sum(v for n, v in sizes.items() if not n.endswith("_sigma")) == trained

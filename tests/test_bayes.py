@@ -1,4 +1,4 @@
-"""Random weights: the draw, its gradients (App. C), the KL divergence, and which layers are random (DESIGN of --where)."""
+"""Random weights: samples and their gradients (App. C), the KL divergence, and which layers --where makes random."""
 
 import copy
 
@@ -20,7 +20,7 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-# --- the draw ---------------------------------------------------------------------------------------------------------
+# --- samples ----------------------------------------------------------------------------------------------------------
 
 
 def test_app_c_theta_is_mu_plus_sigma_eps():
@@ -63,37 +63,37 @@ def test_a_layer_computes_with_one_draw_and_with_mu_in_eval(kind):
     plain = make().double()
     for p in plain.parameters():
         nn.init.normal_(p)
-    draw, x = bayes.Draw(), torch.randn(shape, dtype=D)
-    layer = bayes.BAYESIAN[type(plain)](copy.deepcopy(plain), 0.3, draw, stream=2)
+    noise, x = bayes.WeightNoise(), torch.randn(shape, dtype=D)
+    layer = bayes.BAYESIAN[type(plain)](copy.deepcopy(plain), 0.3, noise, stream=2)
     assert torch.equal(layer.eval()(x), plain(x))
 
     layer.train()
-    draw.renew(seeded())
+    noise.renew(seeded())
     sampled = copy.deepcopy(plain)
     with torch.no_grad():
-        sampled.weight += 0.3 * bayes.epsilon(plain.weight.shape, draw.seed, 4, "cpu").double()
+        sampled.weight += 0.3 * bayes.epsilon(plain.weight.shape, noise.seed, 4, "cpu").double()
         if plain.bias is not None:
-            sampled.bias += 0.3 * bayes.epsilon(plain.bias.shape, draw.seed, 5, "cpu").double()
+            sampled.bias += 0.3 * bayes.epsilon(plain.bias.shape, noise.seed, 5, "cpu").double()
     torch.testing.assert_close(layer(x), sampled(x), rtol=1e-12, atol=1e-12)
-    assert torch.equal(layer(x), layer(x))  # the same forward, the same draw
+    assert torch.equal(layer(x), layer(x))  # the same forward, the same weights
     before = layer(x)
-    draw.renew(seeded(1))
+    noise.renew(seeded(1))
     assert not torch.equal(layer(x), before)
 
 
 def test_the_philox_stream_is_that_of_the_kernels():
-    """`kernel="reference"` and "triton" draw the same θ (here in Triton's interpreter), with the same gradients."""
+    """`kernel="reference"` and "triton" make the same θ (here in Triton's interpreter), with the same gradients."""
     from minibnn_kernels import reference
 
     plain, x = nn.Linear(6, 5), torch.randn(3, 6)
     results = []
     for kernel in ("reference", "triton"):
-        draw = bayes.Draw(kernel)
-        draw.renew(seeded())
-        layer = bayes.BayesLinear(plain, 0.2, draw, 7)
+        noise = bayes.WeightNoise(kernel)
+        noise.renew(seeded())
+        layer = bayes.BayesLinear(plain, 0.2, noise, 7)
         y = layer(x)
-        theta = plain.weight + 0.2 * reference.epsilon(draw.seed, 7, 5, 6)
-        bias = plain.bias + 0.2 * reference.epsilon(draw.seed, 7, 5, 1, "bias")[:, 0]
+        theta = plain.weight + 0.2 * reference.epsilon(noise.seed, 7, 5, 6)
+        bias = plain.bias + 0.2 * reference.epsilon(noise.seed, 7, 5, 1, "bias")[:, 0]
         torch.testing.assert_close(y, x @ theta.T + bias)
         results.append(torch.autograd.grad(y.square().sum(), layer.parameters()))
     for a, b in zip(*results, strict=True):
@@ -109,13 +109,13 @@ def test_the_philox_stream_is_that_of_the_kernels():
 def test_other_layers_draw_the_philox_stream_and_make_it_again(kernel, plain, x):
     from minibnn_kernels import reference
 
-    draw, saved = bayes.Draw(kernel), []
-    draw.renew(seeded())
-    layer = bayes.BAYESIAN[type(plain)](plain, 0.2, draw, 3)
+    noise, saved = bayes.WeightNoise(kernel), []
+    noise.renew(seeded())
+    layer = bayes.BAYESIAN[type(plain)](plain, 0.2, noise, 3)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         y = layer(x)
     expected = copy.deepcopy(plain)
-    noise = [reference.epsilon(draw.seed, 3, len(p), p[0].numel(), d).reshape(p.shape) for p, d in ((plain.weight, "weight"), (plain.bias, "bias"))]
+    noise = [reference.epsilon(noise.seed, 3, len(p), p[0].numel(), d).reshape(p.shape) for p, d in ((plain.weight, "weight"), (plain.bias, "bias"))]
     with torch.no_grad():
         expected.weight += 0.2 * noise[0]
         expected.bias += 0.2 * noise[1]
@@ -127,22 +127,22 @@ def test_other_layers_draw_the_philox_stream_and_make_it_again(kernel, plain, x)
 
 
 def test_bias_noise_is_one_value_for_each_output():
-    layer = bayes.BayesLinear(nn.Linear(3, 1000), 0.01, bayes.Draw(), 0)
-    noise = bayes.sample_weights(layer.bias, layer.bias_sigma, layer.draw.seed, 1) - layer.bias
+    layer = bayes.BayesLinear(nn.Linear(3, 1000), 0.01, bayes.WeightNoise(), 0)
+    noise = bayes.sample_weights(layer.bias, layer.bias_sigma, layer.noise.seed, 1) - layer.bias
     assert noise.std().item() == pytest.approx(0.01, rel=0.1)
     assert noise.unique().numel() > 990
 
 
 def test_backward_sees_the_draw_of_its_own_forward():
     """Two forwards before one backward, and recomputation under checkpointing."""
-    draw = bayes.Draw()
-    layer = bayes.BayesLinear(nn.Linear(4, 4).double(), 0.5, draw, 0)
+    noise = bayes.WeightNoise()
+    layer = bayes.BayesLinear(nn.Linear(4, 4).double(), 0.5, noise, 0)
     x, gradients = torch.randn(2, 4, dtype=D), []
     for recompute in (False, True):
         layer.zero_grad()
         generator, losses = seeded(), []
         for _ in range(2):
-            draw.renew(generator)
+            noise.renew(generator)
             out = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
             losses.append(out.square().sum())
             if recompute:
@@ -155,7 +155,7 @@ def test_backward_sees_the_draw_of_its_own_forward():
 
 def test_nothing_of_the_weights_size_but_theta_is_saved():
     """ε is drawn again in backward: the graph keeps x and θ, as a plain layer keeps x and its weight."""
-    layer = bayes.BayesLinear(nn.Linear(300, 200, bias=False), 0.1, bayes.Draw(), 0)
+    layer = bayes.BayesLinear(nn.Linear(300, 200, bias=False), 0.1, bayes.WeightNoise(), 0)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         layer(torch.randn(3, 300, requires_grad=True))
@@ -164,12 +164,12 @@ def test_nothing_of_the_weights_size_but_theta_is_saved():
 
 def test_sigma_moves_in_training():
     """A σ stored as softplus(ρ) would move by 0.4 % here; stored itself, Adam moves it by its rate at each step."""
-    draw = bayes.Draw()
-    layer, generator = bayes.BayesLinear(nn.Linear(8, 8), 0.01, draw, 0), seeded()
+    noise = bayes.WeightNoise()
+    layer, generator = bayes.BayesLinear(nn.Linear(8, 8), 0.01, noise, 0), seeded()
     optimiser = torch.optim.AdamW(layer.parameters(), 5e-6, weight_decay=0)
     x = torch.randn(16, 8)
     for _ in range(200):
-        draw.renew(generator)
+        noise.renew(generator)
         layer(x).square().mean().backward()
         optimiser.step()
         optimiser.zero_grad()
@@ -180,7 +180,7 @@ def test_sigma_moves_in_training():
 
 
 def test_clamp_keeps_sigma_positive():
-    layer = bayes.BayesLinear(nn.Linear(2, 2), 0.01, bayes.Draw(), 0)
+    layer = bayes.BayesLinear(nn.Linear(2, 2), 0.01, bayes.WeightNoise(), 0)
     layer.weight_sigma.data.fill_(-1.0)
     bayes.clamp_sigma(layer)
     assert (layer.weight_sigma == bayes.SIGMA_MIN).all()
@@ -191,7 +191,7 @@ def test_clamp_keeps_sigma_positive():
 
 
 def random_layer():
-    layer = bayes.BayesLinear(nn.Linear(3, 4).double(), 0.02, bayes.Draw(), 0)
+    layer = bayes.BayesLinear(nn.Linear(3, 4).double(), 0.02, bayes.WeightNoise(), 0)
     prior = {name: mu.detach() + 0.01 * torch.randn_like(mu) for name, (mu, _) in bayes.sigmas(layer).items()}
     layer.weight_sigma.data.uniform_(0.005, 0.05)
     return layer, prior
@@ -222,7 +222,7 @@ def test_eq3_kl_by_monte_carlo():
 
 
 def test_kl_to_the_starting_point_is_zero():
-    layer = bayes.BayesLinear(nn.Linear(3, 4), 0.01, bayes.Draw(), 0)
+    layer = bayes.BayesLinear(nn.Linear(3, 4), 0.01, bayes.WeightNoise(), 0)
     prior = {name: mu.detach().clone() for name, (mu, _) in bayes.sigmas(layer).items()}
     for direction in ("q-p", "p-q"):
         assert abs(bayes.kl(layer, prior, 0.01, direction).item()) < 1e-5

@@ -305,10 +305,10 @@ show(figure, "04_directions", "σ after training against the number of data: Eq.
 
 # %%
 torch.manual_seed(0)
-layer = bayes.BayesLinear(torch.nn.Linear(2, 1, bias=False), 0.3, bayes.Draw(), stream=0)
+layer = bayes.BayesLinear(torch.nn.Linear(2, 1, bias=False), 0.3, bayes.WeightNoise(), stream=0)
 seeds = torch.Generator().manual_seed(0)
 for i in range(3):
-    layer.draw.renew(seeds)  # one new network for each step
+    layer.noise.renew(seeds)  # one new network for each step
     print(f"draw {i}:", layer(x[:2]).detach().flatten().numpy().round(3), "again:", layer(x[:2]).detach().flatten().numpy().round(3))
 print("eval():", layer.eval()(x[:2]).detach().flatten().numpy().round(3), "= with μ:", (x[:2] @ layer.weight.T).detach().flatten().numpy().round(3))
 

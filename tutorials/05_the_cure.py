@@ -214,13 +214,13 @@ def fine_tune(sigma):
     """The bundled model after STEPS steps on the photo, with random weights unless sigma is None; and their σ's."""
     sd = StableDiffusion.load("tiny")
     latent, context, abar = sigma1_estimate.latents_of(sd, photo), sd.encode_prompts([PROMPT]), sd.alphas_cumprod
-    draw = bayes.bayesianize(sd.unet.train(), "paper", sigma) if sigma else bayes.Draw()
+    weight_noise = bayes.bayesianize(sd.unet.train(), "paper", sigma) if sigma else bayes.WeightNoise()
     optimiser = torch.optim.AdamW(sd.unet.parameters(), lr=2e-4, weight_decay=0.0)
     generator, of_weights = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
     for _ in range(STEPS):
         t = torch.randint(0, 1000, (1,), generator=generator)
         eps = torch.randn(latent.shape, generator=generator)
-        draw.renew(of_weights)  # a new ε for the weights: a new network
+        weight_noise.renew(of_weights)  # a new ε for the weights: a new network
         predicted = sd.unet(schedule.q_sample(latent, eps, abar[t]), t, context)
         loss = (predicted - eps).square().mean()
         optimiser.zero_grad()

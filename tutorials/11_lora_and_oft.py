@@ -234,24 +234,24 @@ before = sd.unet(x_t, t, context).detach()
 
 
 def adapted(method, sigma):
-    """The bundled model with random weights of one method at their start, its number of trained weights, and the draw."""
+    """The bundled model with random weights of one method at their start, and the noise of these weights."""
     model = StableDiffusion.load("tiny")
-    draw = bayes.Draw()
+    noise = bayes.WeightNoise()
     if method == "lora":
-        adapters.attach_lora(model.unet, sigma=sigma, draw=draw)
+        adapters.attach_lora(model.unet, sigma=sigma, noise=noise)
     elif method == "oft":
-        adapters.attach_oft(model.unet, sigma=sigma, draw=draw)
+        adapters.attach_oft(model.unet, sigma=sigma, noise=noise)
     else:
-        draw = bayes.bayesianize(model.unet, "paper", sigma)
-    return model, draw
+        noise = bayes.bayesianize(model.unet, "paper", sigma)
+    return model, noise
 
 
 for method in ("all weights", "lora", "oft"):
-    model, draw = adapted(method, 0.01)
+    model, noise = adapted(method, 0.01)
     seeds, moved = torch.Generator().manual_seed(0), []
     model.unet.train()
     for _ in range(4):
-        draw.renew(seeds)
+        noise.renew(seeds)
         moved.append(((model.unet(x_t, t, context) - before).norm() / before.norm()).item())
     trained = sum(p.numel() for n, p in model.unet.named_parameters() if p.requires_grad and not n.endswith("_sigma"))
     share = bayes.random_share(model.unet)
@@ -265,13 +265,13 @@ for method in ("all weights", "lora", "oft"):
 # %%
 def fine_tune(method, steps=60, lr=5e-3):
     """Fine-tune on the dog, with random weights; returns the model at the mean and {name: (μ, σ)}."""
-    model, draw = adapted(method, 0.01)
+    model, noise = adapted(method, 0.01)
     unet, generator = model.unet.train(), torch.Generator().manual_seed(0)
     optimiser = torch.optim.Adam([p for p in unet.parameters() if p.requires_grad], lr)
     for step in range(steps):
         i, t = [step % len(x0)], torch.randint(0, 1000, (1,), generator=generator)
         eps = torch.randn(x0[i].shape, generator=generator)
-        draw.renew(generator)
+        noise.renew(generator)
         predicted = unet(schedule.q_sample(x0[i], eps, sd.alphas_cumprod[t]), t, context[i])
         optimiser.zero_grad()
         (predicted - eps).square().mean().backward()
@@ -328,8 +328,7 @@ for dtype in (torch.float32, torch.bfloat16):
 # ## What fails, and why
 #
 # - **A forgotten $\alpha/r$** (exercise 2) is the commonest reason why "the same LoRA" looks different in two programs. Compare pictures, not file sizes.
-# - **Unmerging by subtraction** does not give the old weights back to the last bit. minibnn keeps the old layer instead
-#   (`minibnn/adapters.py:unmerge`).
+# - **Unmerging by subtraction** does not give the old weights back to the last bit. Whoever wants them back keeps the old layers.
 # - **One $\sigma$ does not fit all.** $0.01$ on every entry of $Q$ turns a block of $b$ inputs by about $0.014\sqrt b$; the wider the block, the more.
 #   LoRA's depends on the size of $A$ (exercise 5). Compare methods by how far a draw moves $\hat\epsilon$, not by $\sigma$.
 # - **COFT** (`--coft`) keeps the *mean* of $Q$ in a ball; a draw may leave it.

@@ -1,4 +1,4 @@
-"""Bayesian layers: weights as random variables, θ = μ + σ∘ε.
+"""Bayesian layers, whose weights are random variables: θ = μ + σ∘ε.
 
 Follows: the paper's §4 and App. C-D ("Exploring Diffusion Models' Corruption Stage in Few-Shot Fine-tuning and
 Mitigating with Bayesian Neural Networks"); Blundell et al. 2015, "Weight Uncertainty in Neural Networks".
@@ -6,14 +6,14 @@ Mitigating with Bayesian Neural Networks"); Blundell et al. 2015, "Weight Uncert
     here       paper
     mu         μ_θ    mean, starts at the pretrained weight; the parameters `weight` and `bias` of a layer
     sigma      σ_θ    standard deviation > 0, starts at `--sigma`; the parameters `weight_sigma` and `bias_sigma`
-    eps        ε_θ    N(0, I), one draw for each layer and forward, shared by all rows of the batch
+    epsilon    ε_θ    N(0, I), new for each layer and each forward, shared by all rows of the batch
 
-σ is stored itself, not as softplus(ρ): 800 Adam steps at 5e-6 move a stored σ = 0.01 by up to 40 %, a softplus by 0.4 %.
-ε is never kept for backward but drawn again from its seed. In `eval()` a layer computes with μ.
+In `eval()` a layer computes with μ. We store σ itself and not ρ of softplus(ρ): 800 Adam steps at 5e-6 move a stored
+σ = 0.01 by up to 40 %, but a softplus by only 0.4 %. ε is not kept for backward but made again from its seed.
 
-The noise comes from PyTorch's generator (`kernel="torch"`: fast everywhere, but CPU and GPU draw different weights), or
-from the Philox stream of `minibnn_kernels`, the same on every device: in plain PyTorch ("reference") or in Triton
-kernels that make ε in registers ("triton").
+ε comes from PyTorch's generator (`kernel="torch"`: fast everywhere, but different on CPU and GPU), or from the Philox
+stream of `minibnn_kernels`, which is the same on every device. That stream is computed in plain PyTorch ("reference")
+or in Triton kernels that make ε in registers ("triton").
 """
 
 import torch
@@ -23,31 +23,31 @@ from torch import nn
 SIGMA_MIN = 1e-7
 
 
-class Draw:
-    """The seed of the current forward, shared by all layers of one network; `kernel`: see the top of this file.
+class WeightNoise:
+    """The seed of the current forward and the source of ε (`kernel`), shared by all random layers of a network.
 
-    `renew` makes a new tensor rather than writing into the old one: what an earlier forward saved stays as it was, so
-    that its backward sees its own ε.
+    `renew` makes a new tensor instead of writing into the old one. The old seed, which an earlier forward has saved,
+    stays as it is, so that the backward of that forward sees its own ε.
     """
 
     def __init__(self, kernel="torch"):
         self.kernel, self.seed = kernel, torch.zeros(1, dtype=torch.int64)
 
     def renew(self, generator, device="cpu"):
-        """Take the next seed from `generator` (torch.Generator on the CPU), once for all layers."""
+        """Take the next seed, for all layers, from `generator` (a torch.Generator on the CPU)."""
         self.seed = torch.randint(2**62, (1,), generator=generator)
         if self.kernel != "torch":
             self.seed = self.seed.to(device)
 
 
 def epsilon(shape, seed, stream, device):
-    """ε ~ N(0, I), float32, a function of the seed, the layer's stream number and the shape alone (on one device)."""
+    """ε ~ N(0, I), float32. On one device it depends only on the shape, the seed and the layer's stream number."""
     generator = torch.Generator(device).manual_seed((int(seed) + 0x9E3779B97F4A7C15 * (stream + 1)) % 2**63)
     return torch.randn(shape, generator=generator, device=device)
 
 
 def _theta(mu, sigma, seed, stream, kernel, domain):
-    """μ + σ∘ε, or σ∘ε without μ, from the source of ε that `kernel` names."""
+    """μ + σ∘ε, or σ∘ε if μ is None, with ε from the source that `kernel` names."""
     if kernel == "torch":
         noise = epsilon(sigma.shape, seed, stream, sigma.device).to(sigma.dtype).mul_(sigma)
         return noise if mu is None else noise.add_(mu)
@@ -74,109 +74,101 @@ class _SampleWeights(torch.autograd.Function):
 
 
 def sample_weights(mu, sigma, seed, stream, kernel="torch", domain="weight"):
-    """One draw θ = μ + σ∘ε of the posterior; differentiable in μ and σ; shapes as μ.   (paper, §4.2 and App. C)
+    """One sample θ = μ + σ∘ε of the posterior, differentiable in μ and σ, in the shape of μ.   (paper, §4.2, App. C)
 
-    kernel, domain: what makes ε, and "bias" for the second tensor of a layer; see the top of this file.
+    kernel: the source of ε, as at the top of this file. domain: "weight", or "bias" for a layer's second tensor.
     """
     return _SampleWeights.apply(mu, sigma, seed, stream, kernel, domain)
 
 
-def draw_tensor(mu, sigma, draw, stream, domain="weight"):
-    """θ of this forward, from the stream that `draw` names. A layer's bias has noise of its own."""
-    if draw.kernel == "torch":
+def sample_tensor(mu, sigma, noise, stream, domain="weight"):
+    """θ of the current forward. noise: a WeightNoise; stream: the layer's number. A layer's bias has its own ε."""
+    if noise.kernel == "torch":
         stream = 2 * stream + (domain == "bias")
-    return sample_weights(mu, sigma, draw.seed, stream, draw.kernel, domain)
+    return sample_weights(mu, sigma, noise.seed, stream, noise.kernel, domain)
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------
 
 
-def _make_bayesian(self, layer, sigma, draw, stream):
-    """Take over the parameters of `layer` as means, under their own names, and add the standard deviations."""
-    self.draw, self.stream = draw, stream
-    self.weight = nn.Parameter(layer.weight.detach())
-    self.weight_sigma = nn.Parameter(torch.full_like(layer.weight, sigma))
-    self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach())
-    self.bias_sigma = None if layer.bias is None else nn.Parameter(torch.full_like(layer.bias, sigma))
+class BayesLayer(nn.Module):
+    """What the four kinds of random layers share.
+
+    A layer takes over the parameters of an ordinary `layer` as means, under their own names, and adds their standard
+    deviations, which all start at `sigma`. noise and stream are as in `sample_tensor`.
+    """
+
+    SETTINGS = ()  # what else it takes over from the ordinary layer
+
+    def __init__(self, layer, sigma, noise, stream):
+        super().__init__()
+        self.noise, self.stream = noise, stream
+        self.weight = nn.Parameter(layer.weight.detach())
+        self.weight_sigma = nn.Parameter(torch.full_like(layer.weight, sigma))
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach())
+        self.bias_sigma = None if layer.bias is None else nn.Parameter(torch.full_like(layer.bias, sigma))
+        for name in self.SETTINGS:
+            setattr(self, name, getattr(layer, name))
+
+    def weights(self):
+        """(weight, bias) of this forward: a sample in training, the means otherwise."""
+        if not self.training:
+            return self.weight, self.bias
+        weight = sample_tensor(self.weight, self.weight_sigma, self.noise, self.stream)
+        if self.bias is None:
+            return weight, None
+        return weight, sample_tensor(self.bias, self.bias_sigma, self.noise, self.stream, "bias")
 
 
-def _weights(self):
-    """(θ, bias) of this forward: a draw in training, the means otherwise."""
-    if not self.training:
-        return self.weight, self.bias
-    weight = draw_tensor(self.weight, self.weight_sigma, self.draw, self.stream)
-    if self.bias is None:
-        return weight, None
-    return weight, draw_tensor(self.bias, self.bias_sigma, self.draw, self.stream, "bias")
-
-
-class BayesLinear(nn.Module):
+class BayesLinear(BayesLayer):
     """y = x θᵀ + b with random θ (out, in) and b (out,)."""
 
-    def __init__(self, layer, sigma, draw, stream):
-        super().__init__()
-        _make_bayesian(self, layer, sigma, draw, stream)
-
     def forward(self, x):
-        if self.training and self.draw.kernel == "triton":
+        if self.training and self.noise.kernel == "triton":
             from minibnn_kernels.bayes_linear import bayes_linear
 
             parameters = (self.weight, self.weight_sigma, self.bias, self.bias_sigma)
-            return bayes_linear(x, *parameters, seed=self.draw.seed, stream=self.stream)
-        return F.linear(x, *_weights(self))
+            return bayes_linear(x, *parameters, seed=self.noise.seed, stream=self.stream)
+        return F.linear(x, *self.weights())
 
 
-class BayesConv2d(nn.Module):
-    """Convolution with random kernel and bias."""
+class BayesConv2d(BayesLayer):
+    """A convolution with random kernel and bias."""
 
-    def __init__(self, layer, sigma, draw, stream):
-        super().__init__()
-        _make_bayesian(self, layer, sigma, draw, stream)
-        self.stride, self.padding = layer.stride, layer.padding
+    SETTINGS = ("stride", "padding")
 
     def forward(self, x):
-        return F.conv2d(x, *_weights(self), self.stride, self.padding)
+        return F.conv2d(x, *self.weights(), self.stride, self.padding)
 
 
-class BayesGroupNorm(nn.Module):
+class BayesGroupNorm(BayesLayer):
     """Group normalisation with random scale and shift."""
 
-    def __init__(self, layer, sigma, draw, stream):
-        super().__init__()
-        _make_bayesian(self, layer, sigma, draw, stream)
-        self.num_groups, self.eps = layer.num_groups, layer.eps
+    SETTINGS = ("num_groups", "eps")
 
     def forward(self, x):
-        return F.group_norm(x, self.num_groups, *_weights(self), self.eps)
+        return F.group_norm(x, self.num_groups, *self.weights(), self.eps)
 
 
-class BayesLayerNorm(nn.Module):
+class BayesLayerNorm(BayesLayer):
     """Layer normalisation with random scale and shift."""
 
-    def __init__(self, layer, sigma, draw, stream):
-        super().__init__()
-        _make_bayesian(self, layer, sigma, draw, stream)
-        self.normalized_shape, self.eps = layer.normalized_shape, layer.eps
+    SETTINGS = ("normalized_shape", "eps")
 
     def forward(self, x):
-        return F.layer_norm(x, self.normalized_shape, *_weights(self), self.eps)
+        return F.layer_norm(x, self.normalized_shape, *self.weights(), self.eps)
 
 
 BAYESIAN = {
     nn.Linear: BayesLinear, nn.Conv2d: BayesConv2d, nn.GroupNorm: BayesGroupNorm, nn.LayerNorm: BayesLayerNorm,
-}  # fmt: skip
+}
 
 
 # --- which layers -----------------------------------------------------------------------------------------------------
 
 
-def _in_transformer(name):
-    """Self-attention and feed-forward of the transformer blocks: the authors' choice."""
-    return ".transformer_blocks." in name and (".attn1." in name or ".ff." in name)
-
-
-KINDS = {
-    "paper": lambda name, layer: _in_transformer(name),
+KINDS = {  # "paper" is the authors' choice: self-attention and feed-forward of the transformer blocks
+    "paper": lambda name, layer: ".transformer_blocks." in name and (".attn1." in name or ".ff." in name),
     "norm": lambda name, layer: isinstance(layer, (nn.GroupNorm, nn.LayerNorm)),
     "cross-attention": lambda name, layer: ".attn2." in name and isinstance(layer, nn.Linear),
     "time": lambda name, layer: "time_emb" in name,
@@ -187,17 +179,19 @@ REGIONS = {"up": "up_blocks.", "mid": "mid_block.", "down": "down_blocks."}
 
 
 def select(unet, where):
-    """Names of the layers that `where` chooses: words joined by commas.
+    """The names of the layers that `where`, words joined by commas, chooses.
 
-    Words of KINDS add layers. Words of REGIONS mean the "paper" layers there, and restrict everything to those blocks:
-    "up,time" is self-attention, feed-forward and time projections of the up blocks. Raises ValueError for other words.
+    A word of KINDS adds layers. A word of REGIONS adds the "paper" layers and restricts everything to its blocks:
+    "up,time" means self-attention, feed-forward and time projections of the up blocks. Raises ValueError.
     """
     words = where.split(",")
     for word in words:
         if word not in KINDS and word not in REGIONS:
             raise ValueError(f"where = {word!r} is not one of {', '.join([*KINDS, *REGIONS])}")
     regions = tuple(REGIONS[word] for word in words if word in REGIONS)
-    kinds = [KINDS[word] for word in words if word in KINDS] + [KINDS["paper"]] * bool(regions)
+    kinds = [KINDS[word] for word in words if word in KINDS]
+    if regions:
+        kinds.append(KINDS["paper"])
     return [
         name
         for name, layer in unet.named_modules()
@@ -206,27 +200,26 @@ def select(unet, where):
 
 
 def bayesianize(unet, where="paper", sigma=0.01, kernel="torch"):
-    """Replace the chosen layers by Bayesian ones in place, μ at the present weights; returns the shared `Draw`.
+    """Replace the chosen layers by Bayesian ones in place, with μ at the present weights; returns their WeightNoise.
 
-    Call `draw.renew(generator)` before each training forward. kernel: "torch", "reference" or "triton".
+    Call `noise.renew(generator)` before each forward in training. kernel: "torch", "reference" or "triton".
     """
-    draw = Draw(kernel)
+    noise = WeightNoise(kernel)
     for stream, name in enumerate(select(unet, where)):
-        parent, _, child = name.rpartition(".")
-        parent = unet.get_submodule(parent)
-        layer = getattr(parent, child)
-        setattr(parent, child, BAYESIAN[type(layer)](layer, sigma, draw, stream).train(layer.training))
-    return draw
+        layer = unet.get_submodule(name)
+        unet.set_submodule(name, BAYESIAN[type(layer)](layer, sigma, noise, stream).train(layer.training))
+    return noise
 
 
 def sigmas(network):
     """{name of μ: (μ, σ)} of all random parameters."""
     parameters = dict(network.named_parameters())
-    return {n[: -len("_sigma")]: (parameters[n[: -len("_sigma")]], p) for n, p in parameters.items() if n.endswith("_sigma")}
+    means = [name.removesuffix("_sigma") for name in parameters if name.endswith("_sigma")]
+    return {name: (parameters[name], parameters[name + "_sigma"]) for name in means}
 
 
 def random_share(network):
-    """Share of the network's parameters that are random, 0..1; each counts once, as its mean."""
+    """The share of the network's parameters that are random, 0..1. A mean and its σ count as one parameter."""
     random = sum(mu.numel() for mu, _ in sigmas(network).values())
     total = sum(p.numel() for n, p in network.named_parameters() if not n.endswith("_sigma"))
     return random / total
@@ -234,13 +227,13 @@ def random_share(network):
 
 @torch.no_grad()
 def clamp_sigma(network):
-    """σ ← max(σ, 1e-7) after each optimiser step, as in the authors' code: σ stays a standard deviation."""
+    """σ ← max(σ, 1e-7) after each optimiser step, as in the authors' code, so that σ stays a standard deviation."""
     for _, sigma in sigmas(network).values():
         sigma.clamp_(min=SIGMA_MIN)
 
 
 def posterior_mean(network):
-    """State dict at θ = μ with the plain network's names: what is saved for inference.   (paper, §4.2 "Inference")"""
+    """The weights at θ = μ under the plain network's names, to be saved for inference.   (paper, §4.2 "Inference")"""
     return {name: value for name, value in network.state_dict().items() if not name.endswith("_sigma")}
 
 
@@ -248,19 +241,16 @@ def posterior_mean(network):
 
 
 def gaussian_kl(mu_q, sigma_q, mu_p, sigma_p):
-    """KL(N(μ_q, σ_q²) ‖ N(μ_p, σ_p²)) in nats, element by element.
-
-    log(σ_p/σ_q) + (σ_q² + (μ_q − μ_p)²)/(2σ_p²) − 1/2
-    """
+    """KL(N(μ_q, σ_q²) ‖ N(μ_p, σ_p²)) in nats, for each element: log(σ_p/σ_q) + (σ_q² + (μ_q − μ_p)²)/(2σ_p²) − 1/2."""
     sigma_q, sigma_p = (torch.as_tensor(s, dtype=mu_q.dtype, device=mu_q.device) for s in (sigma_q, sigma_p))
     return torch.log(sigma_p / sigma_q) + (sigma_q**2 + (mu_q - mu_p) ** 2) / (2 * sigma_p**2) - 0.5
 
 
 def kl(network, prior_means, prior_sigma, direction="q-p"):
-    """L_r, the sum over all random parameters, in nats: a scalar tensor.
+    """The loss L_r: the sum of the KL divergence over all random parameters, in nats, as a scalar tensor.
 
-    direction "q-p": KL(Q_W(θ) ‖ P(θ)) as in the paper's Eq. 3; "p-q": KL(P ‖ Q) as in its Algorithm 1 and the authors'
-    code. prior_means: {name of μ: θ_0}, the pretrained values; prior_sigma: σ of P(θ) = N(θ_0, σ²).
+    direction "q-p": KL(Q_W(θ) ‖ P(θ)), as in the paper's Eq. 3; "p-q": KL(P ‖ Q), as in its Algorithm 1 and in the
+    authors' code. The prior is P(θ) = N(θ_0, σ²): prior_means is {name of μ: θ_0}, prior_sigma is its σ.
     """
     total = 0.0
     for name, (mu, sigma) in sigmas(network).items():

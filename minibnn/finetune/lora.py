@@ -5,8 +5,8 @@ Follows: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", �
 
     y = W x + b + (α/r)·B A x,    A (r, in) "down", starts at N(0, 1/r²),    B (out, r) "up", starts at 0
 
-Only `up` is random, θ_B = μ + σ∘ε: given A, the weight W + (α/r)·θ_B A is then Gaussian too. The paper writes W = W₀ + BA and
-calls A the "up" matrix; what its code makes random is the matrix that starts at zero, here `up`.
+Only `up` is random, θ_B = μ + σ∘ε: given A, the weight W + (α/r)·θ_B A is then Gaussian too. The paper writes
+W = W₀ + BA and calls A the "up" matrix; what its code makes random is the matrix that starts at zero, here `up`.
 
 But: linear layers only; no dropout on x.
 """
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .bayes import draw_tensor
+from .bayes import sample_tensor
 
 
 def delta(down, up, scale):
@@ -23,25 +23,39 @@ def delta(down, up, scale):
     return scale * (up.float() @ down.float())
 
 
-def check_rank(layer, rank):
-    """Raises ValueError when rank exceeds the smaller side of the layer's weight, which no product B A can exceed."""
-    if rank > min(layer.weight.shape):
-        raise ValueError(f"rank {rank} is larger than a layer of {layer.in_features} inputs and {layer.out_features} outputs")
+class Adapter(nn.Module):
+    """A linear layer, (…, in) -> (…, out), whose weight and bias are frozen and keep their names.
 
-
-class LoraLinear(nn.Module):
-    """(…, in) -> (…, out). Takes over the layer's weight and bias, frozen, under their own names.
-
-    sigma: initial standard deviation of `up`, or None for plain weights; draw and stream as in `bayes.py`;
-    generator: torch.Generator on the CPU, for the start of `down`. Raises ValueError as `check_rank`.
+    A subclass adds what is trained, and `merged_weight`. noise and stream are as in `bayes.sample_tensor`.
     """
 
-    def __init__(self, layer, rank, alpha, sigma, draw, stream, generator):
+    def __init__(self, layer, noise, stream):
         super().__init__()
-        check_rank(layer, rank)
-        self.scale, self.draw, self.stream = alpha / rank, draw, stream
+        self.noise, self.stream = noise, stream
         self.weight = nn.Parameter(layer.weight.detach(), requires_grad=False)
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
+
+    def merged(self):
+        """An ordinary layer that computes the same as this one does at the mean."""
+        layer = nn.Linear(*reversed(self.weight.shape), bias=False, device="meta")
+        layer.weight = nn.Parameter(self.merged_weight().detach().to(self.weight.dtype))
+        layer.bias = None if self.bias is None else nn.Parameter(self.bias.detach())
+        return layer
+
+
+class LoraLinear(Adapter):
+    """sigma: initial standard deviation of `up`, or None for plain weights.
+
+    generator: torch.Generator on the CPU, for the start of `down`. Raises ValueError when rank exceeds the smaller side
+    of the layer's weight, because the rank of the product B A cannot.
+    """
+
+    def __init__(self, layer, rank, alpha, sigma, noise, stream, generator):
+        if rank > min(layer.weight.shape):
+            size = f"{layer.in_features} inputs and {layer.out_features} outputs"
+            raise ValueError(f"rank {rank} is larger than a layer of {size}")
+        super().__init__(layer, noise, stream)
+        self.scale = alpha / rank
         down = torch.randn(rank, layer.in_features, generator=generator, device="cpu") / rank
         self.down = nn.Parameter(down.to(layer.weight))
         self.up = nn.Parameter(layer.weight.new_zeros(layer.out_features, rank))
@@ -51,23 +65,14 @@ class LoraLinear(nn.Module):
         low = F.linear(x, self.down)  # (…, in) -> (…, r)
         if self.up_sigma is None or not self.training:
             change = F.linear(low, self.up)
-        elif self.draw.kernel == "triton":
+        elif self.noise.kernel == "triton":
             from minibnn_kernels.bayes_linear import bayes_linear
 
-            change = bayes_linear(low, self.up, self.up_sigma, None, None, seed=self.draw.seed, stream=self.stream)
+            change = bayes_linear(low, self.up, self.up_sigma, None, None, seed=self.noise.seed, stream=self.stream)
         else:
-            change = F.linear(low, draw_tensor(self.up, self.up_sigma, self.draw, self.stream))
+            change = F.linear(low, sample_tensor(self.up, self.up_sigma, self.noise, self.stream))
         return F.linear(x, self.weight, self.bias) + self.scale * change
 
-    def merged(self):
-        """An ordinary layer with the weight W + (α/r)·B A, at the mean of B."""
-        weight = (self.weight.float() + delta(self.down, self.up, self.scale)).to(self.weight.dtype)
-        return plain_linear(weight, self.bias)
-
-
-def plain_linear(weight, bias):
-    """nn.Linear of given weight (out, in) and bias (out,) or None."""
-    layer = nn.Linear(*reversed(weight.shape), bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight.detach())
-    layer.bias = None if bias is None else nn.Parameter(bias.detach())
-    return layer
+    def merged_weight(self):
+        """W + (α/r)·B A at the mean of B, in float32."""
+        return self.weight.float() + delta(self.down, self.up, self.scale)

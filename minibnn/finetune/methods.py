@@ -1,11 +1,11 @@
-"""The fine-tuning methods: DreamBooth, LoRA, OFT, each with or without random weights. They differ in what is trainable.
+"""The methods DreamBooth, LoRA and OFT, each with or without random weights. They differ in what is trained.
 
-    method       trained               random (--bayes)                    what a run holds
-    dreambooth   all of the UNet       layers that --where names           a diffusers folder
-    lora         down and up matrices  the up matrices                     pytorch_lora_weights.safetensors
-    oft          Q of every block      Q                                   adapter_config.json, adapter_model.safetensors
+    method       trained               random (--bayes)           what a run holds
+    dreambooth   all of the UNet       layers that --where names  a diffusers folder
+    lora         down and up matrices  the up matrices            pytorch_lora_weights.safetensors
+    oft          Q of every block      Q                          adapter_config.json, adapter_model.safetensors
 
-Follows: the paper's App. D and H.1. The loop in `train.py` knows nothing of this.
+Follows: the paper's App. D and H.1. The training loop in `train.py` knows nothing of this.
 """
 
 import dataclasses
@@ -16,29 +16,28 @@ from ..errors import UserError
 from ..files.store import write_tensors
 from . import adapter_files, adapters, bayes
 
-OWN = {"dreambooth": ("where",), "lora": ("rank", "alpha", "layers", "export"), "oft": ("blocks", "coft", "layers")}
-DEFAULTS = {
+OWN = {  # the options that belong to one method, and their defaults
     "dreambooth": {"where": "paper"},
-    "lora": {"rank": 4, "layers": adapters.LAYERS},
-    "oft": {"blocks": 4, "layers": adapters.LAYERS},
+    "lora": {"rank": 4, "alpha": None, "layers": adapters.LAYERS, "export": None},
+    "oft": {"blocks": 4, "coft": None, "layers": adapters.LAYERS},
 }
 EXPORTS = ("kohya", "peft")
 
 
 def settle(options, recipe):
-    """Fill in what depends on the method. options: TrainOptions; recipe: the model's. Raises UserError naming an option."""
-    for name in {name for names in OWN.values() for name in names} - set(OWN[options.method]):
-        if getattr(options, name) is not None:
-            owners = " or ".join(method for method, names in OWN.items() if name in names)
+    """Fill in what depends on the method, in TrainOptions and the model's recipe; returns both. Raises UserError."""
+    for name in dict.fromkeys(name for own in OWN.values() for name in own):
+        if name not in OWN[options.method] and getattr(options, name) is not None:
+            owners = " or ".join(method for method, own in OWN.items() if name in own)
             why = "; what is random in lora and oft is fixed (paper, App. D)" if name == "where" else ""
             raise UserError(f"--{name} belongs to --method {owners}{why}")
     unknown = set((options.export or EXPORTS[0]).split(",")) - set(EXPORTS)
     if unknown:
         raise UserError(f"--export: {min(unknown)!r} is not one of {', '.join(EXPORTS)}")
     recipe = recipe | recipe["methods"].get(options.method, {})
-    defaults = DEFAULTS[options.method] | {name: recipe[name] for name in ("prior_weight", "sigma", "lr")}
-    defaults |= {name: value for name in defaults if (value := getattr(options, name)) is not None}
-    options = dataclasses.replace(options, **defaults)
+    defaults = OWN[options.method] | {name: recipe[name] for name in ("prior_weight", "sigma", "lr")}
+    still_open = {name: default for name, default in defaults.items() if getattr(options, name) is None}
+    options = dataclasses.replace(options, **still_open)
     if options.method == "lora" and options.alpha is None:
         options = dataclasses.replace(options, alpha=float(options.rank))
     return options, recipe
@@ -59,20 +58,20 @@ def check(unet, options):
 
 
 def make_trainable(unet, options):
-    """Prepare the UNet in place for options.method; returns the shared `bayes.Draw`. Raises ValueError as `adapters`."""
-    draw = bayes.Draw(options.kernel)
+    """Prepare the UNet in place for options.method; returns its WeightNoise. Raises ValueError as `adapters` does."""
+    noise = bayes.WeightNoise(options.kernel)
     sigma = options.sigma if options.bayes else None
     if options.method == "lora":
-        adapters.attach_lora(unet, options.layers, options.rank, options.alpha, sigma, draw, options.seed)
+        adapters.attach_lora(unet, options.layers, options.rank, options.alpha, sigma, noise, options.seed)
     elif options.method == "oft":
-        adapters.attach_oft(unet, options.layers, options.blocks, sigma, draw)
+        adapters.attach_oft(unet, options.layers, options.blocks, sigma, noise)
     elif options.bayes:
-        draw = bayes.bayesianize(unet, options.where, sigma, options.kernel)
-    return draw
+        noise = bayes.bayesianize(unet, options.where, sigma, options.kernel)
+    return noise
 
 
 def constrain(unet, options):
-    """After each optimiser step: σ stays positive, constrained OFT stays constrained."""
+    """Keep σ positive, and Q of constrained OFT within its ball, after an optimiser step."""
     bayes.clamp_sigma(unet)
     if options.coft:
         adapters.constrain(unet, options.coft)
@@ -80,14 +79,16 @@ def constrain(unet, options):
 
 def describe(unet, options):
     """What is trained and what is random, in words."""
-    trained = sum(p.numel() for n, p in unet.named_parameters() if p.requires_grad and not n.endswith("_sigma"))
-    total = sum(p.numel() for n, p in unet.named_parameters() if not n.endswith("_sigma"))
-    random = f"{100 * bayes.random_share(unet):.3g} % of the UNet random, σ₀ = {options.sigma:g}" if options.bayes else "no BNN"
-    return f"{options.method} trains {trained / 1e6:.3g} M of {total / 1e6:.4g} M parameters, {random}"
+    means = [p for name, p in unet.named_parameters() if not name.endswith("_sigma")]
+    trained, total = sum(p.numel() for p in means if p.requires_grad) / 1e6, sum(p.numel() for p in means) / 1e6
+    random = "no BNN"
+    if options.bayes:
+        random = f"{100 * bayes.random_share(unet):.3g} % of the UNet random, σ₀ = {options.sigma:g}"
+    return f"{options.method} trains {trained:.3g} M of {total:.4g} M parameters, {random}"
 
 
 def write_result(sd, options, folder):
-    """Write what is trained, at the mean of the posterior, into `folder`; the network stays as it is. Returns what it is."""
+    """Write what is trained, at the mean of the posterior, into `folder`; returns in words what was written."""
     if options.method == "dreambooth":
         dataclasses.replace(sd, unet=plain_unet(sd.unet)).save(folder)
         return "diffusers folder"
@@ -108,7 +109,7 @@ def plain_unet(unet):
 
 
 def save_result(sd, options, out):
-    """Write the run's result and make sd.unet that: a plain UNet at the mean of the posterior. Returns what it is."""
+    """Write the run's result, in words the return value, and make sd.unet a plain UNet at the mean of the posterior."""
     if options.keep_posterior:
         trained = {n: p for n, p in sd.unet.named_parameters() if p.requires_grad}
         write_tensors(out / "posterior.safetensors", trained)

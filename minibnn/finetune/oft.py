@@ -1,15 +1,15 @@
 """OFT: a linear layer whose input is rotated, block by block, before the pretrained weight sees it.
 
-Follows: Qiu et al. 2023, "Controlling Text-to-Image Diffusion by Orthogonal Finetuning" (and its constrained variant COFT);
-the paper's App. D; blocks over the layer's inputs, as the authors' code and peft have them.
+Follows: Qiu et al. 2023, "Controlling Text-to-Image Diffusion by Orthogonal Finetuning", and its constrained variant
+COFT; the paper's App. D; blocks over the layer's inputs, as the authors' code and peft have them.
 
     here    paper
     q       Q      (r, b, b) with r·b = in; starts at 0, so that R = I
     R       R      (I + ½(Q−Qᵀ)) (I − ½(Q−Qᵀ))⁻¹, orthogonal for every Q (Cayley)
     y = W Rᵀ x + b        the paper's W = R W₀ with its weights (in, out), ours (out, in)
 
-Q is what is random, θ_Q = μ + σ∘ε: R stays orthogonal for every draw. It is computed in float32, whatever autocast says:
-the weight is rotated, not the input, so that rounding R to half precision cannot spoil its orthogonality.
+What is random is Q, θ_Q = μ + σ∘ε, so that R is orthogonal for every sample. R is computed in float32, whatever
+autocast says, and it rotates the weight instead of the input: rounding R to half precision would spoil it.
 
 But: linear layers only; no block sharing, no dropout of blocks, no Neumann series in place of the inverse.
 """
@@ -18,20 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .bayes import draw_tensor
-from .lora import plain_linear
+from .bayes import sample_tensor
+from .lora import Adapter
 
 
 def skew(q):
-    """½(Q − Qᵀ): (…, b, b) -> the same."""
+    """S = ½(Q − Qᵀ), of the same shape (…, b, b)."""
     return (q - q.mT) / 2
 
 
 def cayley(q):
     """R = (I + S)(I − S)⁻¹ with S = ½(Q − Qᵀ), by a linear solve: (…, b, b) -> (…, b, b).   (paper, App. D)
 
-    I − S is always invertible: the eigenvalues of S are imaginary. Written as I + 2 (I − S)⁻¹ S, which is the same and,
-    for small S, rounds ten times less: |RᵀR − I| < 2e-7 instead of 9e-7 in float32.
+    I − S is always invertible, because the eigenvalues of S are imaginary. We compute I + 2 (I − S)⁻¹ S, which is the
+    same, but is rounded less for small S: |RᵀR − I| < 2e-7 instead of 9e-7 in float32.
     """
     s, eye = skew(q), torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
     return eye + 2 * torch.linalg.solve(eye - s, s)
@@ -44,30 +44,21 @@ def rotate(weight, r):
 
 
 def project(q, eps):
-    """COFT: each block with ‖½(Q − Qᵀ)‖ > ε/√r is scaled back onto that ball (Frobenius norm); q (r, b, b)."""
+    """COFT: scale every block of q (r, b, b) with ‖½(Q − Qᵀ)‖ > ε/√r (Frobenius norm) back onto that ball."""
     norm = skew(q).flatten(1).norm(dim=1)[:, None, None]
     return q * (eps / len(q) ** 0.5 / norm.clamp(min=torch.finfo(q.dtype).tiny)).clamp(max=1)
 
 
-def check_blocks(layer, blocks):
-    """Raises ValueError when the layer's inputs cannot be divided into that many blocks of at least 2."""
-    if layer.in_features % blocks or layer.in_features < 2 * blocks:
-        raise ValueError(f"{blocks} blocks do not divide a layer of {layer.in_features} inputs")
+class OftLinear(Adapter):
+    """blocks: r; sigma: initial standard deviation of Q, or None for plain weights.
 
-
-class OftLinear(nn.Module):
-    """(…, in) -> (…, out). Takes over the layer's weight and bias, frozen, under their own names.
-
-    blocks: r; sigma: initial standard deviation of Q, or None for plain weights; draw and stream as in `bayes.py`.
-    Raises ValueError as `check_blocks`.
+    Raises ValueError when the layer's inputs cannot be divided into that many blocks of at least 2 inputs.
     """
 
-    def __init__(self, layer, blocks, sigma, draw, stream):
-        super().__init__()
-        check_blocks(layer, blocks)
-        self.draw, self.stream = draw, stream
-        self.weight = nn.Parameter(layer.weight.detach(), requires_grad=False)
-        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
+    def __init__(self, layer, blocks, sigma, noise, stream):
+        if layer.in_features % blocks or layer.in_features < 2 * blocks:
+            raise ValueError(f"{blocks} blocks do not divide a layer of {layer.in_features} inputs")
+        super().__init__(layer, noise, stream)
         size = layer.in_features // blocks
         self.q = nn.Parameter(layer.weight.new_zeros(blocks, size, size))
         self.q_sigma = None if sigma is None else nn.Parameter(torch.full_like(self.q, sigma))
@@ -79,9 +70,9 @@ class OftLinear(nn.Module):
 
     def forward(self, x):
         random = self.q_sigma is not None and self.training
-        q = draw_tensor(self.q, self.q_sigma, self.draw, self.stream) if random else self.q
+        q = sample_tensor(self.q, self.q_sigma, self.noise, self.stream) if random else self.q
         return F.linear(x, self.rotated(q).to(self.weight.dtype), self.bias)
 
-    def merged(self):
-        """An ordinary layer with the weight W Rᵀ, at the mean of Q."""
-        return plain_linear(self.rotated(self.q).to(self.weight.dtype), self.bias)
+    def merged_weight(self):
+        """W Rᵀ at the mean of Q, in float32."""
+        return self.rotated(self.q)
