@@ -68,7 +68,7 @@ def train(training, options, batches, observers=()):
             x_t = schedule.q_sample(x0, eps, abar[t])
             target = schedule.velocity(x0, eps, abar[t]) if sd.v_prediction else eps
             predicted = training.predict(x_t, t, condition, generator)
-            subject, *of_class = (predicted.to(target.dtype) - target).square().split(options.batch_size)
+            subject, *of_class = (predicted.to(x0.dtype) - target).square().split(options.batch_size)
             terms = {"diffusion": (1.0, subject.mean())}
             if of_class:
                 terms["prior"] = (options.prior_weight, of_class[0].mean())

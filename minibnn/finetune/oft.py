@@ -66,7 +66,7 @@ class OftLinear(Adapter):
     def rotated(self, q):
         """W Rᵀ for this Q, in float32."""
         with torch.autocast(q.device.type, enabled=False):
-            return rotate(self.weight, cayley(q.float()))
+            return rotate(self.weight, cayley(q.to(torch.promote_types(q.dtype, torch.float32))))
 
     def forward(self, x):
         random = self.q_sigma is not None and self.training
