@@ -1,9 +1,10 @@
-"""The photo measures against lpips and piq (recorded, see photo_vectors.py) and transformers, on small random networks."""
+"""The photo measures against lpips, piq (both recorded by photo_vectors.py) and transformers, on small networks."""
 
 import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 from minibnn.errors import UserError
-from minibnn.options.commands import PhotoOptions
+from minibnn.files.store import ASSETS
+from minibnn.options.commands import PhotoOptions, TrainOptions
 from minibnn.photo import measures as photo
 from minibnn.photo.loading import load_clip, load_clip_iqa, load_dino, load_lpips
 from minibnn.photo.networks import Lpips
-from minibnn.pictures import to_tensor
+from minibnn.pictures import to_pil, to_tensor
 
 transformers = pytest.importorskip("transformers")
 RECORDED = json.loads((DATA / "photo.json").read_text())
@@ -28,7 +30,7 @@ CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.261302
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory, clip_folder):
-    """The four folders as a user fetches them, with small random networks; preprocessor_config.json as the official ones."""
+    """The four folders as a user fetches them, but with small random networks."""
     root = tmp_path_factory.mktemp("networks")
     for name in ("clip", "dino", "lpips", "clip_iqa"):
         (root / name).mkdir()
@@ -49,8 +51,9 @@ def folders(tmp_path_factory, clip_folder):
     config = {"do_resize": True, "do_normalize": True, "size": 32}
     clip = {"do_center_crop": True, "crop_size": 32, "resample": 3, "image_mean": CLIP_MEAN, "image_std": CLIP_STD}
     dino = {"resample": 2, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-    (root / "clip" / "preprocessor_config.json").write_text(json.dumps(config | clip | {"feature_extractor_type": "CLIPFeatureExtractor"}))
-    (root / "dino" / "preprocessor_config.json").write_text(json.dumps(config | dino | {"feature_extractor_type": "ViTFeatureExtractor"}))
+    for name, settings, kind in (("clip", clip, "CLIP"), ("dino", dino, "ViT")):  # like the official ones
+        settings = config | settings | {"feature_extractor_type": f"{kind}FeatureExtractor"}
+        (root / name / "preprocessor_config.json").write_text(json.dumps(settings))
 
     trunk, linear = alexnet_tensors()
     save_file(trunk, root / "lpips" / "alexnet-owt-7be5be79.safetensors")
@@ -60,7 +63,7 @@ def folders(tmp_path_factory, clip_folder):
 
 
 def worst(got, wanted):
-    """Largest deviation, relative to how much the wanted values differ among themselves."""
+    """The largest deviation, relative to the standard deviation of the wanted values."""
     got, wanted = torch.as_tensor(got), torch.as_tensor(wanted)
     return ((got - wanted).abs().max() / wanted.std(0).max()).item()
 
@@ -70,7 +73,7 @@ def worst(got, wanted):
 
 @pytest.mark.parametrize("prompts", [["a", "b", "a", "a", "b", "a"], ["a", "b", "b", "a", "a", "b"]])
 def test_lpips_equals_lpips(folders, prompts):
-    """The mean of lpips' own distances to the others of the prompt, at 512 × 512; in equal groups the mean over all pairs."""
+    """It is the mean of lpips' own distances to the others of the prompt; in equal groups the mean over all pairs."""
     table = torch.tensor(RECORDED["lpips"])
     got = photo.lpips_diversity(pictures(), prompts, load_lpips(folders / "lpips"))
     same = torch.tensor([[a == b for b in prompts] for a in prompts])
@@ -117,12 +120,15 @@ def test_clip_iqa_equals_piq(folders):
 
 @pytest.fixture(scope="session")
 def theirs(folders):
-    """transformers' CLIP with its own tokenizer and processor: logits and embeddings of pictures() and PROMPTS."""
-    model = transformers.CLIPModel.from_pretrained(folders / "clip").eval()
-    tokenizer = transformers.CLIPTokenizer(str(folders / "clip" / "vocab.json"), str(folders / "clip" / "merges.txt"))
-    processor = transformers.AutoImageProcessor.from_pretrained(folders / "clip")
+    """transformers' CLIP with its own tokenizer and processor: its output for pictures() and PROMPTS, and the model."""
+    folder = folders / "clip"
+    model = transformers.CLIPModel.from_pretrained(folder).eval()
+    texts = transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))(
+        PROMPTS, padding=True, return_tensors="pt"
+    )
+    images = transformers.AutoImageProcessor.from_pretrained(folder)(pictures(), return_tensors="pt")
     with torch.no_grad():
-        return model(**tokenizer(PROMPTS, padding=True, return_tensors="pt"), **processor(pictures(), return_tensors="pt")), model
+        return model(**texts, **images), model
 
 
 def test_clip_t_equals_the_logits_of_transformers(folders, theirs):
@@ -142,10 +148,11 @@ def test_clip_i_is_the_mean_over_all_pairs(folders, theirs):
 
 
 def test_pictures_are_resized_and_cropped_as_clip_wants(folders):
-    """Shortest edge to 32 (bicubic), the middle 32 × 32, CLIP's mean and deviation: by PIL, from an official-style config."""
+    """The shortest edge to 32 pixels (bicubic), the middle 32 × 32 of it, CLIP's mean and deviation; all by PIL."""
     clip, picture = load_clip(folders / "clip"), pictures()[1]
     small = picture.resize((42, 32), Image.Resampling.BICUBIC).crop((5, 0, 37, 32))
-    pixels = ((to_tensor([small]) + 1) / 2 - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    pixels = ((to_tensor([small]) + 1) / 2 - mean) / std
     assert torch.allclose(clip.processor(images=[picture], return_tensors="pt")["pixel_values"], pixels, atol=1e-5)
 
 
@@ -168,20 +175,21 @@ def test_dino_is_the_class_token(folders):
 
 
 def test_cases_filter_by_both_and_choose_by_quality():
-    """App. I on ten pictures: 0 has the best quality but the worst Clip-T, 1 the second best and the worst Dino."""
+    """App. I on ten pictures: 0 has the best quality and the worst Clip-T, 1 the second best and the worst Dino."""
     quality = torch.tensor([0.99, 0.98, 0.9, 0.8, 0.7, 0.62, 0.5, 0.4, 0.3, 0.2])
     clip_t, dino = torch.linspace(0.3, 0.4, 10), torch.full((10,), 0.5)
     clip_t[0], dino[1] = 0.1, 0.1
     values = {"Clip-T": clip_t, "Dino": dino, "Clip-IQA": quality}
     assert photo.cases(values) == {"best": 2, "average": 6, "worst": 9}  # kept: 2 … 9, whose mean is 0.5525
-    clip_t[9] = 0.0  # now 9 is filtered instead of 0, but stays the worst of all
+    clip_t[9] = 0.0  # now 9 is left out instead of 0, but it remains the worst of all
     assert photo.cases(values) == {"best": 0, "average": 5, "worst": 9}  # kept: 0, 2 … 8, whose mean is 0.65125
     few = {name: numbers[:4] for name, numbers in values.items()}
     assert photo.cases(few) == {"best": 0, "average": 2, "worst": 3}  # 90 % of 4 is rounded up: nothing is filtered
 
 
 def test_summary_reads_all_measures_at_the_cases():
-    values = {"Clip-T": torch.tensor([0.1, 0.2]), "Dino": torch.tensor([0.5, 0.7]), "Clip-IQA": torch.tensor([0.25, 0.75])}
+    values = {"Clip-T": [0.1, 0.2], "Dino": [0.5, 0.7], "Clip-IQA": [0.25, 0.75]}
+    values = {name: torch.tensor(numbers) for name, numbers in values.items()}
     rows = photo.summary(values)
     assert rows["mean"] == pytest.approx({"Clip-T": 0.15, "Dino": 0.6, "Clip-IQA": 0.5})
     assert rows["best"] == pytest.approx({"picture": 1, "Clip-T": 0.2, "Dino": 0.7, "Clip-IQA": 0.75})
@@ -194,7 +202,7 @@ def test_summary_reads_all_measures_at_the_cases():
 
 @pytest.fixture()
 def job(tmp_path, folders):
-    """Options of a whole measurement: pictures 1, 2, 10 and 11 with two prompts in their PNGs, two training pictures."""
+    """Options that measure all: pictures 1, 2, 10 and 11 with two prompts in their PNGs, and two training pictures."""
     for name in ("pictures", "training"):
         (tmp_path / name).mkdir()
     for i, picture in zip((1, 2, 10, 11), pictures(), strict=False):
@@ -203,72 +211,74 @@ def job(tmp_path, folders):
         picture.save(tmp_path / "pictures" / f"{i}.png", pnginfo=info)
     for i, picture in enumerate(pictures()[4:]):
         picture.save(tmp_path / "training" / f"{i}.png")
-    networks = {name: str(folders / name) for name in ("clip", "dino", "lpips", "clip_iqa")}
-    paths = {"pictures": str(tmp_path / "pictures"), "training": str(tmp_path / "training"), "out": str(tmp_path / "a" / "m.json")}
-    return PhotoOptions(**paths, **networks, device="cpu")
-
-
-def change(options, **changes):
-    return PhotoOptions(**(vars(options) | changes))
+    paths = {name: tmp_path / name for name in ("pictures", "training")} | {"out": tmp_path / "a" / "m.json"}
+    paths |= {name: folders / name for name in ("clip", "dino", "lpips", "clip_iqa")}
+    return PhotoOptions(**{name: str(path) for name, path in paths.items()}, device="cpu")
 
 
 def test_the_command_measures_everything(job, folders, tmp_path, capsys):
-    photo.measure(job)
+    photo.measure_photos(job)
     result = json.loads((tmp_path / "a" / "m.json").read_text())
     printed = capsys.readouterr().out.splitlines()
     made, prompts = pictures(), [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]]
-    assert [(row["file"], row["prompt"]) for row in result["pictures"]] == list(zip(["1.png", "2.png", "10.png", "11.png"], prompts, strict=True))
+    assert [row["file"] for row in result["pictures"]] == ["1.png", "2.png", "10.png", "11.png"]
+    assert [row["prompt"] for row in result["pictures"]] == prompts
     clip = load_clip(folders / "clip")
     clip_t = photo.clip_t(photo.clip_pictures(made[:4], clip), photo.clip_prompts(prompts, clip))
     table = RECORDED["lpips"]
-    wanted = {"Clip-T": clip_t, "Lpips": [table[0][1], table[1][0], table[2][3], table[3][2]], "Clip-IQA": RECORDED["quality"][:4]}
-    for name, numbers in wanted.items():
+    lpips = [table[0][1], table[1][0], table[2][3], table[3][2]]
+    for name, numbers in (("Clip-T", clip_t), ("Lpips", lpips), ("Clip-IQA", RECORDED["quality"][:4])):
         assert worst([row[name] for row in result["pictures"]], numbers) < 2e-4, name
     assert printed[0].split() == ["Clip-T", "Clip-I", "Dino", "Lpips", "Clip-IQA"]
     assert [line.split()[0] for line in printed[1:5]] == ["mean", "best", "average", "worst"]
-    best = max(result["pictures"], key=lambda row: row["Clip-IQA"])  # of four pictures none is filtered
+    best = max(result["pictures"], key=lambda row: row["Clip-IQA"])  # of four pictures none is left out
     assert result["summary"]["best"]["Dino"] == best["Dino"] and printed[2].split()[-1] == best["file"]
 
 
 def test_prompts_from_a_file(job, tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("a cat\n\n a dog \n")
-    options = change(job, prompts=str(path), dino=None, clip_iqa=None, lpips=None)
-    photo.measure(options)
-    assert [row["prompt"] for row in json.loads((tmp_path / "a" / "m.json").read_text())["pictures"]] == ["a cat"] * 2 + ["a dog"] * 2
+    options = replace(job, prompts=str(path), dino=None, clip_iqa=None, lpips=None)
+    photo.measure_photos(options)
+    result = json.loads((tmp_path / "a" / "m.json").read_text())
+    assert [row["prompt"] for row in result["pictures"]] == ["a cat"] * 2 + ["a dog"] * 2
     path.write_text("a\nb\nc\n")
     with pytest.raises(UserError, match="3 prompts for 4 pictures"):
-        photo.measure(change(options, overwrite=True))
+        photo.measure_photos(replace(options, overwrite=True))
     (tmp_path / "pictures" / "12.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="12.jpg: broken"):
-        photo.measure(change(options, overwrite=True))
+        photo.measure_photos(replace(options, overwrite=True))
     pictures()[0].save(tmp_path / "pictures" / "12.jpg")
     with pytest.raises(UserError, match="12.jpg holds no prompt"):
-        photo.measure(change(options, overwrite=True, prompts=None))
+        photo.measure_photos(replace(options, overwrite=True, prompts=None))
     with pytest.raises(UserError, match="m.json exists"):
-        photo.measure(options)
+        photo.measure_photos(options)
 
 
-@pytest.mark.parametrize("case", ["config.json", "model.safetensors", "preprocessor_config.json", "kind", "weights", "shape", "pickle", "damaged"])
+@pytest.mark.parametrize(
+    "case",
+    ["config.json", "model.safetensors", "preprocessor_config.json", "kind", "weights", "shape", "pickle", "damaged"],
+)
 def test_what_a_hub_folder_lacks_is_told_in_one_line(case, folders, tmp_path):
     folder = tmp_path / "dino"
     folder.mkdir()
     for file in (folders / "dino").iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     words = f"hf download facebook/dino-vits16 --revision refs/pr/1 --local-dir {folder}"
+    weights = folder / "model.safetensors"
     if case == "kind":
         (folder / "config.json").write_bytes((folders / "clip" / "config.json").read_bytes())
     elif case == "weights":
-        tensors = load_file(folder / "model.safetensors")
+        tensors = load_file(weights)
         tensors.pop("layernorm.bias")
-        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        save_file(tensors, weights, {"format": "pt"})
         words = "lacks 1 weights, e.g. layernorm.bias"
     elif case == "shape":
-        save_file(load_file(folder / "model.safetensors") | {"layernorm.bias": torch.zeros(5)}, folder / "model.safetensors", {"format": "pt"})
+        save_file(load_file(weights) | {"layernorm.bias": torch.zeros(5)}, weights, {"format": "pt"})
     elif case == "pickle":
-        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+        weights.rename(folder / "pytorch_model.bin")
     elif case == "damaged":
-        (folder / "model.safetensors").write_bytes(b"x" * 100)
+        weights.write_bytes(b"x" * 100)
     else:
         (folder / case).unlink()
     with pytest.raises(UserError, match=words) as error:
@@ -280,62 +290,59 @@ def test_a_missing_library_is_told_in_one_line(folders, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match=r"^--clip needs transformers: pip install transformers$"):
         load_clip(folders / "clip")
-    load_lpips(folders / "lpips"), load_clip_iqa(folders / "clip_iqa")  # these do without
+    load_lpips(folders / "lpips"), load_clip_iqa(folders / "clip_iqa")  # these two do not need it
 
 
 def test_what_our_own_folders_lack_is_told_in_one_line(folders, tmp_path):
     with pytest.raises(UserError, match="alexnet-owt-7be5be79.safetensors is missing; put in https"):
         load_lpips(tmp_path)
+    with pytest.raises(UserError, match="hf download timm/resnet50_clip.openai"):
+        load_clip_iqa(tmp_path)
     (tmp_path / "alexnet-owt-7be5be79.pth").write_bytes(b"")
     with pytest.raises(UserError, match="alexnet-owt-7be5be79.pth is a pickle"):
         load_lpips(tmp_path)
-    (tmp_path / "alexnet-owt-7be5be79.safetensors").write_bytes((folders / "lpips" / "alex.safetensors").read_bytes())
-    (tmp_path / "alex.safetensors").write_bytes((folders / "lpips" / "alex.safetensors").read_bytes())
+    other = (folders / "lpips" / "alex.safetensors").read_bytes()
+    for name in ("alexnet-owt-7be5be79", "alex", "open_clip_model"):
+        (tmp_path / f"{name}.safetensors").write_bytes(other)
     with pytest.raises(UserError, match="10 tensors missing or of another shape, e.g. features.0.weight"):
         load_lpips(tmp_path)
-    with pytest.raises(UserError, match="hf download timm/resnet50_clip.openai"):
-        load_clip_iqa(tmp_path)
-    (tmp_path / "open_clip_model.safetensors").write_bytes((folders / "lpips" / "alex.safetensors").read_bytes())
     with pytest.raises(UserError, match="is not CLIP's RN50"):
         load_clip_iqa(tmp_path)
 
 
-def test_the_command_starts_fast_and_ends_with_one_line():
-    script = "import sys, runpy; sys.argv = ['x', '--help']\ntry: runpy.run_module('minibnn.photo_metrics', run_name='__main__')\nexcept SystemExit: pass\nassert 'torch' not in sys.modules\nimport minibnn.photo_metrics\nassert 'transformers' not in sys.modules"
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
-    words = [sys.executable, "-m", "minibnn.photo_metrics", "--pictures", "nowhere", "--lpips", "x", "--device", "cpu"]
-    result = subprocess.run(words, capture_output=True, text=True)
-    assert (result.returncode, result.stderr.splitlines()) == (2, ["error: --pictures nowhere: no such folder"])
+def test_transformers_is_imported_only_when_it_is_needed():
+    script = "import sys, minibnn.photo.measures; assert 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_networks_and_training_pictures_are_asked_for(job):
     with pytest.raises(UserError, match="no network is given: pass --clip"):
-        photo.measure(change(job, clip=None, dino=None, lpips=None, clip_iqa=None))
+        photo.measure_photos(replace(job, clip=None, dino=None, lpips=None, clip_iqa=None))
     with pytest.raises(UserError, match="--training DIR is required"):
-        photo.measure(change(job, training=None))
+        photo.measure_photos(replace(job, training=None))
+    with pytest.raises(UserError, match="--pictures nowhere: no such folder"):
+        photo.measure_photos(replace(job, pictures="nowhere"))
 
 
 def test_lpips_needs_two_pictures_of_a_prompt(job, tmp_path):
-    (tmp_path / "prompts.txt").write_text("a\nb\nb\na c\n")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a\nb\nb\na c\n")
     with pytest.raises(UserError, match="'a' has one"):
-        photo.measure(change(job, prompts=str(tmp_path / "prompts.txt"), clip="nowhere"))  # told before networks are read
+        photo.measure_photos(replace(job, prompts=str(prompts), clip="nowhere"))  # before the networks are read
 
 
 # --- the monitor of a training on photographs -------------------------------------------------------------------------
 
 
-def test_the_monitor_sees_photographs_as_dino_does(folders, tmp_path, dog):
+def test_the_monitor_sees_photographs_as_dino_does(folders, tmp_path, dog, monkeypatch):
     from minibnn import StableDiffusion, data
+    from minibnn.cli.train import fine_tune
     from minibnn.lab import monitor
-    from minibnn.options.commands import TrainOptions
-    from minibnn.options.parsing import parse
-    from minibnn.pictures import to_pil
-    from minibnn.pipeline import BUNDLED
-    from minibnn.train import train
 
-    words = ["--images", str(dog), "--model", str(BUNDLED / "tiny"), "--prior-weight", "0", "--samples", "0", "--steps", "1", "--lr", "1e-9"]
-    run, dino = tmp_path / "run", str(folders / "dino")
-    train(parse(TrainOptions, "x", [*words, "--no-bayes", "--out", str(run), "--monitor-dino", dino]))  # turns it on
+    monkeypatch.setattr(monitor, "STEPS", 2)
+    run, dino = tmp_path / "run", str(folders / "dino")  # with --monitor-dino, the monitor watches
+    fine_tune(TrainOptions(images=str(dog), model=str(ASSETS / "tiny"), prior_weight=0.0, samples=0, steps=1, lr=1e-9,
+                           bayes=False, out=str(run), monitor_dino=dino))
     rows = [json.loads(line) for line in (run / "curves.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1]
 
@@ -351,26 +358,26 @@ def test_the_monitor_sees_photographs_as_dino_does(folders, tmp_path, dog):
 
 
 def test_the_paper_settings_measure_photographs(folders, tmp_path, dog, monkeypatch):
-    """`--settings paper-celeba` on a diffusers folder: the paper's steps, prompts and sampler, judged by the photo networks."""
-    import dataclasses
-
+    """The settings paper-celeba have the paper's steps, prompts and sampler, and the photo networks measure them."""
     from minibnn.experiments import corruption as experiment
     from minibnn.experiments.settings import SETTINGS, Run, View
-    from minibnn.options.parsing import parse
-    from minibnn.pipeline import BUNDLED
+    from minibnn.options.experiments import CorruptionOptions
 
-    words = ["--settings", "paper-celeba", "--model", str(BUNDLED / "tiny"), "--images", str(dog), "--each", "1"]
-    words += [f"--{name.replace('_', '-')}={folders / name}" for name in ("dino", "clip", "lpips", "clip_iqa")]
-    options = parse(experiment.CorruptionOptions, "x", [*words, "--steps", "1", "--out", str(tmp_path)])
+    paths = {"model": ASSETS / "tiny", "images": dog, "out": tmp_path}
+    paths |= {name: folders / name for name in ("dino", "clip", "lpips", "clip_iqa")}
+    paths = {name: str(path) for name, path in paths.items()}
+    options = CorruptionOptions(**paths, settings=("paper-celeba",), each=1, steps=1)
     it = Run("paper-celeba", 2, True, 0)
-    assert experiment.steps_of(it, dataclasses.replace(options, steps=None)) == 4 * 250 * 2
+    assert experiment.steps_of(it, replace(options, steps=None)) == 4 * 250 * 2
     asked = experiment.train_options(it, options, tmp_path)
-    assert (asked.prompt, asked.class_prompt, asked.prior_weight) == ("a photo of a sks person", "a photo of a person", None)
+    assert (asked.prompt, asked.class_prompt) == ("a photo of a sks person", "a photo of a person")
+    assert asked.prior_weight is None
 
     setting = SETTINGS["paper-celeba"]
     assert setting.views == (View("pndm", 50, 7.5),)
-    fast = dataclasses.replace(setting, views=(View("pndm", 1, 7.5),), options={"prior_weight": 0.0})
+    fast = replace(setting, views=(View("pndm", 1, 7.5),), options={"prior_weight": 0.0})
     monkeypatch.setitem(SETTINGS, "paper-celeba", fast)
+    monkeypatch.setattr(photo, "LPIPS_SIDE", 64)
     drawn = {}
     generate = experiment.StableDiffusion.generate
 
@@ -382,7 +389,8 @@ def test_the_paper_settings_measure_photographs(folders, tmp_path, dog, monkeypa
     monkeypatch.setattr(experiment.StableDiffusion, "generate", spy)
     experiment.perform(it, options)
     rows = experiment.read_rows(tmp_path / f"{it.name}.jsonl")
-    assert [(row["step"], row["group"]) for row in rows] == [(0, "training"), (0, "other"), (1, "training"), (1, "other")]
+    expected = list(itertools.product((0, 1), ("training", "other")))
+    assert [(row["step"], row["group"]) for row in rows] == expected
     assert all(isinstance(rows[1][name], float) for name in ("fidelity", "nearest", "noise", "clip_t", "clip_iqa"))
     assert rows[0]["diversity"] > 0 and rows[1]["diversity"] is None and rows[1]["background"] is None
     prompts, pictures = drawn[25]
@@ -393,7 +401,8 @@ def test_the_paper_settings_measure_photographs(folders, tmp_path, dog, monkeypa
 
 
 def test_settings_that_cannot_be_are_told(dog):
-    from minibnn.experiments.corruption import CorruptionOptions, planned
+    from minibnn.experiments.corruption import planned
+    from minibnn.options.experiments import CorruptionOptions
 
     for options, words in (
         (CorruptionOptions(images=str(dog), model="sd", settings=("paper",)), "--dino is required"),

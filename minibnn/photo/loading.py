@@ -1,11 +1,12 @@
-"""The four networks of the photo measures, each from a folder the user has fetched; nothing is downloaded.
+"""The four networks of the photo measures. Each comes from a folder that the user has fetched; nothing is downloaded.
 
-CLIP ViT-L/14 and DINO ViT-S/16 are transformers' (the extra `[metrics]`), imported when first needed; the other two are
-ours (`photo_networks.py`). What is absent, a package or a file, is one line that says how to get it.
+CLIP ViT-L/14 and DINO ViT-S/16 are networks of transformers (the extra `[metrics]`), which is imported only when it is
+needed. The other two are our own (`networks.py`). When a package or a file is missing, one line says how to get it.
 
 But: safetensors only, as everywhere in minibnn.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,59 +15,50 @@ import torch.nn.functional as F
 
 from ..errors import UserError
 from ..files.ldm import OPENCLIP, ldm_name
-from ..files.store import WeightsError, open_weights, read_json
+from ..files.store import WeightsError, open_weights, read_json, read_tensors
 from ..networks.text_encoder import TextEncoder, TextEncoderConfig
 from ..networks.tokenizer import Tokenizer
 from .networks import ClipIqa, ClipResNet, Lpips
 
+ALEXNET, LINEAR, RN50 = "alexnet-owt-7be5be79", "alex", "open_clip_model"  # names of files
 CLIP_FILES = (
-    "get it by: hf download openai/clip-vit-large-patch14 config.json preprocessor_config.json model.safetensors vocab.json "
-    "merges.txt --local-dir"
+    "get it by: hf download openai/clip-vit-large-patch14 config.json preprocessor_config.json model.safetensors "
+    "vocab.json merges.txt --local-dir"
 )
 DINO_FILES = "get it by: hf download facebook/dino-vits16 --revision refs/pr/1 --local-dir"  # main has only a pickle
-RN50_FILES = "get it by: hf download timm/resnet50_clip.openai open_clip_model.safetensors vocab.json merges.txt --local-dir"
-ALEXNET, LINEAR, RN50 = "alexnet-owt-7be5be79", "alex", "open_clip_model"
+RN50_FILES = f"get it by: hf download timm/resnet50_clip.openai {RN50}.safetensors vocab.json merges.txt --local-dir"
 LPIPS_FILES = (
     f"put in https://download.pytorch.org/models/{ALEXNET}.pth and lpips/weights/v0.1/{LINEAR}.pth of "
-    "https://github.com/richzhang/PerceptualSimilarity, both to be converted to safetensors"
+    "https://github.com/richzhang/PerceptualSimilarity, both converted to safetensors"
 )
 QUALITY = ("Good photo.", "Bad photo.")  # the prompts of Clip-IQA
 
-
-# --- by transformers --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Clip:
-    """transformers' CLIPModel, its picture processor, and our tokenizer."""
-
-    model: torch.nn.Module
-    processor: object
-    tokenizer: Tokenizer
+# --- networks of transformers -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Dino:
-    """transformers' ViTModel and its picture processor."""
+class HubNetwork:
+    """A network of transformers, its picture processor and, for CLIP, our tokenizer."""
 
     model: torch.nn.Module
     processor: object
+    tokenizer: Tokenizer = None
 
 
 def load_clip(folder, device="cpu"):
-    """A folder of the Hub with a CLIPModel -> Clip. Raises UserError: what to install or to fetch."""
-    model, processor = _load("--clip", folder, "clip", "CLIPModel", "CLIPImageProcessor", {}, CLIP_FILES)
-    return Clip(model.to(device), processor, Tokenizer(folder))
+    """Read a CLIPModel from a folder of the Hub. Raises UserError that says what to install or to fetch."""
+    found = _from_hub("--clip", folder, "clip", ("CLIPModel", "CLIPImageProcessor"), CLIP_FILES, device)
+    return HubNetwork(*found, Tokenizer(folder))
 
 
 def load_dino(folder, device="cpu", option="--dino"):
-    """A folder of the Hub with a ViTModel -> Dino. Errors as `load_clip`; option: what they name."""
-    settings = {"add_pooling_layer": False}  # the official file has none
-    model, processor = _load(option, folder, "vit", "ViTModel", "ViTImageProcessor", settings, DINO_FILES)
-    return Dino(model.to(device), processor)
+    """Read a ViTModel from a folder of the Hub. Raises UserError as `load_clip`, naming the option."""
+    classes, settings = ("ViTModel", "ViTImageProcessor"), {"add_pooling_layer": False}  # the official file has none
+    return HubNetwork(*_from_hub(option, folder, "vit", classes, DINO_FILES, device, **settings))
 
 
-def _load(option, folder, kind, model_class, processor_class, settings, remedy):
+def _from_hub(option, folder, kind, classes, remedy, device, **settings):
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no reports on the parts of a file that are not needed
     try:
         import transformers
     except ImportError:
@@ -79,29 +71,29 @@ def _load(option, folder, kind, model_class, processor_class, settings, remedy):
     found = read_json(Path(folder) / "config.json").get("model_type")
     if found != kind:
         raise UserError(f"{option} {folder}: config.json is of a model of type {found!r}, not {kind!r}; {remedy}")
-    # Processors on PIL, as the authors': those on torchvision resize a little differently. Before transformers 5 the plain
-    # names are PIL's.
-    processor_class = getattr(transformers, processor_class + "Pil", None) or getattr(transformers, processor_class)
+    # The authors' processors use PIL. Those on torchvision resize a little differently; since transformers 5 they have
+    # the plain names, and those on PIL end with Pil.
+    processor_class = getattr(transformers, classes[1] + "Pil", None) or getattr(transformers, classes[1])
     try:
         processor = processor_class.from_pretrained(folder, local_files_only=True)
-        model, info = getattr(transformers, model_class).from_pretrained(
+        model, info = getattr(transformers, classes[0]).from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **settings
         )
-    except Exception as error:  # whatever transformers and safetensors raise for a damaged file
+    except Exception as error:  # transformers and safetensors raise many kinds of errors for a damaged file
         raise UserError(f"{option} {folder} cannot be read ({str(error).splitlines()[0]}); {remedy}") from error
     lacking = sorted(info["missing_keys"])  # transformers would fill them with random numbers
     if lacking:
-        raise WeightsError(f"{option} {folder}: model.safetensors lacks {len(lacking)} weights, e.g. {lacking[0]}; {remedy}")
-    return model.float().eval(), processor
+        example = f"{len(lacking)} weights, e.g. {lacking[0]}"
+        raise WeightsError(f"{option} {folder}: model.safetensors lacks {example}; {remedy}")
+    return model.float().eval().to(device), processor
 
 
-# --- by ourselves -----------------------------------------------------------------------------------------------------
+# --- our own networks -------------------------------------------------------------------------------------------------
 
 
 def load_lpips(folder, device="cpu"):
-    """A folder with torchvision's AlexNet and the linear layers of Lpips, as safetensors -> Lpips. Raises UserError."""
-    tensors = _read(_find(folder, ALEXNET, "--lpips", LPIPS_FILES))
-    linear = _read(_find(folder, LINEAR, "--lpips", LPIPS_FILES))
+    """Read Lpips from torchvision's AlexNet and the linear layers of Lpips, two files of a folder. Raises UserError."""
+    tensors, linear = (read_tensors(_find(folder, name, "--lpips", LPIPS_FILES)) for name in (ALEXNET, LINEAR))
     tensors |= {name.removesuffix(".model.1.weight"): tensor.flatten() for name, tensor in linear.items()}
     with torch.device("meta"):
         network = Lpips()
@@ -109,9 +101,9 @@ def load_lpips(folder, device="cpu"):
 
 
 def load_clip_iqa(folder, device="cpu"):
-    """A folder with CLIP's RN50 in OpenAI's names, vocab.json and merges.txt -> ClipIqa. Raises UserError."""
+    """Read Clip-IQA from a folder with CLIP's RN50 in OpenAI's names, vocab.json and merges.txt. Raises UserError."""
     path = _find(folder, RN50, "--clip-iqa", f"{RN50_FILES} {folder}")
-    tensors = _read(path)
+    tensors = {name: tensor.float() for name, tensor in read_tensors(path).items()}
     if not {"visual.attnpool.c_proj.weight", "visual.conv3.weight", "text_projection", "logit_scale"} <= tensors.keys():
         raise WeightsError(f"{path} is not CLIP's RN50; {RN50_FILES} {folder}")
     visual = {name.removeprefix("visual."): tensor for name, tensor in tensors.items() if name.startswith("visual.")}
@@ -124,13 +116,13 @@ def load_clip_iqa(folder, device="cpu"):
 
 @torch.no_grad()
 def clip_text(tensors, ids, path):
-    """ids (B, 77) -> (B, D) by the text half of a CLIP file in OpenAI's names: the state at END, projected."""
+    """The text features (B, D) of token ids (B, 77), by the text half of a CLIP file in OpenAI's names."""
     length, width = tensors["positional_embedding"].shape
     config = TextEncoderConfig(
         vocab_size=len(tensors["token_embedding.weight"]), hidden_size=width, intermediate_size=4 * width,
         num_hidden_layers=len({name.split(".")[2] for name in tensors if name.startswith("transformer.resblocks.")}),
         num_attention_heads=width // 64, max_position_embeddings=length,
-    )  # fmt: skip
+    )
     with torch.device("meta"):
         encoder = TextEncoder(config)
     ours = {}
@@ -139,11 +131,12 @@ def clip_text(tensors, ids, path):
         tensor = tensors.get(key.removeprefix(OPENCLIP), torch.empty(0))
         ours[name] = tensor if third is None else tensor.chunk(3)[third]
     states = _fill(encoder, ours, path)(ids)
-    return states[torch.arange(len(ids)), ids.argmax(-1)] @ tensors["text_projection"]  # END has the highest id
+    at_end = states[torch.arange(len(ids)), ids.argmax(-1)]  # END has the highest id
+    return at_end @ tensors["text_projection"]
 
 
 def _find(folder, stem, option, remedy):
-    """FOLDER/STEM.safetensors. Raises UserError: `remedy` if absent; how to convert it if there is only a pickle."""
+    """The path FOLDER/STEM.safetensors. Raises UserError that says how to get the file, or how to convert a pickle."""
     path = Path(folder) / f"{stem}.safetensors"
     if not path.is_file():
         if path.with_suffix(".pth").exists():
@@ -152,17 +145,12 @@ def _find(folder, stem, option, remedy):
     return path
 
 
-def _read(path):
-    """{name: float32 tensor}."""
-    with open_weights(path) as file:
-        return {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-
-
 def _fill(network, tensors, path):
-    """Put `tensors` into a network made on the meta device, all by name. Raises WeightsError naming what does not fit."""
+    """Put the tensors, as float32, into a network made on the meta device. Raises WeightsError if one does not fit."""
     wanted = {n: t for n, t in network.state_dict().items() if not n.endswith("num_batches_tracked")}
     wrong = [name for name, tensor in wanted.items() if name not in tensors or tensors[name].shape != tensor.shape]
     if wrong:
-        raise WeightsError(f"{path} holds another network: {len(wrong)} tensors missing or of another shape, e.g. {wrong[0]}")
-    network.load_state_dict({name: tensors[name] for name in wanted}, strict=False, assign=True)
+        example = f"{len(wrong)} tensors missing or of another shape, e.g. {wrong[0]}"
+        raise WeightsError(f"{path} holds another network: {example}")
+    network.load_state_dict({name: tensors[name].float() for name in wanted}, strict=False, assign=True)
     return network.eval().requires_grad_(False)

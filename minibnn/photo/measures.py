@@ -1,28 +1,19 @@
-"""How good are generated photographs? `python -m minibnn.photo_metrics --pictures DIR --training DIR --clip DIR …`
+"""How good are generated photographs? `python -m minibnn photo-measures --pictures DIR --training DIR --clip DIR …`
 
-Follows: the paper's App. G, I and Fig. 13, and where these are silent (networks, sizes, pairs) the authors' own evaluation:
+Follows: the paper's App. G, I and Fig. 13, and the authors' own evaluation for what these do not say (networks, sizes,
+pairs):
   Clip-T    cosine of the picture and its prompt, CLIP ViT-L/14
   Clip-I    mean cosine with the training pictures, CLIP ViT-L/14
   Dino      the same with the class token of DINO ViT-S/16
   Lpips     mean distance to the other pictures of its prompt, AlexNet, at 512 × 512
   Clip-IQA  "Good photo." against "Bad photo.", CLIP RN50
 
-Needs transformers (`pip install -e .[metrics]`) for CLIP and DINO; no network is downloaded: each comes from a folder.
+CLIP and DINO need transformers (`pip install -e .[metrics]`). Each network comes from a folder; none is downloaded.
 
 But: no picture is left out (the authors skip all-black ones and pairs of distance 0); prompts are cut to 77 tokens.
 
-Shapes: n pictures, m training pictures, D embedding.
+Shapes: n pictures, m training pictures, D features. Pictures are PIL images in RGB.
 """
-
-import os
-
-from ..options.commands import PhotoOptions
-from ..options.parsing import answer_ctrl_c_while_importing, parse, run
-
-if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
-    OPTIONS = parse(PhotoOptions, "minibnn.photo_metrics")
-    answer_ctrl_c_while_importing()
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no reports on the parts of a file that are not needed
 
 import dataclasses
 import json
@@ -44,28 +35,28 @@ from .loading import load_clip, load_clip_iqa, load_dino, load_lpips
 LPIPS_SIDE = 512  # pixels, as the authors
 
 
-# --- measures: pictures are PIL RGB, results one number a picture -----------------------------------------------------
-
-
 @torch.no_grad()
 def _embed(function, items, name, batch=8):
-    """function(part of the list) -> (b, D), for all of it, as unit vectors (n, D) on the CPU."""
+    """Apply function(list of b items) -> (b, D) to all items: unit vectors (n, D) on the CPU."""
     starts = tqdm(range(0, len(items), batch), desc=name, disable=len(items) <= batch)
     return F.normalize(torch.cat([function(items[i : i + batch]).float().cpu() for i in starts]), dim=-1)
 
 
+def _pixels(network, pictures):
+    return network.processor(images=pictures, return_tensors="pt")["pixel_values"].to(network.model.device)
+
+
 def clip_pictures(pictures, clip):
-    """(n, D) unit vectors, CLIP's projected picture embeddings."""
+    """CLIP's projected features of the pictures, as unit vectors (n, D)."""
 
     def embed(part):
-        pixels = clip.processor(images=part, return_tensors="pt")["pixel_values"].to(clip.model.device)
-        return clip.model.visual_projection(clip.model.vision_model(pixel_values=pixels).pooler_output)
+        return clip.model.visual_projection(clip.model.vision_model(pixel_values=_pixels(clip, part)).pooler_output)
 
     return _embed(embed, pictures, "CLIP")
 
 
 def clip_prompts(prompts, clip):
-    """(n, D) unit vectors, CLIP's projected text embeddings; each different prompt is computed once."""
+    """CLIP's projected features of the prompts, as unit vectors (n, D)."""
 
     def embed(part):
         ids = clip.tokenizer(part).to(clip.model.device)
@@ -76,40 +67,35 @@ def clip_prompts(prompts, clip):
 
 
 def dino_pictures(pictures, dino):
-    """(n, D) unit vectors, the class token after DINO's last layer norm."""
-
-    def embed(part):
-        pixels = dino.processor(images=part, return_tensors="pt")["pixel_values"].to(dino.model.device)
-        return dino.model(pixel_values=pixels).last_hidden_state[:, 0]
-
-    return _embed(embed, pictures, "DINO")
+    """The class token after DINO's last layer norm, as unit vectors (n, D)."""
+    return _embed(lambda part: dino.model(pixel_values=_pixels(dino, part)).last_hidden_state[:, 0], pictures, "DINO")
 
 
 def clip_t(images, texts):
-    """Clip-T: the cosine of each picture and its own prompt. images, texts (n, D) unit vectors -> (n,) in [-1, 1]."""
+    """Clip-T, the cosine of each picture and its own prompt. images, texts: unit vectors (n, D) -> (n,) in [-1, 1]."""
     return (images * texts).sum(-1)
 
 
 def mean_similarity(images, training):
-    """Clip-I and Dino: the mean cosine of each picture with all training pictures. (n, D), (m, D) unit -> (n,)."""
+    """Clip-I and Dino, the mean cosine with all training pictures: unit vectors (n, D), (m, D) -> (n,) in [-1, 1]."""
     return (images @ training.T).mean(1)
 
 
 def prompt_groups(prompts):
-    """The places of each prompt's pictures, a list of lists. Raises UserError for a prompt with only one."""
-    groups = [[i for i, other in enumerate(prompts) if other == prompt] for prompt in dict.fromkeys(prompts)]
-    for group in groups:
+    """For each prompt the list of its pictures' indices. Raises UserError for a prompt with only one picture."""
+    groups = {prompt: [i for i, other in enumerate(prompts) if other == prompt] for prompt in prompts}
+    for prompt, group in groups.items():
         if len(group) < 2:
-            raise UserError(f"Lpips compares the pictures of one prompt, but {prompts[group[0]]!r} has one: leave out --lpips or draw more")
-    return groups
+            wish = "leave out --lpips or draw more"
+            raise UserError(f"Lpips compares the pictures of one prompt, but {prompt!r} has one: {wish}")
+    return list(groups.values())
 
 
 @torch.no_grad()
 def lpips_diversity(pictures, prompts, lpips):
-    """Lpips: the mean distance of each picture to the others of its prompt, n numbers ≥ 0; larger is more diverse.
+    """Lpips, the mean distance of each picture to the others of its prompt: (n,), ≥ 0. Errors as `prompt_groups`.
 
-    Where all prompts have equally many pictures, the mean over pictures is the mean over pairs, as in App. G. Errors as
-    `prompt_groups`.
+    If all prompts have equally many pictures, the mean over the pictures is the mean over the pairs, as in App. G.
     """
     result = torch.zeros(len(pictures))
     for group in tqdm(prompt_groups(prompts), desc="Lpips"):
@@ -125,36 +111,29 @@ def lpips_diversity(pictures, prompts, lpips):
 
 @torch.no_grad()
 def clip_iqa_quality(pictures, clip_iqa):
-    """Clip-IQA: no-reference quality, n numbers in 0..1, at each picture's own size."""
+    """Clip-IQA, the quality of each picture by itself, at its own size: (n,) in 0..1."""
     device = clip_iqa.anchors.device
     return torch.cat([clip_iqa(to_tensor([picture]).to(device)).cpu() for picture in tqdm(pictures, desc="Clip-IQA")])
 
 
-# --- summary ----------------------------------------------------------------------------------------------------------
-
-
 def cases(values):
-    """Which pictures stand for the best, average and worst case (App. I): {"best": i, "average": i, "worst": i}.
+    """Which pictures are the best, average and worst case (App. I): {"best": i, "average": i, "worst": i}.
 
-    values: {"Clip-T": (n,), "Dino": (n,), "Clip-IQA": (n,)}. Kept are the pictures within the top 90 % (rounded up) of
-    both Clip-T and Dino; of these, best has the highest Clip-IQA and average the one nearest to their mean. Worst is the
-    lowest Clip-IQA of all pictures, unfiltered, as in Fig. 13.
+    values: {"Clip-T": (n,), "Dino": (n,), "Clip-IQA": (n,)}. The worst picture has the lowest Clip-IQA of all, as in
+    Fig. 13. The others are chosen among those in the top 90 % (rounded up) of Clip-T and in that of Dino: the best has
+    the highest Clip-IQA, the average one the Clip-IQA nearest to the mean.
     """
     quality = values["Clip-IQA"]
-    n = len(quality)
-    top = -(-9 * n // 10)
-    kept = set.intersection(*(set(values[k].argsort(descending=True, stable=True)[:top].tolist()) for k in ("Clip-T", "Dino")))
-    kept = torch.tensor(sorted(kept))
-    nearest = (quality[kept] - quality[kept].mean()).abs().argmin()
-    return {
-        "best": kept[quality[kept].argmax()].item(), "average": kept[nearest].item(), "worst": quality.argmin().item(),
-    }  # fmt: skip
+    ranks = [values[name].argsort(descending=True, stable=True).argsort() for name in ("Clip-T", "Dino")]
+    (kept,) = torch.where(torch.maximum(*ranks) < -(-9 * len(quality) // 10))
+    best, nearest = quality[kept].argmax(), (quality[kept] - quality[kept].mean()).abs().argmin()
+    return {"best": kept[best].item(), "average": kept[nearest].item(), "worst": quality.argmin().item()}
 
 
 def summary(values):
-    """{measure: (n,)} -> {"mean": {measure: number}}, and "best", "average", "worst" if `cases` has all that it needs.
+    """{measure: (n,)} -> {"mean": {measure: number}}; if `cases` has what it needs, also its three cases.
 
-    Each case also names its "picture", counted from 0.
+    The case of one picture holds, beside its measures, the picture's index as "picture".
     """
     rows = {"mean": {name: numbers.mean().item() for name, numbers in values.items()}}
     if {"Clip-T", "Dino", "Clip-IQA"} <= values.keys():
@@ -167,12 +146,12 @@ def summary(values):
 
 
 def by_number(path):
-    """Sorting key of names as people count: 2.png before 10.png."""
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"([0-9]+)", path.name)]
+    """A key that sorts names by the numbers in them: 2.png before 10.png."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", path.name))]
 
 
 def read_prompts(path, files, pictures):
-    """The prompt of each picture, from a text file or, if path is None, from what `minibnn.sample` wrote into the PNGs."""
+    """The prompt of each picture: from a text file, or from what the command `sample` wrote into the PNG files."""
     if path is not None:
         try:
             lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -190,8 +169,8 @@ def read_prompts(path, files, pictures):
     return prompts
 
 
-def measure(options):
-    """Measure, write JSON, print a table. Raises UserError."""
+def measure_photos(options):
+    """Measure the pictures of PhotoOptions, write JSON and print a table. Raises UserError."""
     if not (options.clip or options.dino or options.lpips or options.clip_iqa):
         raise UserError("no network is given: pass --clip, --dino, --lpips or --clip-iqa DIR; --help says which")
     if Path(options.out).exists() and not options.overwrite:
@@ -201,11 +180,11 @@ def measure(options):
     device = choose_device(options.device)
     files = sorted(list_pictures(options.pictures, "--pictures"), key=by_number)
     pictures = [open_picture(file) for file in files]
-    training = [open_picture(file) for file in list_pictures(options.training, "--training")] if options.training else []
+    examples = list_pictures(options.training, "--training") if options.training else []
+    training = [open_picture(file) for file in examples]
     prompts = read_prompts(options.prompts, files, pictures) if options.clip or options.lpips else None
-
     if options.lpips:
-        prompt_groups(prompts)
+        prompt_groups(prompts)  # before the networks are read
 
     loaders = {"clip": load_clip, "dino": load_dino, "lpips": load_lpips, "clip_iqa": load_clip_iqa}
     given = {name: load(getattr(options, name), device) for name, load in loaders.items() if getattr(options, name)}
@@ -222,17 +201,12 @@ def measure(options):
         values["Clip-IQA"] = clip_iqa_quality(pictures, given["clip_iqa"])
 
     rows = summary(values)
-    each = [
-        {"file": file.name} | ({"prompt": prompts[i]} if prompts else {}) | {name: v[i].item() for name, v in values.items()}
-        for i, file in enumerate(files)
-    ]
+    columns = {"file": [file.name for file in files]} | ({"prompt": prompts} if prompts else {})
+    columns |= {name: numbers.tolist() for name, numbers in values.items()}
+    each = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     write_json(options.out, {"options": dataclasses.asdict(options), "summary": rows, "pictures": each})
     print(f"{'':8s}" + "".join(f"{name:>10s}" for name in values))
     for case, row in rows.items():
         numbers = "".join(f"{row[name]:10.4f}" for name in values)
         print(f"{case:8s}{numbers}" + (f"  {files[row['picture']].name}" if "picture" in row else ""))
     print(f"{options.out}: {len(files)} pictures")
-
-
-if __name__ == "__main__":
-    run(measure, OPTIONS)

@@ -1,13 +1,13 @@
 """Two networks of the photo measures that transformers lacks: Lpips' AlexNet, and Clip-IQA's ResNet-50 of CLIP.
 
-Follows: Lpips 0.1 (Zhang et al. 2018; richzhang/PerceptualSimilarity) on torchvision's AlexNet, and CLIP's RN50 (Radford
-et al. 2021, §2.4; openai/CLIP) without position embeddings, so that pictures of any size fit (Clip-IQA, Wang et al. 2023).
-Attribute names are the names in the official files. The packages that hold these networks (lpips, piq, pyiqa) need
-torchvision, whose wheel on PyPI does not import beside a CPU build of PyTorch; so they are only our oracles.
+Follows: Lpips 0.1 (Zhang et al. 2018; richzhang/PerceptualSimilarity) on torchvision's AlexNet, and CLIP's RN50
+(Radford et al. 2021, §2.4; openai/CLIP) without position embeddings, so that it takes pictures of any size (Clip-IQA,
+Wang et al. 2023). Attribute names are the names in the official files. The packages that hold these networks (lpips,
+piq, pyiqa) need torchvision, whose wheel on PyPI cannot be imported beside a CPU build of PyTorch.
 
-But: only for measuring. No other backbones, no learned prompts (Clip-IQA+).
+But: only for measuring; no other backbones, no learned prompts (Clip-IQA+).
 
-Shapes: B pictures, C channels, H × W pixels, h × w positions, D embedding.
+Shapes: B pictures, C channels, H × W pixels, h × w positions, D features.
 """
 
 from collections import OrderedDict
@@ -22,9 +22,9 @@ from ..networks.layers import attention
 
 
 class Lpips(nn.Module):
-    """distance = lpips.distance(lpips(x), lpips(y)), x and y (B, 3, H, W) in [-1, 1]; 0 for equal pictures."""
+    """`lpips.distance(lpips(x), lpips(y))` compares pictures (B, 3, H, W) in [-1, 1]; it is 0 for equal ones."""
 
-    SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and deviation, in [-1, 1]
+    MEAN, DEVIATION = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of ImageNet, in [-1, 1]
 
     def __init__(self):
         super().__init__()
@@ -34,14 +34,14 @@ class Lpips(nn.Module):
             nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(),
             nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(),
             nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(),
-        )  # fmt: skip
+        )
         for i, channels in enumerate((64, 192, 384, 256, 256)):
             self.register_parameter(f"lin{i}", nn.Parameter(torch.empty(channels)))
 
     def forward(self, x):
-        """The five layers' activations, each a unit vector at each position: [(B, C, h, w), …]."""
-        shift, scale = (torch.tensor(values).to(x)[:, None, None] for values in (self.SHIFT, self.SCALE))
-        x, layers = (x - shift) / scale, []
+        """The activations of the five layers, as unit vectors at each position: a list of (B, C, h, w)."""
+        mean, deviation = (torch.tensor(values).to(x)[:, None, None] for values in (self.MEAN, self.DEVIATION))
+        x, layers = (x - mean) / deviation, []
         for layer in self.features:
             x = layer(x)
             if isinstance(layer, nn.ReLU):
@@ -59,7 +59,7 @@ class Lpips(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """(B, C, H, W) -> (B, 4·planes, H/stride, W/stride); strides are average pools."""
+    """(B, C, H, W) -> (B, 4·planes, H/stride, W/stride). Average pools take the place of strided convolutions."""
 
     def __init__(self, channels, planes, stride):
         super().__init__()
@@ -69,10 +69,9 @@ class Bottleneck(nn.Module):
         self.pool = nn.AvgPool2d(stride)
         self.downsample = None
         if stride > 1 or channels != 4 * planes:
-            self.downsample = nn.Sequential(OrderedDict([
-                ("-1", nn.AvgPool2d(stride)), ("0", nn.Conv2d(channels, 4 * planes, 1, bias=False)),
-                ("1", nn.BatchNorm2d(4 * planes)),
-            ]))  # fmt: skip
+            convolution = nn.Conv2d(channels, 4 * planes, 1, bias=False)
+            layers = {"-1": nn.AvgPool2d(stride), "0": convolution, "1": nn.BatchNorm2d(4 * planes)}
+            self.downsample = nn.Sequential(OrderedDict(layers))
 
     def forward(self, x):
         h = F.relu(self.bn1(self.conv1(x)))
@@ -81,7 +80,7 @@ class Bottleneck(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """(B, C, h, w) -> (B, D): the mean position attends to itself and to all positions, which carry no place."""
+    """(B, C, h, w) -> (B, D): the mean over the positions attends to itself and to all of them."""
 
     def __init__(self, channels, out, heads):
         super().__init__()
@@ -97,7 +96,7 @@ class AttentionPool(nn.Module):
 
 
 class ClipResNet(nn.Module):
-    """(B, 3, H, W), normalised as CLIP wants it -> (B, D). blocks: of each of four levels, (3, 4, 6, 3) in RN50."""
+    """Pictures (B, 3, H, W), normalised for CLIP -> (B, D). blocks: how many each of the four levels has."""
 
     def __init__(self, blocks=(3, 4, 6, 3), width=64, out=1024):
         super().__init__()
@@ -122,17 +121,17 @@ class ClipResNet(nn.Module):
 
 
 class ClipIqa(nn.Module):
-    """quality = iqa(x): (B, 3, H, W) in [-1, 1], of any size from 32 × 32 -> (B,) in 0..1, the probability of "Good photo."."""
+    """Pictures (B, 3, H, W) in [-1, 1], at least 32 × 32 -> their quality (B,), the probability of "Good photo."."""
 
-    MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
+    MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP, in [0, 1]
 
     def __init__(self, visual, anchors, scale):
-        """anchors: (2, D) unit embeddings of "Good photo." and "Bad photo."; scale: CLIP's learnt inverse temperature, 100."""
+        """anchors: unit embeddings (2, D) of "Good photo." and "Bad photo."; scale: CLIP's inverse temperature, 100."""
         super().__init__()
         self.visual, self.scale = visual, scale
         self.register_buffer("anchors", anchors)
 
     def forward(self, x):
-        mean, std = (torch.tensor(values).to(x)[:, None, None] for values in (self.MEAN, self.STD))
-        embedding = F.normalize(self.visual(((x + 1) / 2 - mean) / std), dim=-1)
+        mean, deviation = (torch.tensor(values).to(x)[:, None, None] for values in (self.MEAN, self.DEVIATION))
+        embedding = F.normalize(self.visual(((x + 1) / 2 - mean) / deviation), dim=-1)
         return (self.scale * embedding @ self.anchors.T).softmax(-1)[:, 0]
