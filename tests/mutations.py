@@ -1,0 +1,301 @@
+"""Do the tests see a bug? `python tests/mutations.py [NAME …]` puts known bugs in, one at a time; `--list` names them.
+
+The working tree is copied into a temporary folder. There the selected tests must pass as they are; then each mutation
+changes one place in one file, and at least one of its tests must fail ("killed"). A mutation that no test sees has
+SURVIVED: a test is missing. Mutations with a reason in `equivalent` cannot be seen, and do not count. The exit code is
+1 if another one survives, if the unchanged copy fails, or if a mutation's old text is not in its file exactly once.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LIMIT = 600  # seconds for the tests of one mutation; a test that hangs has seen the bug
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A bug: in `file`, `old` (which stands there once) becomes `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str  # files below tests/ or tests in them, "test_x.py::test_y", separated by spaces
+    bug: str
+    equivalent: str = ""
+
+
+SCHEDULE, TRAIN, SAMPLE, PIPELINE = (f"minibnn/{name}.py" for name in ("schedule", "train", "sample", "pipeline"))
+UNET, TOKENIZER = "minibnn/networks/unet.py", "minibnn/networks/tokenizer.py"
+BAYES, LORA, OFT, ADAPTERS = (f"minibnn/finetune/{name}.py" for name in ("bayes", "lora", "oft", "adapter_files"))
+LAYOUTS, STORE, RUNS = "minibnn/files/layouts.py", "minibnn/files/store.py", "minibnn/runs.py"
+GUIDANCE, PICTURES, DATA = "minibnn/neighbours/guidance.py", "minibnn/pictures.py", "minibnn/data.py"
+REFERENCE, PHILOX, KERNEL = "kernels/reference.py", "kernels/philox.py", "kernels/bayes_linear.py"
+
+DREAMBOOTH = "test_train_oracle.py::test_three_steps_of_dreambooth"
+BATCHES = "test_train_oracle.py::test_batches_are_draws_of_diffusers_vae_in_a_new_order_each_epoch"
+THETA = "test_kernels.py::test_theta_equals_the_reference_to_the_last_bit"
+PROGRAMS = "test_methods.py::test_files_of_other_programs_open test_methods.py::test_peft_opens_the_run"
+
+MUTATIONS = (
+    # --- the noise schedule and the samplers
+    Mutation("schedule-velocity", SCHEDULE, "abar_t.sqrt() * eps - (1 - abar_t).sqrt() * x0",
+             "abar_t.sqrt() * eps + (1 - abar_t).sqrt() * x0", "test_schedule.py",
+             "The target of v-models has the wrong sign before x_0."),
+    Mutation("schedule-ddim-variance", SCHEDULE, "(1 - abar_prev - sigma**2).sqrt()", "(1 - abar_prev).sqrt()",
+             "test_schedule.py", "With η > 0, DDIM adds noise without taking its variance from the direction to x_t."),
+    Mutation("schedule-last-step", SCHEDULE, "abar[0])):\n        x = ddim_step",
+             "abar.new_ones(()))):\n        x = ddim_step", "test_schedule.py",
+             "DDIM's last step ends at ᾱ = 1 and not at SD's ᾱ_0."),
+    Mutation("schedule-offset", SCHEDULE, "(TRAIN_STEPS // steps) + offset", "(TRAIN_STEPS // steps)",
+             "test_schedule.py", "The times of a sampler lack SD's offset of 1."),
+    Mutation("schedule-plms", SCHEDULE, "23 / 12", "22 / 12", "test_schedule.py",
+             "PLMS combines three predictions with a wrong weight."),
+    # --- the networks
+    Mutation("unet-no-checkpointing", UNET, "if self.gradient_checkpointing and torch.is_grad_enabled():", "if False:",
+             "test_networks.py::test_gradient_checkpointing_changes_nothing",
+             "Gradient checkpointing never happens: the memory that it should save is used."),
+    Mutation("unet-no-upcast", UNET, "if not self.upcast:", "if True:", "test_networks.py",
+             "SD v2.1's attention overflows in float16, because upcast_attention is ignored."),
+    Mutation("unet-sin-first", UNET, "torch.cat([angle.cos(), angle.sin()]", "torch.cat([angle.sin(), angle.cos()]",
+             "test_networks.py", "Sines and cosines of the time embedding are exchanged."),
+    Mutation("unet-norm-eps", UNET, "channels, eps=1e-6)", "channels, eps=1e-5)", "test_networks.py",
+             "The norm before the transformer has the ε of the other norms."),
+    Mutation("unet-odd-sizes", UNET, "return self.upsamplers[0](x, size)", "return self.upsamplers[0](x)",
+             "test_networks.py", "Upsampling doubles, also where the skip's size is odd."),
+    Mutation("tokenizer-capitals", TOKENIZER, "piece)).lower()", "piece))", "test_tokenizer.py",
+             "Capital letters are not lowered, and become other words."),
+    Mutation("tokenizer-padding", TOKENIZER, '("tokenizer_config.json", "special_tokens_map.json")',
+             '("special_tokens_map.json", "tokenizer_config.json")', "test_tokenizer.py",
+             "SD v2's prompts are padded with the token of the wrong file."),
+    Mutation("tokenizer-merges", TOKENIZER, "best = min(pairwise", "best = max(pairwise", "test_tokenizer.py",
+             "Byte pairs are merged in the wrong order."),
+    # --- the files of a model
+    Mutation("layouts-surplus", LAYOUTS, "if missing or wrong or surplus:", "if missing or wrong:", "test_weights.py",
+             "A file with tensors that the network does not have is read without a word."),
+    Mutation("layouts-shapes", LAYOUTS, "if _without_ones(shape) != _without_ones(wanted):", "if False:",
+             "test_weights.py", "The shapes of a file's tensors are not compared with the network's."),
+    Mutation("layouts-thirds", LAYOUTS, "value.chunk(3)[third]", "value.chunk(3)[0]", "test_weights.py",
+             "Query, key and value of SD v2's text encoder are all read from the query's part of the file."),
+    Mutation("layouts-dtype", LAYOUTS, ".to(dtype or value.dtype)", ".to(dtype or torch.float32)", "test_weights.py",
+             "A half-precision file takes twice its memory."),
+    Mutation("store-not-whole", STORE, 'path.with_name(f".{path.name}.{os.getpid()}.tmp")', "path", "test_weights.py",
+             "A write that fails leaves half a file in the place of the old one."),
+    Mutation("store-pickles", STORE, "if path.suffix in PICKLES:", "if False:", "test_weights.py",
+             "A pickle, which can run code, is not refused by its name."),
+    # --- Bayesian layers
+    Mutation("bayes-sigma-min", BAYES, "SIGMA_MIN = 1e-7", "SIGMA_MIN = 5e-3", "test_bayes.py",
+             "σ cannot become small, so that the posterior cannot become certain."),
+    Mutation("bayes-256-seeds", BAYES, "torch.randint(2**62, (1,), generator", "torch.randint(2**8, (1,), generator",
+             "test_bayes.py", "All of training sees 256 different samples of the weights."),
+    Mutation("bayes-bias-noise", BAYES, '2 * stream + (domain == "bias")', "2 * stream", "test_bayes.py",
+             "A layer's bias has the first numbers of its weight's noise."),
+    Mutation("bayes-one-stream", BAYES, "0x9E3779B97F4A7C15 * (stream + 1)", "0x9E3779B97F4A7C15", "test_bayes.py",
+             "All layers have the same noise."),
+    Mutation("bayes-random-in-eval", BAYES, "if not self.training:", "if False:", "test_bayes.py",
+             "Inference samples the weights instead of taking their means."),
+    Mutation("bayes-gradient-of-sigma", BAYES, "return grad, _theta(None, grad, *ctx.source)", "return grad, grad",
+             "test_bayes.py", "The gradient of σ lacks its ε."),
+    Mutation("bayes-kl-direction", BAYES, 'if direction == "q-p":', "if True:", "test_bayes.py",
+             "--kl p-q computes the other divergence."),
+    Mutation("bayes-kl-mean", BAYES, "terms.sum()", "terms.mean()", "test_bayes.py",
+             "The KL of a tensor is a mean, so that λ means something else for each layer."),
+    # --- LoRA, OFT and their files
+    Mutation("lora-scale", LORA, "self.scale = alpha / rank", "self.scale = alpha", "test_adapters.py",
+             "The correction is scaled by α instead of α/r."),
+    Mutation("lora-start", LORA, 'device="cpu") / rank', 'device="cpu")', "test_adapters.py",
+             "The down matrix starts with a standard deviation of 1 instead of 1/r."),
+    Mutation("lora-random-in-eval", LORA, "if self.up_sigma is None or not self.training:", "if self.up_sigma is None:",
+             "test_adapters.py", "Inference samples the up matrix instead of taking its mean."),
+    Mutation("oft-transposed", OFT, '"onj,nij->oni"', '"onj,nji->oni"', "test_adapters.py",
+             "The weight is rotated by R instead of Rᵀ."),
+    Mutation("oft-ball", OFT, "(eps / len(q) ** 0.5 / norm", "(eps / norm", "test_adapters.py",
+             "Constrained OFT allows each block the rotation of all."),
+    Mutation("oft-autocast", OFT, "torch.autocast(q.device.type, enabled=False)", "torch.autocast(q.device.type)",
+             "test_adapters.py", "R is computed in half precision and is not orthogonal."),
+    Mutation("files-alpha-ignored", ADAPTERS, 'config.get("lora_alpha", rank)', "rank", PROGRAMS,
+             "A peft file's α is ignored."),
+    Mutation("files-scale-not-folded", ADAPTERS, "adapter.up * adapter.scale if folded else adapter.up", "adapter.up",
+             "test_methods.py::test_alpha_over_rank_is_in_the_file", "diffusers opens a LoRA of another strength."),
+    Mutation("files-oft-sign", ADAPTERS, "-file.get_tensor(name).float()", "file.get_tensor(name).float()",
+             f"{PROGRAMS} test_methods.py::test_what_opens_is_what_was_trained",
+             "An OFT file is read with the opposite rotation."),
+    Mutation("files-foreign-lora", ADAPTERS, "if strange:", "if False:",
+             "test_methods.py::test_a_lora_for_another_model_is_one_clear_line",
+             "Tensors of a LoRA that belong to no layer are dropped without a word."),
+    # --- the training loop
+    Mutation("train-prior-weight", TRAIN, "(options.prior_weight, of_class[0].mean())", "(1.0, of_class[0].mean())",
+             DREAMBOOTH, "--prior-weight is ignored."),
+    Mutation("train-prior-without-gradient", TRAIN, "of_class[0].mean())", "of_class[0].mean().detach())", DREAMBOOTH,
+             "The loss on class pictures is logged, but not learned from."),
+    Mutation("train-accumulate", TRAIN, "in terms.values()) / options.accumulate", "in terms.values())", DREAMBOOTH,
+             "Gradients of --accumulate are added and not averaged."),
+    Mutation("train-half-of-the-times", TRAIN, "schedule.TRAIN_STEPS, (len", "schedule.TRAIN_STEPS // 2, (len",
+             "test_train_oracle.py", "Only the less noisy half of the times is trained."),
+    Mutation("train-no-clipping", TRAIN, "(network.parameters(), training.max_norm)", "(network.parameters(), 1e9)",
+             "test_train_oracle.py", "Gradients are not clipped."),
+    Mutation("train-v-target", TRAIN, "if sd.v_prediction else eps", "if False else eps", DREAMBOOTH,
+             "A network that predicts v is trained to predict ε."),
+    Mutation("train-weights-never-redrawn", TRAIN, "noise.renew(generator, sd.device)", "pass", DREAMBOOTH,
+             "All steps see the same sample of the weights."),
+    Mutation("train-one-time", TRAIN, "(len(x0),), generator=generator)", "(1,), generator=generator).expand(len(x0))",
+             "test_train_oracle.py", "All pictures of a batch have the same time."),
+    Mutation("train-sigma-decays", TRAIN, "0.0 if is_sigma else 0.01", "0.01", DREAMBOOTH,
+             "Weight decay pulls σ to 0."),
+    Mutation("train-no-warm-up", TRAIN, "min(1, (training.step + 1) / (options.lr_warmup_steps or 1))", "1", DREAMBOOTH,
+             "--lr-warmup-steps is ignored."),
+    Mutation("train-latents-at-the-mean", TRAIN, "sample_latents(mean[picked], logvar[picked], generator)",
+             "mean[picked]", BATCHES,
+             "Latents are the VAE's means and not its samples."),
+    Mutation("train-latents-unscaled", TRAIN, "generator) * self.scale", "generator)",
+             BATCHES,
+             "Latents lack SD's factor 0.18215."),
+    Mutation("data-one-order", DATA, "(seed * 1_000_003 + epoch)", "(seed * 1_000_003)", "test_data.py",
+             "Pictures come in the same order in each epoch."),
+    # --- a run's folder
+    Mutation("runs-other-pictures", RUNS, 'if config["pictures"] != fingerprint(pictures):', "if False:",
+             "test_train.py::test_a_moved_run_resumes_but_not_with_other_pictures",
+             "A run goes on with other pictures than it began with."),
+    Mutation("runs-overwrite-deletes", RUNS, 'and Path(value) != out / "class_images":', "and False:",
+             "test_train.py::test_overwrite_never_deletes_what_it_is_given",
+             "--overwrite deletes the pictures that it was given."),
+    Mutation("runs-log-twice", RUNS, "[: training.step] if", "if", "test_train.py::test_resume_is_bit_for_bit",
+             "After a resume the log holds some steps twice."),
+    # --- drawing
+    Mutation("sample-noise-of-the-first-batch", SAMPLE, "later[k, part]", "later[k, : len(context)]",
+             "test_sample_oracle.py", "With η > 0 all batches get the noise of the first one."),
+    Mutation("sample-negative-prompt", SAMPLE, "sd.encode_prompts([negative_prompt])", 'sd.encode_prompts([""])',
+             "test_sample_oracle.py", "--negative-prompt is ignored."),
+    Mutation("sample-guidance", SAMPLE, "return eps_u + scale", "return eps_c + scale", "test_sample_oracle.py",
+             "Guidance starts from the wrong prediction: a scale of s draws s + 1."),
+    Mutation("pictures-truncated", PICTURES, "* 255).round()", "* 255)", "test_sample_oracle.py",
+             "Grey levels are truncated: pictures are darker by half a level."),
+    Mutation("pipeline-v-as-eps", PIPELINE, "if self.v_prediction:\n", "if False:\n",
+             "test_pipeline.py::test_velocity_prediction", "A v-prediction is taken for ε."),
+    Mutation("guidance-negative-prompt", GUIDANCE, "base.encode_prompts([prompt])", 'base.encode_prompts([""])',
+             "test_guidance_oracle.py", "The base ignores the negative prompt."),
+    Mutation("guidance-time-map", GUIDANCE, "tau[t], device", "t, device", "test_guidance.py",
+             "A base of another schedule sees a wrong time."),
+    # --- the kernels
+    Mutation("reference-nine-rounds", REFERENCE, "for _ in range(10):", "for _ in range(9):", "test_kernels.py",
+             "Philox has a round too few."),
+    Mutation("reference-half-a-key", REFERENCE, "(seed & MASK, (seed >> 32) & MASK)", "(seed & MASK, 0)",
+             "test_kernels.py", "Seeds that differ in the upper half alone give the same noise."),
+    Mutation("reference-domains", REFERENCE, "stream, DOMAINS[domain])", "stream, 0)", "test_kernels.py",
+             "The bias's noise is the first column of the weight's."),
+    Mutation("philox-half-a-key", PHILOX, "zero + (key >> 32).to(tl.uint32)", "zero", THETA,
+             "The kernel takes another key than the reference for a seed above 2³²."),
+    Mutation("philox-rows", PHILOX, "rows = row0 + tl.arange", "rows = tl.arange", THETA,
+             "All tiles of rows have the same noise."),
+    Mutation("kernel-mask", KERNEL, "(rows < R) & (columns < C)", "(rows < R)", THETA,
+             "A tile at the right border writes into the next row."),
+)
+
+
+def copy_of_the_tree(folder):
+    """Copy what git would take, new files too, into a folder; kernels/ can be imported there as it is installed."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, check=True,
+    ).stdout.decode()
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    (folder / "minibnn_kernels").symlink_to("kernels")
+
+
+def run_tests(folder, tests, limit):
+    """(do they pass?, the last lines that pytest printed), with minibnn from this folder."""
+    settings = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    words = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *(f"tests/{test}" for test in tests)]
+    try:
+        result = subprocess.run(
+            [sys.executable, *words], cwd=folder, env=settings, capture_output=True, text=True, timeout=limit
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"no end within {limit} s"
+    if result.returncode not in (0, 1):  # 1: tests failed; others: pytest could not run them, unless an import broke
+        return False, f"pytest's exit code {result.returncode}: " + result.stdout[-600:]
+    return result.returncode == 0, result.stdout[-3000:]
+
+
+def check_the_copy(folder):
+    """Exit unless the copy, and not the installed package, would be tested."""
+    script = "import minibnn, minibnn_kernels.reference as r; print(minibnn.__file__, r.__file__)"
+    settings = os.environ | {"PYTHONPATH": str(folder)}
+    places = subprocess.run([sys.executable, "-c", script], cwd=folder, env=settings, capture_output=True, text=True)
+    if any(not place.startswith(str(folder)) for place in places.stdout.split()) or places.returncode:
+        raise SystemExit(f"another minibnn would be tested: {places.stdout}{places.stderr}")
+
+
+def misplaced(mutation, folder):
+    """What is wrong with a mutation's place, or None."""
+    path = folder / mutation.file
+    count = path.read_text(encoding="utf-8").count(mutation.old) if path.exists() else 0
+    if count != 1:
+        return f"{mutation.name}: {mutation.file} holds {mutation.old!r} {count} times, not once: bring it up to date"
+
+
+def is_killed(mutation, folder):
+    """Put the bug in, run its tests, take it out again."""
+    path = folder / mutation.file
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+    try:
+        passed, said = run_tests(folder, mutation.tests.split(), LIMIT)
+    finally:
+        path.write_text(text, encoding="utf-8")
+    if said.startswith("pytest's exit code"):
+        print(said)
+    return not passed
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="mutations, or the beginnings of their names [all]")
+    parser.add_argument("--list", action="store_true", help="name the mutations and run nothing")
+    options = parser.parse_args()
+    chosen = [m for m in MUTATIONS if not options.names or m.name.startswith(tuple(options.names))]
+    if options.list or not chosen:
+        for mutation in chosen or MUTATIONS:
+            print(f"{mutation.name:34s}{mutation.bug}")
+        raise SystemExit(not chosen)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        copy_of_the_tree(folder)
+        check_the_copy(folder)
+        wrong = [words for words in (misplaced(mutation, folder) for mutation in chosen) if words]
+        print(*wrong, sep="\n", end="\n" if wrong else "")
+        chosen = [mutation for mutation in chosen if not misplaced(mutation, folder)]
+        tests = sorted({test for mutation in chosen for test in mutation.tests.split()})
+        start = time.perf_counter()
+        passed, said = run_tests(folder, tests, LIMIT * 10)
+        if not passed:
+            raise SystemExit(f"the unchanged copy fails:\n{said}")
+        print(f"the unchanged copy passes its tests in {time.perf_counter() - start:.0f} s; {len(chosen)} mutations")
+        survivors = []
+        for mutation in chosen:
+            start = time.perf_counter()
+            killed = is_killed(mutation, folder)
+            excuse = f" (equivalent: {mutation.equivalent})" if mutation.equivalent and not killed else ""
+            word = "killed" if killed else "SURVIVED"
+            print(f"{mutation.name:34s}{word:9s}{time.perf_counter() - start:6.0f} s{excuse}", flush=True)
+            if not killed and not excuse:
+                survivors.append(mutation)
+    for mutation in survivors:
+        print(f"survived: {mutation.name} ({mutation.tests}): {mutation.bug}")
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} killed or equivalent")
+    raise SystemExit(bool(survivors or wrong))
+
+
+if __name__ == "__main__":
+    main()
