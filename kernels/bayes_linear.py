@@ -1,4 +1,4 @@
-"""The fused Bayesian linear layer: sample the weights, then multiply, forward and backward, ε never stored.
+"""The fused Bayesian linear layer: it samples the weights and multiplies, forward and backward, without storing ε.
 
     θ = μ + σ∘ε,  y = x θᵀ + b         dx = dy θ,  dμ = dyᵀ x,  dσ = dμ∘ε,  and the same for b   (ε as in forward)
 
@@ -12,10 +12,11 @@ x (M, K) activations; μ, σ (N, K) float32 masters; y (M, N). A tile of the for
           │ x │ x │ x │─▶│ y │  BM rows
           └───┴───┴───┘  └───┘                 θ exists for one tile at a time, never in memory.
 
-dx walks n instead of k; the weight gradient walks m, and its epilogue multiplies dμ by ε to get dσ: each ε made once.
-There are no atomics: the same inputs give the same bits. A bias is a matrix of one column, with noise of its own.
-Paths: "fused" (these kernels), "sample" (one kernel writes θ, the library multiplies; again in backward), "mixed" (so,
-but with the fused weight gradient), "reference" (`reference.py`, on any device), "auto" (`choose_path`).
+The dx kernel walks along n instead of k. The weight gradient walks along m and ends by multiplying dμ by ε to get dσ,
+so that it makes each ε once. There are no atomics: the same inputs give the same bits. A bias is a matrix of one column.
+Paths: "fused" uses these kernels; "sample" lets one kernel write θ and PyTorch multiply, in forward and in backward;
+"mixed" is "sample" with the fused weight gradient; "reference" is `reference.py`; "auto" lets `choose_path` decide.
+
 But: first derivatives only; the exact random stream only, no PTX approximations. Read reference.py, philox.py first.
 """
 
@@ -38,7 +39,7 @@ WEIGHT, BIAS = tl.constexpr(reference.DOMAINS["weight"]), tl.constexpr(reference
 # --- 1. kernels -------------------------------------------------------------------------------------------------------
 @triton.jit
 def rounded(v, DTYPE: tl.constexpr):
-    """v in DTYPE. The interpreter cannot multiply bfloat16: there, float32 rounded to bfloat16's nearest even."""
+    """v in DTYPE. Triton's interpreter cannot multiply bfloat16: there it is float32, rounded to nearest even."""
     if INTERPRET and DTYPE == tl.bfloat16:
         bits = v.to(tl.float32).to(tl.uint32, bitcast=True)
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
@@ -54,7 +55,7 @@ def addresses(matrix, row0, column0, R, C, ROWS: tl.constexpr, COLUMNS: tl.const
 
 @triton.jit
 def load(matrix, row0, column0, R, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """A tile, 0 outside the matrix."""
+    """Read a tile, which is 0 outside the matrix."""
     where, exists = addresses(matrix, row0, column0, R, C, ROWS, COLUMNS)
     return rounded(tl.load(where, mask=exists, other=0.0), matrix.dtype.element_ty)
 
@@ -68,7 +69,7 @@ def store(tile, matrix, row0, column0, R, C, ROWS: tl.constexpr, COLUMNS: tl.con
 
 @triton.jit
 def theta_tile(mu, sigma, seed, stream, DOMAIN: tl.constexpr, n0, k0, N, K, BN: tl.constexpr, BK: tl.constexpr):
-    """θ = μ + σ∘ε for one tile, float32; without μ only σ∘ε."""
+    """θ = μ + σ∘ε for one tile, in float32. If μ is None, only σ∘ε."""
     theta = load(sigma, n0, k0, N, K, BN, BK) * normal_tile(seed, stream, DOMAIN, n0, k0, BN, BK)
     if mu is not None:
         theta += load(mu, n0, k0, N, K, BN, BK)
@@ -77,21 +78,21 @@ def theta_tile(mu, sigma, seed, stream, DOMAIN: tl.constexpr, n0, k0, N, K, BN: 
 
 @triton.jit(do_not_specialize=["stream"])
 def sample_kernel(mu, sigma, seed, stream, theta, N, K, DOMAIN: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    """θ = μ + σ∘ε, written in the compute dtype. Also dσ = dμ∘ε: a draw without μ whose σ is dμ."""
+    """θ = μ + σ∘ε, written in the compute dtype. With dμ for σ and without μ, it computes dσ = dμ∘ε."""
     n0, k0 = tl.program_id(0) * BN, tl.program_id(1) * BK
     store(theta_tile(mu, sigma, seed, stream, DOMAIN, n0, k0, N, K, BN, BK), theta, n0, k0, N, K, BN, BK)
 
 
 @triton.jit(do_not_specialize=["stream"])
 def forward_kernel(x, mu, sigma, bias_mu, bias_sigma, seed, stream, y, M, N, K,
-                   BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+                   BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     """y = x (μ + σ∘ε)ᵀ + b."""
     m0, n0 = tl.program_id(0) * BM, tl.program_id(1) * BN
     acc = tl.zeros((BM, BN), tl.float32)
     for k0 in range(0, K, BK):
         theta = rounded(theta_tile(mu, sigma, seed, stream, WEIGHT, n0, k0, N, K, BN, BK), x.dtype.element_ty)
         acc += tl.dot(load(x, m0, k0, M, K, BM, BK), tl.trans(theta), input_precision="ieee")
-    if bias_mu is not None:  # one column; the tile is 0 beside it
+    if bias_mu is not None:  # the bias is one column, and the tile is 0 beside it
         bias = tl.sum(theta_tile(bias_mu, bias_sigma, seed, stream, BIAS, n0, 0, N, 1, BN, 4), axis=1)
         acc += rounded(bias, x.dtype.element_ty).to(tl.float32)[None, :]
     store(acc, y, m0, n0, M, N, BM, BN)
@@ -99,7 +100,7 @@ def forward_kernel(x, mu, sigma, bias_mu, bias_sigma, seed, stream, y, M, N, K,
 
 @triton.jit(do_not_specialize=["stream"])
 def dx_kernel(dy, mu, sigma, seed, stream, dx, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    """dx = dy θ, with the θ of forward."""
+    """dx = dy θ, with the same θ as in forward."""
     m0, k0 = tl.program_id(0) * BM, tl.program_id(1) * BK
     acc = tl.zeros((BM, BK), tl.float32)
     for n0 in range(0, N, BN):
@@ -110,7 +111,7 @@ def dx_kernel(dy, mu, sigma, seed, stream, dx, M, N, K, BM: tl.constexpr, BN: tl
 
 @triton.jit(do_not_specialize=["stream"])
 def wgrad_kernel(dy, x, seed, stream, dmu, dsigma, dbias_mu, dbias_sigma, M, N, K,
-                 BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+                 BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     """dμ = dyᵀ x and dσ = dμ∘ε; the programs of the first k tile also sum the bias gradients."""
     n0, k0 = tl.program_id(0) * BN, tl.program_id(1) * BK
     acc, total = tl.zeros((BN, BK), tl.float32), tl.zeros((BN,), tl.float32)
@@ -126,14 +127,16 @@ def wgrad_kernel(dy, x, seed, stream, dmu, dsigma, dbias_mu, dbias_sigma, M, N, 
 
 
 # --- 2. launchers -----------------------------------------------------------------------------------------------------
-# (BM, BN, BK, warps) from offline compilation (no spills on sm_80 … sm_90), not from timings
-TILES = {forward_kernel: (64, 64, 32, 8), dx_kernel: (64, 64, 32, 8), wgrad_kernel: (32, 64, 64, 8),
-         sample_kernel: (0, 32, 64, 4)}  # fmt: skip
+# (BM, BN, BK, warps), chosen by compiling for sm_80 … sm_90 without register spills, not by timing; 0: no such axis
+TILES = {
+    forward_kernel: (64, 64, 32, 8), dx_kernel: (64, 64, 32, 8), wgrad_kernel: (32, 64, 64, 8),
+    sample_kernel: (0, 32, 64, 4),
+}
 TILES_FLOAT32 = TILES | {forward_kernel: (64, 64, 16, 8), dx_kernel: (64, 16, 64, 8), wgrad_kernel: (64, 64, 16, 8)}
 
 
 def _launch(kernel, dtype, result, *arguments):
-    """One program for each tile of the result, {axis: length}. Without fused multiply-adds ε is the reference's."""
+    """One program for each tile of the result, {axis: length}; no fused multiply-adds, which would change ε."""
     table = TILES_FLOAT32 if dtype == torch.float32 else TILES
     tile = {axis: size for axis, size in zip(("BM", "BN", "BK", "num_warps"), table[kernel], strict=True) if size}
     grid = tuple(triton.cdiv(length, tile[axis]) for axis, length in result.items())
@@ -144,7 +147,7 @@ def _launch(kernel, dtype, result, *arguments):
 
 
 def sample_weights(mu, sigma, seed, stream, dtype, domain="weight", path="sample"):
-    """θ = μ + σ∘ε (without μ only σ∘ε) in `dtype`, shape of σ: (N, ...), or (N,) in the domain "bias"."""
+    """θ = μ + σ∘ε, or σ∘ε if μ is None, in `dtype` and the shape of σ: (N, ...), or (N,) in the domain "bias"."""
     if path == "reference" or (sigma.device.type == "cpu" and not INTERPRET):
         return reference.sample_weights(mu, sigma, seed, stream, domain).to(dtype)
     theta, (n, k) = torch.empty(sigma.shape, dtype=dtype, device=sigma.device), sigma.reshape(len(sigma), -1).shape
@@ -153,17 +156,17 @@ def sample_weights(mu, sigma, seed, stream, dtype, domain="weight", path="sample
 
 
 def choose_path(m, n, k, capability):
-    """The path of "auto", by a cost model (tutorial 10), not by measurements. capability: the GPU's; None: no GPU."""
+    """The path of "auto", by a cost model (tutorial 10) and not by timing. capability: the GPU's; None: no GPU."""
     if capability is None and not INTERPRET:
         return "reference"
-    tensor_cores = capability is None or capability >= (8, 0)  # that tl.dot can use
+    tensor_cores = capability is None or capability >= (8, 0)  # those that tl.dot can use
     return "mixed" if tensor_cores and n * k >= 40 * m else "sample"  # a large weight gives wgrad enough programs
 
 
 # --- 3. the operator: x (M, K) in the compute dtype -------------------------------------------------------------------
 @torch.library.custom_op("minibnn::bayes_linear", mutates_args=())
 def _forward(x: Tensor, mu: Tensor, sigma: Tensor, bias_mu: Tensor | None, bias_sigma: Tensor | None, seed: Tensor,
-             stream: int, path: str) -> Tensor:  # fmt: skip
+             stream: int, path: str) -> Tensor:
     (m, k), n = x.shape, len(mu)
     if path == "fused":
         y = torch.empty(m, n, dtype=x.dtype, device=x.device)
@@ -181,7 +184,7 @@ def _(x, mu, sigma, bias_mu, bias_sigma, seed, stream, path):
 
 @torch.library.custom_op("minibnn::bayes_linear_backward", mutates_args=())
 def _backward(dy: Tensor, x: Tensor, mu: Tensor, sigma: Tensor, seed: Tensor, stream: int, has_bias: bool,
-              path: str) -> list[Tensor]:  # fmt: skip
+              path: str) -> list[Tensor]:
     (m, k), n = x.shape, len(mu)
     if path == "fused":
         dx = torch.empty(m, k, dtype=x.dtype, device=x.device)
@@ -189,30 +192,35 @@ def _backward(dy: Tensor, x: Tensor, mu: Tensor, sigma: Tensor, seed: Tensor, st
     else:
         dx = dy @ sample_weights(mu, sigma, seed, stream, x.dtype, path=path)
     if path in ("fused", "mixed"):
-        gradients = [torch.empty(shape, device=x.device) for shape in [(n, k)] * 2 + [(n,)] * 2 * has_bias]
-        outputs = gradients + [None] * (4 - len(gradients))
-        _launch(wgrad_kernel, x.dtype, {"BN": n, "BK": k}, dy, x, seed, stream, *outputs, m, n, k)
+        shapes, no_bias = ([(n, k), (n, k), (n,), (n,)], ()) if has_bias else ([(n, k), (n, k)], (None, None))
+        gradients = [torch.empty(shape, device=x.device) for shape in shapes]
+        arguments = (dy, x, seed, stream, *gradients, *no_bias, m, n, k)
+        _launch(wgrad_kernel, x.dtype, {"BN": n, "BK": k}, *arguments)
         return [dx, *gradients]
-    gradients = []
-    for dmu, domain in [((dy.mT @ x).float(), "weight"), (dy.sum(0, dtype=torch.float32), "bias")][: 1 + has_bias]:
-        gradients += [dmu, sample_weights(None, dmu, seed, stream, torch.float32, domain, path)]
-    return [dx, *gradients]
+    dmu = (dy.mT @ x).float()
+    gradients = [dx, dmu, sample_weights(None, dmu, seed, stream, torch.float32, "weight", path)]
+    if has_bias:
+        dbias = dy.sum(0, dtype=torch.float32)
+        gradients += [dbias, sample_weights(None, dbias, seed, stream, torch.float32, "bias", path)]
+    return gradients
 
 
 @_backward.register_fake
 def _(dy, x, mu, sigma, seed, stream, has_bias, path):
-    return [torch.empty_like(like) for like in (x, mu, mu, *[mu[:, 0]] * 2 * has_bias)]
+    like = (x, mu, mu, mu[:, 0], mu[:, 0]) if has_bias else (x, mu, mu)
+    return [torch.empty_like(tensor) for tensor in like]
 
 
 def _save(ctx, inputs, output):
     x, mu, sigma, bias_mu, _, seed, ctx.stream, ctx.path = inputs
     ctx.has_bias = bias_mu is not None
-    ctx.save_for_backward(x, mu, sigma, seed)  # nothing else of the weights' size: ε and θ are made again
+    ctx.save_for_backward(x, mu, sigma, seed)  # ε and θ, as large as μ, are not saved but made again
 
 
 def _differentiate(ctx, dy):
     gradients = _backward(dy.contiguous(), *ctx.saved_tensors, ctx.stream, ctx.has_bias, ctx.path)
-    return *gradients, *[None] * (8 - len(gradients))
+    return *gradients, *[None] * (8 - len(gradients))  # seed, stream and path, and an absent bias, have none
+
 
 _forward.register_autograd(_differentiate, setup_context=_save)
 
@@ -220,19 +228,21 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 def bayes_linear(x, mu, sigma, bias_mu=None, bias_sigma=None, *, seed, stream=0, compute_dtype=None, path="auto"):
     """y = x (μ + σ∘ε)ᵀ + b with ε = `reference.epsilon(seed, stream, N, K)`; differentiable in all but the seed.
 
-    x (..., K), any leading dimensions, also none or empty; mu, sigma (N, K), bias_mu, bias_sigma (N,) or None: float32,
-    with ε_b = epsilon(seed, stream, N, 1, domain="bias"). seed: int64 tensor of one element on x's device, its own on
-    each rank of DDP; stream: int ≥ 0, one number for each layer. compute_dtype: one of DTYPES; None: autocast's, else
-    x's. Returns (..., N) in the compute dtype. Raises ValueError naming both shapes, dtypes and devices.
+    x (..., K) may have any leading dimensions; mu and sigma (N, K), bias_mu and bias_sigma (N,) or None are float32.
+    The bias has its own noise, `reference.epsilon(seed, stream, N, 1, "bias")`. seed: int64 tensor of one element on
+    x's device, another one on each rank of DDP. stream: int ≥ 0, another one for each layer. compute_dtype: one of
+    DTYPES; None takes autocast's, or else x's. Returns (..., N) in that dtype. Raises ValueError, naming both shapes.
     """
     if (bias_mu is None) != (bias_sigma is None):
         raise ValueError("give both bias_mu and bias_sigma, or neither")
-    tensors = {"mu": mu, "sigma": sigma, "bias_mu": bias_mu, "bias_sigma": bias_sigma, "seed": seed.reshape(-1)}
-    for name, tensor in tensors.items():
-        shape = (1,) if name == "seed" else (len(mu),) if "bias" in name else (len(mu), *x.shape[-1:])
-        wanted = shape, torch.int64 if name == "seed" else torch.float32, x.device
-        if tensor is not None and wanted != (given := (tensor.shape, tensor.dtype, tensor.device)):
-            raise ValueError("with x {}: {} must be {} {} on {}, not {} {} on {}".format(x.shape, name, *wanted, *given))
+    weight, bias = ((len(mu), *x.shape[-1:]), torch.float32), ((len(mu),), torch.float32)
+    for name, tensor, (shape, dtype) in (
+        ("mu", mu, weight), ("sigma", sigma, weight), ("bias_mu", bias_mu, bias), ("bias_sigma", bias_sigma, bias),
+        ("seed", seed.reshape(-1), ((1,), torch.int64)),
+    ):
+        if tensor is not None and (tensor.shape, tensor.dtype, tensor.device) != (shape, dtype, x.device):
+            given = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+            raise ValueError(f"with x {tuple(x.shape)}: {name} must be {shape} {dtype} on {x.device}, not {given}")
     kind = x.device.type
     dtype = compute_dtype or (torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype)
     if dtype not in DTYPES or path not in PATHS:

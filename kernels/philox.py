@@ -1,7 +1,7 @@
-"""The random stream of `reference.py`, function by function, in Triton: a tile of ε, made in registers, stored nowhere.
+"""The random stream of `reference.py`, function by function, in Triton: it makes a tile of ε in registers.
 
 Each kernel calls `normal_tile` where it needs ε. Since ε depends on the element and not on the tile, forward, dx and
-the weight gradient may cut the matrix differently and still see the same weights.
+the weight gradient may cut the matrix into different tiles and still see the same weights.
 """
 
 import triton
@@ -61,7 +61,7 @@ def box_muller(w_radius, w_angle):
 
 @triton.jit
 def normal_tile(seed, stream, DOMAIN: tl.constexpr, row0, column0, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """ε[row0 : row0 + ROWS, column0 : column0 + COLUMNS]; column0 and COLUMNS: multiples of 4; *seed: int64."""
+    """ε[row0 : row0 + ROWS, column0 : column0 + COLUMNS]. column0, COLUMNS: multiples of 4; seed points to an int64."""
     key = tl.load(seed)
     rows = row0 + tl.arange(0, ROWS)[:, None]
     groups = column0 // 4 + tl.arange(0, COLUMNS // 4)[None, :]

@@ -327,13 +327,13 @@ def test_nothing_of_the_weights_size_is_saved_but_mu_and_sigma(path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": torch.zeros(2, 9)}, r"with x .*\[2, 9\].*: mu must be \(6, 9\) .*, not .*\[6, 8\]"),
-        ({"sigma": torch.zeros(8, 6)}, r"sigma must be \(6, 8\) .*, not .*\[8, 6\]"),
-        ({"bias_mu": torch.zeros(5)}, r"bias_mu must be \(6,\) .*, not .*\[5\]"),
+        ({"x": torch.zeros(2, 9)}, r"with x \(2, 9\): mu must be \(6, 9\) .*, not \(6, 8\)"),
+        ({"sigma": torch.zeros(8, 6)}, r"sigma must be \(6, 8\) .*, not \(8, 6\)"),
+        ({"bias_mu": torch.zeros(5)}, r"bias_mu must be \(6,\) .*, not \(5,\)"),
         ({"bias_mu": None}, "both bias_mu and bias_sigma, or neither"),
         ({"mu": torch.zeros(6, 8).half()}, r"mu must be .* torch.float32 .*, not .* torch.float16"),
         ({"mu": torch.zeros(6, 8, device="meta")}, r"mu must be .* on (cpu|cuda:0), not .* on meta"),
-        ({"seed": torch.zeros(2, dtype=torch.int64)}, r"seed must be \(1,\) torch.int64 .*, not .*\[2\]"),
+        ({"seed": torch.zeros(2, dtype=torch.int64)}, r"seed must be \(1,\) torch.int64 .*, not \(2,\)"),
         ({"seed": torch.zeros(1)}, "seed must be .* torch.int64 .*, not .* torch.float32"),
         ({"compute_dtype": torch.float64}, "compute_dtype torch.float64 must be one of"),
         ({"path": "fast"}, "path 'fast' one of .*'auto', 'fused'"),
