@@ -1,7 +1,8 @@
-"""The photo measures' oracle: `python tests/photo_vectors.py` writes tests/data/photo.json with lpips, piq and torchvision.
+"""The oracle of the photo measures: `python tests/photo_vectors.py` writes tests/data/photo.json.
 
-Made with lpips 0.1.4, piq 0.8.0, torchvision 0.28.0 and torch 2.13.0 on a CPU. The tests need none of the three: weights
-and pictures are rebuilt by rule. piq's own function fetches RN50; here its network is built from tensors of our own.
+It was made with lpips 0.1.4, piq 0.8.0, torchvision 0.28.0 and torch 2.13.0 on a CPU. The tests need none of the first
+three, because they make weights and pictures by the same rule. piq's own function fetches RN50; here its network is
+built from tensors of our own.
 """
 
 import json
@@ -15,11 +16,11 @@ from PIL import Image
 PATH = Path(__file__).parent / "data" / "photo.json"
 SIZES = ((64, 64), (93, 70), (130, 257))  # width × height; each twice
 BLOCKS, WIDTH, OUT, TEXT, LAYERS = (1, 2, 1, 1), 8, 24, 128, 2  # of the small CLIP ResNet and its text encoder
-IDS = ((49406, 886, 1125, 269, 49407), (49406, 2103, 1125, 269, 49407))  # "Good photo." "Bad photo.", by CLIP's tokenizer
+IDS = ((49406, 886, 1125, 269, 49407), (49406, 2103, 1125, 269, 49407))  # "Good photo." and "Bad photo."
 
 
 def pictures():
-    """Six PIL pictures of odd sizes: smooth colours plus some noise."""
+    """Six PIL pictures of odd sizes, with smooth colours and some noise."""
     made = []
     for i, (width, height) in enumerate(SIZES * 2):
         coarse = Image.fromarray((128 + 60 * normal(f"coarse {i}", (5, 4, 3))).clip(0, 255).astype(np.uint8))
@@ -30,7 +31,7 @@ def pictures():
 
 
 def tensor(name, shape):
-    """`fill`, but what must be positive is: variances, and the weights of Lpips' linear layers."""
+    """`fill`, but positive where it must be: for variances and for the weights of Lpips' linear layers."""
     values = torch.from_numpy(fill(name, shape))
     if name.endswith("running_var"):
         return 1 + values.abs()
@@ -39,16 +40,16 @@ def tensor(name, shape):
 
 def alexnet_tensors():
     """({torchvision's name: tensor}, {lpips' name of a linear layer: tensor})."""
-    convolutions = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}
-    trunk = {f"features.{i}.weight": tensor(f"features.{i}.weight", shape) for i, shape in convolutions.items()}
-    trunk |= {f"features.{i}.bias": tensor(f"features.{i}.bias", shape[:1]) for i, shape in convolutions.items()}
-    channels = [shape[0] for shape in convolutions.values()]
-    linear = {f"lin{i}.model.1.weight": tensor(f"lin{i}.model.1.weight", (1, c, 1, 1)) for i, c in enumerate(channels)}
-    return trunk, linear
+    convolutions = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
+    trunk, linear = {}, {}
+    for i, (out, channels, side) in convolutions.items():
+        trunk |= {f"features.{i}.weight": (out, channels, side, side), f"features.{i}.bias": (out,)}
+        linear[f"lin{len(linear)}.model.1.weight"] = (1, out, 1, 1)
+    return tuple({name: tensor(name, shape) for name, shape in shapes.items()} for shapes in (trunk, linear))
 
 
 def clip_tensors():
-    """A small CLIP ResNet and its text encoder, under OpenAI's names; piq rounds to half precision, so here it is done."""
+    """A small CLIP ResNet and its text encoder, under OpenAI's names, rounded to half precision as by piq."""
     shapes = {"logit_scale": (), "text_projection": (TEXT, OUT), "positional_embedding": (77, TEXT)}
     shapes |= {"token_embedding.weight": (49408, TEXT), "ln_final.weight": (TEXT,), "ln_final.bias": (TEXT,)}
     for i in range(LAYERS):
@@ -61,7 +62,8 @@ def clip_tensors():
 
     def convolution(name, norm, out, channels, side):
         leaves = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (out,))
-        return {f"visual.{name}.weight": (out, channels, side, side)} | {f"visual.{norm}.{k}": v for k, v in leaves.items()}
+        leaves = {f"visual.{norm}.{leaf}": shape for leaf, shape in leaves.items()}
+        return {f"visual.{name}.weight": (out, channels, side, side), **leaves}
 
     stem = ((WIDTH // 2, 3), (WIDTH // 2, WIDTH // 2), (WIDTH, WIDTH // 2))
     for i, (out, channels) in enumerate(stem, 1):
@@ -91,11 +93,13 @@ def main():
 
     trunk, linear = alexnet_tensors()
     distance = lpips.LPIPS(net="alex", pretrained=False, pnet_rand=True, verbose=False)
-    layers = {1: (0,), 2: (3,), 3: (6,), 4: (8,), 5: (10,)}  # lpips cuts AlexNet into slices, but keeps the numbers
-    renamed = {f"net.slice{s}.{i}.{leaf}": trunk[f"features.{i}.{leaf}"] for s, (i,) in layers.items() for leaf in ("weight", "bias")}
+    renamed = {}
+    for piece, i in enumerate((0, 3, 6, 8, 10), 1):  # lpips cuts AlexNet into slices, but keeps the numbers
+        renamed |= {f"net.slice{piece}.{i}.{leaf}": trunk[f"features.{i}.{leaf}"] for leaf in ("weight", "bias")}
     missing = distance.load_state_dict(renamed | linear, strict=False).missing_keys
     assert not [name for name in missing if not name.startswith(("scaling_layer", "lins."))], missing
-    prepare = transforms.Compose([transforms.Resize((512, 512)), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)])
+    steps = (transforms.Resize((512, 512)), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3))
+    prepare = transforms.Compose(steps)
     inputs = [prepare(picture)[None] for picture in pictures()]
 
     model = clip.build_model(clip_tensors()).float().eval()
@@ -104,13 +108,15 @@ def main():
         ids = torch.zeros(2, 77, dtype=torch.long)
         ids[:, :5] = torch.tensor(IDS)
         anchors = torch.nn.functional.normalize(model.encode_text(ids), dim=-1)
-        mean, std = (torch.tensor(v)[:, None, None] for v in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)))
+        mean = torch.tensor((0.48145466, 0.4578275, 0.40821073))[:, None, None]
+        std = torch.tensor((0.26862954, 0.26130258, 0.27577711))[:, None, None]
         features, quality = [], []
         for picture in pictures():  # as piq.CLIPIQA's forward
             feature = model.encode_image((transforms.ToTensor()(picture)[None] - mean) / std, pos_embedding=False)
             features.append(torch.nn.functional.normalize(feature, dim=-1))
             quality.append((model.logit_scale.exp() * features[-1] @ anchors.T).softmax(-1)[0, 0].item())
-    vectors = {"lpips": table, "anchors": anchors.tolist(), "features": torch.cat(features).tolist(), "quality": quality}
+    features = torch.cat(features).tolist()
+    vectors = {"lpips": table, "anchors": anchors.tolist(), "features": features, "quality": quality}
     PATH.write_text(json.dumps(vectors) + "\n")
     print(np.round(table, 4), np.round(quality, 4), (anchors[0] @ anchors[1]).item())
 

@@ -1,4 +1,4 @@
-"""Line charts: where points, bands and ticks go, what is left out, and that every letter can be drawn."""
+"""Line charts: where points, bands and ticks are, what is left out, and that the font has every letter."""
 
 import math
 
@@ -25,7 +25,7 @@ def where(image, colour):
 
 
 def columns_of(x, **settings):
-    """Column of each point's centre, drawn one at a time between two ends that keep the axis."""
+    """The column of each point's centre. Each is drawn alone, with an invisible line that keeps the axis."""
     found = []
     for value in x:
         ends = Line("", [min(x), max(x)], [0, 1], colour="#ffffff")
@@ -34,7 +34,10 @@ def columns_of(x, **settings):
     return found
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 9.3), (-0.031, 0.42), (3, 3), (0, 1600), (-7, -6.99), (1e-7, 3e-7), (-2e6, 5e6), (0.95, 1.05)])
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0, 9.3), (-0.031, 0.42), (3, 3), (0, 1600), (-7, -6.99), (1e-7, 3e-7), (-2e6, 5e6), (0.95, 1.05)],
+)
 def test_ticks_are_round_even_and_within(low, high):
     found = ticks(low, high)
     assert found == sorted(set(found)) and all(low - 1e-9 * abs(low) <= t <= high + 1e-9 * abs(high) for t in found)
@@ -44,7 +47,7 @@ def test_ticks_are_round_even_and_within(low, high):
         assert np.allclose(steps, steps[0], rtol=1e-6)
         mantissa = steps[0] / 10 ** math.floor(math.log10(steps[0]) + 1e-9)
         assert min(abs(mantissa - round_number) for round_number in (1, 2, 5)) < 1e-6
-        assert found[0] - steps[0] < low and found[-1] + steps[0] > high  # none is missing at an end
+        assert found[0] - steps[0] < low and found[-1] + steps[0] > high  # no tick is missing at an end
 
 
 def test_ticks_of_the_docstring():
@@ -53,8 +56,9 @@ def test_ticks_of_the_docstring():
 
 def test_points_are_where_their_numbers_say():
     left, right = LEFT, WIDTH - RIGHT
-    assert columns_of([0, 25, 50, 100]) == pytest.approx([left, left + (right - left) / 4, (left + right) / 2, right], abs=1)
-    assert columns_of([0, 25, 75], stretch=25) == pytest.approx([left, (left + right) / 2, right], abs=1)  # log 1, 2, 4
+    middle = (left + right) / 2
+    assert columns_of([0, 25, 50, 100]) == pytest.approx([left, (left + middle) / 2, middle, right], abs=1)
+    assert columns_of([0, 25, 75], stretch=25) == pytest.approx([left, middle, right], abs=1)  # log 1, log 2, log 4
     rows = []
     for y in (0, 1, 4):
         image = pixels(Line("", [0, 2], [0, 4], colour="#ffffff"), Line("", [1], [y], colour="#ff0000"))
@@ -68,10 +72,11 @@ def test_points_without_a_number_are_left_out(missing):
     x, y, low, high = [0, 1, 2, 3], [0, 2, 1, 3], [-1, 1, 0, 2], [1, 3, 2, 4]
     without = Line("a", [0, 2, 3], [0, 1, 3], [-1, 0, 2], [1, 2, 4])
     assert np.array_equal(pixels(Line("a", x, [0, missing, 1, 3], low, high)), pixels(without))
+    whole, blue = pixels(Line("a", x, y, low, high)), (31, 119, 180)
     for bound in (Line("a", x, y, [-1, missing, 0, 2], high), Line("a", x, y, low, [1, missing, 2, 4])):
         image = pixels(bound)  # the point stays, its band does not
-        assert not np.array_equal(image, pixels(Line("a", x, y, low, high)))
-        assert np.array_equal(where(image, (31, 119, 180))[0].max(), where(pixels(Line("a", x, y, low, high)), (31, 119, 180))[0].max())
+        assert not np.array_equal(image, whole)
+        assert where(image, blue)[0].max() == where(whole, blue)[0].max()
 
 
 def test_bands_are_shaded_between_low_and_high():
@@ -120,7 +125,7 @@ def test_curves_have_their_own_colours_and_names():
 
 
 def test_every_letter_of_the_charts_can_be_drawn(monkeypatch):
-    """Pillow's own font draws a box for what it lacks, such as Greek."""
+    """Pillow's own font draws a box in place of a letter that it lacks, such as a Greek one."""
     drawn = []
     monkeypatch.setattr(plot, "chart", lambda panels, columns: drawn.extend(panels))
     for world in (True, False):
@@ -132,6 +137,8 @@ def test_every_letter_of_the_charts_can_be_drawn(monkeypatch):
     font = ImageFont.load_default(14)
     box = bytes(font.getmask("\uffff"))
     assert bytes(font.getmask("σ")) == box
-    text = "".join([p.title + p.x_label + "".join(line.label for line in p.lines) for p in drawn] + ["plain BNN 1 pictures 0123456789e+-."])
+    text = "plain BNN 1 pictures 0123456789e+-."
+    for panel in drawn:
+        text += panel.title + panel.x_label + "".join(line.label for line in panel.lines)
     assert len(drawn) == 15
     assert [letter for letter in set(text) - {" "} if bytes(font.getmask(letter)) == box] == []

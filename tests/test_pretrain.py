@@ -30,7 +30,7 @@ def spawned(monkeypatch):
 def options(tmp_path):
     paths = {"work": str(tmp_path / "work"), "out": str(tmp_path / "model")}
     steps = {"vae_steps": 1, "text_steps": 1, "unet_steps": 1}
-    return PretrainOptions(**paths, **steps, pictures=64, processes=1, threads=1)
+    return PretrainOptions(**paths, **steps, pictures=64, processes=1)
 
 
 def test_a_model_from_nothing_and_a_damaged_checkpoint(options, spawned, tmp_path):

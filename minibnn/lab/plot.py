@@ -1,7 +1,7 @@
-"""Line charts with Pillow alone, for what commands leave beside their numbers (the tutorials use matplotlib).
+"""Line charts with Pillow alone, which commands write beside their numbers (the tutorials use matplotlib).
 
-But: lines with bands on one or more panels, a linear or a stretched axis, nothing else; Pillow's own font has no Greek and
-no raised or lowered digits, so labels say sigma_1.
+But: only lines with bands, on one or more panels, with a linear or a stretched x axis. Pillow's own font has neither
+Greek letters nor raised or lowered digits, and so labels say sigma_1.
 """
 
 import math
@@ -9,14 +9,17 @@ from dataclasses import dataclass, field
 
 from PIL import Image, ImageDraw, ImageFont
 
-WIDTH, HEIGHT = 440, 300  # of a panel, pixels
+WIDTH, HEIGHT = 440, 300  # of a panel, in pixels
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 34, 44
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f")
 
 
 @dataclass
 class Line:
-    """One curve: y against x; low and high, where given, bound a shaded band. Points without a number are left out."""
+    """One curve, y against x, and a shaded band between low and high if they are given.
+
+    Points whose y is None or no finite number are left out; so are such points of the band.
+    """
 
     label: str
     x: list
@@ -28,7 +31,7 @@ class Line:
 
 @dataclass
 class Panel:
-    """One set of axes. stretch: x is shown as log(1 + x/stretch), so that 0 has a place; None: linear."""
+    """One set of axes. stretch: show x as log(1 + x/stretch), on which 0 has a place; with None x is linear."""
 
     title: str
     lines: list = field(default_factory=list)
@@ -37,7 +40,7 @@ class Panel:
 
 
 def ticks(low, high, count=5):
-    """Round numbers within low..high, about `count`: `ticks(0, 9.3)` -> [0, 2, 4, 6, 8]."""
+    """About `count` round numbers from low to high: `ticks(0, 9.3)` is [0, 2, 4, 6, 8]."""
     span = (high - low) or 1.0
     step = 10 ** math.floor(math.log10(span / count))
     step *= next(m for m in (1, 2, 5, 10) if span / (m * step) <= count)
@@ -45,7 +48,7 @@ def ticks(low, high, count=5):
 
 
 def chart(panels, columns=2):
-    """A PIL picture of all panels, row by row."""
+    """One PIL picture of all panels, row by row."""
     rows = -(-len(panels) // columns)
     sheet = Image.new("RGB", (min(columns, len(panels)) * WIDTH, rows * HEIGHT), "white")
     for i, panel in enumerate(panels):
@@ -68,9 +71,8 @@ def _draw(panel):
         return image.convert("RGB")
     bend = (lambda x: math.log1p(x / panel.stretch)) if panel.stretch else float
     x0, x1 = bend(min(xs)), bend(max(xs))
-    y0, y1 = min(ys), max(ys)
-    margin = 0.05 * (y1 - y0) or 0.5
-    y0, y1 = y0 - margin, y1 + margin
+    margin = 0.05 * (max(ys) - min(ys)) or 0.5
+    y0, y1 = min(ys) - margin, max(ys) + margin
     label_columns = 1 if len(panel.lines) <= 4 else 2
     room = 13 * -(-len(panel.lines) // label_columns) / (HEIGHT - TOP - BOTTOM)  # for the labels, above all curves
     y1 += (y1 - y0) * room / (1 - room)
@@ -93,8 +95,8 @@ def _draw(panel):
     pen.text((WIDTH - RIGHT, HEIGHT - 16), panel.x_label, "#444444", small, anchor="ra")
     pen.line([(LEFT, TOP), (LEFT, HEIGHT - BOTTOM), (WIDTH - RIGHT, HEIGHT - BOTTOM)], "#888888")
 
-    for i, line in enumerate(panel.lines):
-        colour = line.colour or COLOURS[i % len(COLOURS)]
+    colours = [line.colour or COLOURS[i % len(COLOURS)] for i, line in enumerate(panel.lines)]
+    for line, colour in zip(panel.lines, colours, strict=True):
         known = [k for k, y in enumerate(line.y) if _known(y)]
         bounded = [k for k in known if line.low and _known(line.low[k]) and _known(line.high[k])]
         if len(bounded) > 1:
@@ -107,8 +109,8 @@ def _draw(panel):
         pen.line(points, colour, 2)
         for x, y in points:
             pen.ellipse((x - 2, y - 2, x + 2, y + 2), colour)
-    for i, line in enumerate(panel.lines):
-        colour, (row, column) = line.colour or COLOURS[i % len(COLOURS)], divmod(i, label_columns)
-        place_of_label = (WIDTH - RIGHT - 4 - (label_columns - 1 - column) * (WIDTH - LEFT - RIGHT) // 2, TOP + 2 + 13 * row)
-        pen.text(place_of_label, line.label, colour, small, anchor="ra", stroke_width=2, stroke_fill="white")
+    for i, (line, colour) in enumerate(zip(panel.lines, colours, strict=True)):
+        row, column = divmod(i, label_columns)
+        end = WIDTH - RIGHT - 4 - (label_columns - 1 - column) * (WIDTH - LEFT - RIGHT) // 2
+        pen.text((end, TOP + 2 + 13 * row), line.label, colour, small, "ra", stroke_width=2, stroke_fill="white")
     return image.convert("RGB")

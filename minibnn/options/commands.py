@@ -231,8 +231,7 @@ class PretrainOptions:
     text_steps: int = option(1500, "of 32 captions", "training", type=whole)
     unet_steps: int = option(8200, "of 64 pictures", "training", type=whole)
     pictures: int = option(48000, "drawings that the UNet is trained on", "training", type=whole)
-    processes: int = option(2, "one for each core; at most 16", "training", type=whole)
-    threads: int = option(2, "threads in all", "training", type=whole)
+    processes: int = option(2, "one for each core, of one thread each; at most 16", "training", type=whole)
 
 
 @dataclass(frozen=True)
@@ -240,7 +239,7 @@ class EvaluateOptions:
     """Does a model of the picture world draw what the caption says?"""
 
     model: str = option("tiny", '"tiny" (bundled), or a diffusers folder or a run that draws the same world', "what")
-    captions: int = option(500, "pictures to draw; half as many held-out ones", "what", type=whole)
+    captions: int = option(500, "pictures to draw; half as many of held-out combinations", "what", type=whole)
     out: str = option("runs/evaluate", "folder", "what", metavar="DIR")
 
 

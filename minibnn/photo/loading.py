@@ -64,10 +64,9 @@ def _from_hub(option, folder, kind, classes, remedy, device, **settings):
     except ImportError:
         raise UserError(f"{option} needs transformers: pip install transformers") from None
     remedy = f"{remedy} {folder}"
-    for name in ("config.json", "preprocessor_config.json"):
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
         if not (Path(folder) / name).is_file():
             raise UserError(f"{option} {folder}: {name} is missing; {remedy}")
-    _find(folder, "model", option, remedy)
     found = read_json(Path(folder) / "config.json").get("model_type")
     if found != kind:
         raise UserError(f"{option} {folder}: config.json is of a model of type {found!r}, not {kind!r}; {remedy}")

@@ -26,8 +26,6 @@ def psnr(a, b):
 
 def evaluate(options):
     """Measure the model of EvaluateOptions, print and write the figures. Raises UserError."""
-    if options.captions < 2:
-        raise UserError(f"--captions {options.captions}: at least 2, because half as many held-out ones are drawn too")
     out = Path(options.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder")
@@ -45,8 +43,7 @@ def evaluate(options):
             "drawings": psnr(drawings[:500], decoded), "the tutorial's dog": psnr(dogs, reconstruct(sd, dogs)),
         },
     }
-    counts = {"captions": options.captions, "held-out combinations": options.captions // 2}
-    for name, count in counts.items():
+    for name, count in {"captions": options.captions, "held-out combinations": -(-options.captions // 2)}.items():
         scenes = random_scenes(count, 8, name != "captions")
         pictures = sd.generate([world.caption(s) for s in scenes], seed=0, batch_size=50)
         result[name] = accuracy(classifier, to_tensor(pictures), scenes)

@@ -9,7 +9,7 @@ It takes under two hours on two CPU cores. A run that was stopped goes on when t
 The UNet and the text encoder never see the combinations and the spotted animals of `scenes.is_held_out`. The VAE, as
 that of SD, is trained on a wider world: it also sees random colours and spots.
 
-But: CPU only, with one process for each core, which average their gradients.
+But: CPU only, with one process and thread for each core; the processes average their gradients.
 """
 
 import dataclasses
@@ -247,7 +247,7 @@ def train_unet(vae, encoder, tokenizer, options, rank):
 def worker(rank, options):
     """What each process does: all stages, with its share of the pictures."""
     work = Path(options.work)
-    torch.set_num_threads(max(1, options.threads // options.processes))
+    torch.set_num_threads(1)
     if options.processes > 1:
         init = f"file://{work.resolve()}/rendezvous"
         dist.init_process_group("gloo", init_method=init, rank=rank, world_size=options.processes)
