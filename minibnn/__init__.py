@@ -10,10 +10,11 @@ Names are imported when they are first used (PEP 562), so that `python -m minibn
 __version__ = "0.1.0"
 
 _HOME = {
-    "StableDiffusion": "pipeline", "UNet": "networks.unet", "UNetConfig": "networks.unet", "VAE": "networks.vae", "VAEConfig": "networks.vae",
-    "TextEncoder": "networks.text_encoder", "TextEncoderConfig": "networks.text_encoder", "Tokenizer": "networks.tokenizer",
-    "UserError": "errors", "WeightsError": "files.store", "bayesianize": "finetune.bayes", "kl": "finetune.bayes",
-}  # fmt: skip
+    "StableDiffusion": "pipeline", "UNet": "networks.unet", "UNetConfig": "networks.unet",
+    "VAE": "networks.vae", "VAEConfig": "networks.vae", "TextEncoder": "networks.text_encoder",
+    "TextEncoderConfig": "networks.text_encoder", "Tokenizer": "networks.tokenizer", "UserError": "errors",
+    "WeightsError": "files.store", "bayesianize": "finetune.bayes", "kl": "finetune.bayes",
+}
 __all__ = list(_HOME)
 
 

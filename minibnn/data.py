@@ -35,7 +35,8 @@ def list_pictures(folder, option="--images"):
     if skipped:
         log.warning("%s: skipping %d files that are not read: %s", folder, len(skipped), ", ".join(skipped[:4]))
     if not pictures:
-        raise UserError(f"{option} {folder}: no pictures in it ({', '.join(s[1:] for s in SUFFIXES)} are read, HEIC is not)")
+        kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
+        raise UserError(f"{option} {folder}: no pictures in it ({kinds} are read, HEIC is not)")
     return pictures
 
 
@@ -56,7 +57,7 @@ def open_picture(path):
 
 
 def load_picture(path, size):
-    """A picture of any mode -> (3, size, size) float32 in [-1, 1], centre-cropped to a square; else as `open_picture`."""
+    """A picture of any mode -> (3, size, size) float32 in [-1, 1], cropped to the central square; as `open_picture`."""
     image = open_picture(path)
     if min(image.size) < size:
         log.warning("%s: %d x %d pixels are fewer than the resolution of %d", path, *image.size, size)
@@ -83,7 +84,10 @@ def load_pictures(paths, size):
 
 @torch.no_grad()
 def latent_moments(vae, images):
-    """(n, 3, H, W) -> mean and logvar of the unscaled latents, each (n, 4, H/f, W/f), float32, one picture at a time."""
+    """n pictures (3, H, W) -> mean and logvar of the unscaled latents, each (n, 4, H/f, W/f), float32.
+
+    images: a tensor (n, 3, H, W), or an iterable of n pictures, of which one at a time is in memory.
+    """
     weight = vae.quant_conv.weight
     moments = [torch.cat(vae.encode(image[None].to(weight)), dim=1).float() for image in images]
     return torch.cat(moments).chunk(2, dim=1)

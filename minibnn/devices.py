@@ -6,6 +6,8 @@ import torch
 
 from .errors import UserError
 
+SMALL = 50_000_000  # parameters; the bundled UNet has 8.8 million, that of SD v1.5 860 million
+
 
 def choose_device(asked=None):
     """--device, or "cuda" if there is one, else "cpu". Raises UserError when it does not exist here."""
@@ -26,12 +28,26 @@ def half_dtype(device):
 
 
 def unscaled_dtype(device):
-    """Of a training without loss scaling, whose gradients would vanish in float16: "bfloat16" where it is fast, else "float32"."""
+    """The type for a training without loss scaling: "bfloat16" where it is fast, else "float32".
+
+    In float16 the gradients of such a training would vanish.
+    """
     return "bfloat16" if device.startswith("cuda") and half_dtype(device) == "bfloat16" else "float32"
 
 
+def choose_threads(device, network):
+    """One thread for a small network on a CPU; for a large one, or where OMP_NUM_THREADS is set, nothing changes.
+
+    The tiny model's operations are so short that a second thread gains nothing, and on a busy machine each of them
+    waits for the thread that happens not to run: `python benchmarks/busy.py` measures both.
+    """
+    size = sum(parameter.numel() for parameter in network.parameters())
+    if str(device) == "cpu" and "OMP_NUM_THREADS" not in os.environ and size < SMALL:
+        torch.set_num_threads(1)
+
+
 def make_deterministic():
-    """The same bits from the same seed also on a GPU, as far as PyTorch has deterministic kernels (it warns otherwise)."""
+    """The same bits from the same seed also on a GPU, as far as PyTorch has such kernels; elsewhere it warns."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False

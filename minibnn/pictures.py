@@ -47,7 +47,10 @@ def save_png(picture, path, settings=None, optimize=False):
 
 
 def sheet(rows, row_labels, column_labels, zoom=1):
-    """Pictures in a table. rows: lists of equally large PIL images, None for an empty place; labels may hold line breaks."""
+    """Pictures in a labelled table; labels may hold line breaks.
+
+    rows: lists of equally large PIL images, with None for an empty place.
+    """
     font, gap = ImageFont.load_default(12), 6
     width, height = (zoom * side for side in next(p for row in rows for p in row if p).size)
     width_of_cell = max([width, *(_size(label, font)[0] for label in column_labels)]) + gap

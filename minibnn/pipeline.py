@@ -49,7 +49,9 @@ class StableDiffusion:
 
     @classmethod
     def load(cls, path, tokenizer=None, dtype=None, prediction_type=None):
-        """Load "tiny" (bundled), a diffusers folder, a run of any method, or a single LDM file with `tokenizer=` a folder.
+        """Load "tiny" (bundled), a diffusers folder, a run of any method, or a single LDM file.
+
+        tokenizer: a folder with vocab.json and merges.txt, which a single file needs.
 
         dtype: of the weights in memory; None keeps the files' (the bundled model's recipe says float32).
         prediction_type: "epsilon" or "v_prediction", only for single files of SD v2, which do not say it.
@@ -121,7 +123,7 @@ class StableDiffusion:
         return cls(unet, vae, text_encoder, Tokenizer(tokenizer), configs, recipe)
 
     def merge_adapter(self, path):
-        """Add a LoRA or OFT (a run's folder, or a file) to the UNet's weights in place; returns self. Raises WeightsError."""
+        """Add a LoRA or OFT, a run's folder or a file, to the UNet's weights; returns self. Raises WeightsError."""
         adapter_files.merge_file(self.unet, path)
         return self
 
@@ -194,7 +196,7 @@ class StableDiffusion:
 
     @torch.no_grad()
     def encode_pictures(self, images, generator=None):
-        """Pictures (B, 3, H, W) in [-1, 1] -> one draw of the scaled latents (B, 4, H/f, W/f) the UNet is trained on."""
+        """Pictures (B, 3, H, W) in [-1, 1] -> one draw of the scaled latents (B, 4, H/f, W/f) that the UNet sees."""
         mean, logvar = self.vae.encode(images.to(self.vae.quant_conv.weight))
         return sample_latents(mean.float(), logvar.float(), generator) * self.vae.config.scaling_factor
 
@@ -202,16 +204,16 @@ class StableDiffusion:
     def decode_latents(self, x):
         """Scaled latents (B, 4, h, w) -> pictures (B, 3, f·h, f·w) in [-1, 1], float32."""
         z = (x / self.vae.config.scaling_factor).to(self.vae.quant_conv.weight)
-        at_once = max(1, 64 * 64 // (z.shape[2] * z.shape[3]))  # one picture of 512 × 512: its decoder is what needs memory
+        at_once = max(1, 64 * 64 // (z.shape[2] * z.shape[3]))  # one of 512 × 512 pixels: the decoder takes the memory
         return torch.cat([self.vae.decode(part).float().clamp(-1, 1) for part in z.split(at_once)])
 
 
 
 
 def open_base(run, tokenizer=None, dtype=None, prediction_type=None):
-    """The model that the run in this folder was trained from, with the tokenizer and the prediction type of that training.
+    """The model that the run in this folder was trained from, opened as that training opened it.
 
-    tokenizer, prediction_type: take the place of the run's own. Raises UserError when the model is not where it was.
+    tokenizer, prediction_type: take the place of those of the run. Raises UserError when the model is not where it was.
     """
     model, own_tokenizer, own_type = runs.base_of(run)
     return StableDiffusion.load(model, tokenizer or own_tokenizer, dtype, prediction_type or own_type)

@@ -91,7 +91,8 @@ def is_fresh(out):
     names = {p.name for p in out.iterdir()} if out.exists() else set()
     if names <= {"class_images"}:
         return True
-    return names <= {"config.json", "class_images", "log.jsonl", "curves.jsonl", "curves.png"} and bool(find_config(out))
+    begun = {"config.json", "class_images", "log.jsonl", "curves.jsonl", "curves.png"}
+    return names <= begun and find_config(out) is not None
 
 
 def check_folder(options):
@@ -122,7 +123,7 @@ def fingerprint(paths):
 
 
 def check_same_run(options, pictures):
-    """Refuse to resume with other options (fewer steps than done included) or pictures. Raises UserError naming them."""
+    """Refuse to resume with other options or pictures, or to fewer steps than are done. Raises UserError."""
     config = read_config(options.out)
     before = config["options"]
     for name, value in dataclasses.asdict(options).items():
@@ -138,7 +139,8 @@ def check_same_run(options, pictures):
     if done > options.steps:
         raise UserError(f"--steps {options.steps} lies before the checkpoint, which is after step {done}")
     if config["pictures"] != fingerprint(pictures):
-        raise UserError(f"--images {options.images}: the pictures are not those that the run in {options.out} began with")
+        began = f"those that the run in {options.out} began with"
+        raise UserError(f"--images {options.images}: the pictures are not {began}")
 
 
 def start(options, pictures):
@@ -216,8 +218,8 @@ class Checkpoints:
             save_checkpoint(self.out, training)
             self.saved = done
         if self.stop.asked and done < self.steps:
-            where = self.out / STATE.parent
-            raise KeyboardInterrupt(f"stopped after step {done}, saved in {where}: the same command with --resume goes on")
+            saved = f"stopped after step {done}, saved in {self.out / STATE.parent}"
+            raise KeyboardInterrupt(f"{saved}: the same command with --resume goes on")
 
 
 class Progress:

@@ -14,6 +14,7 @@ if not torch.cuda.is_available():  # before the kernels are imported: without a 
 
 from fill_rule import fill
 
+from minibnn import StableDiffusion
 from minibnn.files.layouts import check_config
 from minibnn.networks.text_encoder import TextEncoder, TextEncoderConfig
 from minibnn.networks.tokenizer import END, START, byte_symbols
@@ -71,6 +72,20 @@ def vectors():
 @pytest.fixture(scope="session")
 def dog():
     return Path(__file__).parents[1] / "tutorials" / "dog"
+
+
+@pytest.fixture(scope="session")
+def micro(tmp_path_factory):
+    """The bundled model with a random UNet a fortieth of its size: what a run does to files does not need a good model."""
+    folder = tmp_path_factory.mktemp("micro") / "model"
+    sd = StableDiffusion.load("tiny")
+    torch.manual_seed(0)
+    config = {"block_out_channels": [16, 32], "norm_num_groups": 8, "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+              "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}
+    sd.configs["unet"] |= config
+    sd.unet = UNet(check_config(UNetConfig, sd.configs["unet"], "UNet"))
+    sd.save(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

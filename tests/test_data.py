@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from minibnn import StableDiffusion, UserError, data
+from minibnn.cli.train import class_record
 from minibnn.files.store import write_json
 from minibnn.options.commands import TrainOptions
-from minibnn.train import class_record
 
 
 def gradient(size=(40, 30)):

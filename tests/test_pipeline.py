@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from minibnn import StableDiffusion, Tokenizer, UNet, UserError
+from minibnn.cli.sample import sample
 from minibnn.files.store import write_json, write_tensors
 from minibnn.options.commands import SampleOptions
 from minibnn.pictures import grid
-from minibnn.sample import sample
 
 
 @pytest.fixture(scope="module")

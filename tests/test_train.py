@@ -1,6 +1,5 @@
 """The training command on the bundled model: what it leaves, resuming bit for bit, Ctrl-C, kill, and every refusal."""
 
-import contextlib
 import json
 import os
 import signal
@@ -14,9 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from minibnn import StableDiffusion, UserError, data, runs, schedule
+from minibnn.cli.train import default_kernel, fine_tune, settle
+from minibnn.files.store import open_weights
 from minibnn.options.commands import TrainOptions
 from minibnn.options.parsing import parse
-from minibnn.train import Batches, default_kernel, make_optimiser, settle, train
+from minibnn.train import Batches, make_optimiser
 
 FAST = ["--class-count", "4", "--steps", "3", "--samples", "0", "--no-monitor"]
 
@@ -31,9 +32,10 @@ def class_images(tmp_path_factory, dog):
 
 
 @pytest.fixture
-def options(dog, tmp_path, class_images):
+def options(dog, tmp_path, class_images, micro):
     def make(*arguments, out="run"):
         words = ["--images", str(dog), "--out", str(tmp_path / out), "--class-images", str(class_images), *FAST]
+        words += ["--model", str(micro)]
         return parse(TrainOptions, "minibnn.train", [*words, *arguments])
 
     return make
@@ -53,44 +55,45 @@ def assert_same_state(a, b):
 # --- what a run does --------------------------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_a_model_at_the_mean_and_its_records(options, tmp_path):
-    train(options("--keep-posterior", "--single-file", "--sample-every", "2", "--samples", "2"))
+def test_a_run_leaves_a_model_at_the_mean_and_its_records(options, tmp_path, micro):
+    fine_tune(options("--keep-posterior", "--single-file", "--sample-every", "2", "--samples", "2"))
     run = tmp_path / "run"
     assert {p.name for p in run.iterdir()} == {
         "checkpoint", "config.json", "log.jsonl", "samples.png", "samples-000002.png", "model_index.json", "recipe.json",
         "unet", "vae", "text_encoder", "tokenizer", "scheduler", "posterior.safetensors", "model.safetensors",
-    }  # fmt: skip
+    }
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [1, 2, 3]
     config = json.loads((run / "config.json").read_text())
-    assert config["options"]["lr"] == StableDiffusion.load("tiny").recipe["lr"]  # settled values, not None
+    assert config["options"]["lr"] == StableDiffusion.load(micro).recipe["lr"]  # settled values, not None
 
     trained, posterior = StableDiffusion.load(run), load_file(run / "posterior.safetensors")
     weights = trained.unet.state_dict()
     assert all(torch.equal(weights[k], posterior[k]) for k in weights)  # saved at θ = μ
     assert posterior.keys() - weights.keys() == {k for k in posterior if k.endswith("_sigma")} != set()
-    base = StableDiffusion.load("tiny").unet.state_dict()
+    base = StableDiffusion.load(micro).unet.state_dict()
     assert all(not torch.equal(weights[k], base[k]) for k in weights if not k.endswith("bias"))  # all of the UNet moved
     for part in ("vae", "text_encoder"):  # and nothing else
-        before, after = getattr(StableDiffusion.load("tiny"), part).state_dict(), getattr(trained, part).state_dict()
+        before, after = getattr(StableDiffusion.load(micro), part).state_dict(), getattr(trained, part).state_dict()
         assert all(torch.equal(before[k], after[k]) for k in before)
 
 
-def test_class_pictures_are_drawn_and_kept_when_overwriting(dog, tmp_path):
+def test_class_pictures_are_drawn_and_kept_when_overwriting(dog, tmp_path, micro):
     words = ["--images", str(dog), "--out", str(tmp_path / "run"), "--class-count", "2", "--steps", "1", "--samples", "0"]
-    train(parse(TrainOptions, "minibnn.train", words))
+    words += ["--model", str(micro)]
+    fine_tune(parse(TrainOptions, "minibnn.train", words))
     drawn = sorted((tmp_path / "run" / "class_images").glob("*.png"))
     times = [path.stat().st_mtime_ns for path in drawn]
     assert len(drawn) == 2
-    train(parse(TrainOptions, "minibnn.train", [*words, "--overwrite", "--lr", "1e-5"]))
+    fine_tune(parse(TrainOptions, "minibnn.train", [*words, "--overwrite", "--lr", "1e-5"]))
     assert [path.stat().st_mtime_ns for path in drawn] == times
     with pytest.raises(UserError, match="was drawn for prompt 'a photo of a dog', not 'a cat'"):
-        train(parse(TrainOptions, "minibnn.train", [*words, "--overwrite", "--prompt", "a sks cat", "--class-prompt", "a cat"]))
+        fine_tune(parse(TrainOptions, "minibnn.train", [*words, "--overwrite", "--prompt", "a sks cat", "--class-prompt", "a cat"]))
 
 
 def test_diffusers_opens_a_run(options, tmp_path):
     diffusers = pytest.importorskip("diffusers")
-    train(options())
+    fine_tune(options())
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "run")
     x, t, context = torch.randn(1, 4, 8, 8), torch.tensor([400]), torch.randn(1, 77, 128)
     with torch.no_grad():
@@ -99,8 +102,8 @@ def test_diffusers_opens_a_run(options, tmp_path):
 
 
 def test_a_run_is_a_model_to_start_from(options, tmp_path):
-    train(options("--steps", "1"))
-    train(options("--steps", "1", "--model", str(tmp_path / "run"), out="second"))
+    fine_tune(options("--steps", "1"))
+    fine_tune(options("--steps", "1", "--model", str(tmp_path / "run"), out="second"))
     assert StableDiffusion.load(tmp_path / "second").recipe["resolution"] == 64
 
 
@@ -112,11 +115,11 @@ def test_a_run_is_a_model_to_start_from(options, tmp_path):
         ["--dtype", "float16", "--prior-weight", "0"],
     ],
     ids=lambda a: " ".join(a) or "default",
-)  # fmt: skip
+)
 def test_resume_is_bit_for_bit(options, tmp_path, arguments):
-    train(options(*arguments, "--steps", "4", out="straight"))
-    train(options(*arguments, "--steps", "2", out="stopped"))
-    train(options(*arguments, "--steps", "4", "--resume", out="stopped"))
+    fine_tune(options(*arguments, "--steps", "4", out="straight"))
+    fine_tune(options(*arguments, "--steps", "2", out="stopped"))
+    fine_tune(options(*arguments, "--steps", "4", "--resume", out="stopped"))
     assert_same_state(tmp_path / "straight", tmp_path / "stopped")
     logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("straight", "stopped")]
     assert logs[0] == logs[1]
@@ -124,15 +127,15 @@ def test_resume_is_bit_for_bit(options, tmp_path, arguments):
 
 def test_the_seed_fixes_everything_and_matters(options, tmp_path):
     for out, seed in (("a", "1"), ("b", "1"), ("c", "2")):
-        train(options("--seed", seed, out=out))
+        fine_tune(options("--seed", seed, out=out))
     assert_same_state(tmp_path / "a", tmp_path / "b")
     with pytest.raises(AssertionError):
         assert_same_state(tmp_path / "a", tmp_path / "c")
 
 
 def test_gradient_checkpointing_trains_the_same(options, tmp_path):
-    train(options(out="a"))
-    train(options("--gradient-checkpointing", out="b"))
+    fine_tune(options(out="a"))
+    fine_tune(options("--gradient-checkpointing", out="b"))
     assert_same_state(tmp_path / "a", tmp_path / "b")
 
 
@@ -147,16 +150,15 @@ def denoising_error(model, dog, prompt):
     return torch.nn.functional.mse_loss(sd.predict_eps(x_t, t, sd.encode_prompts([prompt]).expand(24, -1, -1)), eps).item()
 
 
-@pytest.mark.parametrize("bayes", ["--bayes", "--no-bayes"])
-def test_training_learns_the_pictures(options, tmp_path, dog, bayes):
-    train(options("--steps", "60", "--lr", "2e-4", "--prior-weight", "0", "--batch-size", "4", bayes))
+def test_training_learns_the_pictures(options, tmp_path, dog):
+    fine_tune(options("--steps", "40", "--lr", "2e-4", "--prior-weight", "0", "--batch-size", "4", "--model", "tiny"))
     prompt = StableDiffusion.load("tiny").recipe["prompt"]
     before, after = (denoising_error(model, dog, prompt) for model in ("tiny", tmp_path / "run"))
     assert after < 0.9 * before, (before, after)
 
 
 def test_sigma_moves_and_takes_no_weight_decay(options, tmp_path):
-    train(options("--steps", "5"))
+    fine_tune(options("--steps", "5"))
     tensors = state(tmp_path / "run")
     sigma = torch.cat([v.flatten() for k, v in tensors.items() if k.startswith("weight/") and k.endswith("_sigma")])
     assert (sigma - 0.01).abs().max() > 1e-5
@@ -170,7 +172,8 @@ def test_batches_hold_subject_first_then_class(options, dog):
     sd = StableDiffusion.load("tiny")
     settled = settle(options("--batch-size", "2"), sd, 6)
     images = torch.rand(6, 3, 64, 64) * 2 - 1
-    x0, context = Batches(settled, sd, images, contextlib.nullcontext())(0, torch.Generator().manual_seed(0))
+    sources = [(images, settled.prompt), (images[:2], settled.class_prompt)]
+    x0, context = Batches(sd, sources, 2, 0)(0, torch.Generator().manual_seed(0))
     assert x0.shape == (4, 4, 8, 8) and context.shape == (4, 77, 128)
     expected = sd.encode_prompts([settled.prompt, settled.class_prompt])
     assert torch.equal(context, expected.repeat_interleave(2, 0))
@@ -179,9 +182,9 @@ def test_batches_hold_subject_first_then_class(options, dog):
 # --- stopping ---------------------------------------------------------------------------------------------------------
 
 
-def start_command(dog, class_images, out, *arguments):
+def start_command(dog, class_images, micro, out, *arguments):
     command = [sys.executable, "-m", "minibnn.train", "--images", str(dog), "--class-images", str(class_images),
-               "--out", str(out), *FAST, "--steps", "400", *arguments]  # fmt: skip
+               "--model", str(micro), "--out", str(out), *FAST, "--steps", "4000", *arguments]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -195,29 +198,30 @@ def wait_for_steps(out, steps, process):
     raise AssertionError("training did not start")
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(options, tmp_path, dog, class_images):
+def test_ctrl_c_saves_and_says_how_to_go_on(options, tmp_path, dog, class_images, micro):
     out = tmp_path / "run"
-    process = start_command(dog, class_images, out)
+    process = start_command(dog, class_images, micro, out)
     wait_for_steps(out, 3, process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "--resume goes on" in errors.splitlines()[-1] and "Traceback" not in errors
     done = len((out / "log.jsonl").read_text().splitlines())
-    train(options("--steps", str(done + 1), "--resume"))
-    train(options("--steps", str(done + 1), out="straight"))
+    fine_tune(options("--steps", str(done + 1), "--resume"))
+    fine_tune(options("--steps", str(done + 1), out="straight"))
     assert_same_state(out, tmp_path / "straight")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_a_kill_leaves_the_last_checkpoint(options, tmp_path, dog, class_images):
+def test_a_kill_leaves_the_last_checkpoint(options, tmp_path, dog, class_images, micro):
     out = tmp_path / "run"
-    process = start_command(dog, class_images, out, "--checkpoint-every", "2")
+    process = start_command(dog, class_images, micro, out, "--checkpoint-every", "2")
     wait_for_steps(out, 5, process)
     process.kill()
     process.communicate(timeout=60)
-    train(options("--steps", "12", "--resume", "--checkpoint-every", "2"))
-    train(options("--steps", "12", "--checkpoint-every", "2", out="straight"))
+    done = int(open_weights(out / runs.STATE).metadata()["completed_steps"])
+    fine_tune(options("--steps", str(done + 3), "--resume", "--checkpoint-every", "2"))
+    fine_tune(options("--steps", str(done + 3), "--checkpoint-every", "2", out="straight"))
     assert_same_state(out, tmp_path / "straight")
 
 
@@ -229,10 +233,10 @@ def test_nan_names_the_step_and_the_good_checkpoint(options, tmp_path, monkeypat
         return original(x0, eps, abar) * (float("nan") if len(calls) == 3 else 1)
 
     monkeypatch.setattr(schedule, "q_sample", broken)
-    with pytest.raises(UserError, match="the loss is nan at step 3; the last checkpoint, after 2 steps, is good"):
-        train(options("--checkpoint-every", "1"))
+    with pytest.raises(UserError, match="the loss is nan at step 3; try a smaller --lr; the last checkpoint, after 2 steps, is good"):
+        fine_tune(options("--checkpoint-every", "1"))
     monkeypatch.setattr(schedule, "q_sample", original)
-    train(options("--checkpoint-every", "1", "--resume"))
+    fine_tune(options("--checkpoint-every", "1", "--resume"))
 
 
 # --- refusals: one line that names the option, and no folder left -----------------------------------------------------
@@ -256,14 +260,14 @@ def test_nan_names_the_step_and_the_good_checkpoint(options, tmp_path, monkeypat
 )
 def test_refusals_leave_no_folder(options, tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):
-        train(options(*arguments))
+        fine_tune(options(*arguments))
     assert not (tmp_path / "run").exists()
 
 
 def test_the_kernel_needs_a_gpu(options, tmp_path, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(UserError, match="--kernel triton needs a GPU; on a CPU --kernel reference draws the same"):
-        train(options("--kernel", "triton", "--device", "cpu"))
+        fine_tune(options("--kernel", "triton", "--device", "cpu"))
     assert not (tmp_path / "run").exists()
 
 
@@ -273,7 +277,7 @@ def test_the_kernel_is_settled_by_the_device(options, tmp_path, monkeypatch):
     assert settle(options("--device", "cpu", "--kernel", "reference"), sd, 6).kernel == "reference"
     for capability, installed, expected in (((7, 5), True, "triton"), ((9, 0), True, "triton"), ((7, 0), True, "torch"), ((9, 0), False, "torch")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
-        monkeypatch.setattr("minibnn.train.importlib.util.find_spec", lambda name, i=installed: object() if i else None)
+        monkeypatch.setattr("minibnn.cli.train.importlib.util.find_spec", lambda name, i=installed: object() if i else None)
         assert default_kernel("cuda:0") == expected
 
 
@@ -282,45 +286,45 @@ def test_prompt_is_required_except_for_the_bundled_model(options, tmp_path):
     sd.recipe["prompt"] = sd.recipe["class_prompt"] = None
     sd.save(tmp_path / "other")
     with pytest.raises(UserError, match="--prompt is required"):
-        train(options("--model", str(tmp_path / "other")))
+        fine_tune(options("--model", str(tmp_path / "other")))
     with pytest.raises(UserError, match="--class-prompt is required"):
-        train(options("--model", str(tmp_path / "other"), "--prompt", "a sks dog"))
+        fine_tune(options("--model", str(tmp_path / "other"), "--prompt", "a sks dog"))
 
 
 def test_existing_folders_are_kept(options, tmp_path):
-    train(options("--steps", "1"))
+    fine_tune(options("--steps", "1"))
     with pytest.raises(UserError, match="exists: go on with --resume, replace it with --overwrite"):
-        train(options("--steps", "1"))
+        fine_tune(options("--steps", "1"))
     with pytest.raises(UserError, match=r"--lr is 0.1 but the run in .* has .*only --steps may change"):
-        train(options("--lr", "0.1", "--resume"))
-    train(options("--steps", "1", "--overwrite", "--seed", "9"))
+        fine_tune(options("--lr", "0.1", "--resume"))
+    fine_tune(options("--steps", "1", "--overwrite", "--seed", "9"))
     assert json.loads((tmp_path / "run" / "config.json").read_text())["options"]["seed"] == 9
     with pytest.raises(UserError, match="--steps 1 lies before the checkpoint, which is after step 2"):
-        train(options("--steps", "2", out="two"))
-        train(options("--steps", "1", "--resume", out="two"))
+        fine_tune(options("--steps", "2", out="two"))
+        fine_tune(options("--steps", "1", "--resume", out="two"))
     (tmp_path / "mine").mkdir()
     for name, content in (("config.json", '{"model_type": "clip"}'), ("log.jsonl", "{}")):  # names of ours, but not ours
         (tmp_path / "mine" / name).write_text(content)
-        with pytest.raises(UserError, match="exists: go on with --resume"):
-            train(options(out="mine"))
+        with pytest.raises(UserError, match="exists: replace it with --overwrite"):
+            fine_tune(options(out="mine"))
         assert (tmp_path / "mine" / name).read_text() == content
         (tmp_path / "mine" / name).unlink()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
-    with pytest.raises(UserError, match="config.json is missing"):
-        train(options("--overwrite", out="mine"))
+    with pytest.raises(UserError, match="no run of minibnn"):
+        fine_tune(options("--overwrite", out="mine"))
     (tmp_path / "mine" / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(UserError, match="no run of minibnn"):
-        train(options("--overwrite", out="mine"))
+        fine_tune(options("--overwrite", out="mine"))
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
 
 
 def test_overwrite_never_deletes_what_it_is_given(options, tmp_path, dog):
-    train(options("--steps", "1"))
+    fine_tune(options("--steps", "1"))
     photos = tmp_path / "run" / "photos"
     photos.mkdir()
     (photos / "00.png").write_bytes((dog / "00.png").read_bytes())
     with pytest.raises(UserError, match="--overwrite would delete --images .*photos"):
-        train(options("--images", str(photos), "--overwrite"))
+        fine_tune(options("--images", str(photos), "--overwrite"))
     assert (photos / "00.png").exists()
 
 
@@ -329,25 +333,25 @@ def test_a_moved_run_resumes_but_not_with_other_pictures(options, tmp_path, dog)
     photos.mkdir()
     for path in dog.iterdir():
         (photos / path.name).write_bytes(path.read_bytes())
-    train(options("--images", str(photos), "--steps", "1"))
+    fine_tune(options("--images", str(photos), "--steps", "1"))
     (tmp_path / "run").rename(tmp_path / "moved")
-    train(options("--images", str(photos), "--steps", "2", "--resume", out="moved"))
+    fine_tune(options("--images", str(photos), "--steps", "2", "--resume", out="moved"))
     (photos / "00.png").write_bytes((dog / "01.png").read_bytes())
     with pytest.raises(UserError, match="the pictures are not those that the run .* began with"):
-        train(options("--images", str(photos), "--steps", "3", "--resume", out="moved"))
+        fine_tune(options("--images", str(photos), "--steps", "3", "--resume", out="moved"))
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_again(options, tmp_path, monkeypatch):
-    import minibnn.train as module
+    import minibnn.cli.train as module
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module.data, "class_pictures", interrupted)
     with pytest.raises(KeyboardInterrupt, match="stopped while drawing class pictures: the same command goes on"):
-        train(options())
+        fine_tune(options())
     monkeypatch.undo()
-    train(options())
+    fine_tune(options())
     assert (tmp_path / "run" / "model_index.json").exists()
 
 
@@ -359,8 +363,8 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(options, tmp_pa
         return original(parameters, limit) * (float("inf") if len(calls) == 3 else 1)
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", broken)
-    with pytest.raises(UserError, match="the norm of the gradient is inf at step 3; the last checkpoint, after 2 steps"):
-        train(options("--checkpoint-every", "1"))
+    with pytest.raises(UserError, match="the norm of the gradient is inf at step 3; try .*; the last checkpoint, after 2 steps"):
+        fine_tune(options("--checkpoint-every", "1"))
     assert all(torch.isfinite(v).all() for v in state(tmp_path / "run").values())
 
 
@@ -369,11 +373,11 @@ def test_a_scheduler_file_without_prediction_type(options, tmp_path):
     sd = StableDiffusion.load("tiny")
     del sd.configs["scheduler"]["prediction_type"]
     sd.save(tmp_path / "old")
-    train(options("--model", str(tmp_path / "old"), "--steps", "1"))
+    fine_tune(options("--model", str(tmp_path / "old"), "--steps", "1"))
 
 
 def test_a_run_remembers_its_prompts_and_resolution(options, tmp_path):
-    train(options("--steps", "1", "--prompt", "a sks cat", "--class-prompt", "a cat", "--resolution", "32"))
+    fine_tune(options("--steps", "1", "--prompt", "a sks cat", "--class-prompt", "a cat", "--resolution", "32"))
     recipe = StableDiffusion.load(tmp_path / "run").recipe
     assert (recipe["prompt"], recipe["class_prompt"], recipe["resolution"]) == ("a sks cat", "a cat", 32)
 
@@ -383,7 +387,7 @@ def test_a_run_remembers_its_prompts_and_resolution(options, tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_training_and_drawing_on_a_gpu(options, tmp_path, dtype):
     arguments = ("--device", "cuda", "--dtype", dtype, "--samples", "2")
-    train(options(*arguments, "--steps", "4", out="straight"))
-    train(options(*arguments, "--steps", "2", out="stopped"))
-    train(options(*arguments, "--steps", "4", "--resume", out="stopped"))
+    fine_tune(options(*arguments, "--steps", "4", out="straight"))
+    fine_tune(options(*arguments, "--steps", "2", out="stopped"))
+    fine_tune(options(*arguments, "--steps", "4", "--resume", out="stopped"))
     assert_same_state(tmp_path / "straight", tmp_path / "stopped")

@@ -1,4 +1,4 @@
-"""The command `python -m minibnn.sample --model runs/dog --prompt "…" --out dog.png`: any model opened, pictures written.
+"""The command `python -m minibnn.sample --model runs/dog --prompt "…" --out dog.png`: opens any model, writes pictures.
 
 One picture is written as it is; several make a grid and stand one by one in a folder beside it. Each PNG holds its
 settings as text ("minibnn"), so that it can be drawn again. `--posterior-samples K` draws every prompt with the mean
@@ -62,7 +62,10 @@ def sample(options):
 
 
 def check(options, out, several):
-    """Refuse, before a model is opened, what cannot be done. several: pictures, in a folder beside `out`. Raises UserError."""
+    """Refuse, before a model is opened, what cannot be done. Raises UserError.
+
+    several: whether there will be more than one picture, and so a folder beside `out`.
+    """
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: the name must end with .png")
     if options.posterior_samples == 1 or (options.posterior_samples and options.adapter):
@@ -89,7 +92,8 @@ def open_model(options, dtype):
 def base_predictor(options, sd):
     """The predictor that takes ε(∅) from the model of --unconditional-from. Raises UserError."""
     path = options.unconditional_from
-    kind = options.prediction_type or sd.configs["scheduler"].get("prediction_type")  # a base predicts what its model does
+    # a base that does not say what it predicts most likely predicts the same as its fine-tuned model
+    kind = options.prediction_type or sd.configs["scheduler"].get("prediction_type")
     base = StableDiffusion.load(path, options.tokenizer, sd.unet.conv_in.weight.dtype, kind)
     if not options.posterior_samples:  # they overwrite the weights of `sd` in place
         guidance.share_weights(base, sd)
@@ -101,7 +105,10 @@ def base_predictor(options, sd):
 
 
 def posterior_pictures(draws):
-    """Results of `posterior.generate_with_draws` -> {name: picture}, for each prompt: at θ = μ, K draws, mean, deviation."""
+    """What `posterior.generate_with_draws` returns -> {name: picture}.
+
+    For each prompt: the picture at θ = μ, one for each of the K draws, their mean and their deviation.
+    """
     named = {}
     for i, (at_the_mean, *drawn) in enumerate(zip(*draws, strict=True)):
         mean, deviation, average = posterior.mean_and_deviation(drawn)
@@ -113,7 +120,7 @@ def posterior_pictures(draws):
 
 
 def write_folder(folder, named, prompts, settings):
-    """Write {name: picture} as NAME.png, without what an earlier command left there; NAME begins with the prompt's number."""
+    """Write {name: picture} as NAME.png; NAME begins with the prompt's number. Pictures of an earlier command go."""
     for stale in folder.iterdir() if folder.is_dir() else ():
         if re.fullmatch(r"\d{3,}(-(\d{2,}|mean|deviation))?\.png", stale.name):
             stale.unlink()

@@ -126,8 +126,8 @@ def class_source(options, sd):
 
 def describe(options, unet, pictures):
     """One line about what is about to happen."""
-    what = methods.describe(unet, options)
-    return f"{pictures} pictures, {options.steps} steps at lr {options.lr:g}, {options.dtype} on {options.device}; {what}"
+    training = f"{options.steps} steps at lr {options.lr:g}, {options.dtype} on {options.device}"
+    return f"{pictures} pictures, {training}; {methods.describe(unet, options)}"
 
 
 # --- samples and the result -------------------------------------------------------------------------------------------

@@ -65,16 +65,17 @@ def words(text):
 
 
 _KINDS = {
-    whole: "a whole number of at least 1", natural: "a whole number of at least 0", seed_number: "a whole number from 0 to 2^63 - 1",
-    positive: "a number above 0",
+    whole: "a whole number of at least 1", natural: "a whole number of at least 0",
+    seed_number: "a whole number from 0 to 2^63 - 1", positive: "a number above 0",
     nonnegative: "a number of at least 0", words: "a text that is not empty", int: "a whole number", float: "a number",
-}  # fmt: skip
+}
 
 
 LESS_MEMORY = {  # option: what to try, if the command has it
-    "gradient_checkpointing": "--gradient-checkpointing", "dtype": "--dtype bfloat16", "batch_size": "a smaller --batch-size",
-    "resolution": "a smaller --resolution", "width": "a smaller --width and --height",
-}  # fmt: skip
+    "gradient_checkpointing": "--gradient-checkpointing", "dtype": "--dtype bfloat16",
+    "batch_size": "a smaller --batch-size", "resolution": "a smaller --resolution",
+    "width": "a smaller --width and --height",
+}
 
 
 def fail(message):
@@ -121,7 +122,8 @@ def parse(options_class, prog, argv=None):
             if f.default not in (None, ""):
                 shown = " ".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
                 help += f" [{shown}]"
-        groups[name].add_argument("--" + f.name.replace("_", "-"), default=f.default, help=help.replace("%", "%%"), **settings)
+        flag = "--" + f.name.replace("_", "-")
+        groups[name].add_argument(flag, default=f.default, help=help.replace("%", "%%"), **settings)
     values, rest = parser.parse_known_args(argv)
     if rest:
         parser.unknown(rest)
@@ -144,8 +146,10 @@ def readable(kind):
 
 
 def run(function, *arguments):
-    """Call a command's function, whose last argument is its options, and turn what a user can cause into one line and an
-    exit code (2, or 130 for Ctrl-C)."""
+    """Call a command's function, whose last argument is its options.
+
+    What a user can cause becomes one line and an exit code: 2 for a mistake, 130 for Ctrl-C.
+    """
     from torch import OutOfMemoryError
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
