@@ -76,12 +76,16 @@ def dog():
 
 @pytest.fixture(scope="session")
 def micro(tmp_path_factory):
-    """The bundled model with a random UNet a fortieth of its size: what a run does to files does not need a good model."""
+    """The bundled model with a random UNet of a fortieth of its size, where it need not be good but quick."""
     folder = tmp_path_factory.mktemp("micro") / "model"
     sd = StableDiffusion.load("tiny")
     torch.manual_seed(0)
-    config = {"block_out_channels": [16, 32], "norm_num_groups": 8, "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-              "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}
+    config = {
+        "block_out_channels": [16, 32],
+        "norm_num_groups": 8,
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    }
     sd.configs["unet"] |= config
     sd.unet = UNet(check_config(UNetConfig, sd.configs["unet"], "UNet"))
     sd.save(folder)

@@ -23,7 +23,9 @@ def command(*words, cwd=None):
 # --- the door ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [["minibnn", "train"], ["minibnn", "experiment", "bps"], ["minibnn.train"], ["minibnn.sample"]])
+@pytest.mark.parametrize(
+    "words", [["minibnn", "train"], ["minibnn", "experiment", "bps"], ["minibnn.train"], ["minibnn.sample"]]
+)
 def test_help_needs_no_torch(words):
     script = (
         f"import sys, runpy; sys.argv = ['x', *{words[1:]}, '--help']\n"
@@ -72,18 +74,33 @@ def test_options_that_a_command_reads_are_those_it_has(name):
     ("words", "message"),
     [
         (["minibnn", "trian"], "error: no command trian; python -m minibnn --help lists them"),
-        (["minibnn", "experiment", "graf"], "error: no command experiment graf; experiment corruption, experiment report,"),
+        (
+            ["minibnn", "experiment", "graf"],
+            "error: no command experiment graf; experiment corruption, experiment report,",
+        ),
         (["minibnn", "train", "--imges", "x"], "error: no option --imges; did you mean --images?"),
         (["minibnn.train", "--imges", "x"], "error: no option --imges; did you mean --images?"),
         (["minibnn.train"], "error: --images is required; python -m minibnn train --help explains it"),
-        (["minibnn.train", "--images", "x", "--steps", "0"], "error: argument --steps: '0' is not a whole number of at least 1"),
-        (["minibnn.train", "--images", "x", "--batch-size", "-1"], "error: argument --batch-size: '-1' is not a whole number"),
+        (
+            ["minibnn.train", "--images", "x", "--steps", "0"],
+            "error: argument --steps: '0' is not a whole number of at least 1",
+        ),
+        (
+            ["minibnn.train", "--images", "x", "--batch-size", "-1"],
+            "error: argument --batch-size: '-1' is not a whole number",
+        ),
         (["minibnn.train", "--images", "x", "--lr", "0"], "error: argument --lr: '0' is not a number above 0"),
         (["minibnn.train", "--images", "x", "--lr", "nan"], "error: argument --lr: 'nan' is not a number above 0"),
-        (["minibnn.train", "--images", "x", "--prompt", " "], "error: argument --prompt: ' ' is not a text that is not empty"),
+        (
+            ["minibnn.train", "--images", "x", "--prompt", " "],
+            "error: argument --prompt: ' ' is not a text that is not empty",
+        ),
         (["minibnn.train", "--images", "nowhere"], "error: --images nowhere: no such folder"),
         (["minibnn.sample", "--prompt", "a dog", "--out", "a.jpg"], "error: --out a.jpg: the name must end with .png"),
-        (["minibnn.sample", "--prompt", "a dog", "--model", "nowhere"], "error: no model at nowhere: give a folder, a .safe"),
+        (
+            ["minibnn.sample", "--prompt", "a dog", "--model", "nowhere"],
+            "error: no model at nowhere: give a folder, a .safe",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(words, message, tmp_path):
@@ -117,14 +134,22 @@ def test_seeds_are_those_that_every_generator_takes(options_class, capsys):
         with pytest.raises(SystemExit):
             parse(options_class, "x", [*words, f"--{name}", seed])
         expected = f"error: argument --{name}: {seed!r} is not a whole number from 0 to 2^63 - 1\n"
-        assert capsys.readouterr().err == expected or seed == "-1"  # argparse takes -1 for an option where several may stand
+        # where several numbers may stand, argparse takes -1 for an option and complains about that
+        assert capsys.readouterr().err == expected or (name, seed) == ("seeds", "-1")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (TrainOptions(), "out of memory: try --gradient-checkpointing, --dtype bfloat16, a smaller --batch-size, a smaller --resolution"),
-        (SampleOptions(), "out of memory: try --dtype bfloat16, a smaller --batch-size, a smaller --width and --height"),
+        (
+            TrainOptions(),
+            "out of memory: try --gradient-checkpointing, --dtype bfloat16, a smaller --batch-size, "
+            "a smaller --resolution",
+        ),
+        (
+            SampleOptions(),
+            "out of memory: try --dtype bfloat16, a smaller --batch-size, a smaller --width and --height",
+        ),
         (FlowOptions(), "out of memory"),
     ],
 )

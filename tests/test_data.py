@@ -137,7 +137,11 @@ def test_class_pictures_know_their_model_by_any_path(tmp_path, monkeypatch):
     for was, now in (("sd", "./sd"), ("./sd", "sd"), ("sd", str(tmp_path / "sd")), ("tiny", "tiny")):
         write_json(tmp_path / data.CLASS_RECORD, {"prompt": "a dog", "model": was})
         data.check_class_pictures(tmp_path, {"prompt": "a dog", "model": now})
-    for was, now in (("sd", "sd2"), ("tiny", "./tiny"), ("./tiny", "tiny")):  # a folder called tiny is not the bundled model
+    for was, now in (
+        ("sd", "sd2"),
+        ("tiny", "./tiny"),
+        ("./tiny", "tiny"),
+    ):  # a folder called tiny is not the bundled model
         write_json(tmp_path / data.CLASS_RECORD, {"prompt": "a dog", "model": was})
         with pytest.raises(UserError, match="was drawn for model"):
             data.check_class_pictures(tmp_path, {"prompt": "a dog", "model": now})

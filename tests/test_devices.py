@@ -13,7 +13,12 @@ def pretend(monkeypatch, capability):
 
 @pytest.mark.parametrize(
     ("capability", "half", "unscaled"),
-    [((7, 0), "float16", "float32"), ((7, 5), "float16", "float32"), ((8, 0), "bfloat16", "bfloat16"), ((9, 0), "bfloat16", "bfloat16")],
+    [
+        ((7, 0), "float16", "float32"),
+        ((7, 5), "float16", "float32"),
+        ((8, 0), "bfloat16", "bfloat16"),
+        ((9, 0), "bfloat16", "bfloat16"),
+    ],
 )
 def test_bfloat16_only_where_it_is_fast(monkeypatch, capability, half, unscaled):
     pretend(monkeypatch, capability)

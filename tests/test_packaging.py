@@ -34,22 +34,32 @@ def test_wheel_holds_the_package_and_the_bundled_model(source, tmp_path):
     subprocess.run([*PIP, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("train.py", "options.py", "assets/tiny/recipe.json", "assets/tiny/tokenizer/merges.txt",
-                 "assets/tiny/unet/diffusion_pytorch_model.safetensors"):  # fmt: skip
+    rooms = {path.parent.name for path in (ROOT / "minibnn").glob("*/__init__.py")}
+    for name in ("train.py", "assets/tiny/recipe.json", "assets/tiny/tokenizer/merges.txt", "assets/clean.json",
+                 "assets/tiny/unet/diffusion_pytorch_model.safetensors", *(f"{room}/__init__.py" for room in rooms)):
         assert f"minibnn/{name}" in names
     assert "minibnn_kernels/bayes_linear.py" in names and not [name for name in names if name.startswith("kernels/")]
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    isolated(f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import minibnn.options", "/")
+    isolated(f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import minibnn.options.parsing", "/")
     model = tmp_path / "site" / "minibnn" / "assets" / "tiny"
     assert sum(f.stat().st_size for f in model.rglob("*") if f.is_file()) <= 24e6
 
 
 def test_editable_install_works_from_anywhere(source, tmp_path):
     prefix = tmp_path / "prefix"
-    subprocess.run([*PIP, "install", "--no-deps", "--no-build-isolation", "--ignore-installed", "--prefix", prefix, "-e", source], check=True)
+    subprocess.run(
+        [*PIP, "install", "--no-deps", "--no-build-isolation", "--ignore-installed", "--prefix", prefix, "-e", source],
+        check=True,
+    )
     (site,) = prefix.glob("lib/python*/site-packages")
     for cwd in ("/", source):
-        isolated(f"import site; site.addsitedir({str(site)!r}); import minibnn.options as m; assert m.__file__.startswith({str(source)!r}); import importlib.util as u; assert u.find_spec('minibnn_kernels.bayes_linear').origin.startswith({str(source)!r})", cwd)  # fmt: skip
+        script = (
+            f"import site; site.addsitedir({str(site)!r}); import minibnn.options.parsing as m\n"
+            f"assert m.__file__.startswith({str(source)!r}); import importlib.util as u\n"
+            f"assert u.find_spec('minibnn_kernels.bayes_linear').origin.startswith({str(source)!r})"
+        )
+        isolated(script, cwd)
+    assert (prefix / "bin" / "minibnn").exists()
 
 
 def test_hugging_faces_kernels_package_is_not_shadowed(tmp_path):

@@ -38,7 +38,9 @@ def test_diffusers_opens_the_saved_folder_and_draws_the_same_picture(sd, tmp_pat
     pipe.set_progress_bar_config(disable=True)
     prompts = ["a red car on the beach", "a blue dog at night"]
     start = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    theirs = pipe(prompts, latents=start.clone(), num_inference_steps=20, guidance_scale=5.0, height=64, width=64).images
+    theirs = pipe(
+        prompts, latents=start.clone(), num_inference_steps=20, guidance_scale=5.0, height=64, width=64
+    ).images
     ours = sd.generate(prompts, steps=20, guidance=5.0, seed=3, sampler=sampler, progress=False)
     for a, b in zip(ours, theirs, strict=True):
         assert np.abs(as_array(a) - as_array(b)).max() <= 2
@@ -142,7 +144,11 @@ def test_single_file_round_trip_draws_the_same(sd, tmp_path):
 
 def test_fp16_variant_names(sd, tmp_path):
     sd.save(tmp_path / "m", torch.float16)
-    for part, name in (("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model")):
+    for part, name in (
+        ("unet", "diffusion_pytorch_model"),
+        ("vae", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+    ):
         (tmp_path / "m" / part / f"{name}.safetensors").rename(tmp_path / "m" / part / f"{name}.fp16.safetensors")
     again = StableDiffusion.load(tmp_path / "m", dtype=torch.float16)
     assert again.unet.conv_in.weight.dtype == torch.float16
@@ -179,12 +185,17 @@ def test_loading_errors(sd, tmp_path):
     with pytest.raises(UserError, match="holds no tokenizer.*--tokenizer"):
         StableDiffusion.load(tmp_path / "one.safetensors")
     sd.save(tmp_path / "m")
-    shutil.move(tmp_path / "m" / "vae" / "diffusion_pytorch_model.safetensors", tmp_path / "m" / "vae" / "diffusion_pytorch_model.bin")  # fmt: skip
+    shutil.move(
+        tmp_path / "m" / "vae" / "diffusion_pytorch_model.safetensors",
+        tmp_path / "m" / "vae" / "diffusion_pytorch_model.bin",
+    )
     with pytest.raises(UserError, match="pickle.*Convert"):
         StableDiffusion.load(tmp_path / "m")
 
 
-@pytest.mark.parametrize(("key", "value"), [("beta_schedule", "linear"), ("rescale_betas_zero_snr", True), ("prediction_type", "sample")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("beta_schedule", "linear"), ("rescale_betas_zero_snr", True), ("prediction_type", "sample")]
+)
 def test_schedules_that_are_not_implemented(sd, tmp_path, key, value):
     sd.save(tmp_path / "m")
     path = tmp_path / "m" / "scheduler" / "scheduler_config.json"

@@ -59,8 +59,20 @@ def test_a_run_leaves_a_model_at_the_mean_and_its_records(options, tmp_path, mic
     fine_tune(options("--keep-posterior", "--single-file", "--sample-every", "2", "--samples", "2"))
     run = tmp_path / "run"
     assert {p.name for p in run.iterdir()} == {
-        "checkpoint", "config.json", "log.jsonl", "samples.png", "samples-000002.png", "model_index.json", "recipe.json",
-        "unet", "vae", "text_encoder", "tokenizer", "scheduler", "posterior.safetensors", "model.safetensors",
+        "checkpoint",
+        "config.json",
+        "log.jsonl",
+        "samples.png",
+        "samples-000002.png",
+        "model_index.json",
+        "recipe.json",
+        "unet",
+        "vae",
+        "text_encoder",
+        "tokenizer",
+        "scheduler",
+        "posterior.safetensors",
+        "model.safetensors",
     }
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [1, 2, 3]
@@ -79,7 +91,18 @@ def test_a_run_leaves_a_model_at_the_mean_and_its_records(options, tmp_path, mic
 
 
 def test_class_pictures_are_drawn_and_kept_when_overwriting(dog, tmp_path, micro):
-    words = ["--images", str(dog), "--out", str(tmp_path / "run"), "--class-count", "2", "--steps", "1", "--samples", "0"]
+    words = [
+        "--images",
+        str(dog),
+        "--out",
+        str(tmp_path / "run"),
+        "--class-count",
+        "2",
+        "--steps",
+        "1",
+        "--samples",
+        "0",
+    ]
     words += ["--model", str(micro)]
     fine_tune(parse(TrainOptions, "minibnn.train", words))
     drawn = sorted((tmp_path / "run" / "class_images").glob("*.png"))
@@ -88,7 +111,13 @@ def test_class_pictures_are_drawn_and_kept_when_overwriting(dog, tmp_path, micro
     fine_tune(parse(TrainOptions, "minibnn.train", [*words, "--overwrite", "--lr", "1e-5"]))
     assert [path.stat().st_mtime_ns for path in drawn] == times
     with pytest.raises(UserError, match="was drawn for prompt 'a photo of a dog', not 'a cat'"):
-        fine_tune(parse(TrainOptions, "minibnn.train", [*words, "--overwrite", "--prompt", "a sks cat", "--class-prompt", "a cat"]))
+        fine_tune(
+            parse(
+                TrainOptions,
+                "minibnn.train",
+                [*words, "--overwrite", "--prompt", "a sks cat", "--class-prompt", "a cat"],
+            )
+        )
 
 
 def test_diffusers_opens_a_run(options, tmp_path):
@@ -110,8 +139,14 @@ def test_a_run_is_a_model_to_start_from(options, tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [
-        [], ["--no-bayes"], ["--where", "norm,conv"], ["--prior-weight", "0"], ["--batch-size", "2", "--accumulate", "2"],
-        ["--lambda-kl", "1e-6", "--kl", "p-q"], ["--dtype", "bfloat16"], ["--gradient-checkpointing"],
+        [],
+        ["--no-bayes"],
+        ["--where", "norm,conv"],
+        ["--prior-weight", "0"],
+        ["--batch-size", "2", "--accumulate", "2"],
+        ["--lambda-kl", "1e-6", "--kl", "p-q"],
+        ["--dtype", "bfloat16"],
+        ["--gradient-checkpointing"],
         ["--dtype", "float16", "--prior-weight", "0"],
     ],
     ids=lambda a: " ".join(a) or "default",
@@ -147,7 +182,9 @@ def denoising_error(model, dog, prompt):
     t = torch.arange(100, 900, 200).repeat_interleave(6)
     eps = torch.randn(x0.shape, generator=generator)
     x_t = schedule.q_sample(x0, eps, sd.alphas_cumprod[t])
-    return torch.nn.functional.mse_loss(sd.predict_eps(x_t, t, sd.encode_prompts([prompt]).expand(24, -1, -1)), eps).item()
+    return torch.nn.functional.mse_loss(
+        sd.predict_eps(x_t, t, sd.encode_prompts([prompt]).expand(24, -1, -1)), eps
+    ).item()
 
 
 def test_training_learns_the_pictures(options, tmp_path, dog):
@@ -233,7 +270,9 @@ def test_nan_names_the_step_and_the_good_checkpoint(options, tmp_path, monkeypat
         return original(x0, eps, abar) * (float("nan") if len(calls) == 3 else 1)
 
     monkeypatch.setattr(schedule, "q_sample", broken)
-    with pytest.raises(UserError, match="the loss is nan at step 3; try a smaller --lr; the last checkpoint, after 2 steps, is good"):
+    with pytest.raises(
+        UserError, match="the loss is nan at step 3; try a smaller --lr; the last checkpoint, after 2 steps, is good"
+    ):
         fine_tune(options("--checkpoint-every", "1"))
     monkeypatch.setattr(schedule, "q_sample", original)
     fine_tune(options("--checkpoint-every", "1", "--resume"))
@@ -275,9 +314,16 @@ def test_the_kernel_is_settled_by_the_device(options, tmp_path, monkeypatch):
     sd = StableDiffusion.load("tiny")
     assert settle(options("--device", "cpu"), sd, 6).kernel == "torch"
     assert settle(options("--device", "cpu", "--kernel", "reference"), sd, 6).kernel == "reference"
-    for capability, installed, expected in (((7, 5), True, "triton"), ((9, 0), True, "triton"), ((7, 0), True, "torch"), ((9, 0), False, "torch")):
+    for capability, installed, expected in (
+        ((7, 5), True, "triton"),
+        ((9, 0), True, "triton"),
+        ((7, 0), True, "torch"),
+        ((9, 0), False, "torch"),
+    ):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
-        monkeypatch.setattr("minibnn.cli.train.importlib.util.find_spec", lambda name, i=installed: object() if i else None)
+        monkeypatch.setattr(
+            "minibnn.cli.train.importlib.util.find_spec", lambda name, i=installed: object() if i else None
+        )
         assert default_kernel("cuda:0") == expected
 
 
@@ -303,7 +349,10 @@ def test_existing_folders_are_kept(options, tmp_path):
         fine_tune(options("--steps", "2", out="two"))
         fine_tune(options("--steps", "1", "--resume", out="two"))
     (tmp_path / "mine").mkdir()
-    for name, content in (("config.json", '{"model_type": "clip"}'), ("log.jsonl", "{}")):  # names of ours, but not ours
+    for name, content in (
+        ("config.json", '{"model_type": "clip"}'),
+        ("log.jsonl", "{}"),
+    ):  # names of ours, but not ours
         (tmp_path / "mine" / name).write_text(content)
         with pytest.raises(UserError, match="exists: replace it with --overwrite"):
             fine_tune(options(out="mine"))
@@ -363,7 +412,9 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(options, tmp_pa
         return original(parameters, limit) * (float("inf") if len(calls) == 3 else 1)
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", broken)
-    with pytest.raises(UserError, match="the norm of the gradient is inf at step 3; try .*; the last checkpoint, after 2 steps"):
+    with pytest.raises(
+        UserError, match="the norm of the gradient is inf at step 3; try .*; the last checkpoint, after 2 steps"
+    ):
         fine_tune(options("--checkpoint-every", "1"))
     assert all(torch.isfinite(v).all() for v in state(tmp_path / "run").values())
 

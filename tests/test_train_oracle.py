@@ -92,8 +92,10 @@ def oracle(sd, options, call, parameters, sigmas, streams, batches):
     trained = [*parameters.values(), *sigmas.values()]
     groups = [{"params": list(parameters.values())}, {"params": list(sigmas.values()), "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW([group for group in groups if group["params"]], options.lr, weight_decay=0.01)
-    # diffusers' own warm-up is at 0 in the first step, which then changes nothing; ours begins one step later in its rise
-    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1, (step + 1) / max(1, options.lr_warmup_steps)))
+    # diffusers' own warm-up is at 0 in the first step, which then changes nothing; ours begins one step later
+    rate = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: min(1, (step + 1) / max(1, options.lr_warmup_steps))
+    )
     norms = []
     for step in range(options.steps):
         generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
@@ -181,7 +183,12 @@ CASES = {
     "BNN": {"bayes": True, "prior_weight": 0.5, "accumulate": 2, "lr_warmup_steps": 2},
     "BNN, all layers, KL": {"bayes": True, "prior_weight": 0.0, "where": "all", "lambda_kl": 1e-7, "prior_sigma": 0.02},
     "BNN, v, the other KL": {
-        "bayes": True, "prior_weight": 0.5, "lambda_kl": 1e-7, "kl": "p-q", "sigma": 0.02, "prediction_type": "v_prediction",
+        "bayes": True,
+        "prior_weight": 0.5,
+        "lambda_kl": 1e-7,
+        "kl": "p-q",
+        "sigma": 0.02,
+        "prediction_type": "v_prediction",
     },
 }
 

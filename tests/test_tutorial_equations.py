@@ -1,4 +1,4 @@
-"""Equations that only tutorials cite, as printed, in float64, against quadrature, optimisers and roots of polynomials."""
+"""Equations that only tutorials cite, as printed, in float64, against quadrature, optimisers and polynomials' roots."""
 
 import numpy as np
 import pytest
@@ -125,7 +125,9 @@ def test_bishop_eq3_50_and_3_51_posterior(linear):
     np.testing.assert_allclose(mean.T, mn, rtol=1e-12)
 
     def minus_log_joint(w):
-        return ((y.numpy()[:, 0] - x.numpy() @ w) ** 2).sum() / (2 * noise**2) + ((w - 0.2) ** 2).sum() / (2 * sigma_p**2)
+        return ((y.numpy()[:, 0] - x.numpy() @ w) ** 2).sum() / (2 * noise**2) + ((w - 0.2) ** 2).sum() / (
+            2 * sigma_p**2
+        )
 
     np.testing.assert_allclose(mean[0], optimize.minimize(minus_log_joint, np.zeros(3)).x, atol=1e-5)
 
@@ -164,7 +166,9 @@ def test_eq3_and_algorithm1_best_sigma(linear, a, d):
         return result.x
 
     kl = linear["gaussian_kl"]
-    assert linear["eq3_sigma"](a, sigma_p) == pytest.approx(best(lambda s: kl(d * one, s * one, 0 * one, sigma_p * one)), rel=1e-5)
+    assert linear["eq3_sigma"](a, sigma_p) == pytest.approx(
+        best(lambda s: kl(d * one, s * one, 0 * one, sigma_p * one)), rel=1e-5
+    )
     assert linear["algorithm1_sigma"](a, sigma_p, d) == pytest.approx(
         best(lambda s: kl(0 * one, sigma_p * one, d * one, s * one)), rel=1e-5
     )
@@ -180,7 +184,9 @@ def adapters():
 
 def test_lora_eq3_as_in_the_tutorial(adapters):
     x, weight, down, up = torch.randn(4, 6), torch.randn(5, 6), torch.randn(3, 6), torch.randn(5, 3)
-    torch.testing.assert_close(adapters["lora"](x, weight, down, up, 2.0), x @ (weight + 2 / 3 * up @ down).T, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        adapters["lora"](x, weight, down, up, 2.0), x @ (weight + 2 / 3 * up @ down).T, rtol=1e-12, atol=1e-12
+    )
     a, b = adapters["for_diffusers"](down, up, 2.0)
     torch.testing.assert_close(b @ a, 2 / 3 * up @ down, rtol=1e-12, atol=1e-12)
 
@@ -206,5 +212,7 @@ def test_app_d_weight_std_as_in_the_tutorial(adapters):
     b = 0.2 * torch.randn(200_000, 3, generator=generator)
     torch.testing.assert_close(adapters["weight_std"](down, 0.2, 6.0), (2 * b @ down).std(0), rtol=0.01, atol=0)
     for rank in (1, 2, 4):
-        product = (torch.randn(2_000_000, rank, generator=generator) * torch.randn(2_000_000, rank, generator=generator)).sum(1)
+        product = (
+            torch.randn(2_000_000, rank, generator=generator) * torch.randn(2_000_000, rank, generator=generator)
+        ).sum(1)
         assert stats.kurtosis(product.numpy()) == pytest.approx(6 / rank, rel=0.1)

@@ -1,5 +1,7 @@
-"""The tutorials: solutions pass, stubs and typical wrong answers fail with the right hint, the solved notebooks run, and
-what the text shows (links, names, figures, mathematics) is in order."""
+"""The tutorials: solutions pass, stubs and typical wrong answers fail with the right hint, the solved notebooks run.
+
+What the text shows (links, names, figures, mathematics) is in order.
+"""
 
 import ast
 import base64
@@ -33,17 +35,20 @@ def checks_of(source):
 
 
 def definitions(text):
-    """The functions of a tutorial, without running its experiments: only imports, functions and classes are executed."""
+    """The functions of a tutorial, without its experiments: only imports, functions and classes are executed."""
     tree = ast.parse(text)
     tree.body = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))]
     space = {"__name__": "tutorial"}
-    linecache.cache["tutorial"] = (len(text), None, text.splitlines(True), "tutorial")  # Triton reads its kernels' source
+    lines = text.splitlines(True)
+    linecache.cache["tutorial"] = (len(text), None, lines, "tutorial")  # Triton reads its kernels' source
     exec(compile(tree, "tutorial", "exec"), space)
     return space
 
 
 EXERCISES = [(source, name) for source in SOURCES for name in checks_of(source).WRONG]
-each_exercise = pytest.mark.parametrize(("source", "name"), EXERCISES, ids=lambda x: x if isinstance(x, str) else x.stem[:2])
+each_exercise = pytest.mark.parametrize(
+    ("source", "name"), EXERCISES, ids=lambda x: x if isinstance(x, str) else x.stem[:2]
+)
 
 
 # --- the exercises ----------------------------------------------------------------------------------------------------
@@ -85,9 +90,13 @@ def test_compare_tells_wrong_answers_from_right_ones():
     compare(1.0 + 1e-12, 1.0)
     compare([1, 2], (1.0, 2.0))
     for got, words in (
-        (None, "return"), ("x", "str"), (2.0, "2 where 1 is expected"), (float("nan"), "finite"), ([1.0], "shape (1,), expected ()"),
+        (None, "return"),
+        ("x", "str"),
+        (2.0, "2 where 1 is expected"),
+        (float("nan"), "finite"),
+        ([1.0], "shape (1,), expected ()"),
         (3.0, "thrice"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(Mistake, match=re.escape(words)):
             compare(got, 1.0, {"thrice": 3.0})
     with pytest.raises(AssertionError, match="do not show: once"):
@@ -166,7 +175,9 @@ def test_the_solved_notebook_runs(source, tmp_path):
     for output in pictures:
         assert len(base64.b64decode(output.data["image/png"])) <= MAX_FIGURE
         assert output.metadata.get("image/png", {}).get("alt"), "show(figure, name, alt) gives a figure its words"
-    assert [path for path in sorted(folder.rglob("*.*")) if "__pycache__" not in path.parts] == before  # nothing is written
+    assert [
+        path for path in sorted(folder.rglob("*.*")) if "__pycache__" not in path.parts
+    ] == before  # nothing is written
 
 
 def test_a_notebook_that_names_what_minibnn_lacks_fails(tmp_path):
@@ -188,7 +199,7 @@ def markdown_of(page):
 
 
 def mathematics_faults(text):
-    """What some viewer would show wrong: displayed equations not on paragraphs of their own, own macros, loose signs."""
+    """What some viewer would show wrong: displayed equations inside a paragraph, own macros, loose signs."""
     faults = []
     prose = []
     for paragraph in re.split(r"\n\s*\n", text):
@@ -224,11 +235,21 @@ def test_mathematics_renders_everywhere(page):
 
 
 def test_the_linter_of_mathematics_sees_faults():
-    assert not mathematics_faults("Let $x_t$ be\n\n$$x = \\begin{aligned}a&=b\\end{aligned}$$\n\nand `$HOME` or\n\n| a | $b$ |")
+    assert not mathematics_faults(
+        "Let $x_t$ be\n\n$$x = \\begin{aligned}a&=b\\end{aligned}$$\n\nand `$HOME` or\n\n| a | $b$ |"
+    )
     for bad in (
-        "see\n$$x$$", "$$x$$\nwhere", "$$x$$ and $$y$$", "\\begin{align}a\\end{align}", "$$\\begin{align}a\\end{align}$$",
-        "$$x \\tag{1}$$", "an $x", "an $ x $ b", "$$\\newcommand{\\a}{b}$$", "| $p(a|b)$ | c |",
-    ):  # fmt: skip
+        "see\n$$x$$",
+        "$$x$$\nwhere",
+        "$$x$$ and $$y$$",
+        "\\begin{align}a\\end{align}",
+        "$$\\begin{align}a\\end{align}$$",
+        "$$x \\tag{1}$$",
+        "an $x",
+        "an $ x $ b",
+        "$$\\newcommand{\\a}{b}$$",
+        "| $p(a|b)$ | c |",
+    ):
         assert mathematics_faults(bad), bad
 
 
@@ -253,10 +274,16 @@ def test_the_notation_page_names_what_the_code_has():
     known = {"B", "C", "H", "W"}
     for path in [*ROOT.glob("minibnn/*.py"), *SOURCES]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            known |= {getattr(node, field) for field in ("id", "arg", "attr", "name") if isinstance(getattr(node, field, None), str)}
+            known |= {
+                getattr(node, field)
+                for field in ("id", "arg", "attr", "name")
+                if isinstance(getattr(node, field, None), str)
+            }
     page = (TUTORIALS / "NOTATION.md").read_text(encoding="utf-8")
     rows = [line.split("|") for line in page.split("\n") if line.startswith("| $")]
-    names = [name for row in rows for code in re.findall(r"`(.*?)`", row[2]) for name in re.findall(r"[A-Za-z_]\w*", code)]
+    names = [
+        name for row in rows for code in re.findall(r"`(.*?)`", row[2]) for name in re.findall(r"[A-Za-z_]\w*", code)
+    ]
     assert len(rows) > 30 and len(names) >= len(rows)
     assert not [name for name in names if name not in known]
 
