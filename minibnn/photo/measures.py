@@ -165,7 +165,7 @@ def read_prompts(path, files, pictures):
         try:
             prompts.append(json.loads(picture.info["minibnn"])["prompt"])
         except (KeyError, TypeError, json.JSONDecodeError):
-            raise UserError(f"{file} holds no prompt of minibnn.sample; give --prompts FILE") from None
+            raise UserError(f"{file} holds no prompt of `minibnn sample`; give --prompts FILE") from None
     return prompts
 
 
