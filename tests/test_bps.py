@@ -24,7 +24,7 @@ SIZES = (
     [None, (32, 16), (32, 16), None, (64, 8), (64, 8), None, (128, 4), (128, 4), None, (128, 2), (128, 2)]
     + [(128, 2)]
     + [(128, 2)] * 3 + [(128, 4)] * 3 + [(64, 8)] * 3 + [(32, 16)] * 3
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_1_afterwards_the_unet_is_as_before(unet, branch):
 
 
 def test_2_gradients_of_the_first_three_steps(unet, branch):
-    """Step 1 reaches the 21 injected zero convolutions only; step 2 all but what lies behind a zero convolution; step 3 all."""
+    """Step 1 reaches the 21 injected zero convolutions, step 2 all but what lies behind one, step 3 all."""
     before = hashed(unet)
     optimiser = torch.optim.SGD(branch.parameters(), 0.1)
     injected = [f"zeros.{i}." for i in (1, 2, 4, 5, 7, 8, 10, 11, 12)] + [f"decoder_zeros.{i}." for i in range(12)]
@@ -130,7 +130,8 @@ def test_3_alignment_with_the_units(unet, branch):
             for module in modules:
                 module._forward_hooks.clear()
     # Hooks fire in the order of execution; the sharing inside a unit shows as repeated shapes.
-    assert seen == [tuple(f.shape) for f, modules in zip(features, bps_branch.units(unet), strict=True) for _ in modules]
+    pairs = zip(features, bps_branch.units(unet), strict=True)
+    assert seen == [tuple(feature.shape) for feature, modules in pairs for _ in modules]
 
 
 def test_3_38_additions_in_one_forward(unet, branch):
@@ -162,7 +163,7 @@ def test_3_features_arrive_at_their_place(unet, branch):
     handles = [
         module.register_forward_hook(lambda module, args, out, key=(k, i): outputs.setdefault(key, []).append(out))
         for k, modules in enumerate(bps_branch.units(unet)) for i, module in enumerate(modules)
-    ]  # fmt: skip
+    ]
     with torch.no_grad():
         unet(x, t, context)
         with bps_branch.added(unet, features):
@@ -181,7 +182,9 @@ def test_4_time_and_hint_but_not_z(unet, branch):
         early, late = (branch(hint, bps_branch.time_of(unet, torch.full((2,), value))) for value in (10, 900))
         for k in range(13):
             assert early[k] is None or (early[k] - late[k]).abs().max() > 1e-3
-        assert all((a - b).abs().max() > 1e-3 for a, b in zip(branch(hint, bps_branch.time_of(unet, t))[13:], branch(1 - hint, bps_branch.time_of(unet, t))[13:], strict=True))
+        time = bps_branch.time_of(unet, t)
+        pairs = zip(branch(hint, time)[13:], branch(1 - hint, time)[13:], strict=True)
+        assert all((a - b).abs().max() > 1e-3 for a, b in pairs)
         for block in branch.modules():
             if isinstance(block, bps_branch.TimedBlock):
                 block.time.weight.zero_()
@@ -203,7 +206,8 @@ def test_5_a_gain_is_a_factor(unet, branch):
         for zero, gain in zip(equal.zeros, branch.gains, strict=True):
             zero.weight *= gain
             zero.bias *= gain
-        out, reference = bps_branch.steered(unet, equal, x, t, context, hint), bps_branch.steered(unet, branch, x, t, context, hint)
+        out = bps_branch.steered(unet, equal, x, t, context, hint)
+        reference = bps_branch.steered(unet, branch, x, t, context, hint)
     assert (out - reference).abs().max() < 1e-6 * reference.std()
     assert (different - reference).abs().max() > 1e-2 * reference.std()
 
@@ -254,7 +258,7 @@ def prior_eps(z, abar):
 
 
 class Head(nn.Module):
-    """M̂ = W(ᾱ) [z_t, c] with a small network W, zero at first; `sees_z=False`: added to the output and blind for z_t."""
+    """M̂ = W(ᾱ) [z_t, c] with a small network W, zero at first. `sees_z=False`: added to the output, blind for z_t."""
 
     def __init__(self, sees_z=True):
         super().__init__()
@@ -427,9 +431,10 @@ def energy_distance(a, b):
 
 
 def test_7_the_prior_is_used():
-    """100 pairs: the steered prior beats a network from scratch trained 8 times as long, and the prior itself, 5 seeds of 5.
+    """100 pairs: the steered prior beats a network from scratch trained 8 times as long, and the prior itself.
 
-    The prior is exact and pairs are conditional on hints: that a prior can help, not the paper's Fig. 2 itself.
+    It does so with 5 seeds of 5. The prior is exact and pairs are conditional on hints: this shows that a prior can
+    help, and is not the paper's Fig. 2 itself.
     """
     target, hints = torch.cat(ring_pairs(1000, 99), dim=1), ring_pairs(1000, 98)[1]
     prior = energy_distance(sample_ring(lambda z, abar, c: ring_eps(z, abar), hints, 0), target)
@@ -481,18 +486,18 @@ def test_pairs_are_exact(pairs):
 
 def test_command_trains_draws_and_repeats_itself(pairs, tmp_path, capsys):
     before = hashed(StableDiffusion.load("tiny").unet)
-    bps.main(options(pairs))
+    bps.train_or_draw(options(pairs))
     run = tmp_path / "run"
     assert sorted(p.name for p in run.iterdir()) == ["branch.safetensors", "config.json", "samples.png"]
-    bps.main(options(pairs, out=str(tmp_path / "again")))
+    bps.train_or_draw(options(pairs, out=str(tmp_path / "again")))
     assert (run / "branch.safetensors").read_bytes() == (tmp_path / "again" / "branch.safetensors").read_bytes()
     (pairs / "000.png").unlink()  # drawing needs hints and captions only
-    bps.main(options(pairs, branch=str(run), out=str(tmp_path / "drawn")))
+    bps.train_or_draw(options(pairs, branch=str(run), out=str(tmp_path / "drawn")))
     assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == ["000.png", "001.png", "002.png", "samples.png"]
     assert "hints and pictures" in capsys.readouterr().out
     assert hashed(StableDiffusion.load("tiny").unet) == before
     with pytest.raises(UserError, match="exists: name another"):
-        bps.main(options(pairs))
+        bps.train_or_draw(options(pairs))
 
 
 def test_training_learns_and_leaves_the_rest_alone():
@@ -501,7 +506,8 @@ def test_training_learns_and_leaves_the_rest_alone():
     scene = world.random_scene(np.random.default_rng(3))
     picture = world.draw(scene)
     hint = torch.from_numpy(world.outline(world.subject_mask(scene, picture)))[None, None]
-    pair = bps.make_pairs(sd, hint, torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()[None] / 127.5 - 1, [world.caption(scene)])
+    image = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()[None] / 127.5 - 1
+    pair = bps.make_pairs(sd, hint, image, [world.caption(scene)])
     t, eps = torch.full((8,), 600), torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     x_t = schedule.q_sample(pair.mean * sd.vae.config.scaling_factor, eps, sd.alphas_cumprod[t])
     context = sd.encode_prompts(pair.captions).expand(8, -1, -1)
@@ -509,10 +515,11 @@ def test_training_learns_and_leaves_the_rest_alone():
     torch.manual_seed(0)
     branch, errors = bps_branch.Branch(sd.unet.config), []
     for steps in (1, 24):  # the first step already moves, and reports the error of the untrained branch
-        losses = bps.train(sd, branch, pair, steps, 2e-4, 4)
+        losses = bps.train_branch(sd, branch, pair, steps, 2e-4, 4)
         assert len(losses) == steps
         with torch.no_grad():
-            errors.append(F.mse_loss(bps_branch.steered(sd.unet, branch, x_t, t, context, hint.expand(8, -1, -1, -1)), eps).item())
+            predicted = bps_branch.steered(sd.unet, branch, x_t, t, context, hint.expand(8, -1, -1, -1))
+            errors.append(F.mse_loss(predicted, eps).item())
     with torch.no_grad():
         base = F.mse_loss(sd.unet(x_t, t, context), eps).item()
     assert errors[-1] < 0.9 * base, (base, errors)
@@ -522,7 +529,7 @@ def test_training_learns_and_leaves_the_rest_alone():
 class TestMistakes:
     def refused(self, pairs, words, **changes):
         with pytest.raises(UserError, match=words):
-            bps.main(options(pairs, **changes))
+            bps.train_or_draw(options(pairs, **changes))
         assert not (pairs.parent / "run").exists()
 
     def test_no_hints(self, tmp_path):
@@ -547,7 +554,8 @@ class TestMistakes:
         self.refused(pairs, "the loss is .* at step 2; try a smaller --lr", lr=1e30)
 
     def test_another_models_branch(self, pairs, tmp_path):
-        bps.save_branch(bps_branch.Branch(SMALL), tmp_path / "other", {"model": "X", "hint_channels": 1, "factor": 8, "gains": "equal"})
+        config = {"model": "X", "hint_channels": 1, "factor": 8, "gains": "equal"}
+        bps.save_branch(bps_branch.Branch(SMALL), tmp_path / "other", config)
         self.refused(pairs, "trained for X", branch=str(tmp_path / "other"))
         self.refused(pairs, "config.json is missing", branch=str(pairs))
 
@@ -559,15 +567,17 @@ class TestMistakes:
 
     @pytest.mark.parametrize("branch", [None, "b"])
     def test_what_cannot_be_drawn_is_said_before_training(self, pairs, branch, monkeypatch):
-        monkeypatch.setattr(bps, "train", None)
+        monkeypatch.setattr(bps, "train_branch", None)
         monkeypatch.setattr(bps, "load_branch", None)
         changes = {"branch": branch} if branch else {}
-        self.refused(pairs, "--sample-steps = 2000 is outside 1..999", sample_steps=2000, **changes)
+        self.refused(pairs, "--sample-steps 2000 is outside 1..999", sample_steps=2000, **changes)
         self.refused(pairs, "--guidance nan is no finite number", guidance=float("nan"), **changes)
 
     def test_training_options_beside_a_branch(self, pairs):
-        for name, value in {"steps": 5, "lr": 1e-3, "batch_size": 4, "resolution": 32, "gains": "equal", "hint_channels": 3}.items():
-            self.refused(pairs, f"--{name.replace('_', '-')} is for training; with --branch", branch="b", **{name: value})
+        numbers = {"steps": 5, "lr": 1e-3, "batch_size": 4, "resolution": 32, "hint_channels": 3}
+        for name, value in {**numbers, "gains": "equal"}.items():
+            words = f"--{name.replace('_', '-')} is for training; with --branch"
+            self.refused(pairs, words, branch="b", **{name: value})
 
     def test_a_caption_of_another_encoding(self, pairs):
         (pairs / "001.txt").write_bytes("ein grüner Hund".encode("latin-1"))
@@ -583,7 +593,7 @@ class TestMistakes:
     def test_hint_to_draw_of_a_size_that_is_no_multiple(self, pairs, tmp_path):
         sd = StableDiffusion.load("tiny")
         with pytest.raises(UserError, match="60 x 64 pixels: both must be multiples of 8"):
-            bps.draw(sd, bps_branch.Branch(sd.unet.config), torch.zeros(1, 1, 64, 60), ["a dog"])
+            bps.draw_steered(sd, bps_branch.Branch(sd.unet.config), torch.zeros(1, 1, 64, 60), ["a dog"])
 
 
 def test_the_experiment_reports_every_run_that_is_there(tmp_path, monkeypatch):

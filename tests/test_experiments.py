@@ -1,14 +1,14 @@
-"""The corruption experiment: its prompts and plan, runs that are interrupted, what it draws with, its criterion and report."""
+"""The corruption experiment: prompts and plan, runs that are interrupted, what it draws with, criterion and report."""
 
 import dataclasses
 import json
 import math
 import random
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,34 +17,37 @@ from PIL import Image
 from scipy import stats
 
 from minibnn import StableDiffusion, UserError
-from minibnn.experiments import __main__ as command
+from minibnn.cli.train import settle
 from minibnn.experiments import corruption, prompts, report
-from minibnn.experiments.measures import WorldJudge
+from minibnn.experiments.measures import WorldMeasures
 from minibnn.experiments.settings import SETTINGS, Run, View, log_spaced
 from minibnn.experiments.stages import MARGIN, corruption_stage, noise_stage, verdict
 from minibnn.finetune import bayes
 from minibnn.lab.intervals import interval
-from minibnn.neighbours import guidance
+from minibnn.options.experiments import CorruptionOptions, ReportOptions
 from minibnn.pictures import to_tensor
+from minibnn.sample import guide
 from minibnn.world import measures as world_measures
 from minibnn.world import scenes as world
 
 # --- the criterion ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [2, 3, 5, 8, 10])
-def test_intervals_are_those_of_scipy(n):
+@pytest.mark.parametrize(("n", "quantile"), [(2, 12.706), (3, 4.303), (5, 2.776), (10, 2.262), (31, 2.042)])
+def test_intervals_are_those_of_the_printed_table_and_of_a_t_test(n, quantile):
+    """Student's 97.5 % quantiles of n − 1 degrees of freedom, as tables print them."""
     values = np.random.default_rng(n).normal(0.3, 2, n)
-    wanted = stats.t.interval(0.95, n - 1, values.mean(), stats.sem(values))
-    assert interval(values) == pytest.approx((values.mean(), *wanted), abs=3e-4 * np.ptp(wanted))  # the table has four digits
+    mean, low, high = interval(values)
+    half = quantile * values.std(ddof=1) / math.sqrt(n)
+    assert (mean, low, high) == pytest.approx((values.mean(), values.mean() - half, values.mean() + half), rel=2e-4)
+    assert (low, high) == pytest.approx(tuple(stats.ttest_1samp(values, 0).confidence_interval(0.95)), rel=1e-9)
+    assert interval(torch.full((n,), 0.5)) == (0.5, 0.5, 0.5)
 
 
-@pytest.mark.parametrize("n", [11, 12, 30])
-def test_intervals_of_many_seeds_are_never_too_narrow(n):
-    values = np.random.default_rng(n).normal(0, 1, n)
-    low, high = stats.t.interval(0.95, n - 1, values.mean(), stats.sem(values))
-    mean, ours, theirs = interval(values)
-    assert ours < low + 1e-4 and theirs > high - 1e-4 and theirs - ours < 1.1 * (high - low)
+def test_scipy_is_asked_for_only_where_an_interval_is(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(UserError, match=r'intervals need scipy: pip install -e "\.\[experiments\]"'):
+        interval([0.1, 0.2])
 
 
 def test_one_seed_says_nothing():
@@ -70,7 +73,7 @@ FLAT = (0.1,) * 7
 
 
 def seeds(curve, spread, offset=0.0, n=3):
-    """The curve of n seeds: each shifted as a whole by up to `offset`, each point by up to `spread`; exactly balanced."""
+    """The curve of n seeds, each shifted as a whole by up to `offset`, each point by up to `spread`, all balanced."""
     shifts = torch.linspace(-1, 1, n).double()
     points = torch.stack([shifts.roll(k) for k in range(len(curve))], 1)
     return (torch.tensor(curve).double() + offset * shifts[:, None] + spread * points).tolist()
@@ -105,10 +108,11 @@ def test_absent_is_said_of_the_whole_curve():
     rising, noise = [[0, 0.3, 0.6, 0.9], [0, 0.1, 0.4, 0.5]], [[0, 1, 2, 0.5], [0, 0.2, 0.4, 1]]
     outcome, found, dip = corruption_stage(rising, noise)
     assert (outcome, dip) == ("undecided", 1)
-    assert found["fidelity below its earlier maximum"][0] == pytest.approx(-0.2)  # below the maximum before it, not below itself
+    fall, _, _ = found["fidelity below its earlier maximum"]
+    assert fall == pytest.approx(-0.2)  # below the maximum before it, not below itself
     fidelity = seeds((0.0, 0.5, 0.48, 0.6, 0.59, 0.8), 1e-3)  # dips at steps 2 and 4, deeper at 2
     calm_then_loud = seeds((0.5, 0.2, 0.1, 0.2, 2.0, 0.4), 1e-3)
-    assert corruption_stage(fidelity, calm_then_loud)[::2] == ("undecided", 2)  # absent at 2, where it is calm; not at 4
+    assert corruption_stage(fidelity, calm_then_loud)[::2] == ("undecided", 2)  # absent at 2, which is calm; not at 4
     assert noise_stage([[0, 2, -1, 1], [0, 2, 7, 1], [0, 2, -1, 1]])[0] == "present"
     assert noise_stage([[0, 2, 2.5, 2.4], [0, 2, 2.5, 2.4], [0, 2, 2.5, 1.6]])[0] == "undecided"
 
@@ -128,7 +132,8 @@ def test_a_noise_stage_is_a_bump_above_both_ends():
     outcome, found, peak = noise_stage(seeds(BUMP, 0.05))
     assert (outcome, peak) == ("present", 4)
     assert [mean for mean, _, _ in found.values()] == pytest.approx([2.4, 2.1], abs=0.1)
-    for curve in (FLAT, (0.1, 0.2, 0.4, 0.8, 1.6, 2, 2.5), (2.5, 2, 1.6, 0.8, 0.4, 0.2, 0.1)):  # nothing; no recovery; no rise
+    no_recovery = (0.1, 0.2, 0.4, 0.8, 1.6, 2, 2.5)
+    for curve in (FLAT, no_recovery, no_recovery[::-1]):  # the last of them does not rise
         assert noise_stage(seeds(curve, 1e-3))[0] == "absent"
     small = (0.1, 0.1, 0.15, 0.1, 0.1)
     assert noise_stage(seeds(small, 0.02))[0] == "absent"  # not told from 0, and surely below the margin of 0.2
@@ -144,11 +149,13 @@ def test_prompts_are_those_of_table_5():
     dogs, people = prompts.table5_object("sks", "backpack"), prompts.table5_subject("sks")
     assert len(set(dogs)) == len(set(people)) == 25
     assert dogs[0] == "a sks backpack in the jungle" and dogs[-1] == "a cube shaped sks backpack"
-    for words in ("on a cobblestone street", "with a blue house in the background", "on top of a purple rug in a forest",
-                  "wearing a black top hat and a monocle", "in a purple wizard outfit"):  # fmt: skip
+    for words in (
+        "on a cobblestone street", "with a blue house in the background", "on top of a purple rug in a forest",
+        "wearing a black top hat and a monocle", "in a purple wizard outfit",
+    ):
         assert f"a sks backpack {words}" in dogs
     assert {"a red sks backpack", "a purple sks backpack", "a shiny sks backpack", "a wet sks backpack"} < set(dogs)
-    for words in ("with snowflakes in their hair", "with forest green eyeshadow", "in a firefighter helmet", "yawning", "laughing"):
+    for words in ("with snowflakes in their hair", "with forest green eyeshadow", "in a firefighter helmet", "yawning"):
         assert f"a photo of a sks person {words}" in people
 
 
@@ -167,13 +174,11 @@ def test_steps_are_log_spaced_and_reach_the_end():
 
 
 def options(dog, tmp_path, **changes):
-    return dataclasses.replace(corruption.CorruptionOptions(), images=str(dog), out=str(tmp_path / "out"), **changes)
+    return dataclasses.replace(CorruptionOptions(), images=str(dog), out=str(tmp_path / "out"), **changes)
 
 
 def test_every_setting_makes_options_that_training_accepts(dog, tmp_path):
     """Each is one change, its runs have names of their own, and `settle` finds nothing wrong with it."""
-    from minibnn.train import settle
-
     sd, names, alone = StableDiffusion.load("tiny"), set(), {}
     for name, setting in SETTINGS.items():
         assert len({view.name for view in setting.views}) == len(setting.views)
@@ -195,26 +200,25 @@ def test_every_setting_makes_options_that_training_accepts(dog, tmp_path):
 
 
 def test_plan_says_what_would_be_done_and_leaves_nothing(dog, tmp_path, capsys):
-    corruption.experiment(options(dog, tmp_path, settings=("main", "sigma-0.1"), pictures=(1, 4), seeds=(0, 1), steps=100, plan=True))
+    changes = {"settings": ("main", "sigma-0.1"), "pictures": (1, 4), "seeds": (0, 1), "steps": 100}
+    corruption.experiment(options(dog, tmp_path, **changes, plan=True))
     assert capsys.readouterr().out == "12 runs, 1200 steps, 48 measurements of a checkpoint\n"
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("changes", "message"),
     [
-        (["--settings", "mian"], "--settings mian: there are main, views"),
-        (["--settings", "paper"], "--settings paper does not go with --model tiny"),
-        (["--pictures", "7"], "--pictures 7: .* holds 6"),
-        (["--images", "nowhere"], "--images nowhere: no such folder"),
-        (["--model", "sd", "--settings", "paper"], "--dino is required"),
+        ({"settings": ["mian"]}, "--settings mian: there are main, views"),
+        ({"settings": ["paper"]}, "--settings paper does not go with --model tiny"),
+        ({"pictures": [7]}, "--pictures 7: .* holds 6"),
+        ({"images": "nowhere"}, "--images nowhere: no such folder"),
+        ({"model": "sd", "settings": ["paper"]}, "--dino is required"),
     ],
 )
-def test_what_cannot_be_planned_is_one_line(dog, tmp_path, capsys, arguments, message):
-    with pytest.raises(SystemExit) as stop:
-        corruption.main(["--images", str(dog), "--out", str(tmp_path / "out"), *arguments])
-    errors = capsys.readouterr().err
-    assert stop.value.code == 2 and errors.count("\n") == 1 and re.search(message, errors), errors
+def test_what_cannot_be_planned_is_refused(dog, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        corruption.experiment(dataclasses.replace(options(dog, tmp_path), **changes))
     assert not (tmp_path / "out").exists()
 
 
@@ -236,28 +240,12 @@ def test_what_is_named_twice_is_done_once(dog, tmp_path):
     assert [it.name for it in planned] == ["main-1-plain-0", "main-1-bnn-0"]
 
 
-def test_every_experiment_has_its_command(monkeypatch, capsys):
-    for name in command.NAMES:
-        monkeypatch.setattr(sys, "argv", ["experiments", name, "--help"])
-        with pytest.raises(SystemExit) as stop:
-            command.main()
-        assert stop.value.code == 0 and "--out" in capsys.readouterr().out, name
-    monkeypatch.setattr(sys, "argv", ["experiments", "corruptoin"])
-    with pytest.raises(SystemExit) as stop:
-        command.main()
-    assert stop.value.code == 2 and "error: no experiment corruptoin; there are corruption" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["experiments"])
-    command.main()
-    said = capsys.readouterr().out
-    assert all(f"  {name} " in said for name in command.NAMES)
-
-
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Two sampling steps, checkpoints at 0, 1 and the last step, σ₁ at one time."""
+    """Two sampling steps, checkpoints at 0, 1 and the last step, σ₁ at one time, three other prompts."""
     generate = StableDiffusion.generate
 
     def draw(self, prompts, steps, guidance, **settings):
@@ -268,6 +256,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(corruption, "SIGMA1_TIMES", (100,))
     monkeypatch.setattr(corruption, "SIGMA1_DRAWS", 2)
     monkeypatch.setattr(corruption, "TRAINING_PICTURES", 2)
+    monkeypatch.setattr(corruption, "world_prompts", lambda *words: prompts.world_prompts(*words)[8:11])
 
 
 def rows_of(path):
@@ -275,7 +264,8 @@ def rows_of(path):
 
 
 def test_an_interrupted_run_goes_on_and_measures_the_same(quick, dog, tmp_path, monkeypatch):
-    monkeypatch.setitem(SETTINGS, "sigma-0.5", dataclasses.replace(SETTINGS["main"], views=(View(average=True), View(base=True))))
+    views = (View(average=True), View(base=True))
+    monkeypatch.setitem(SETTINGS, "sigma-0.5", dataclasses.replace(SETTINGS["main"], views=views))
     it = Run("sigma-0.5", 2, True, 3)  # with a dot in its name
     straight, stopped = (options(dog, tmp_path / name, each=1, steps=3) for name in ("straight", "stopped"))
     corruption.perform(it, straight)
@@ -283,7 +273,7 @@ def test_an_interrupted_run_goes_on_and_measures_the_same(quick, dog, tmp_path, 
     assert [(row["step"], row["view"], row["group"]) for row in rows] == [
         (step, view, group) for step in (0, 1, 3) for view in ("ddim-25-g3-average", "ddim-25-g3-base")
         for group in ("training", "other")
-    ]  # fmt: skip
+    ]
     assert {row["run"] for row in rows} == {"sigma-0.5-2-bnn-3"}
 
     measure = corruption.Observer.measure
@@ -302,28 +292,34 @@ def test_an_interrupted_run_goes_on_and_measures_the_same(quick, dog, tmp_path, 
 
     first_rows = Image.open(path.with_suffix(".png"))
     measured = []
-    monkeypatch.setattr(corruption.Observer, "measure", lambda self, step, sd: (measured.append(step), measure(self, step, sd)))
+
+    def noted(self, step, sd):
+        measured.append(step)
+        measure(self, step, sd)
+
+    monkeypatch.setattr(corruption.Observer, "measure", noted)
     corruption.perform(it, stopped)
     assert measured == [3] and rows_of(path) == rows
-    assert {p.name for p in (tmp_path / "stopped" / "out").iterdir()} == {f"{it.name}.jsonl", f"{it.name}.png", "training"}
-    assert not any((tmp_path / "stopped" / "out" / "training").iterdir())
+    assert {p.name for p in path.parent.iterdir()} == {f"{it.name}.jsonl", f"{it.name}.png", "training"}
+    assert not any((path.parent / "training").iterdir())
     sheet, whole = (Image.open(tmp_path / name / "out" / f"{it.name}.png") for name in ("stopped", "straight"))
     assert first_rows.height == 2 * 66 - 2 and sheet.tobytes() == whole.tobytes()  # rows drawn before the stop are kept
     corruption.perform(it, stopped)  # all is there
     assert measured == [3]
 
-    for average, base, alike in ((rows[0], rows[2], True), (rows[-4], rows[-2], False)):  # at first both are the pretrained model
-        assert (abs(average["fidelity"] - base["fidelity"]) < 2e-4 and abs(average["noise"] - base["noise"]) < 2e-3) == alike
+    for average, base, alike in ((rows[0], rows[2], True), (rows[-4], rows[-2], False)):  # alike before training
+        fidelity, noise = (abs(average[name] - base[name]) for name in ("fidelity", "noise"))
+        assert (fidelity < 2e-4 and noise < 2e-3) == alike
 
 
 def test_runs_of_like_names_have_folders_of_their_own(quick, dog, tmp_path, monkeypatch):
     """Several at once: one run must never train on another's pictures."""
     seen = {}
 
-    def remember(chosen, observe):
+    def remember(chosen, observers):
         seen[chosen.sigma, chosen.seed] = (chosen.images, sorted(p.name for p in Path(chosen.images).iterdir()))
 
-    monkeypatch.setattr(corruption, "train", remember)
+    monkeypatch.setattr(corruption, "fine_tune", remember)
     monkeypatch.setattr(corruption, "clean", lambda *folders: None)
     for it in (Run("sigma-0.1", 1, True, 0), Run("sigma-0.1", 3, True, 1), Run("sigma-0.03", 2, True, 0)):
         corruption.perform(it, options(dog, tmp_path, steps=4))
@@ -340,41 +336,52 @@ def watching(dog, tmp_path):
         it = Run("views-of-the-test", 1, True, 0)
         sd = StableDiffusion.load("tiny", dtype=torch.float32)
         bayes.bayesianize(sd.unet, "norm", 0.01)
-        return corruption.Observer(it, options(dog, tmp_path, each=1, steps=4)), sd
+        observer = corruption.Observer(it, options(dog, tmp_path, each=1, steps=4))
+        return observer, sd, lambda step: observer(SimpleNamespace(step=step, sd=sd))
 
     yield make
     SETTINGS.pop("views-of-the-test", None)
 
 
 def test_the_running_mean_is_that_of_all_steps_and_then_forgets(watching, monkeypatch):
-    observer, sd = watching(View(average=True))
+    observer, sd, look = watching(View(average=True))
     monkeypatch.setattr(corruption.Observer, "measure", lambda *_: None)
     weight = sd.unet.conv_in.weight
     values = [weight.detach().clone()]
-    observer(0, sd)
+    look(0)
     for step in range(1, 5):
         values.append(torch.randn(weight.shape, generator=torch.Generator().manual_seed(step)))
         with torch.no_grad():
             weight.copy_(values[-1])
-        observer(step, sd)
+        look(step)
     torch.testing.assert_close(observer.average["conv_in.weight"], torch.stack(values).mean(0), rtol=0, atol=1e-6)
     assert torch.equal(weight, values[-1])  # training is not touched
     before = observer.average["conv_in.weight"].clone()
-    observer(150, sd)
-    torch.testing.assert_close(observer.average["conv_in.weight"], 0.99 * before + 0.01 * values[-1], rtol=0, atol=1e-6)
+    look(150)
+    expected = 0.99 * before + 0.01 * values[-1]
+    torch.testing.assert_close(observer.average["conv_in.weight"], expected, rtol=0, atol=1e-6)
     assert not any(name.endswith("_sigma") for name in observer.average)
     assert len(observer.average) == len(StableDiffusion.load("tiny").unet.state_dict())
 
 
-def test_views_draw_with_the_mean_and_with_the_bases_prediction(watching, monkeypatch):
-    observer, sd = watching(View(average=True), View(base=True), View("pndm", 50, 7.5))
+def test_nothing_is_averaged_where_no_view_asks_for_it(watching, monkeypatch):
+    """The running mean is a second UNet in memory."""
+    observer, _, look = watching(View(), View(base=True))
     monkeypatch.setattr(corruption.Observer, "measure", lambda *_: None)
-    observer(0, sd)
+    look(0)
+    look(1)
+    assert not observer.average and observer.base is not None
+
+
+def test_views_draw_with_the_mean_and_with_the_bases_prediction(watching, monkeypatch):
+    observer, sd, look = watching(View(average=True), View(base=True), View("pndm", 50, 7.5))
+    monkeypatch.setattr(corruption.Observer, "measure", lambda *_: None)
+    look(0)
     weight = sd.unet.conv_in.weight
     start = weight.detach().clone()
     with torch.no_grad():
         weight.mul_(1.5)
-    observer(1, sd)
+    look(1)
     drawn = []
 
     def generate(self, prompts, steps, scale, seed, sampler, batch_size, progress, predictor):
@@ -384,7 +391,7 @@ def test_views_draw_with_the_mean_and_with_the_bases_prediction(watching, monkey
     monkeypatch.setattr(StableDiffusion, "generate", generate)
     sd.unet.eval()
     for view in observer.views:
-        assert observer.draw(sd, view, ["a", "b"]) == ["picture"] * 2
+        assert observer.generate(sd, view, ["a", "b"]) == ["picture"] * 2
         assert torch.equal(weight, 1.5 * start)
     assert [d[:4] for d in drawn] == [(25, 3.0, 1, "ddim"), (25, 3.0, 1, "ddim"), (50, 7.5, 1, "pndm")]
     torch.testing.assert_close(drawn[0][4], 1.25 * start)
@@ -396,42 +403,64 @@ def test_views_draw_with_the_mean_and_with_the_bases_prediction(watching, monkey
         t = torch.full((2,), 300)
         tiny = StableDiffusion.load("tiny", dtype=torch.float32)
         free = tiny.predict_eps(x, t, tiny.encode_prompts([""]).expand_as(context))
-        torch.testing.assert_close(got, guidance.guide(free, sd.predict_eps(x, t, context), 3.0))
-        assert not torch.allclose(got, guidance.guide(sd.predict_eps(x, t, sd.encode_prompts([""]).expand_as(context)), sd.predict_eps(x, t, context), 3.0), atol=1e-3)  # fmt: skip
+        torch.testing.assert_close(got, guide(free, sd.predict_eps(x, t, context), 3.0))
+        own = sd.predict_eps(x, t, sd.encode_prompts([""]).expand_as(context))
+        assert not torch.allclose(got, guide(own, sd.predict_eps(x, t, context), 3.0), atol=1e-3)
 
 
-def test_a_judge_averages_the_measures():
+def test_measures_are_means_over_pictures():
     sd = StableDiffusion.load("tiny")
     training = to_tensor([world.draw(scene) for scene in world.dog_scenes()])[:2]
-    scenes = [world.Scene("dog", "red", "snow", seed=1), world.Scene("dog", "red", "beach"), world.Scene("car", "red", "snow", x=30)]
-    pictures = [world.draw(scene) for scene in scenes]
-    wanted = [("a", {"subject": "dog", "background": "snow"}), ("b", {"subject": "dog"}), ("a", {"subject": "dog", "background": "beach"})]
-    judge = WorldJudge(sd, training)
-    got, images = judge(pictures, wanted), to_tensor(pictures)
-    mean, nearest = world_measures.fidelity(images, judge.seen)
+    dogs = [world.Scene("dog", "red", "snow", seed=1), world.Scene("dog", "red", "beach")]
+    pictures = [world.draw(scene) for scene in [*dogs, world.Scene("car", "red", "snow", x=30)]]
+    places = [{"background": "snow"}, {}, {"background": "beach"}]
+    wanted = [(prompt, {"subject": "dog"} | place) for prompt, place in zip("aba", places, strict=True)]
+    measures = WorldMeasures(sd, training)
+    got, images = measures(pictures, wanted), to_tensor(pictures)
+    mean, nearest = world_measures.fidelity(images, measures.seen)
     noise = world_measures.noise(images)
     assert got == {
-        "fidelity": pytest.approx(mean.mean().item(), abs=1e-5), "nearest": pytest.approx(nearest.mean().item(), abs=1e-5),
-        "noise": pytest.approx(noise.mean().item(), abs=1e-5), "worst_noise": pytest.approx(noise.quantile(0.9).item(), abs=1e-5),
+        "fidelity": pytest.approx(mean.mean().item(), abs=1e-5),
+        "nearest": pytest.approx(nearest.mean().item(), abs=1e-5),
+        "noise": pytest.approx(noise.mean().item(), abs=1e-5),
+        "worst_noise": pytest.approx(noise.quantile(0.9).item(), abs=1e-5),
         "immerkaer": pytest.approx(world_measures.immerkaer(images).mean().item(), abs=1e-5),
         "diversity": pytest.approx(world_measures.diversity(images[[0, 2]]), abs=1e-5),
         "subject": pytest.approx(2 / 3, abs=1e-5), "background": 0.5,
-    }  # fmt: skip
-    assert judge(pictures, [("a", {}), ("b", {}), ("c", {})])["diversity"] is None
+    }
+    assert measures(pictures, [("a", {}), ("b", {}), ("c", {})])["diversity"] is None
+
+
+def test_training_pictures_go_to_the_device_of_the_model():
+    """They are loaded on the CPU, and the VAE may be elsewhere; what is measured stays on the CPU."""
+    seen = []
+
+    class Elsewhere:
+        def encode(self, images):
+            seen.append(images.device.type)
+            return torch.zeros(len(images), 4, 8, 8), None
+
+        def decode(self, latents):
+            return torch.rand(len(latents), 3, 64, 64)
+
+    sd = SimpleNamespace(vae=Elsewhere(), device=torch.device("meta"))
+    assert WorldMeasures(sd, torch.rand(2, 3, 64, 64)).seen.shape == (2, 3, 64, 64) and seen == ["meta"]
 
 
 def test_the_command_measures_a_run_in_a_process_of_its_own(dog, tmp_path):
-    arguments = ["--settings", "where-norm", "--pictures", "1", "--seeds", "0", "--steps", "1", "--each", "1", "--images", str(dog)]
-    done = subprocess.run(
-        [sys.executable, "-m", "minibnn.experiments", "corruption", *arguments, "--out", str(tmp_path)], capture_output=True, text=True
-    )
+    """It goes on with a run whose first step is there."""
+    lines = tmp_path / "where-norm-1-bnn-0.jsonl"
+    lines.write_text('{"step": 0, "group": "training"}\n')
+    words = ["--settings", "where-norm", "--pictures", "1", "--seeds", "0", "--steps", "1", "--each", "1"]
+    command = [sys.executable, "-m", "minibnn", "experiment", "corruption", *words, "--images", str(dog)]
+    done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "1 runs, 1 steps, 2 measurements of a checkpoint\n"
-    rows = corruption.read_rows(tmp_path / "where-norm-1-bnn-0.jsonl")
-    assert [(row["step"], row["group"]) for row in rows] == [(0, "training"), (0, "other"), (1, "training"), (1, "other")]
-    assert rows[0]["sigma1"]["t"] == list(corruption.SIGMA1_TIMES) and rows[0]["subject"] > 0.5  # the pretrained model draws dogs
-    sheet = Image.open(tmp_path / "where-norm-1-bnn-0.png")
-    assert sheet.size == (14 * 66 - 2, 2 * 66 - 2)
+    rows = corruption.read_rows(lines)
+    assert [(row["step"], row["group"]) for row in rows] == [(0, "training"), (1, "training"), (1, "other")]
+    assert rows[1]["sigma1"]["t"] == list(corruption.SIGMA1_TIMES)
+    assert rows[1]["subject"] > 0.5  # one step after the pretrained model it draws dogs
+    assert Image.open(lines.with_suffix(".png")).size == (14 * 66 - 2, 64)
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
@@ -439,16 +468,18 @@ def test_the_command_measures_a_run_in_a_process_of_its_own(dog, tmp_path):
 STEPS = (0, 25, 50, 100, 200, 400, 800)
 
 
-def rows_for(setting, n, kind, seed, fidelity=FALLS, noise=BUMP, background=(0.5,) * 7, diversity=(0.3,) * 7, view="ddim-25-g3"):
+def rows_for(setting, n, kind, seed, fidelity=FALLS, noise=BUMP):
     """Lines as the experiment writes them, of one run."""
     sigma1 = {"t": [20, 100], "sigma1": [0.1, 0.2 + seed], "loss": [1.0, 0.5], "explained": [0.2, 0.4], "mean": 0.3}
     rows = []
     for k, step in enumerate(STEPS[: len(fidelity)]):
         for group in ("training", "other"):
-            values = {"fidelity": fidelity[k], "nearest": 0.9, "noise": noise[k], "worst_noise": 2.0, "immerkaer": 0.01,
-                      "diversity": diversity[k], "subject": 1.0, "background": background[k] if group == "other" else None}  # fmt: skip
-            row = {"run": f"{setting}-{n}-{kind}-{seed}", "step": step, "view": view, "group": group, "seconds": 1.0}
-            rows.append(row | values | {"sigma1": sigma1})
+            row = {"run": f"{setting}-{n}-{kind}-{seed}", "step": step, "view": "ddim-25-g3", "group": group}
+            rows.append(row | {
+                "seconds": 1.0, "fidelity": fidelity[k], "nearest": 0.9, "noise": noise[k], "worst_noise": 2.0,
+                "immerkaer": 0.01, "diversity": 0.3, "subject": 1.0, "background": 0.5 if group == "other" else None,
+                "sigma1": sigma1,
+            })
     return rows
 
 
@@ -460,7 +491,7 @@ def write(folder, rows):
 
 
 def some_runs(setting="main", n=4, kinds=("plain", "bnn"), gain=0.1):
-    """Three seeds that differ by 2 as a whole; BNN has `gain` more fidelity and half a unit less noise at every step."""
+    """Three seeds that differ by 2 as a whole; BNN has `gain` more fidelity and 5 times `gain` less noise always."""
     rows = []
     for seed in range(3):
         for kind in kinds:
@@ -473,14 +504,15 @@ def some_runs(setting="main", n=4, kinds=("plain", "bnn"), gain=0.1):
 
 def loaded(tmp_path, rows):
     write(tmp_path / "runs", rows)
-    return report.load([tmp_path / "runs"])
+    return report.read_all([tmp_path / "runs"])
 
 
 def test_bootstrap_is_that_of_scipy():
     values = np.random.default_rng(0).normal(1, [0.5, 2, 0.1], (6, 3))
     low, high = report.bootstrap(values.tolist())
     for k in range(3):
-        wanted = stats.bootstrap((values[:, k],), np.mean, n_resamples=20000, method="percentile", rng=np.random.default_rng(1))
+        settings = {"n_resamples": 20_000, "method": "percentile", "rng": np.random.default_rng(1)}
+        wanted = stats.bootstrap((values[:, k],), np.mean, **settings)
         spread = stats.sem(values[:, k])
         assert low[k] == pytest.approx(wanted.confidence_interval.low, abs=0.25 * spread)  # 2000 resamples: ± 0.06
         assert high[k] == pytest.approx(wanted.confidence_interval.high, abs=0.25 * spread)
@@ -493,7 +525,8 @@ def test_tables_take_the_runs_that_are_complete(tmp_path):
     steps, found, values = report.table(rows, "main", 4, "plain", "ddim-25-g3", "other", "fidelity")
     assert (steps, found) == (list(STEPS), [0, 1, 2])
     assert values[1] == pytest.approx([v + 2 + 0.001 * ((1 + k) % 3) for k, v in enumerate(FALLS)], abs=1e-3)
-    assert report.table(rows, "main", 4, "plain", "ddim-25-g3", "other", "sigma1")[2] == [[0.2 + s] * 7 for s in range(3)]
+    sigma1 = report.table(rows, "main", 4, "plain", "ddim-25-g3", "other", "sigma1")[2]
+    assert sigma1 == [[0.2 + s] * 7 for s in range(3)]
     assert report.table(rows, "main", 9, "plain", "ddim-25-g3", "other", "noise") == ([], [], [])
     assert math.isnan(report.table(rows, "main", 4, "plain", "ddim-25-g3", "training", "background")[2][0][0])
 
@@ -502,7 +535,8 @@ def test_tables_of_runs_with_other_steps_do_not_mix(tmp_path):
     other = rows_for("main", 1, "plain", 1)
     for row in other:
         row["step"] = {800: 1000}.get(row["step"], row["step"])
-    steps, found, _ = report.table(loaded(tmp_path, rows_for("main", 1, "plain", 0) + other), "main", 1, "plain", "ddim-25-g3", "other", "noise")
+    rows = loaded(tmp_path, rows_for("main", 1, "plain", 0) + other)
+    steps, found, _ = report.table(rows, "main", 1, "plain", "ddim-25-g3", "other", "noise")
     assert (steps, found) == (list(STEPS), [0])
 
 
@@ -511,7 +545,8 @@ def test_curves_are_means_with_bootstrap_bands(tmp_path):
     curve = report.line(rows, "main", 4, "plain", "ddim-25-g3", "other", "noise", "plain")
     values = torch.tensor(report.table(rows, "main", 4, "plain", "ddim-25-g3", "other", "noise")[2])
     assert curve.y == pytest.approx(values.mean(0).tolist()) and curve.x == list(STEPS)
-    assert curve.low == pytest.approx(report.bootstrap(values.tolist())[0]) and curve.high == pytest.approx(report.bootstrap(values.tolist())[1])
+    low, high = report.bootstrap(values.tolist())
+    assert curve.low == pytest.approx(low) and curve.high == pytest.approx(high)
     one = [report.shorten(row) for row in rows_for("main", 4, "bnn", 0)]
     alone = report.line(one, "main", 4, "bnn", "ddim-25-g3", "other", "noise", "BNN")
     assert alone.low is None and alone.high is None
@@ -527,13 +562,15 @@ def cells(markdown, *start):
 
 def test_verdicts_of_the_report(tmp_path):
     rising = [row for seed in range(3) for row in rows_for("lr-5e-5", 1, "plain", seed, RISES, FLAT)]
-    text = report.verdicts(loaded(tmp_path, some_runs() + rising + rows_for("prior", 1, "plain", 0) + rows_for("main", 1, "plain", 0, FALLS[:2])))
+    begun = rows_for("main", 1, "plain", 0, FALLS[:2])
+    text = report.verdicts(loaded(tmp_path, some_runs() + rising + rows_for("prior", 1, "plain", 0) + begun))
     view = "ddim-25-g3"
     assert cells(text, "main", "4", "plain", view)[4:6] == ["3", "present"]
     assert cells(text, "main", "4", "plain", view)[6].startswith("step 200: +0.30")
     assert cells(text, "main", "4", "plain", view)[7] == "present"
     assert cells(text, "lr-5e-5", "1", "plain", view)[4:6] == ["3", "absent"]
-    assert cells(text, "prior", "1", "plain", view)[5] == "undecided" and "(one seed)" in cells(text, "prior", "1", "plain", view)[6]
+    stage, fall = cells(text, "prior", "1", "plain", view)[5:7]
+    assert stage == "undecided" and "(one seed)" in fall
     assert "| main | 1 |" not in text  # has two steps so far
 
 
@@ -547,8 +584,8 @@ def test_effects_are_paired_by_seed(tmp_path):
 
 def test_effects_of_settings_that_only_the_bnn_knows(tmp_path):
     """σ₀, λ and where are compared with main's plain runs, at the seeds that both have."""
-    rows = some_runs(kinds=("plain",)) + [row for row in some_runs("sigma-0.1", kinds=("bnn",), gain=0.2) if not row["run"].endswith("2")]
-    text = report.effects(loaded(tmp_path, rows))
+    two = [row for row in some_runs("sigma-0.1", kinds=("bnn",), gain=0.2) if not row["run"].endswith("2")]
+    text = report.effects(loaded(tmp_path, some_runs(kinds=("plain",)) + two))
     assert cells(text, "sigma-0.1", "4", "ddim-25-g3", "200")[4] == "+0.200 [+0.200, +0.200]"
     unlike = report.effects(loaded(tmp_path / "runs", some_runs("prior", kinds=("bnn",)) + some_runs(kinds=("plain",))))
     assert "prior" not in unlike  # which has plain runs of its own, and they are missing
@@ -558,14 +595,14 @@ def test_the_report_is_made_again_from_its_own_lines(tmp_path, capsys):
     write(tmp_path / "runs", some_runs() + some_runs(n=1, kinds=("plain",)) + some_runs("sigma-0.03", kinds=("bnn",)))
     Image.new("RGB", (20, 10), "red").save(tmp_path / "runs" / "main-4-bnn-0.png")
     first, again = tmp_path / "first", tmp_path / "again"
-    report.report(report.ReportOptions(runs=[str(tmp_path / "runs")], out=str(first)))
+    report.report(ReportOptions(runs=[str(tmp_path / "runs")], out=str(first)))
     assert capsys.readouterr().out == f"{first / 'corruption.md'}: 168 lines of 12 runs\n"
     assert {p.name for p in first.iterdir()} == {
         "corruption.jsonl", "corruption.md", "corruption-main-4-ddim-25-g3.png", "corruption-main-1-ddim-25-g3.png",
         "corruption-sigma-0.03-4-ddim-25-g3.png", "corruption-pictures-ddim-25-g3.png", "corruption-main-4-bnn-0.webp",
-    }  # fmt: skip
+    }
     (first / "graft.jsonl").write_text('{"reward": 1}\n')  # another experiment's
-    report.report(report.ReportOptions(runs=[str(first)], out=str(again)))
+    report.report(ReportOptions(runs=[str(first)], out=str(again)))
     for name in ("corruption.jsonl", "corruption.md", "corruption-main-4-ddim-25-g3.png"):
         assert (first / name).read_bytes() == (again / name).read_bytes()
     text = (first / "corruption.md").read_text()
@@ -574,23 +611,23 @@ def test_the_report_is_made_again_from_its_own_lines(tmp_path, capsys):
 
 def test_two_seeds_have_no_band(tmp_path, capsys):
     write(tmp_path / "runs", [row for row in some_runs() if not row["run"].endswith("2")])
-    report.report(report.ReportOptions(runs=[str(tmp_path / "runs")], out=str(tmp_path / "out")))
+    report.report(ReportOptions(runs=[str(tmp_path / "runs")], out=str(tmp_path / "out")))
     assert [p.name for p in (tmp_path / "out").glob("*.png")] == ["corruption-pictures-ddim-25-g3.png"]
 
 
 def test_the_committed_tables_are_those_of_the_committed_lines():
     results = Path(__file__).parents[1] / "tutorials" / "results"
-    rows = report.load([results])
+    rows = report.read_all([results])
     assert (results / "corruption.md").read_text() == f"{report.verdicts(rows)}\n\n{report.effects(rows)}\n"
 
 
 def test_a_setting_that_is_gone_is_named(tmp_path):
     write(tmp_path, rows_for("lr-1", 4, "plain", 0))
     with pytest.raises(UserError, match="lr-1-4-plain-0.jsonl: the setting of lr-1-4-plain-0 is not in"):
-        report.load([tmp_path])
+        report.read_all([tmp_path])
 
 
 def test_a_report_of_nothing_is_refused(tmp_path):
-    with pytest.raises(UserError, match="--runs .*: no .jsonl of minibnn.experiments corruption in it"):
-        report.report(report.ReportOptions(runs=[str(tmp_path)], out=str(tmp_path / "out")))
+    with pytest.raises(UserError, match="--runs .*: no .jsonl of `experiment corruption` in it"):
+        report.report(ReportOptions(runs=[str(tmp_path)], out=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()

@@ -38,7 +38,7 @@ def normal(n, dimension=1, seed=0):
 
 
 def test_liu_eq1_flow_loss_as_printed():
-    """min E‖(X_1 − X_0) − v(X_t, t)‖², X_t = t X_1 + (1 − t) X_0; a mean over values here, a sum over them in the paper."""
+    """min E‖(X_1 − X_0) − v(X_t, t)‖², X_t = t X_1 + (1 − t) X_0; here a mean over values, in the paper a sum."""
     x0, x1 = normal(5, 3, 1), normal(5, 3, 2)
     t = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0], dtype=torch.float64)
 
@@ -53,7 +53,7 @@ def test_liu_eq1_flow_loss_as_printed():
 
 
 def test_flow_loss_is_least_at_the_true_velocity():
-    """Data N(m, s²): v*(x, t) = m + (t s² − (1 − t)) / (t² s² + (1 − t)²) · (x − t m), the mean of x_1 − x_0 given x_t."""
+    """Data N(m, s²): the mean of x_1 − x_0 given x_t is m + (t s² − (1 − t)) / (t² s² + (1 − t)²) · (x − t m)."""
     m, sd = 1.5, 0.3
     x1, x0 = m + sd * normal(200_000, 1, 3), normal(200_000, 1, 4)
     t = torch.rand(200_000, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
@@ -87,7 +87,7 @@ def test_3e8_round_trip(velocity):
 
 
 def test_3e8_other_inverses_are_far_off():
-    """What the round trip rules out: Euler run backwards explicitly (0.020 here), and the times of the right ends (0.038)."""
+    """The round trip rules out Euler run backwards explicitly (0.020 here), and the times of the right ends (0.038)."""
     x = torch.linspace(0, 3, 61, dtype=torch.float64)[:, None]
 
     def round_trip(z, velocity):
@@ -104,7 +104,7 @@ def test_3e8_other_inverses_are_far_off():
 
 
 def test_3e9_inverse_noise_has_the_closed_form():
-    """Data N(1.5, 0.3²): T alone gives N(0.831, 0.667²); the inverse noise is N(1.002, 0.449²) = N((m − B)/A, (s/A)²)."""
+    """Data N(1.5, 0.3²): T gives N(0.831, 0.667²); the inverse noise is N(1.002, 0.449²) = N((m − B)/A, (s/A)²)."""
     a, b = affine_map(20)
     assert (round(b, 3), round(a, 4)) == (0.831, 0.6676)
     assert ((1.5 - b) / a, 0.3 / a) == pytest.approx((1.002, 0.449), abs=5e-4)
@@ -128,7 +128,7 @@ def test_3e9_the_corrector_mends_mean_and_spread():
 
 @pytest.mark.parametrize(("steps", "mean", "spread"), [(20, 1.5, 0.3), (10, 1.5042, 0.2988), (5, 1.5128, 0.2962)])
 def test_3e9_a_corrector_belongs_to_its_number_of_steps(steps, mean, spread):
-    """T_n′(T_20⁻¹(data)): in closed form the means and, for exactly N(1.5, 0.3²), the spreads; round trips only for n′ = 20."""
+    """Of T_n′(T_20⁻¹(data)) the means and, for exactly N(1.5, 0.3²), the spreads; round trips only for n′ = 20."""
     a, b = affine_map(20)
     a_other, b_other = affine_map(steps)
     assert a_other * (1.5 - b) / a + b_other == pytest.approx(mean, abs=5e-5)
@@ -175,7 +175,8 @@ def test_a_share_may_be_lost_but_is_never_kept():
 def gaussian_kl(m0, c0, m1, c1):
     """KL(N(m0, c0) ‖ N(m1, c1)) in nats, written out."""
     d = m1 - m0
-    return 0.5 * (torch.trace(torch.linalg.solve(c1, c0)) + d @ torch.linalg.solve(c1, d) - len(d) + torch.logdet(c1) - torch.logdet(c0))
+    logs = torch.logdet(c1) - torch.logdet(c0)
+    return 0.5 * (torch.trace(torch.linalg.solve(c1, c0)) + d @ torch.linalg.solve(c1, d) - len(d) + logs)
 
 
 def test_3e11_the_divergence_stays_what_it_is():
@@ -242,16 +243,17 @@ def options(**changes):
 class TestCommand:
     def train(self, folder, **changes):
         settings = {"pictures": 24, "inverted": 20, "steps": 8, "euler_steps": 4, "out": str(folder), "train": True}
-        flow.main(options(**settings | changes))
+        flow.train_or_draw(options(**settings | changes))
 
     def test_train_then_draw(self, tmp_path, capsys):
         self.train(tmp_path / "run")
-        assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["corrector.safetensors", "flow.safetensors", "samples.png"]
+        names = ["corrector.safetensors", "flow.safetensors", "samples.png"]
+        assert sorted(p.name for p in (tmp_path / "run").iterdir()) == names
         assert "20 of 20 drawings inverted: largest residual" in capsys.readouterr().out
-        flow.main(options(flow=str(tmp_path / "run"), out=str(tmp_path / "f.png")))
+        flow.train_or_draw(options(flow=str(tmp_path / "run"), out=str(tmp_path / "f.png")))
         assert "4 Euler steps" in capsys.readouterr().out
         with pytest.raises(UserError, match="exists: name another"):
-            flow.main(options(flow=str(tmp_path / "run"), out=str(tmp_path / "f.png")))
+            flow.train_or_draw(options(flow=str(tmp_path / "run"), out=str(tmp_path / "f.png")))
 
     def test_a_flow_that_does_not_contract_is_kept(self, tmp_path, monkeypatch, capsys):
         """The minutes of its training are not lost, and no corrector of another flow stays beside it."""
@@ -259,18 +261,19 @@ class TestCommand:
         flow.save_flow(run / "corrector.safetensors", flow.LatentFlow((16, 32)), {})
         with monkeypatch.context() as patch:
             patch.setattr(flow, "inverse_step", lambda v, x, *rest: (x, torch.full((len(x),), torch.inf)))
-            with pytest.raises(UserError, match=r"does not contract.*the flow is in .*run: --train --flow .* --overwrite goes on"):
+            message = r"does not contract.*the flow is in .*run: --train --flow .* --overwrite goes on"
+            with pytest.raises(UserError, match=message):
                 self.train(run, overwrite=True)
         assert [p.name for p in run.iterdir()] == ["flow.safetensors"]
         kept = load_file(run / "flow.safetensors")
         self.train(run, flow=str(run), euler_steps=5, overwrite=True)
         again = load_file(run / "flow.safetensors")
         assert again.keys() == kept.keys() and all(torch.equal(again[name], kept[name]) for name in kept)
-        assert "5 Euler steps" in capsys.readouterr().out and flow.load(run)[2] == 5
+        assert "5 Euler steps" in capsys.readouterr().out and flow.bundled_or_own(run)[2] == 5
 
     def test_where_the_result_goes(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
-        flow.main(options())
+        flow.train_or_draw(options())
         self.train(tmp_path, out=None)
         assert (tmp_path / "flow.png").is_file() and (tmp_path / "runs" / "flow" / "flow.safetensors").is_file()
 
@@ -283,18 +286,18 @@ class TestCommand:
 
     def test_mistakes_are_told(self, tmp_path):
         with pytest.raises(UserError, match="no such file"):
-            flow.main(options(flow=str(tmp_path), out=str(tmp_path / "f.png")))
+            flow.train_or_draw(options(flow=str(tmp_path), out=str(tmp_path / "f.png")))
         with pytest.raises(UserError, match="must end with .png"):
-            flow.main(options(out=str(tmp_path / "f.jpg")))
+            flow.train_or_draw(options(out=str(tmp_path / "f.jpg")))
         flow.save_flow(tmp_path / "flow.safetensors", flow.LatentFlow((16, 32)), {})
         with pytest.raises(UserError, match="is no flow with"):
-            flow.main(options(flow=str(tmp_path), out=str(tmp_path / "f.png")))
+            flow.train_or_draw(options(flow=str(tmp_path), out=str(tmp_path / "f.png")))
 
 
 def test_the_bundled_flow_is_small_and_its_corrector_helps():
     """Energy distance to 128 fresh drawings' latents, from the same noise: 0.118 without, 0.079 with it."""
     assert sum(path.stat().st_size for path in flow.BUNDLED.iterdir()) <= 8e6
-    main, corrector, steps = flow.load(None)
+    main, corrector, steps = flow.bundled_or_own(None)
     real = flow.world_latents(StableDiffusion.load("tiny"), 128, 77).flatten(1)
     e = torch.randn(128, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     distances = []

@@ -1,4 +1,4 @@
-"""Guidance with a base's unconditional prediction: the equations as printed, exact Gaussians, a learned toy, the bundled model."""
+"""Guidance with a base's unconditional prediction: printed equations, Gaussians, a learned toy, the bundled model."""
 
 import contextlib
 import dataclasses
@@ -11,10 +11,14 @@ from PIL import Image
 from torch import nn
 
 from minibnn import StableDiffusion, UserError, posterior, schedule
+from minibnn.cli.sample import sample
+from minibnn.experiments.guidance import kept_runs, measure, names_of
 from minibnn.files.store import write_tensors
 from minibnn.neighbours import guidance
 from minibnn.options.commands import SampleOptions
-from minibnn.sample import sample
+from minibnn.pictures import to_tensor
+from minibnn.sample import guide
+from minibnn.world import scenes as world
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -29,14 +33,14 @@ def normal(*shape, seed=0):
 def test_upm_eq6_plain_guidance():
     uncond, cond = normal(3, 4, 5, 6), normal(3, 4, 5, 6, seed=1)
     for g in (0.0, 1.0, 2.5, 7.5):
-        torch.testing.assert_close(guidance.guide(uncond, cond, g), uncond + g * (cond - uncond), **EXACT)
+        torch.testing.assert_close(guide(uncond, cond, g), uncond + g * (cond - uncond), **EXACT)
 
 
 def test_upm_eq7_unconditional_of_the_base():
     """Its second form: (1 − γ)·ε_ψ(x_t, ∅) + γ·ε_θ(x_t, c)."""
     base, cond = normal(2, 4, 3, 7), normal(2, 4, 3, 7, seed=1)
     for g in (0.0, 1.0, 2.5, 7.5):
-        torch.testing.assert_close(guidance.guide(base, cond, g), (1 - g) * base + g * cond, **EXACT)
+        torch.testing.assert_close(guide(base, cond, g), (1 - g) * base + g * cond, **EXACT)
 
 
 def test_upm_eq8_two_conditions():
@@ -46,7 +50,8 @@ def test_upm_eq8_two_conditions():
 
 
 def test_upm_schedule_map_as_printed():
-    abar, base = schedule.alphas_cumprod().double(), schedule.alphas_cumprod(0.0001, 0.02)[::60].double()  # coarse: 17 times
+    abar = schedule.alphas_cumprod().double()
+    base = schedule.alphas_cumprod(0.0001, 0.02)[::60].double()  # coarse: 17 times
     tau = guidance.schedule_map(abar, base)
     for t in range(1000):
         distances = [abs((1 - base[k].item()) - (1 - abar[t].item())) for k in range(len(base))]
@@ -101,11 +106,11 @@ def test_with_the_map_a_base_of_another_schedule_draws_its_own_distribution():
 
 
 def sampled(eps_u, scale, steps=2000):
-    """Mean and std of x_0 for x_T ~ N(0, 1) under ᾱ = cos² and guided exact Gaussians, which make the sampler affine."""
+    """Mean and std of x_0 for x_T ~ N(0, 1), ᾱ = cos² and guided exact Gaussians, which make the sampler affine."""
     x = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
     abar = torch.cos(torch.linspace(0.9999, 0, steps + 1, dtype=torch.float64) * np.pi / 2) ** 2
     for a, b in zip(abar, abar[1:], strict=False):
-        eps = guidance.guide(gaussian_eps(x, a, *eps_u), gaussian_eps(x, a, 1.0, 0.5), scale)
+        eps = guide(gaussian_eps(x, a, *eps_u), gaussian_eps(x, a, 1.0, 0.5), scale)
         x = schedule.ddim_step(x, eps, a, b)
     assert (x[2] - 2 * x[1] + x[0]).abs() < 1e-6  # affine indeed
     return x[1].item(), (x[2] - x[1]).abs().item()
@@ -115,7 +120,7 @@ def sampled(eps_u, scale, steps=2000):
     ("scale", "upm", "plain"),
     [(0, (0.00, 2.00), (0.80, 0.60)), (1, (1.00, 0.50), (1.00, 0.50)), (1.5, (1.10, 0.250), (1.085, 0.455)),
      (2, (1.13, 0.125), (1.156, 0.418)), (3, (1.125, 0.031), (1.277, 0.347))],
-)  # fmt: skip
+)
 def test_exact_numbers_with_a_good_and_a_degraded_unconditional(scale, upm, plain):
     """Base N(0, 2²), conditional N(1, .5²), degraded unconditional N(.8, .6²)."""
     assert sampled((0.0, 2.0), scale) == pytest.approx(upm, abs=0.01)
@@ -136,7 +141,7 @@ def test_the_guided_ode_does_not_draw_the_product_of_densities():
 def test_two_conditions_reduce_to_one_and_to_none():
     base, first, both = (normal(2, 3, seed=i) for i in range(3))
     torch.testing.assert_close(guidance.guide_two(base, first, both, 1.0, 1.0), both, **EXACT)
-    torch.testing.assert_close(guidance.guide_two(base, first, both, 3.0, 3.0), guidance.guide(base, both, 3.0), **EXACT)
+    torch.testing.assert_close(guidance.guide_two(base, first, both, 3.0, 3.0), guide(base, both, 3.0), **EXACT)
     assert torch.equal(guidance.guide_two(base, first, both, 0.0, 0.0), base)
     moved = guidance.guide_two(base, first + 1e3, both, 2.0, 3.0) - guidance.guide_two(base, first, both, 2.0, 3.0)
     torch.testing.assert_close(moved, torch.full_like(base, (2.0 - 3.0) * 1e3), rtol=1e-9, atol=1e-9)
@@ -196,7 +201,7 @@ def toy_sample(eps_u, net, label, scale):
     for t in range(199, -1, -4):
         eps = eps_u(x, t)
         if scale:
-            eps = guidance.guide(eps, net(x, torch.full((300,), t), labels), scale)
+            eps = guide(eps, net(x, torch.full((300,), t), labels), scale)
         x = schedule.ddim_step(x, eps, TOY[t], TOY[t - 4] if t >= 4 else torch.ones(()))
     return x
 
@@ -220,7 +225,8 @@ def test_learned_toy_the_base_comes_closer_to_true_guidance():
     finetuned.load_state_dict(base.state_dict())
     few = (labels < 2).nonzero()[:100, 0]
     finetuned = fit(finetuned, data[few], labels[few], 400, 0.1, 2)
-    wrong = fit(ToyNet(), torch.randn(2000, 2, generator=generator) * 0.3 + torch.tensor([0.0, -2.0]), labels, 600, 0.2, 3)
+    elsewhere = torch.randn(2000, 2, generator=generator) * 0.3 + torch.tensor([0.0, -2.0])
+    wrong = fit(ToyNet(), elsewhere, labels, 600, 0.2, 3)
 
     real = toy_data(torch.arange(600) % 6, torch.Generator().manual_seed(5))
     spoiled, kept = (energy_distance(toy_sample(nothing(net), None, 0, 0), real) for net in (finetuned, base))
@@ -264,7 +270,8 @@ def changed(sd, function):
 
 
 def draw(sd, predictor, scale, **settings):
-    pictures = sd.generate(["a red dog", "a cat"], steps=3, guidance=scale, seed=4, progress=False, predictor=predictor, **settings)
+    settings |= {"steps": 3, "seed": 4, "progress": False}
+    pictures = sd.generate(["a red dog", "a cat"], guidance=scale, predictor=predictor, **settings)
     return np.stack([np.asarray(p) for p in pictures]).astype(int)
 
 
@@ -288,7 +295,7 @@ def test_scale_1_is_independent_of_the_base_and_scale_0_of_the_model(finetuned, 
 
 
 def test_evaluations_and_what_the_fine_tuned_model_is_asked(finetuned, base):
-    """One of the base and one of the model for each step, 1 + 2 with two conditions; the model never sees the empty prompt."""
+    """One of the base and one of the model for each step; the model never sees the empty prompt."""
     empty, seen = finetuned.encode_prompts([""]), {"base": 0, "model": 0}
 
     def counted(name):
@@ -302,31 +309,7 @@ def test_evaluations_and_what_the_fine_tuned_model_is_asked(finetuned, base):
     with changed(finetuned, counted("model")), changed(base, counted("base")):
         eps_base = guidance.unconditional_of(base, finetuned)
         draw(finetuned, guidance.one_condition(finetuned, eps_base), 2.0)
-        assert seen == {"base": 3, "model": 3}
-        draw(finetuned, guidance.two_conditions(finetuned, eps_base, "a dog", 2.0), 3.0)
-    assert seen == {"base": 6, "model": 9}
-
-
-def test_two_conditions_never_use_the_models_own_unconditional(finetuned, base):
-    """ε_θ(∅, ∅) + 1000 must change nothing; ε_θ(c_1, ∅) + 1000 must, unless both scales are equal."""
-    contexts = {prompt: finetuned.encode_prompts([prompt]) for prompt in ("", "a dog")}
-
-    def shifted(prompt):
-        def function(original, x, t, context):
-            return original(x, t, context) + 1e3 * bool((context == contexts[prompt]).all())
-
-        return function
-
-    def predicted(scale_1, scale_2, prompt=None):
-        x, context = torch.ones(2, 4, 8, 8), finetuned.encode_prompts(["a dog at night"] * 2)
-        predict = guidance.two_conditions(finetuned, guidance.unconditional_of(base, finetuned), "a dog", scale_1)
-        with torch.no_grad(), changed(finetuned, shifted(prompt)) if prompt is not None else contextlib.nullcontext():
-            return predict(x, 301, context, None, scale_2)
-
-    before = predicted(2.0, 3.0)
-    assert torch.equal(predicted(2.0, 3.0, ""), before)
-    assert (predicted(2.0, 3.0, "a dog") - before + 1000).abs().max() < 0.01  # (γ_1 − γ_2)·1000
-    assert (predicted(3.0, 3.0, "a dog") - predicted(3.0, 3.0)).abs().max() < 0.01
+    assert seen == {"base": 3, "model": 3}
 
 
 def test_a_base_that_predicts_v_and_has_another_schedule(finetuned, base):
@@ -342,32 +325,6 @@ def test_a_base_that_predicts_v_and_has_another_schedule(finetuned, base):
         expected = other.alphas_cumprod[tau].sqrt() * v + (1 - other.alphas_cumprod[tau]).sqrt() * x
         got = guidance.unconditional_of(other, finetuned)(x, t)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_an_adapter_is_switched_off_for_the_base_and_no_copy_is_made(finetuned):
-    """`off` is entered for each evaluation of the base, and for nothing else; the network is the same object."""
-    state, inside = {"on": True}, []
-
-    @contextlib.contextmanager
-    def off():
-        state["on"] = False
-        yield
-        state["on"] = True
-
-    def function(original, x, t, context):
-        inside.append(state["on"])
-        return original(x, t, context) * (1 if state["on"] else 2)
-
-    with changed(finetuned, function):
-        predict = guidance.one_condition(finetuned, guidance.unconditional_of(finetuned, finetuned, off=off))
-        x, context = torch.ones(1, 4, 8, 8), finetuned.encode_prompts(["a dog"])
-        with torch.no_grad():
-            got = predict(x, 101, context, None, 3.0)
-    assert inside == [True, False]
-    with torch.no_grad():
-        t, empty = torch.tensor([101]), finetuned.encode_prompts([""])
-        expected = guidance.guide(2 * finetuned.predict_eps(x, t, empty), finetuned.predict_eps(x, t, context), 3.0)
-    assert torch.equal(got, expected)
 
 
 def test_a_base_shares_what_is_equal():
@@ -418,18 +375,13 @@ def test_unlike_latent_spaces_are_refused(finetuned):
 def test_sample_takes_the_unconditional_from_a_base(finetuned, base, tmp_path):
     finetuned.save(tmp_path / "run")
     words = {"prompt": ["a dog at night"], "model": str(tmp_path / "run"), "steps": 2, "guidance": 2.0}
-    [got] = sample(SampleOptions(**words, unconditional_from="tiny", negative_prompt="a cat", out=str(tmp_path / "a.png")))
+    more = {"unconditional_from": "tiny", "negative_prompt": "a cat", "out": str(tmp_path / "a.png")}
+    [got] = sample(SampleOptions(**words, **more))
     predict = guidance.one_condition(finetuned, guidance.unconditional_of(base, finetuned, "a cat"))
     [expected] = finetuned.generate(words["prompt"], steps=2, guidance=2.0, progress=False, predictor=predict)
     assert got.tobytes() == expected.tobytes()
     settings = json.loads(Image.open(tmp_path / "a.png").info["minibnn"])
     assert (settings["unconditional_from"], settings["guidance"]) == ("tiny", 2.0)
-
-    [got] = sample(SampleOptions(**words, first_prompt="a dog", first_guidance=4.0, out=str(tmp_path / "b.png")))
-    own = guidance.unconditional_of(finetuned, finetuned)
-    predict = guidance.two_conditions(finetuned, own, "a dog", 4.0)
-    [expected] = finetuned.generate(words["prompt"], steps=2, guidance=2.0, progress=False, predictor=predict)
-    assert got.tobytes() == expected.tobytes()
 
 
 def test_posterior_samples_leave_the_base_alone(base, tmp_path):
@@ -437,13 +389,16 @@ def test_posterior_samples_leave_the_base_alone(base, tmp_path):
     run = tmp_path / "run"
     base.save(run)
     weight = base.unet.conv_in.weight.detach()
-    write_tensors(run / "posterior.safetensors", {"conv_in.weight": weight, "conv_in.weight_sigma": torch.full_like(weight, 0.05)})
+    random = {"conv_in.weight": weight, "conv_in.weight_sigma": torch.full_like(weight, 0.05)}
+    write_tensors(run / "posterior.safetensors", random)
     words = {"prompt": ["a dog at night"], "steps": 2, "guidance": 3.0}
-    options = SampleOptions(**words, model=str(run), unconditional_from="tiny", posterior_samples=2, out=str(tmp_path / "a.png"))
-    got = sample(options)
+    more = {"unconditional_from": "tiny", "posterior_samples": 2, "out": str(tmp_path / "a.png")}
+    got = sample(SampleOptions(**words, **more, model=str(run)))
     sd, random = posterior.open_run(run)
     predict = guidance.one_condition(sd, guidance.unconditional_of(base, sd))
-    expected = posterior.draw(sd, random, 2, 0, lambda: sd.generate(*words.values(), progress=False, predictor=predict))
+    expected = posterior.generate_with_draws(
+        sd, random, 2, 0, lambda: sd.generate(*words.values(), progress=False, predictor=predict)
+    )
     for a, [b] in zip(got[:3], expected, strict=True):  # at the mean, and two draws
         assert a.tobytes() == b.tobytes()
     assert len({a.tobytes() for a in got[:3]}) == 3
@@ -451,25 +406,21 @@ def test_posterior_samples_leave_the_base_alone(base, tmp_path):
 
 def test_mistakes_of_the_command(base, tmp_path):
     out = str(tmp_path / "a.png")
-    with pytest.raises(UserError, match="--first-guidance needs --first-prompt"):
-        sample(SampleOptions(prompt=["a dog"], first_guidance=2.0, out=out))
     with pytest.raises(UserError, match="no model at .*nowhere"):
         sample(SampleOptions(prompt=["a dog"], unconditional_from=str(tmp_path / "nowhere"), out=out))
     base.save(tmp_path / "other")
     config = tmp_path / "other" / "vae" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"scaling_factor": 0.5}))
-    with pytest.raises(UserError, match="--unconditional-from .*other: the base has another latent space.*take the model"):
+    message = "--unconditional-from .*other: the base has another latent space.*take the model"
+    with pytest.raises(UserError, match=message):
         sample(SampleOptions(prompt=["a dog"], unconditional_from=str(tmp_path / "other"), out=out))
     assert not (tmp_path / "a.png").exists()
 
 
 def test_the_experiment_measures_what_it_says(dog):
-    """The subject's own pictures are more faithful than white ones and judged to be where they are; white is clipped."""
-    from minibnn.experiments.guidance import measure
-    from minibnn.world import scenes as world
-
+    """The subject's own pictures are more faithful than white ones, and seen to be where they are; white is clipped."""
     pictures = [world.draw(scene) for scene in world.dog_scenes()]
-    training = pictures.to_tensor(pictures)
+    training = to_tensor(pictures)
     figures = measure(pictures, list(world.DOG_BACKGROUNDS), training)
     assert figures["place"] == 1 and figures["clipped"] < 0.01
     white = measure([Image.new("RGB", (64, 64), "white")] * 2, ["grass", None], training)
@@ -478,12 +429,11 @@ def test_the_experiment_measures_what_it_says(dog):
 
 def test_the_experiment_keeps_what_was_made_alike(tmp_path):
     """Other settings, and two runs of one name, would overwrite results."""
-    from minibnn.experiments.guidance import kept_runs, names_of
-
     assert names_of(["a/dog", "b/cat/"]) == {"dog": "a/dog", "cat": "b/cat/"}
     with pytest.raises(UserError, match="a/dog and b/dog/ are both called dog; rename one"):
         names_of(["a/dog", "b/dog/"])
-    settings, path = {"base": "tiny", "prompt": "a dog", "images": {"0.png": "12"}, "seed": 0}, tmp_path / "guidance.json"
+    settings = {"base": "tiny", "prompt": "a dog", "images": {"0.png": "12"}, "seed": 0}
+    path = tmp_path / "guidance.json"
     assert kept_runs(path, settings) == {}
     path.write_text(json.dumps(settings | {"runs": {"dog": 1}}))
     assert kept_runs(path, settings) == {"dog": 1}

@@ -1,4 +1,7 @@
-"""The table of methods: its statistics, its rows, what resuming reads. The runs themselves are `python -m minibnn.experiments methods`."""
+"""The table of methods: its statistics, its rows, what resuming reads.
+
+The runs themselves are made by `python -m minibnn experiment methods`.
+"""
 
 import json
 import shutil
@@ -18,6 +21,7 @@ from minibnn.files.configs import RECIPE
 from minibnn.files.store import write_json, write_tensors
 from minibnn.finetune import methods as fine_tuning
 from minibnn.options.commands import TrainOptions
+from minibnn.options.experiments import MethodsOptions
 from minibnn.options.parsing import parse
 
 
@@ -39,7 +43,8 @@ def fabricated(row, seed, shift):
 
 
 def test_differences_pair_the_same_pictures():
-    found = {(row, seed): fabricated(row, seed, 0.1 if "BNN" in row else 0.0) for row in methods.ROWS for seed in (0, 1, 2)}
+    shifts = {row: 0.1 if "BNN" in row else 0.0 for row in methods.ROWS}
+    found = {(row, seed): fabricated(row, seed, shift) for row, shift in shifts.items() for seed in (0, 1, 2)}
     rows, differences = methods.summarise("methods", found, (0, 1, 2))
     for what in methods.MEASURES:
         np.testing.assert_allclose(differences["LoRA + BNN"][what], (0.1, 0.1, 0.1), atol=1e-12)  # no spread left
@@ -70,8 +75,8 @@ def test_a_torn_line_is_made_again(tmp_path):
 
 
 def test_tables_do_not_mix_settings(tmp_path, capsys):
-    """Steps, the recipe's included, pictures for each prompt, training pictures, and lines that do not say: one line names --out."""
-    options = methods.MethodsOptions(out=str(tmp_path), steps=300, plan=True)
+    """Steps (also the recipe's), pictures for each prompt, training pictures, and lines that do not say."""
+    options = MethodsOptions(out=str(tmp_path), steps=300, plan=True)
     line = {"row": "LoRA", "seed": 0, "steps": 300, "settings": methods.settings_of(options)}
     (tmp_path / "runs.jsonl").write_text(json.dumps(line) + "\n")
     methods.table("methods", options)
@@ -85,7 +90,7 @@ def test_tables_do_not_mix_settings(tmp_path, capsys):
         ({"steps": 200}, "LoRA, seed 0 was made with --steps 300, not 200; name another --out"),
         ({"steps": None}, "--steps 300, not the recipe's"), ({"each": 1}, "--each 2, not 1"),
         ({"images": str(tmp_path / "dog")}, "was made with other pictures; name another --out"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=words):
             methods.table("methods", replace(options, **changes))
     (tmp_path / "runs.jsonl").write_text(json.dumps({"row": "LoRA", "seed": 0, "steps": 300}) + "\n")
@@ -96,7 +101,7 @@ def test_tables_do_not_mix_settings(tmp_path, capsys):
 @pytest.mark.parametrize("words", [("--steps", "0"), ("--each", "0"), ("--seeds", "-1")])
 def test_impossible_numbers_are_refused(words, capsys):
     with pytest.raises(SystemExit):
-        parse(methods.MethodsOptions, "x", list(words))
+        parse(MethodsOptions, "x", list(words))
     assert "is not a whole number" in capsys.readouterr().err
 
 
@@ -104,7 +109,7 @@ def test_the_committed_runs_give_the_committed_tables():
     """Their settings are those that the tables state; every number of the tables follows from the lines."""
     folder = Path("tutorials/results")
     found = methods.read_runs(folder / "methods-runs.jsonl")
-    options = methods.MethodsOptions(steps=300)
+    options = MethodsOptions(steps=300)
     methods.check_settings(found, methods.settings_of(options), "x")
     for name in methods.TABLES:
         rows, differences = methods.summarise(name, found, (0, 1, 2))
@@ -124,13 +129,13 @@ def test_measures_belong_to_their_pictures():
     values = methods.measure(list(pictures), wanted, training)
     assert {what: len(list_) for what, list_ in values.items()} == {
         "fidelity": 8, "fidelity, others": 12, "noise": 12, "dog": 12, "place": 10, "diversity": 1,
-    }  # fmt: skip
+    }
     assert min(values["noise"]) > 10  # white noise, thousandths of energy
 
 
 def test_a_run_is_charged_for_itself_alone(tmp_path, monkeypatch):
-    """Processor time and memory are the child's; sizes are those of its checkpoint and of its result; the folder goes."""
-    options = methods.MethodsOptions(out=str(tmp_path), images="tutorials/dog", steps=1)
+    """Time and memory are the child's, sizes those of its checkpoint and of its result; the folder is deleted."""
+    options = MethodsOptions(out=str(tmp_path), images="tutorials/dog", steps=1)
 
     def train_apart(row, seed, options, folder):
         write_tensors(folder / runs.STATE, {"a": torch.zeros(1000)})
@@ -155,6 +160,6 @@ def test_a_run_is_charged_for_itself_alone(tmp_path, monkeypatch):
 
 
 def test_a_child_that_fails_says_why(tmp_path):
-    options = methods.MethodsOptions(out=str(tmp_path), images=str(tmp_path / "nowhere"), steps=1)
+    options = MethodsOptions(out=str(tmp_path), images=str(tmp_path / "nowhere"), steps=1)
     with pytest.raises(UserError, match="LoRA, seed 0: error: --images .*nowhere: no such folder"):
         methods.train_apart("LoRA", 0, options, tmp_path / "x")

@@ -1,21 +1,20 @@
-"""Does the picture follow the hint? `python -m minibnn.experiments bps`
+"""Does the picture follow the hint? `python -m minibnn experiment bps`
 
-Branches are trained on 12, 40 and 200 pairs (sketch, drawing, caption) of the world and then draw 24 unseen sketches with
-their captions. A judge trained on the world says which pixels the drawn subject covers (intersection over union, IoU,
-with the exact mask that the sketch was made from) and which subject, colour and background it is.
+Branches are trained on 12, 40 and 200 pairs (sketch, drawing, caption) of the world and then draw 24 unseen sketches
+with their captions. A judge trained on the world says which pixels the drawn subject covers (intersection over union,
+IoU, with the exact mask that the sketch was made from) and which subject, colour and background it is.
 
 Compared under the same number of steps, pairs, batch and learning rate:
     base     the frozen model, which sees no hint
     bps      all 18 additions of the bundled model (38 in SD v1.5)
     skip     ControlNet's places: the encoder's features are added to the skips, the middle's to its output
     encoder  T2I-Adapter's places: additions in the encoder's units alone
-The last two take the same branch; only where its features go differs. ControlNet proper also copies the UNet and sees z_t,
-T2I-Adapter proper has a lighter encoder without time: neither is claimed to be reproduced.
+The last two take the same branch; only the places where its features go differ. ControlNet proper also copies the UNet
+and sees z_t, T2I-Adapter proper has a lighter encoder without time: neither is claimed to be reproduced.
 
 Every run is kept in --work and not repeated; --runs N stops after N new ones and reports what there is.
 """
 
-import argparse
 import contextlib
 import time
 from pathlib import Path
@@ -24,10 +23,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..files.store import read_json, write_json, write_whole
+from ..files.store import read_json, write_json
 from ..neighbours import bps, bps_branch
-from ..options.parsing import readable, run, seed_number
-from ..pictures import grid, to_pil, to_tensor
+from ..pictures import grid, save_png, to_pil, to_tensor
 from ..pipeline import StableDiffusion
 from ..world import scenes as world
 from ..world.classifier import random_scenes, reconstruct
@@ -79,18 +77,21 @@ def encoder_only(unet, features):
     return bps_branch.added(unet, features[:encoder] + [None] * (len(features) - encoder))
 
 
-VARIANTS = {"bps": (bps_branch.Branch, bps_branch.added), "skip": (SkipBranch, skip_only), "encoder": (bps_branch.Branch, encoder_only)}
+VARIANTS = {  # name: (branch, where its features go)
+    "base": (bps_branch.Branch, bps_branch.added), "bps": (bps_branch.Branch, bps_branch.added),
+    "skip": (SkipBranch, skip_only), "encoder": (bps_branch.Branch, encoder_only),
+}
 
 
 def world_pairs(count, seed):
-    """Scenes, sketches (n, 1, 64, 64) in [0, 1], pictures, exact masks."""
+    """Scenes, sketches (n, 1, 64, 64) in [0, 1], pictures (n, 3, 64, 64), exact masks (n, 64, 64)."""
     scenes = random_scenes(count, seed, held_out=False)
     images, masks = drawn(scenes)
     return scenes, torch.from_numpy(np.stack([world.outline(mask.numpy()) for mask in masks]))[:, None], images, masks
 
 
 def one(sd, judge, variant, count, seed, steps):
-    """Train one branch and judge what it draws; the pictures too."""
+    """Train one branch and judge what it draws: {measure: value}, the pictures."""
     kind, inject = VARIANTS[variant]
     torch.manual_seed(seed)
     branch = kind(sd.unet.config)
@@ -98,65 +99,61 @@ def one(sd, judge, variant, count, seed, steps):
     if count:
         scenes, hints, images, _ = world_pairs(count, [11, seed])
         pairs = bps.make_pairs(sd, hints, images, [world.caption(scene) for scene in scenes])
-        bps.train(sd, branch, pairs, steps, LR, BATCH, seed, inject=inject)
+        bps.train_branch(sd, branch, pairs, steps, LR, BATCH, seed, inject=inject)
     seconds = time.process_time() - started
     scenes, hints, _, masks = world_pairs(TESTS, 12)
     captions = [world.caption(scene) for scene in scenes]
-    pictures = bps.draw(sd, branch.eval(), hints, captions, SAMPLE_STEPS, seed=seed, batch_size=TESTS, inject=inject)
+    pictures = bps.draw_steered(sd, branch.eval(), hints, captions, SAMPLE_STEPS, None, seed, TESTS, inject)
     return {**judged(judge, to_tensor(pictures), masks, scenes), "training seconds": round(seconds, 1)}, pictures
 
 
-def experiment(options):
-    sd = StableDiffusion.load("tiny")
-    judge = train_judge(options.work / "judge.safetensors")
-    results = {}
-    for variant, count, seed in [(*which, seed) for which in RUNS if which[0] in options.variants for seed in options.seeds]:
-        path = options.work / f"steps-{options.steps}" / f"{variant}-{count}-{seed}.json"
-        if not path.exists():
-            if options.runs == 0:
-                continue  # later ones may be there
-            options.runs -= 1
-            result, pictures = one(sd, judge, "bps" if variant == "base" else variant, count, seed, options.steps)
-            write_whole(path.with_suffix(".png"), lambda p, pictures=pictures: grid(pictures[:8], 8).save(p, format="PNG"))
-            write_json(path, result)
-            print(path.stem, result, flush=True)
-        results.setdefault(f"{variant} {count}", []).append(read_json(path))
+def run_file(options, variant, count, seed):
+    """The file of a single run's figures; its first eight pictures are in a PNG beside it."""
+    return Path(options.work) / f"steps-{options.steps}" / f"{variant}-{count}-{seed}.json"
 
+
+def experiment(options):
+    """Do the runs of BpsExperimentOptions that are not there yet, and report all that are."""
+    sd = StableDiffusion.load("tiny")
+    judge = train_judge(Path(options.work) / "judge.safetensors")
+    results, left = {}, options.runs
+    for variant, count in RUNS:
+        for seed in options.seeds if variant in options.variants else ():
+            path = run_file(options, variant, count, seed)
+            if not path.exists():
+                if not left:
+                    continue  # later ones may be there
+                left -= 1
+                result, pictures = one(sd, judge, variant, count, seed, options.steps)
+                save_png(grid(pictures[:8], 8), path.with_suffix(".png"))
+                write_json(path, result)
+                print(path.stem, result, flush=True)
+            results.setdefault(f"{variant} {count}", []).append(read_json(path))
+
+    out = Path(options.out)
     scenes, hints, images, masks = world_pairs(TESTS, 12)
-    limit = {"real drawings": judged(judge, images, masks, scenes),
-             "real drawings through the VAE": judged(judge, reconstruct(sd, images), masks, scenes)}  # fmt: skip
-    path = options.out / "bps.json"
-    summary = read_json(path) if path.exists() else {"batch": BATCH, "lr": LR, "sampling steps": SAMPLE_STEPS, "hints": TESTS, "judge": limit}
-    write_json(path, summary | {f"{options.steps} steps": results})
-    picture = sheet(options, hints, images)
-    write_whole(options.out / f"bps_{options.steps}.png", lambda p: picture.save(p, format="PNG", optimize=True))
+    limit = {
+        "real drawings": judged(judge, images, masks, scenes),
+        "real drawings through the VAE": judged(judge, reconstruct(sd, images), masks, scenes),
+    }
+    path = out / "bps.json"
+    fixed = {"batch": BATCH, "lr": LR, "sampling steps": SAMPLE_STEPS, "hints": TESTS, "judge": limit}
+    write_json(path, (read_json(path) if path.exists() else fixed) | {f"{options.steps} steps": results})
+    save_png(sheet(options, hints, images), out / f"bps_{options.steps}.png", optimize=True)
     for name, values in limit.items():
         print(f"{name:32s}" + "".join(f"  {key} {values[key]:.3f}" for key in JUDGED))
     for name, runs in results.items():
-        means = {key: np.array([r[key] for r in runs]) for key in JUDGED}
-        print(f"{name:32s}" + "".join(f"  {key} {v.mean():.3f} ± {v.std(ddof=1) if len(v) > 1 else 0:.3f}" for key, v in means.items()))
+        print(f"{name:32s}", end="")
+        for key in JUDGED:
+            values = np.array([run[key] for run in runs])
+            print(f"  {key} {values.mean():.3f} ± {values.std(ddof=1) if len(values) > 1 else 0:.3f}", end="")
+        print()
 
 
 def sheet(options, hints, images):
-    """Rows: hint, the drawing it came from, base, bps 12, 40, 200, encoder 40, skip 40, all of the first seed; as far as they are there."""
-    cells = to_pil(2 * hints[:8].expand(-1, 3, -1, -1) - 1) + to_pil(images[:8])
-    rows = [options.work / f"steps-{options.steps}" / f"{variant}-{count}-{options.seeds[0]}.png" for variant, count in sorted(RUNS)]
-    for path in filter(Path.exists, rows):
-        row = Image.open(path)
-        cells += [row.crop((66 * i, 0, 66 * i + 64, 64)) for i in range(8)]
-    return grid(cells, 8).quantize(256)  # a palette: a third of the bytes
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m minibnn.experiments bps", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--seeds", type=readable(seed_number), nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=60, help="optimiser steps of each branch")
-    parser.add_argument("--variants", nargs="+", choices=("base", *VARIANTS), default=["base", *VARIANTS])
-    parser.add_argument("--runs", type=int, default=1000, help="stop after so many new runs")
-    parser.add_argument("--work", type=Path, default=Path("runs/experiments/bps"), help="folder of single runs")
-    parser.add_argument("--out", type=Path, default=Path("tutorials/results"), help="folder of bps.json and bps_STEPS.png")
-    run(experiment, parser.parse_args(argv))
-
-
-if __name__ == "__main__":
-    main()
+    """Eight columns, of the first seed: hint, its drawing, and below what was drawn by base, bps (12, 40, 200 pairs),
+    encoder (40) and skip (40), as far as they are there."""
+    rows = [grid(to_pil(2 * hints[:8].expand(-1, 3, -1, -1) - 1), 8), grid(to_pil(images[:8]), 8)]
+    files = [run_file(options, variant, count, options.seeds[0]).with_suffix(".png") for variant, count in sorted(RUNS)]
+    rows += [Image.open(path) for path in files if path.exists()]
+    return grid(rows, 1).quantize(256)  # a palette: a third of the bytes

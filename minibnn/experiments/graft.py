@@ -1,8 +1,8 @@
-"""GRAFT and P-GRAFT on the bundled model: `python -m minibnn.experiments graft`
+"""GRAFT and P-GRAFT on the bundled model: `python -m minibnn experiment graft`
 
-Prompts "a SUBJECT on the grass", whose colours the model chooses freely; reward 1 for a red thing on the grass, else 0; the
-binary rule. All methods of a seed share the candidates. Each seed's results are kept in OUT/graft.json when it is
-done and not computed again.
+The prompts are "a SUBJECT on the grass", whose colours the model chooses freely. The reward is 1 for a red thing on
+the grass, else 0, and what has the reward 1 is kept. All methods of a seed share the candidates. The results of each
+seed are kept in OUT/graft.json when it is done, and not computed again.
 
     reward      mean over fresh samples: GRAFT should reach 1
     ceiling     the base finishes the accepted x_t again: E[a²]/E[a], the best P-GRAFT can do at this switch
@@ -11,7 +11,6 @@ done and not computed again.
     diversity   root mean square difference of two pictures of the same prompt, values 0..1
 """
 
-import argparse
 import copy
 import dataclasses
 import itertools
@@ -22,17 +21,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .. import pictures, schedule
+from .. import schedule
 from ..errors import UserError
-from ..files.store import read_json, write_json, write_whole
+from ..files.store import read_json, write_json
 from ..neighbours import graft
-from ..neighbours.rewards import judge, red_thing_on_grass
+from ..neighbours.rewards import red_thing_on_grass, rewards_of
 from ..options.commands import GraftOptions
-from ..options.parsing import readable, run, seed_number
+from ..pictures import save_png, sheet
 from ..pipeline import StableDiffusion
 
 SWITCHES = (250, 500, 750)
-METHODS = {"GRAFT": (0, "B"), "random choice": (0, "B")} | {f"P-GRAFT {t}": (t, "B") for t in SWITCHES} | {"P-GRAFT 500 A": (500, "A")}  # fmt: skip
+METHODS = {"GRAFT": 0, "random choice": 0} | {f"P-GRAFT {t}": t for t in SWITCHES}  # name: switch
 
 
 def path_kl(abar_t, abar_prev, difference):
@@ -51,7 +50,7 @@ def draw_and_compare(sd, base, prompts, options, seed):
     """Fresh samples of `sd`, and the path KL of its sampler to that with the UNet `base`: pictures, nats."""
     generator = torch.Generator().manual_seed(seed)
     abar, times = sd.alphas_cumprod, schedule.timesteps(options.sample_steps)
-    pictures, kl = [], 0.0
+    drawn, kl = [], 0.0
     for i in range(0, len(prompts), options.batch_size):
         context = sd.encode_prompts(prompts[i : i + options.batch_size])
         x = torch.randn((len(context), 4, 8, 8), generator=generator)
@@ -60,8 +59,8 @@ def draw_and_compare(sd, base, prompts, options, seed):
             eps = sd.unet(x, t, context)
             kl += path_kl(abar_t, abar_prev, eps - base(x, t, context)).sum().item()
             x = schedule.ddim_step(x, eps, abar_t, abar_prev, 1.0, torch.randn(x.shape, generator=generator))
-        pictures += graft.pictures_of(sd, x)
-    return pictures, kl / len(prompts)
+        drawn += graft.pictures_of(sd, x)
+    return drawn, kl / len(prompts)
 
 
 @torch.no_grad()
@@ -88,34 +87,38 @@ def one_seed(seed, options, fresh_for_each):
     base = StableDiffusion.load("tiny")
     options = dataclasses.replace(graft.settle(options, base), seed=seed)
     prompts = [prompt for prompt in options.prompt for _ in range(options.groups * options.candidates)]
-    x0, states = graft.draw(base, prompts, options, 1000 + seed, SWITCHES)
-    pictures = graft.pictures_of(base, x0)
-    rewards = judge(red_thing_on_grass, pictures, prompts)
+    x0, states = graft.draw_latents(base, prompts, options, 1000 + seed, SWITCHES)
+    candidates = graft.pictures_of(base, x0)
+    rewards = rewards_of(red_thing_on_grass, candidates, prompts)
     chosen = graft.accept(rewards, options)
     fresh = [prompt for prompt in options.prompt for _ in range(fresh_for_each)]
-    table = {"base": {"reward": rewards.mean().item(), "path_kl": 0.0, "diversity": diversity(pictures[::4], prompts[::4])}}
-    kept_pictures = [p for p, k in zip(pictures, chosen, strict=True) if k]
-    kept_prompts = [p for p, k in zip(prompts, chosen, strict=True) if k]
-    least = -math.log(chosen.double().mean())
-    table["accepted samples"] = {"reward": 1.0, "path_kl": least, "diversity": diversity(kept_pictures, kept_prompts)}
-    shown = {"base": pictures[:: len(pictures) // 8][:8]}
-    for name, (switch, realisation) in METHODS.items():
+    accepted = chosen.nonzero()[:, 0].tolist()
+    table = {
+        "base": {
+            "reward": rewards.mean().item(), "path_kl": 0.0, "diversity": diversity(candidates[::4], prompts[::4]),
+        },
+        "accepted samples": {
+            "reward": 1.0, "path_kl": -math.log(chosen.double().mean()),
+            "diversity": diversity([candidates[i] for i in accepted], [prompts[i] for i in accepted]),
+        },
+    }
+    shown = {"base": candidates[:: len(candidates) // 8][:8]}
+    for name, switch in METHODS.items():
         kept = chosen
         if name == "random choice":
             kept = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))]
         contexts = base.encode_prompts([p for p, k in zip(prompts, kept, strict=True) if k])
-        settings = dataclasses.replace(options, switch=switch, realisation=realisation, batch_size=8)
         x_t, t = states.get(switch, (x0, 0))
         sd = dataclasses.replace(base, unet=copy.deepcopy(base.unet))
-        graft.fine_tune(sd, contexts, x0[kept], x_t[kept], t, settings)
+        graft.fine_tune(sd, contexts, x0[kept], t, dataclasses.replace(options, switch=switch, batch_size=8))
         if switch:
             sd.unet = graft.Switched(sd.unet, base.unet, switch)
         drawn, kl = draw_and_compare(sd, base.unet, fresh, options, 2000 + seed)
-        table[name] = {"reward": judge(red_thing_on_grass, drawn, fresh).mean().item(), "path_kl": kl}
-        table[name]["diversity"] = diversity(drawn, fresh)
-        if switch and realisation == "B":
+        reward = rewards_of(red_thing_on_grass, drawn, fresh).mean().item()
+        table[name] = {"reward": reward, "path_kl": kl, "diversity": diversity(drawn, fresh)}
+        if switch:
             again = finish(base, x_t[kept], t, contexts, options, 3000 + seed)
-            table[name]["ceiling"] = judge(red_thing_on_grass, again, [""] * len(again)).mean().item()
+            table[name]["ceiling"] = rewards_of(red_thing_on_grass, again, [""] * len(again)).mean().item()
         shown[name] = drawn[:: len(drawn) // 8][:8]
         print(seed, name, {k: round(v, 3) for k, v in table[name].items()}, flush=True)
     return table, shown
@@ -129,26 +132,28 @@ def kept_seeds(path, settings):
     before = result.get("settings", {})
     if before != settings:
         name = min(name for name in before.keys() | settings.keys() if before.get(name) != settings.get(name))
-        raise UserError(f"{path} was made with {name} = {before.get(name)}, not {settings.get(name)}; name another --out")
+        was, now = before.get(name), settings.get(name)
+        raise UserError(f"{path} was made with {name} = {was}, not {now}; name another --out")
     return result["seeds"]
 
 
 def experiment(options):
-    path = options.out / "graft.json"
+    """Do what GraftExperimentOptions ask for: every seed that is not there yet, and the table of all."""
+    out = Path(options.out)
     settings = GraftOptions(
-        reward="red_thing_on_grass", rule="binary", candidates=8, groups=options.groups, steps=options.steps, lr=options.lr, batch_size=32,
-        sample_steps=options.sample_steps,
-    )  # fmt: skip
-    described = {k: getattr(settings, k) for k in ("reward", "rule", "candidates", "groups", "steps", "lr", "guidance", "eta", "sample_steps")}
-    described["fresh_for_each_prompt"] = options.fresh
-    seeds = kept_seeds(path, described)
+        reward="red_thing_on_grass", rule="threshold", minimum=1.0, candidates=8, groups=options.groups,
+        steps=options.steps, lr=options.lr, batch_size=32, sample_steps=options.sample_steps,
+    )
+    names = ("reward", "rule", "candidates", "groups", "steps", "lr", "guidance", "eta", "sample_steps")
+    described = {name: getattr(settings, name) for name in names} | {"fresh_for_each_prompt": options.fresh}
+    seeds = kept_seeds(out / "graft.json", described)
     for seed in options.seeds:
         if str(seed) in seeds:
             continue
         seeds[str(seed)], shown = one_seed(seed, settings, options.fresh)
-        write_json(path, {"settings": described, "seeds": seeds})
-        sheet = pictures.sheet(list(shown.values()), list(shown), [""] * 8).quantize(256, dither=Image.Dither.NONE)
-        write_whole(options.out / "graft-samples.png", lambda file, sheet=sheet: sheet.save(file, format="PNG", optimize=True))
+        write_json(out / "graft.json", {"settings": described, "seeds": seeds})
+        picture = sheet(list(shown.values()), list(shown), [""] * 8).quantize(256, dither=Image.Dither.NONE)
+        save_png(picture, out / "graft-samples.png", optimize=True)
     print_table(seeds)
 
 
@@ -162,15 +167,3 @@ def print_table(seeds):
             spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.2f}{spread}" if values else "")
         print(f"| {name} | " + " | ".join(cells) + " |")
-
-
-def main(arguments):
-    parser = argparse.ArgumentParser(prog="python -m minibnn.experiments graft", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("tutorials/results"), help="folder [tutorials/results]")
-    parser.add_argument("--seeds", type=readable(seed_number), nargs="+", default=[0, 1, 2])
-    parser.add_argument("--groups", type=int, default=3, help="groups of 8 candidates for each of 12 prompts [3]")
-    parser.add_argument("--steps", type=int, default=60, help="optimiser steps, 8 samples each [60]")
-    parser.add_argument("--sample-steps", type=int, default=15, help="of DDIM with η = 1 [15]")
-    parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--fresh", type=int, default=4, help="fresh samples for each prompt [4]")
-    run(experiment, parser.parse_args(arguments))

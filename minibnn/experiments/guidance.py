@@ -1,29 +1,31 @@
-"""Guidance with and without the base's unconditional prediction: `python -m minibnn.experiments guidance --runs runs/dog`
+"""Guidance with and without the base's unconditional prediction.
 
-For each run and each scale 16 pictures: the training prompt and four places, the same starting noise everywhere. Runs are
-folders of `python -m minibnn.train`, of any method. Measured (see `metrics.py`):
+    python -m minibnn experiment guidance --runs runs/dog
+
+Draws 16 pictures for each run and each scale, of the training prompt and of four places, from the same noise for all.
+Runs are folders of `python -m minibnn.train`, of any method. Measured (see `world/measures.py`):
 
     fidelity    cosine to the training pictures, mean over all
     place       share of the pictures with a place whose background is judged to be the prompted one
     noise       high-frequency energy of calm areas above clean drawings', × 1000
     clipped     share of channel values at 0 or 255: saturation
 
-guidance-samples.png has a row for each run without and with the base, in it scales 1.5, 3 and 7.5 with four pictures each:
-the training prompt, beach, snow and night. guidance.json keeps earlier runs of the same base, prompt and pictures.
+guidance-samples.png has a row for each run without and with the base. It shows the scales 1.5, 3 and 7.5 with four
+pictures each: the training prompt, beach, snow and night. guidance.json keeps earlier runs of the same base, prompt and
+pictures.
 """
 
-import argparse
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
-from .. import data, pictures
+from .. import data
 from ..errors import UserError
-from ..files.store import read_json, write_json, write_whole
+from ..files.store import read_json, write_json
 from ..lab.plot import Line, Panel, chart
 from ..neighbours import guidance
-from ..options.parsing import run
+from ..pictures import save_png, sheet, to_tensor
 from ..pipeline import StableDiffusion
 from ..runs import fingerprint
 from ..world import measures as world_measures
@@ -37,15 +39,14 @@ MEASURES = ("fidelity", "place", "noise", "clipped")
 
 def prompts_and_places(prompt):
     """Four times the prompt alone, then three times each with four places: 16 prompts, 16 places or None."""
-    pairs = [(prompt, None)] * 4 + [(f"{prompt} {world.BACKGROUNDS[place]}", place) for place in PLACES for _ in range(3)]
-    return [list(x) for x in zip(*pairs, strict=True)]
+    places = [None] * 4 + [place for place in PLACES for _ in range(3)]
+    return [f"{prompt} {world.BACKGROUNDS[place]}" if place else prompt for place in places], places
 
 
 def measure(pictures, places, training):
     """MEASURES of the pictures of one scale; training: the decoded training pictures (n, 3, 64, 64)."""
-    images = pictures.to_tensor(pictures)
-    judged = world_measures.prompt_fidelity(images, [{"background": place} if place else {} for place in places])["background"]
-    told = [right for right in judged if right is not None]
+    images, wanted = to_tensor(pictures), [{"background": place} if place else {} for place in places]
+    told = [right for right in world_measures.prompt_fidelity(images, wanted)["background"] if right is not None]
     return {
         "fidelity": world_measures.fidelity(images, training)[0].mean().item(),
         "place": sum(told) / len(told),
@@ -75,12 +76,14 @@ def kept_runs(path, settings):
 
 
 def experiment(options):
+    """Draw and measure the runs of GuidanceOptions, and write figures, pictures and curves."""
     runs = names_of(options.runs)
     base = StableDiffusion.load(options.base)
     prompts, places = prompts_and_places(options.prompt)
     files = data.list_pictures(options.images)
     training = reconstruct(base, data.load_pictures(files, base.recipe["resolution"]))
-    path = options.out / "guidance.json"
+    out = Path(options.out)
+    path = out / "guidance.json"
     settings = {"base": options.base, "prompt": options.prompt, "images": fingerprint(files), "seed": 0}
     result = settings | {"runs": kept_runs(path, settings)}
     shown, labels = [], []
@@ -99,39 +102,30 @@ def experiment(options):
         result["runs"][run_name] = table
         write_json(path, result)
     columns = [f"{scale:g}" if i == 0 else "" for scale in (1.5, 3, 7.5) for i in range(4)]
-    sheet = pictures.sheet(shown, labels, columns).quantize(256, dither=Image.Dither.NONE)
-    write_whole(options.out / "guidance-samples.png", lambda file: sheet.save(file, format="PNG", optimize=True))
-    plot(result, options.out / "guidance.png")
+    picture = sheet(shown, labels, columns).quantize(256, dither=Image.Dither.NONE)
+    save_png(picture, out / "guidance-samples.png", optimize=True)
+    save_png(curves(result), out / "guidance.png")
     print_table(result)
 
 
-def plot(result, path):
-    """The measures over the scale, one panel each."""
+def curves(result):
+    """The measures over the scale, a panel for each: a PIL picture."""
     panels = []
     for key in MEASURES:
         lines = [
             Line(f"{name}, {source}", list(SCALES), [cells[f"{scale:g}"][key] for scale in SCALES])
             for name, table in result["runs"].items() for source, cells in table.items()
-        ]  # fmt: skip
+        ]
         panels.append(Panel(key, lines, "guidance"))
-    pictures.save_png(chart(panels, columns=4), path)
+    return chart(panels, columns=4)
 
 
 def print_table(result):
-    """As Markdown."""
+    """Print the measures as a Markdown table."""
     print("| run | unconditional | measure | " + " | ".join(f"{s:g}" for s in SCALES) + " |")
     print("|---|---|---|" + "---|" * len(SCALES))
     for run_name, table in result["runs"].items():
         for name, cells in table.items():
             for key in MEASURES:
-                print(f"| {run_name} | {name} | {key} | " + " | ".join(f"{cells[f'{s:g}'][key]:.2f}" for s in SCALES) + " |")
-
-
-def main(arguments):
-    parser = argparse.ArgumentParser(prog="python -m minibnn.experiments guidance", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--runs", nargs="+", required=True, help="folders of fine-tuned models; their names must differ")
-    parser.add_argument("--base", default="tiny", help="whose unconditional prediction is tried [tiny]")
-    parser.add_argument("--prompt", default="a photo of a sks dog")
-    parser.add_argument("--images", default="tutorials/dog", help="the subject's pictures [tutorials/dog]")
-    parser.add_argument("--out", type=Path, default=Path("tutorials/results"), help="folder [tutorials/results]")
-    run(experiment, parser.parse_args(arguments))
+                values = " | ".join(f"{cells[f'{s:g}'][key]:.2f}" for s in SCALES)
+                print(f"| {run_name} | {name} | {key} | {values} |")

@@ -1,4 +1,4 @@
-"""Inverse noise correction, before and after, at equal and at fewer FLOPs: `python -m minibnn.experiments inverse-noise`
+"""Inverse noise correction, before and after, at equal and at fewer FLOPs: `python -m minibnn experiment inverse-noise`
 
 Quality is the energy distance between drawn and fresh real samples, 2 E‖X−Y‖ − E‖X−X′‖ − E‖Y−Y′‖, unbiased: 0 for the
 same distribution. FLOPs are those of drawing one sample, counted by PyTorch.
@@ -7,10 +7,10 @@ same distribution. FLOPs are those of drawing one sample, counted by PyTorch.
             corrected sampler stands the same flow trained on for as long (in FLOPs) as inversion and corrector took.
     world   the bundled flow on the world's latents (one training), three seeds of corrector and noise
 
-Leaves inverse_noise.json, to which a later run with other --seeds adds, and inverse_noise.png. The bundled corrector is that of seed 0; `--bundle` writes it.
+Leaves inverse_noise.json, to which a later run with other --seeds adds, and inverse_noise.png. The bundled corrector is
+that of seed 0; `--bundle` writes it.
 """
 
-import argparse
 import copy
 import hashlib
 import importlib.util
@@ -18,14 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import UserError
-from ..files.store import read_json, write_json, write_tensors, write_whole
+from ..files.store import read_json, read_tensors, write_json, write_tensors, write_whole
 from ..neighbours import flow
-from ..options.parsing import readable, run, seed_number
-from ..pictures import grid, to_pil
+from ..pictures import grid, save_png, to_pil
 from ..pipeline import StableDiffusion
 
 PLANE_STEPS, PLANE_LR, PLANE_BATCH, PLANE_POINTS = 1500, 5e-3, 256, 4000
@@ -41,13 +39,14 @@ def ring(n, generator):
 
 def moons(n, generator):
     """Two interleaved half circles of radius 1.3 with noise of 0.1."""
-    angle, side = torch.rand(n, generator=generator) * np.pi, torch.randint(0, 2, (n, 1), generator=generator) * 2 - 1
+    angle = torch.rand(n, generator=generator) * np.pi
+    side = torch.randint(0, 2, (n, 1), generator=generator) * 2 - 1
     points = side * torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], dim=1)
     return 1.3 * points + 0.1 * torch.randn(n, 2, generator=generator)
 
 
 def energy_distance(a, b):
-    """Of two samples (n, …) and (m, …), unbiased."""
+    """The energy distance of two samples (n, …) and (m, …), unbiased: a number."""
     a, b = a.flatten(1), b.flatten(1)
     within = [torch.cdist(x, x).sum() / (len(x) * (len(x) - 1)) for x in (a, b)]
     return (2 * torch.cdist(a, b).mean() - sum(within)).item()
@@ -55,7 +54,7 @@ def energy_distance(a, b):
 
 @torch.no_grad()
 def flops(velocity, x):
-    """Of one evaluation for one sample."""
+    """FLOPs of one evaluation of the velocity for one sample."""
     with FlopCounterMode(display=False) as counter:
         velocity(x[:1], x.new_zeros(1))
     return counter.get_total_flops()
@@ -76,11 +75,9 @@ class Counting(torch.nn.Module):
 def plane(data, seed):
     """One seed on one data set: a list of {"what", "n", "corrector steps", "FLOPs", "distance", …}."""
     generator = torch.Generator().manual_seed(seed)
-    x, real, e = data(PLANE_POINTS, generator), data(PLANE_POINTS, generator), torch.randn(PLANE_POINTS, 2, generator=generator)
-    torch.manual_seed(seed)
-    main = flow.VectorFlow(2, 64)
-    flow.fit(main, x, PLANE_STEPS, PLANE_LR, PLANE_BATCH, seed)
-    main.requires_grad_(False)
+    x, real = data(PLANE_POINTS, generator), data(PLANE_POINTS, generator)
+    e = torch.randn(PLANE_POINTS, 2, generator=generator)
+    main = trained(flow.VectorFlow, (2, 64), x, seed)
     cost, rows = flops(main, x), [{"what": "real", "distance": energy_distance(x, real), "FLOPs": 0}]
 
     def note(what, sampled, n, cost, **more):
@@ -95,15 +92,15 @@ def plane(data, seed):
         except UserError as error:
             rows.append({"what": "refused", "n": n, "why": str(error)})
             continue
-        torch.manual_seed(1000 + seed)
-        corrector = flow.VectorFlow(2, 32)
-        flow.fit(corrector, z, PLANE_STEPS, PLANE_LR, PLANE_BATCH, 1000 + seed)
+        corrector = trained(flow.VectorFlow, (2, 32), z, 1000 + seed)
         small = flops(corrector, x)
+        inverse = {"residual": residual.max().item(), "spread of z": z.std().item()}
         for k in CORRECTOR_STEPS:
-            note("corrected", flow.sample(main, e, n, corrector, k), n, n * cost + k * small,
-                 **{"corrector steps": k, "residual": residual.max().item(), "spread of z": z.std().item()})  # fmt: skip
+            drawn = flow.sample(main, e, n, corrector, k)
+            note("corrected", drawn, n, n * cost + k * small, **{"corrector steps": k}, **inverse)
         other = 2 * n
-        note("corrector of another n", flow.sample(main, e, other, corrector, 10), other, other * cost + 10 * small)
+        drawn = flow.sample(main, e, other, corrector, 10)
+        note("corrector of another n", drawn, other, other * cost + 10 * small)
         extra = counting.samples * cost + 3 * PLANE_STEPS * PLANE_BATCH * small  # backward: about twice the forward
         longer = copy.deepcopy(main).requires_grad_(True)
         more = max(1, round(extra / (3 * PLANE_BATCH * cost)))
@@ -113,10 +110,24 @@ def plane(data, seed):
     return rows
 
 
+def trained(kind, sizes, x, seed, steps=PLANE_STEPS, lr=PLANE_LR, batch=PLANE_BATCH):
+    """A new velocity kind(*sizes), trained on x (N, …) and then frozen."""
+    torch.manual_seed(seed)
+    velocity = kind(*sizes)
+    flow.fit(velocity, x, steps, lr, batch, seed)
+    return velocity.requires_grad_(False)
+
+
+def flow_file(options):
+    """The world's flow: that of --flow, or the bundled one."""
+    return Path(options.flow or flow.BUNDLED / "flow.safetensors")
+
+
 def kept_noises(options):
     """The file of the inverse noises: another one for each flow and each setting."""
-    flow_hash = hashlib.sha256(options.flow.read_bytes()).hexdigest()[:12]
-    return options.work / f"inverse-{flow_hash}-{options.euler_steps}-{options.inverted}-{options.tests}.safetensors"
+    flow_hash = hashlib.sha256(flow_file(options).read_bytes()).hexdigest()[:12]
+    name = f"inverse-{flow_hash}-{options.euler_steps}-{options.inverted}-{options.tests}.safetensors"
+    return Path(options.work) / name
 
 
 def inverted_world(options, sd, main):
@@ -127,40 +138,42 @@ def inverted_world(options, sd, main):
         z, residual = flow.inverse_noise(main, data, options.euler_steps, lost=flow.LOST)
         again, _ = flow.inverse_noise(main, real, options.euler_steps, lost=flow.LOST)
         write_tensors(path, {"data": data, "real": real, "z": z, "residual": residual, "z of real": again})
-    return load_file(path)
+    return read_tensors(path)
 
 
 def world(options, sd):
     """The bundled flow: the same rows for each seed of the corrector."""
-    main, _ = flow.load_flow(options.flow, flow.MAIN)
+    main, _ = flow.load_flow(flow_file(options), flow.MAIN)
     kept, n = inverted_world(options, sd, main), options.euler_steps
-    data, real, z = kept["data"], kept["real"], kept["z"]
-    cost, pictures = flops(main, data), []
-    rows = [{"what": "inverted", "n": n, "of": len(data), "kept": len(z), "residual": kept["residual"].max().item(), "spread of z": z.std().item()},
-            {"what": "real", "distance": energy_distance(data, real)},
-            {"what": "from true inverse noise", "n": n, "distance": energy_distance(flow.sample(main, kept["z of real"], n), data)}]  # fmt: skip
+    data, real, z, pictures = kept["data"], kept["real"], kept["z"], []
+    cost, worst = flops(main, data), kept["residual"].max().item()
+    true = flow.sample(main, kept["z of real"], n)
+    rows = [
+        {"what": "inverted", "n": n, "of": len(data), "kept": len(z), "residual": worst, "spread of z": z.std().item()},
+        {"what": "real", "distance": energy_distance(data, real)},
+        {"what": "from true inverse noise", "n": n, "distance": energy_distance(true, data)},
+    ]
     for seed in options.seeds:
         e = torch.randn(options.tests, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
-        for steps in (n, 2 * n, 4 * n):
-            drawn = flow.sample(main, e, steps)
-            rows.append({"what": "flow", "seed": seed, "n": steps, "FLOPs": steps * cost, "distance": energy_distance(drawn, real)})
-            if steps == n:
-                pictures.append(drawn[:12])
-        torch.manual_seed(1000 + seed)
-        corrector = flow.LatentFlow(flow.CORRECTOR)
-        flow.fit(corrector, z, options.corrector_training, 2e-3, 64, 1000 + seed, "corrector")
-        corrector.requires_grad_(False)
+
+        def note(what, drawn, n, cost, seed=seed, **more):
+            distance = energy_distance(drawn, real)
+            rows.append({"what": what, "seed": seed, "n": n, **more, "FLOPs": cost, "distance": distance})
+            return drawn[:12]
+
+        plain = [note("flow", flow.sample(main, e, steps), steps, steps * cost) for steps in (n, 2 * n, 4 * n)]
+        corrector = trained(flow.LatentFlow, [flow.CORRECTOR], z, 1000 + seed, options.corrector_training, 2e-3, 64)
         small = flops(corrector, data)
+        corrected = {}
         for k in CORRECTOR_STEPS:
             drawn = flow.sample(main, e, n, corrector, k)
-            rows.append({"what": "corrected", "seed": seed, "n": n, "corrector steps": k, "FLOPs": n * cost + k * small,
-                         "distance": energy_distance(drawn, real)})  # fmt: skip
-            if k == 10:
-                pictures.append(drawn[:12])
+            corrected[k] = note("corrected", drawn, n, n * cost + k * small, **{"corrector steps": k})
+        pictures += [plain[0], corrected[10]]
         if options.bundle and seed == 0:
-            flow.save_flow(options.flow.with_name("corrector.safetensors"), corrector, {"euler_steps": str(n), "seed": "0"})
+            note_of_seed_0 = {"euler_steps": str(n), "seed": "0"}
+            flow.save_flow(flow_file(options).with_name("corrector.safetensors"), corrector, note_of_seed_0)
     sheet = grid(to_pil(sd.decode_latents(torch.cat(pictures[:2]))), 12, zoom=1)
-    write_whole(options.out / "inverse_noise_world.png", lambda path: sheet.save(path, format="PNG", optimize=True))
+    save_png(sheet, Path(options.out) / "inverse_noise_world.png", optimize=True)
     return rows
 
 
@@ -169,12 +182,13 @@ def table(rows):
     groups = {}
     for row in rows:
         if "distance" in row:
-            groups.setdefault((row["what"], row.get("n"), row.get("corrector steps"), row.get("FLOPs")), []).append(row["distance"])
+            key = row["what"], row.get("n"), row.get("corrector steps"), row.get("FLOPs")
+            groups.setdefault(key, []).append(row["distance"])
     result = []
     for (what, n, k, cost), values in groups.items():
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
         result.append({"what": what, "n": n, "corrector steps": k, "MFLOPs": cost and cost / 1e6,
-                       "distance": float(np.mean(values)), "±": spread, "seeds": len(values)})  # fmt: skip
+                       "distance": float(np.mean(values)), "±": spread, "seeds": len(values)})
     return result
 
 
@@ -205,8 +219,10 @@ def check_matplotlib():
 
 
 def experiment(options):
+    """Do the parts that InverseNoiseOptions ask for, add them to what is there, and report all."""
     check_matplotlib()
-    path = options.out / "inverse_noise.json"
+    out = Path(options.out)
+    path = out / "inverse_noise.json"
     result = read_json(path) if path.exists() else {}
     if "plane" in options.parts:
         for data in (ring, moons):
@@ -227,24 +243,5 @@ def experiment(options):
     for name, rows in tables.items():
         for row in rows:
             print(f"{name:6s} {row['what']:24s} n {row['n'] or '':4} corrector {row['corrector steps'] or '':4} "
-                  f"MFLOPs {row['MFLOPs'] or 0:9.3f}  distance {row['distance']:.4f} ± {row['±']:.4f} ({row['seeds']})")  # fmt: skip
-    figure(tables, options.out / "inverse_noise.png")
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m minibnn.experiments inverse-noise", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--parts", nargs="+", choices=("plane", "world"), default=["plane", "world"])
-    parser.add_argument("--flow", type=Path, default=flow.BUNDLED / "flow.safetensors", help="the world's flow [bundled]")
-    parser.add_argument("--seeds", type=readable(seed_number), nargs="+", default=[0, 1, 2], help="of the world's correctors")
-    parser.add_argument("--euler-steps", type=int, default=10)
-    parser.add_argument("--inverted", type=int, default=800, help="drawings that are inverted")
-    parser.add_argument("--tests", type=int, default=300, help="samples that are compared")
-    parser.add_argument("--corrector-training", type=int, default=500, help="optimiser steps of each corrector")
-    parser.add_argument("--bundle", action="store_true", help="keep seed 0's corrector beside --flow")
-    parser.add_argument("--work", type=Path, default=Path("runs/experiments/inverse_noise"), help="folder of the inverse noises")
-    parser.add_argument("--out", type=Path, default=Path("tutorials/results"))
-    run(experiment, parser.parse_args(argv))
-
-
-if __name__ == "__main__":
-    main()
+                  f"MFLOPs {row['MFLOPs'] or 0:9.3f}  distance {row['distance']:.4f} ± {row['±']:.4f} ({row['seeds']})")
+    figure(tables, out / "inverse_noise.png")

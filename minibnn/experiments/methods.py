@@ -1,25 +1,29 @@
-"""The paper's Tables 1 and 3 at the size of the bundled model: `python -m minibnn.experiments methods`, and `… where`.
+"""The paper's Tables 1 and 3 at the size of the bundled model: `python -m minibnn experiment methods`, and `… where`.
 
-methods: DreamBooth, LoRA and OFT, each without and with BNN. where: DreamBooth with BNN in different layers. All runs use the
-bundled model's recipe (900 steps of DreamBooth, 600 of the adapters, each at its rate); as in the paper DreamBooth has prior
-preservation, the adapters have none. After 300 steps the dog is not learned yet: such a table only says which method is slower.
+methods: DreamBooth, LoRA and OFT, each without and with BNN. where: DreamBooth with BNN in different layers. All runs
+use the bundled model's recipe (900 steps of DreamBooth, 600 of the adapters, each at its rate); as in the paper,
+DreamBooth has prior preservation and the adapters have none. After only 300 steps the dog is not learned yet, and such
+a table says merely which method is slower.
 
-Every run is a training command of its own, one thread, so that its processor time and peak memory are its own. Its pictures are
-drawn at θ = μ: 8 of the training prompt, and one or more of each of twelve other prompts, the same noise for every run.
+Every run is a training command of its own, one thread, so that its processor time and peak memory are its own. Its
+pictures are drawn at θ = μ: 8 of the training prompt, and one or more of each of twelve other prompts, from the same
+noise for every run.
 
-    fidelity          cosine to the training pictures (as the VAE decodes them), of the training prompt and of others   (−1 … 1)
-    noise             energy above that of clean drawings, other prompts                                            (10⁻³)
-    dog, place        share of pictures of other prompts that show a dog; that show the place asked for               (0 … 1)
-    diversity         1 − mean cosine between the pictures of the training prompt                                     (0 … 2)
+    fidelity          cosine to the training pictures (as the VAE decodes them), of the training prompt (−1 … 1)
+    fidelity, others  the same, of other prompts (−1 … 1)
+    noise             energy above that of clean drawings, other prompts (10⁻³)
+    dog, place        share of pictures of other prompts that show a dog; that show the place asked for (0 … 1)
+    diversity         1 − mean cosine between the pictures of the training prompt (0 … 2)
     CPU s, peak MB    of the whole training process, of which some 5 s and 500 MB are Python and PyTorch
     state MB, file MB what is trained with Adam's two moments; what the run leaves to be used
 
-Intervals are two-sided 95 % t-intervals over seeds (`intervals.interval`) of each seed's mean over its pictures. Differences
-"with − without" pair the same seed, prompt and noise. With three seeds they are wide, and one seed alone has none.
+Intervals are two-sided 95 % t-intervals over seeds (`lab/intervals.py`) of each seed's mean over its pictures.
+Differences "with − without" pair the same seed, prompt and noise. With three seeds they are wide, and one seed alone has
+none.
 
-Leaves in --out: runs.jsonl (a line for each run, with every picture's values; runs that are there are not repeated, and must have
-been made with the same options and pictures), and for each table NAME.json, NAME.md and NAME.png (a row for each method: 4 pictures
-of the training prompt, then 5 places; first seed).
+Leaves in --out: runs.jsonl (a line for each run, with every picture's values; runs that are there are not repeated, and
+must have been made with the same options and pictures), and for each table NAME.json, NAME.md and NAME.png (a row for
+each method: 4 pictures of the training prompt, then 5 places; first seed).
 """
 
 import hashlib
@@ -28,19 +32,17 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from tqdm import tqdm
 
 from .. import data
 from ..errors import UserError
-from ..files.store import write_json, write_text, write_whole
+from ..files.store import write_json, write_text
 from ..lab.intervals import interval
-from ..options.parsing import option, parse, run, seed_number, whole
-from ..pictures import grid
+from ..pictures import grid, save_png, sheet, to_tensor
 from ..pipeline import StableDiffusion
 from ..runs import fingerprint, read_config
 from ..world import measures as world_measures
@@ -48,7 +50,7 @@ from ..world.classifier import reconstruct
 from .prompts import world_prompts
 
 TRAINING_PICTURES = 8
-ROWS = {  # the options of `minibnn.train` that make a row
+ROWS = {  # the options of the command `train` that make a row
     "DreamBooth": ("--no-bayes",),
     "DreamBooth + BNN": (),
     "LoRA": ("--method", "lora", "--no-bayes"),
@@ -70,18 +72,7 @@ PAIRS = {  # {with: without}
     "where": {name: "none" for name in TABLES["where"] if name != "none"},
 }
 MEASURES = ("fidelity", "fidelity, others", "noise", "dog", "place", "diversity")
-
-
-@dataclass(frozen=True)
-class MethodsOptions:
-    """Fine-tune with every method and seed, draw, measure, and write one table."""
-
-    images: str = option("tutorials/dog", "folder of the training pictures", "what", metavar="DIR")
-    seeds: list = option((0, 1, 2), "seeds of training", "what", nargs="+", type=seed_number, metavar="N")
-    steps: int = option(None, "optimiser steps of each run [the recipe's]", "what", type=whole)
-    each: int = option(2, "pictures for each of the other prompts", "what", type=whole)
-    plan: bool = option(False, "say what would be done, and stop", "how")
-    out: str = option("runs/methods", "folder", "how", metavar="DIR")
+COSTS = ("seconds", "memory", "state", "stored")
 
 
 def read_runs(path):
@@ -109,13 +100,14 @@ def check_settings(found, settings, out):
 
 
 def train_apart(row, seed, options, folder):
-    """Run `minibnn.train` as a process; returns its processor time in seconds and its peak memory in MB."""
+    """Run the command `train` as a process; returns its processor time in seconds and its peak memory in MB."""
     command = [
-        sys.executable, "-m", "minibnn.train", "--images", options.images, "--out", str(folder), "--seed", str(seed),
+        sys.executable, "-m", "minibnn", "train", "--images", options.images, "--out", str(folder), "--seed", str(seed),
         *(("--steps", str(options.steps)) if options.steps else ()), "--samples", "0", "--no-monitor", "--overwrite",
         "--class-images", str(Path(options.out) / "class_images"), *ROWS[row],
-    ]  # fmt: skip
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    ]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=one_thread, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     complaint = process.stderr.read().decode()
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -125,8 +117,9 @@ def train_apart(row, seed, options, folder):
 
 
 def measure(pictures, wanted, training):
-    """{measure: list of each picture's value, or a number}; wanted: (prompt, what it shows) for each, those of the training prompt first."""
-    images, n = pictures.to_tensor(pictures), TRAINING_PICTURES
+    """{measure: list of each picture's value}; wanted: (prompt, what it shows) of each, first those of the training
+    prompt; training: the decoded training pictures (n, 3, 64, 64)."""
+    images, n = to_tensor(pictures), TRAINING_PICTURES
     close, grain = world_measures.fidelity(images, training)[0].tolist(), world_measures.noise(images).tolist()
     right = world_measures.prompt_fidelity(images, [want for _, want in wanted])
     values = {
@@ -134,8 +127,8 @@ def measure(pictures, wanted, training):
         "dog": [float(v) for v in right["subject"][n:]],
         "place": [float(v) for v in right["background"][n:] if v is not None],
         "diversity": [world_measures.diversity(images[:n])],
-    }  # fmt: skip
-    return {name: [round(v, 5) for v in list_] for name, list_ in values.items()}
+    }
+    return {name: [round(v, 5) for v in of_each] for name, of_each in values.items()}
 
 
 def perform(row, seed, options, training, settings):
@@ -152,8 +145,8 @@ def perform(row, seed, options, training, settings):
     prompt = sd.recipe["prompt"]
     wanted = [(prompt, {"subject": "dog"})] * TRAINING_PICTURES + world_prompts("sks", "dog") * options.each
     pictures = sd.generate([words for words, _ in wanted], seed=1, batch_size=16, progress=False)
-    line = {"row": row, "seed": seed, "settings": settings, "steps": steps, **cost, **sizes, "values": measure(pictures, wanted, training)}
-    n = TRAINING_PICTURES
+    values, n = measure(pictures, wanted, training), TRAINING_PICTURES
+    line = {"row": row, "seed": seed, "settings": settings, "steps": steps, **cost, **sizes, "values": values}
     return line, pictures[:4] + pictures[n : n + 10 : 2]
 
 
@@ -167,21 +160,14 @@ def over_seeds(groups):
 
 def summarise(table, found, seeds):
     """{row: {measure: (mean, low, high), "seconds": …}} and {with: {measure: (difference, low, high)}}."""
-
-    def lines(name):
-        return [found[TABLES[table][name], seed] for seed in seeds]
-
-    rows = {
-        name: {what: over_seeds([line["values"][what] for line in lines(name)]) for what in MEASURES}
-        | {cost: float(np.mean([line[cost] for line in lines(name)])) for cost in ("seconds", "memory", "state", "stored")}
-        for name in TABLES[table]
-    }
-    differences = {}
+    lines = {name: [found[row, seed] for seed in seeds] for name, row in TABLES[table].items()}
+    rows, differences = {}, {}
+    for name, own in lines.items():
+        rows[name] = {what: over_seeds([line["values"][what] for line in own]) for what in MEASURES}
+        rows[name] |= {cost: float(np.mean([line[cost] for line in own])) for cost in COSTS}
     for name, base in PAIRS[table].items():
-        pairs = list(zip(lines(name), lines(base), strict=True))
-        differences[name] = {
-            what: over_seeds([np.subtract(a["values"][what], b["values"][what]) for a, b in pairs]) for what in MEASURES
-        }
+        pairs = [(a["values"], b["values"]) for a, b in zip(lines[name], lines[base], strict=True)]
+        differences[name] = {what: over_seeds([np.subtract(a[what], b[what]) for a, b in pairs]) for what in MEASURES}
     return rows, differences
 
 
@@ -203,17 +189,6 @@ def markdown(rows, differences):
     return "\n".join(lines) + "\n"
 
 
-def save_sheet(path, strips):
-    """strips: {row: PNG file with its pictures side by side}. One picture, 256 colours, the rows' names at the left."""
-    images = [Image.open(file) for file in strips.values()]
-    margin, height = 100, images[0].height + 2
-    sheet = Image.new("RGB", (margin + images[0].width, height * len(images)), "white")
-    for i, (name, image) in enumerate(zip(strips, images, strict=True)):
-        sheet.paste(image, (margin, i * height))
-        ImageDraw.Draw(sheet).text((2, i * height + height // 2 - 6), name, fill="black")
-    write_whole(path, lambda temporary: sheet.quantize(256).save(temporary, format="PNG", optimize=True))
-
-
 def make_runs(todo, found, options, settings):
     """Perform the runs of todo [(row, seed)] and add each to found and to runs.jsonl."""
     sd, out = StableDiffusion.load("tiny"), Path(options.out)
@@ -225,8 +200,7 @@ def make_runs(todo, found, options, settings):
     for row, seed in tqdm(todo, desc="runs"):
         line, pictures = perform(row, seed, options, training, settings)
         if seed == options.seeds[0]:
-            strip = grid(pictures, len(pictures))
-            write_whole(out / "strips" / f"{row}.png", lambda path, strip=strip: strip.save(path, format="PNG"))
+            save_png(grid(pictures, len(pictures)), out / "strips" / f"{row}.png")
         found[row, seed] = line
         write_text(out / "runs.jsonl", "".join(json.dumps(each) + "\n" for each in found.values()))
 
@@ -243,12 +217,13 @@ def table(name, options):
     if todo:
         make_runs(todo, found, options, settings)
     rows, differences = summarise(name, found, options.seeds)
-    described = {"command": f"python -m minibnn.experiments {name}", "steps": {row: found[row, options.seeds[0]]["steps"] for row in TABLES[name].values()}, "seeds": list(options.seeds), "each": options.each, "images": settings["images"]}
+    described = {
+        "command": f"python -m minibnn experiment {name}",
+        "steps": {row: found[row, options.seeds[0]]["steps"] for row in TABLES[name].values()},
+        "seeds": list(options.seeds), "each": options.each, "images": settings["images"],
+    }
     write_json(out / f"{name}.json", {"settings": described, "rows": rows, "with − without": differences})
     write_text(out / f"{name}.md", markdown(rows, differences))
-    save_sheet(out / f"{name}.png", {shown: out / "strips" / f"{row}.png" for shown, row in TABLES[name].items()})
+    strips = [[Image.open(out / "strips" / f"{row}.png")] for row in TABLES[name].values()]
+    save_png(sheet(strips, list(TABLES[name]), [""]).quantize(256), out / f"{name}.png", optimize=True)
     print(markdown(rows, differences))
-
-
-def main(arguments, name="methods"):
-    run(lambda options: table(name, options), parse(MethodsOptions, f"minibnn.experiments {name}", arguments))

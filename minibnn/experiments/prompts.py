@@ -1,6 +1,6 @@
-"""What is drawn at every checkpoint: the training prompt, and others that keep the subject and ask for something new.
+"""Prompts that keep the subject and ask for something new, drawn at every checkpoint beside the training prompt.
 
-Of the paper's Table 5, [V] is the rare word and [object] the class word.
+They are those of the paper's Table 5, in which [V] is the rare word and [object] the class word.
 """
 
 from ..world import scenes as world
@@ -12,7 +12,7 @@ OBJECT = (
     "wearing a santa hat", "wearing a rainbow scarf", "wearing a black top hat and a monocle", "in a chef outfit",
     "in a firefighter outfit", "in a police outfit", "wearing pink glasses", "wearing a yellow shirt",
     "in a purple wizard outfit",
-)  # fmt: skip
+)
 OBJECT_ADJECTIVES = ("red", "purple", "shiny", "wet", "cube shaped")
 SUBJECT = (
     "wearing sunglasses", "with snowflakes in their hair", "with beachy hair waves", "wearing a beret",
@@ -21,7 +21,7 @@ SUBJECT = (
     "wearing a black top hat", "in a chef hat", "in a firefighter helmet", "in a police cap", "wearing pink glasses",
     "wearing a yellow headband", "in a purple wizard hat", "smiling", "frowning", "looking surprised", "winking",
     "yawning", "laughing",
-)  # fmt: skip
+)
 
 
 def table5_object(word, kind):
@@ -35,6 +35,7 @@ def table5_subject(word):
 
 
 def world_prompts(word, kind):
-    """(prompt, what a picture of it must show) in the bundled world: ten places and two colours, in Table 5's manner."""
-    places = [(f"a {word} {kind} {text}", {"subject": kind, "background": name}) for name, text in world.BACKGROUNDS.items()]
-    return places + [(f"a {colour} {word} {kind}", {"subject": kind}) for colour in ("red", "purple")]
+    """(prompt, what a picture must show) in the bundled world: ten places and two colours, in the manner of Table 5."""
+    places = [(f"a {word} {kind} {text}", {"background": name}) for name, text in world.BACKGROUNDS.items()]
+    colours = [(f"a {colour} {word} {kind}", {}) for colour in ("red", "purple")]
+    return [(prompt, {"subject": kind} | wanted) for prompt, wanted in places + colours]

@@ -1,18 +1,18 @@
-"""Curves, verdicts and tables of what `corruption` measured: `python -m minibnn.experiments report`.
+"""Curves, verdicts and tables of what `experiment corruption` measured: `python -m minibnn experiment report`.
 
-Reads the .jsonl files of --runs, judges each setting by the criterion of `stages.py`, and writes into --out
+Reads the .jsonl files of --runs, applies the criterion of `stages.py` to each setting, and writes into --out
 
     corruption.jsonl        all lines, shortened, so that the report can be made again from them
     corruption.md           verdicts, and the effect of the BNN as a paired difference with its interval
-    corruption-NAME.png     curves with bootstrap intervals over seeds (percentiles, 95 %), of settings with three seeds or more;
-                            of three seeds such an interval is their whole range, and holds the true mean in three cases of four
+    corruption-NAME.png     curves of settings with three seeds or more, with bootstrap intervals (percentiles, 95 %);
+                            of three seeds they are the whole range and hold the true mean in three cases of four
     corruption-NAME.webp    pictures of one run, a row for each step
 """
 
 import json
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..files.store import write_text, write_whole
 from ..lab import plot
 from ..lab.intervals import interval
-from ..options.parsing import option, parse, run
+from ..pictures import save_png
 from .corruption import read_rows
 from .settings import SETTINGS
 from .stages import corruption_stage, noise_stage
@@ -35,15 +35,8 @@ CURVES = {  # what is drawn: (title, group of prompts)
     "diversity": ("diversity, training prompt", "training"),
     "sigma1": ("sigma_1 at t = 100 (Eq. 2)", "training"),
 }
+KINDS = {"plain": "plain", "bnn": "BNN"}
 KEPT = ("fidelity", "nearest", "noise", "worst_noise", "immerkaer", "diversity", "subject", "background")
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """Curves, verdicts and tables of what `corruption` measured."""
-
-    runs: list = option(("runs/corruption",), "folders of the .jsonl files", "what", nargs="+", metavar="DIR")
-    out: str = option("tutorials/results", "folder", "what", metavar="DIR")
 
 
 def shorten(row):
@@ -54,18 +47,18 @@ def shorten(row):
     return fixed | kept | {"t": row["sigma1"]["t"]} | sigma1
 
 
-def load(folders):
+def read_all(folders):
     """All lines of all runs. Raises UserError if there are none."""
     rows = []
     for folder in folders:
         for path in sorted(Path(folder).glob("*.jsonl")):
-            own = [row for row in read_rows(path) if "run" in row and "view" in row]  # other experiments leave .jsonl too
+            own = [row for row in read_rows(path) if "run" in row and "view" in row]  # not another experiment's
             unknown = {row["run"] for row in own if _parts(row["run"])[0] not in SETTINGS}
             if unknown:
                 raise UserError(f"{path}: the setting of {min(unknown)} is not in minibnn/experiments/settings.py")
             rows += [shorten(row) if isinstance(row["sigma1"], dict) else row for row in own]
     if not rows:
-        raise UserError(f"--runs {' '.join(map(str, folders))}: no .jsonl of minibnn.experiments corruption in it")
+        raise UserError(f"--runs {' '.join(map(str, folders))}: no .jsonl of `experiment corruption` in it")
     return rows
 
 
@@ -95,21 +88,21 @@ def bootstrap(values, resamples=2000):
     return low.tolist(), high.tolist()
 
 
-def line(rows, setting, pictures, kind, view, group, name, label):
-    """A curve over steps with its band, or None where nothing was measured."""
+def line(rows, setting, pictures, kind, view, group, name, label=None):
+    """A curve over steps with its band, or None where nothing was measured. label: of the kind where none is given."""
     steps, seeds, values = table(rows, setting, pictures, kind, view, group, name)
     if not seeds:
         return None
     mean = torch.tensor(values, dtype=torch.float64).mean(0).tolist()
     low, high = bootstrap(values) if len(seeds) > 1 else (None, None)
-    return plot.Line(label, steps, mean, low, high)
+    return plot.Line(label or KINDS[kind], steps, mean, low, high)
 
 
 def curves(rows, setting, pictures, view):
     """The six curves of one setting, plain and BNN: a PIL picture."""
     panels = []
     for name, (title, group) in CURVES.items():
-        both = [line(rows, setting, pictures, kind, view, group, name, label) for kind, label in (("plain", "plain"), ("bnn", "BNN"))]
+        both = [line(rows, setting, pictures, kind, view, group, name) for kind in KINDS]
         panels.append(plot.Panel(title, [one for one in both if one], stretch=25))
     return plot.chart(panels, 3)
 
@@ -133,8 +126,11 @@ def _interval(difference):
 
 def verdicts(rows):
     """Markdown: the two criteria for every setting, number of pictures, kind and view."""
-    text = ["| setting | pictures | weights | drawn with | seeds | corruption stage | fall of fidelity at the dip | noise stage | rise of noise at the peak |",
-            "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    text = [
+        "| setting | pictures | weights | drawn with | seeds | corruption stage | fall of fidelity at the dip "
+        "| noise stage | rise of noise at the peak |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for setting, n, kind, view in cases(rows):
         steps, seeds, fidelity = table(rows, setting, n, kind, view, "other", "fidelity")
         if len(steps) < 3:  # just begun: there is nothing between the first step and the last
@@ -165,13 +161,13 @@ def _parts(run):
 def plain_of(rows, setting, pictures, view):
     """The setting whose plain runs are the other half of the pairs.
 
-    One that only the BNN knows (σ₀, λ, where) is compared with "pndm" or "base" (trained as "main", drawn as the paper draws or
-    with the base's ε(∅), and of as many pictures as the factors), or with "main" where there are none.
+    A setting that only the BNN knows (σ₀, λ, where) is compared with runs trained as "main" that were drawn with the
+    same view from as many pictures: those of "pndm" or "base", or of "main" where there are none.
     """
     if False in SETTINGS[setting].bayes:
         return setting
-    runs = {row["run"] for row in rows if row["view"] == view}
-    return next((name for name in ("pndm", "base", "main") if any(r.startswith(f"{name}-{pictures}-plain-") for r in runs)), setting)
+    there = {_parts(row["run"]) for row in rows if row["view"] == view}
+    return next((name for name in ("pndm", "base", "main") if (name, pictures, "plain") in there), setting)
 
 
 def effects(rows):
@@ -179,55 +175,50 @@ def effects(rows):
 
     To pick the first of them by plain's noise favours the BNN there; only the last step is free of that.
     """
-    text = ["| setting | pictures | drawn with | step | fidelity | noise | place as asked | diversity (training prompt) |",
-            "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    text = [
+        "| setting | pictures | drawn with | step | fidelity | noise | place as asked | diversity (training prompt) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    measured = (("fidelity", "other"), ("noise", "other"), ("background", "other"), ("diversity", "training"))
     for setting, n, kind, view in cases(rows):
         if kind != "bnn":
             continue
         reference = plain_of(rows, setting, n, view)
         steps, seeds, noise = table(rows, reference, n, "plain", view, "other", "noise")
         own_steps, own_seeds, _ = table(rows, setting, n, "bnn", view, "other", "noise")
-        common = [s for s in own_seeds if s in seeds]
-        if not common:
-            continue
-        shared = [s for s in own_steps if s in steps]
-        if len(shared) < 3:
+        common, shared = [s for s in own_seeds if s in seeds], [s for s in own_steps if s in steps]
+        if not common or len(shared) < 3:
             continue
         peak = max(shared[1:-1], key=lambda s: sum(run[steps.index(s)] for run in noise))
         for step in (peak, shared[-1]):
             cells = []
-            for name, group in (("fidelity", "other"), ("noise", "other"), ("background", "other"), ("diversity", "training")):
-                plain = table(rows, reference, n, "plain", view, group, name)
-                bnn = table(rows, setting, n, "bnn", view, group, name)
-                pairs = [
-                    bnn[2][bnn[1].index(s)][bnn[0].index(step)] - plain[2][plain[1].index(s)][plain[0].index(step)] for s in common
-                ]
-                cells.append(_interval(interval(pairs)))
+            for name, group in measured:
+                plain = values_at(step, table(rows, reference, n, "plain", view, group, name))
+                bnn = values_at(step, table(rows, setting, n, "bnn", view, group, name))
+                cells.append(_interval(interval([bnn[seed] - plain[seed] for seed in common])))
             text.append(f"| {setting} | {n} | {view} | {step} | {' | '.join(cells)} |")
     return "\n".join(text)
 
 
+def values_at(step, found):
+    """{seed: value} of what `table` returned, at one step."""
+    steps, seeds, values = found
+    return {seed: run[steps.index(step)] for seed, run in zip(seeds, values, strict=True)}
+
+
 def report(options):
     """Write all of it."""
-    rows, out = load(options.runs), Path(options.out)
+    rows, out = read_all(options.runs), Path(options.out)
     write_text(out / "corruption.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     for setting, n, view in sorted({(s, n, v) for s, n, _, v in cases(rows)}):
-        if max(len(table(rows, setting, n, kind, view, "other", "noise")[1]) for kind in ("plain", "bnn")) < 3:
-            continue  # the tables hold it; a band over fewer seeds says nothing
-        save(curves(rows, setting, n, view), out / f"corruption-{setting}-{n}-{view}.png")
+        if max(len(table(rows, setting, n, kind, view, "other", "noise")[1]) for kind in KINDS) >= 3:
+            path = out / f"corruption-{setting}-{n}-{view}.png"  # the tables hold those with fewer seeds
+            save_png(curves(rows, setting, n, view), path, optimize=True)
     counts = sorted({n for s, n, _, _ in cases(rows) if s == "main"})
     for view in sorted({v for s, _, _, v in cases(rows) if s == "main"}):
-        save(by_pictures(rows, "main", view, counts), out / f"corruption-pictures-{view}.png")
+        save_png(by_pictures(rows, "main", view, counts), out / f"corruption-pictures-{view}.png", optimize=True)
     for path in (p for folder in options.runs for p in sorted(Path(folder).glob("main-*-0.png"))):
-        sheet = Image.open(path)  # as WebP, a fifth of PNG's size; fewer colours would look like noise
-        write_whole(out / f"corruption-{path.stem}.webp", lambda p, sheet=sheet: sheet.save(p, format="WEBP", quality=95, method=6))
+        save = partial(Image.open(path).save, format="WEBP", quality=95, method=6)  # a fifth of the size of a PNG
+        write_whole(out / f"corruption-{path.stem}.webp", save)
     write_text(out / "corruption.md", f"{verdicts(rows)}\n\n{effects(rows)}\n")
     print(f"{out / 'corruption.md'}: {len(rows)} lines of {len({row['run'] for row in rows})} runs")
-
-
-def save(picture, path):
-    write_whole(path, lambda temporary: picture.save(temporary, format="PNG", optimize=True))
-
-
-def main(arguments):
-    run(report, parse(ReportOptions, "minibnn.experiments report", arguments))

@@ -11,7 +11,7 @@ ALONE = {"prior_weight": 0.0}  # no class pictures: half the time, and the paper
 
 @dataclass(frozen=True)
 class View:
-    """How pictures are drawn from a checkpoint. average: with the running mean of μ; base: ε(∅) of the pretrained model."""
+    """How a checkpoint draws. average: with the running mean of μ; base: with ε(∅) of the pretrained model."""
 
     sampler: str = "ddim"
     steps: int = 25
@@ -26,10 +26,10 @@ class View:
 
 @dataclass(frozen=True)
 class Setting:
-    """One factor changed. options: of `minibnn.train`; views: how checkpoints are drawn; bayes: which of (False, True).
+    """One factor changed. options: of the command `train`; views: how checkpoints draw; bayes: without BNN, with it.
 
-    steps: of the bundled model. steps_per_picture: only the paper's settings for SD have it (App. H); their other values are
-    those of `configs.RECIPE`. person: draw Table 5's second column.
+    steps: of the bundled model. steps_per_picture: only the paper's settings for SD have it (App. H), and their other
+    values are those of `files/configs.py`. person: draw the second column of Table 5.
     """
 
     what: str
@@ -47,7 +47,7 @@ SAMPLERS = (
 )
 PAPER_VIEWS = (View("pndm", 50, 7.5),)  # SD's default sampler
 BASE_VIEWS = (View(base=True), View(guidance=7.5, base=True))
-RIVALS = (View(), View(average=True), View(base=True), View(guidance=7.5), View(guidance=7.5, base=True), View("pndm", 50, 7.5))
+RIVALS = (View(), View(average=True), View(base=True), View(guidance=7.5), View(guidance=7.5, base=True), *PAPER_VIEWS)
 SETTINGS = {
     "main": Setting("the recipe's rate, no prior preservation (as in the paper's §3.3)"),
     "views": Setting("main, drawn otherwise: averaged weights, base's ε(∅), guidance 7.5, PNDM", views=RIVALS),
@@ -61,20 +61,17 @@ SETTINGS = {
     "lr-4e-4": Setting("twice the rate", ALONE | {"lr": 4e-4}, (View(), *PAPER_VIEWS)),
     "warm-up": Setting("the rate rises over 200 steps", ALONE | {"lr_warmup_steps": 200}),
     "batch-4": Setting("four pictures a step", ALONE | {"batch_size": 4}),
-    "sigma-0.003": Setting("σ₀ = 0.003", ALONE | {"sigma": 0.003}, bayes=(True,)),
-    "sigma-0.03": Setting("σ₀ = 0.03", ALONE | {"sigma": 0.03}, bayes=(True,)),
-    "sigma-0.1": Setting("σ₀ = 0.1", ALONE | {"sigma": 0.1}, bayes=(True,)),
+    **{f"sigma-{x}": Setting(f"σ₀ = {x}", ALONE | {"sigma": x}, bayes=(True,)) for x in (0.003, 0.03, 0.1)},
     "lambda-1e-6": Setting("λ = 1e-6", ALONE | {"lambda_kl": 1e-6}, bayes=(True,)),
     "lambda-1e-4": Setting("λ = 1e-4", ALONE | {"lambda_kl": 1e-4}, bayes=(True,)),
-    "where-up": Setting("random: up", ALONE | {"where": "up"}, bayes=(True,)),
-    "where-norm": Setting("random: norm", ALONE | {"where": "norm"}, bayes=(True,)),
-    "where-cross": Setting("random: cross-attention", ALONE | {"where": "cross-attention"}, bayes=(True,)),
-    "where-conv": Setting("random: conv", ALONE | {"where": "conv"}, bayes=(True,)),
-    "where-all": Setting("random: all", ALONE | {"where": "all"}, bayes=(True,)),
+    **{
+        f"where-{where.split('-')[0]}": Setting(f"random: {where}", ALONE | {"where": where}, bayes=(True,))
+        for where in ("up", "norm", "cross-attention", "conv", "all")
+    },
     "paper": Setting("the paper's: SD v1.5, DreamBooth data set", {}, PAPER_VIEWS, steps_per_picture=200),
     "paper-v14": Setting("SD v1.4, λ = 0.1", {"lambda_kl": 0.1}, PAPER_VIEWS, steps_per_picture=200),
     "paper-v20": Setting("SD v2.0, 400 steps a picture", {}, PAPER_VIEWS, steps_per_picture=400),
-    "paper-celeba": Setting("CelebA, 250 steps a picture, prompts for a person", {}, PAPER_VIEWS, steps_per_picture=250, person=True),
+    "paper-celeba": Setting("CelebA, prompts for a person", {}, PAPER_VIEWS, steps_per_picture=250, person=True),
 }
 
 

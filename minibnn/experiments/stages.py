@@ -1,15 +1,17 @@
-"""When is it a corruption stage? The criterion, fixed before the runs that it judges.
+"""When is it a corruption stage? The criterion, fixed before the runs to which it is applied.
 
     corruption stage   fidelity on other prompts falls below its earlier maximum by more than the seed-to-seed interval,
                        while noise is above both the pretrained model's and the final level, and then both recover
     noise stage        noise rises above both the pretrained model's and the final level by more than the interval
 
-Each difference has a two-sided 95 % t-interval over seeds, paired between two steps of the same training. At the step of the
-deepest dip (highest peak) of the mean curve the stage is "present" if every interval lies above 0. It is "absent" if at *each*
-inner step some interval excludes even the smallest difference that matters (MARGIN); otherwise it is "undecided".
+Each difference has a two-sided 95 % t-interval over seeds, paired between two steps of the same training. At the step
+of the deepest dip (highest peak) of the mean curve the stage is "present" if every interval lies above 0. It is
+"absent" if at *each* inner step some interval excludes even the smallest difference that matters (MARGIN). Otherwise it
+is "undecided".
 
-Picking the lowest of several points favours "present", which is why it also takes recovery. Mended after the first runs,
-towards "undecided" alone: "absent" had asked for the step of the dip only, and a rising curve's dip was compared with itself.
+To pick the lowest of several points favours "present"; that is why recovery is asked for too. The criterion was changed
+once, after the first runs, and only so that more is "undecided": at first "absent" was asked for at the step of the dip
+alone, and a curve that only rises was compared with itself there.
 """
 
 import torch
@@ -17,8 +19,6 @@ import torch
 from ..lab.intervals import interval
 
 MARGIN = {"fidelity": 0.02, "noise": 0.2}  # cosine; 10⁻³ of energy (white noise of a standard deviation of 0.017)
-
-
 
 
 def verdict(differences, margin):
@@ -30,8 +30,11 @@ def verdict(differences, margin):
     return "undecided"
 
 
-def judge(differences, picked, margins):
-    """differences: {inner step: {name: interval}}; picked: the step of the dip or peak. -> "present", "absent" or "undecided"."""
+def verdict_at(picked, differences, margins):
+    """The verdict at the step of the dip or peak, `picked`, which is "absent" only if it is so at all inner steps.
+
+    differences: {inner step: {name: interval}}.
+    """
     outcomes = {step: verdict(list(found.values()), margins) for step, found in differences.items()}
     if outcomes[picked] == "absent" and set(outcomes.values()) != {"absent"}:
         return "undecided"
@@ -47,18 +50,21 @@ def noise_above_both(noise, step):
 
 
 def noise_stage(noise):
-    """noise: (seeds, steps), the first step the pretrained model, the last the final. -> (verdict, {difference: interval}, step index)."""
+    """The verdict on a noise stage, {difference: its interval}, and the index of the step of the peak.
+
+    noise: (seeds, steps), of which the first is the pretrained model and the last the final one.
+    """
     noise = torch.as_tensor(noise, dtype=torch.float64)
     found = {step: noise_above_both(noise, step) for step in range(1, noise.shape[1] - 1)}
     peak = int(noise.mean(0)[1:-1].argmax()) + 1
-    return judge(found, peak, [MARGIN["noise"]] * 2), found[peak], peak
+    return verdict_at(peak, found, [MARGIN["noise"]] * 2), found[peak], peak
 
 
 def corruption_stage(fidelity, noise):
-    """fidelity, noise: (seeds, steps) on other prompts. -> (verdict, {difference: interval}, step index of the dip).
+    """The verdict on a corruption stage, {difference: its interval}, and the index of the step of the dip.
 
-    The dip is the inner step that lies farthest below its earlier maximum on the mean curve, or, where there is none, rises
-    least above it.
+    fidelity, noise: (seeds, steps) on other prompts. The dip is the inner step that lies farthest below its earlier
+    maximum on the mean curve, or, where there is none, rises least above it.
     """
     fidelity, noise = (torch.as_tensor(v, dtype=torch.float64) for v in (fidelity, noise))
     found = {}
@@ -70,4 +76,4 @@ def corruption_stage(fidelity, noise):
             **noise_above_both(noise, step),
         }
     dip = max(found, key=lambda step: found[step]["fidelity below its earlier maximum"][0])
-    return judge(found, dip, [MARGIN["fidelity"]] * 2 + [MARGIN["noise"]] * 2), found[dip], dip
+    return verdict_at(dip, found, [MARGIN["fidelity"]] * 2 + [MARGIN["noise"]] * 2), found[dip], dip

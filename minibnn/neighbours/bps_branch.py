@@ -12,10 +12,11 @@ and whose features B_k are added, through convolutions that start at zero, insid
     h ← Block(h) + gain_k · ZeroConv_k(B_k(y, t))      after each residual block and each attention of unit k
 
 SD v1.5 has 25 units (12 encoder, 1 middle, 12 decoder) and 38 such additions. "Head-heavy and foot-light": encoder and
-middle get time-conditioned blocks and gains 16, 8, 4, 2 and 16, the decoder light blocks without time, and gain 1.
+middle get blocks that know the time, with gains 16, 8, 4, 2 and 16; the decoder gets light blocks without time, and
+gain 1.
 
-But: no BPS-XL; the 4 zero convolutions of conv_in and the downsamplers, which nothing uses (20.3 M parameters in SD v1.5),
-are kept: the branch has as many parameters as the released one.
+But: no BPS-XL. Nothing uses the 4 zero convolutions of conv_in and the downsamplers (20.3 M parameters in SD v1.5);
+they are kept, so that the branch has as many parameters as the released one.
 """
 
 import contextlib
@@ -39,7 +40,10 @@ def zero_conv(in_channels, out_channels):
 
 
 class TimedBlock(nn.Module):
-    """Heavy block: x -> shortcut(x) + zero conv(silu((1 + scale)·norm(conv(silu(norm(x)))) + shift)), (scale, shift) from t."""
+    """Heavy block: x -> shortcut(x) + zero conv(silu((1 + scale)·norm(conv(silu(norm(x)))) + shift)).
+
+    scale and shift are linear functions of the embedded time.
+    """
 
     def __init__(self, in_channels, channels, time_channels, groups):
         super().__init__()
@@ -72,8 +76,8 @@ class LightBlock(nn.Module):
 class Branch(nn.Module):
     """features = branch(hint, time): what is added in each unit of a UNet of this configuration.
 
-    hint (B, hint_channels, H, W), H and W multiples of `factor` (the VAE's); time (B, T) from `time_of`. Returns one
-    tensor (B, C, h, w) for each unit, in the order of `units`; None for conv_in and the downsamplers.
+    hint (B, hint_channels, H, W), where H and W are multiples of the VAE's `factor`; time (B, T) from `time_of`.
+    Returns one tensor (B, C, h, w) for each unit, in the order of `units`; None for conv_in and the downsamplers.
     """
 
     def __init__(self, config, hint_channels=1, factor=8, gains="head-heavy"):
@@ -90,7 +94,7 @@ class Branch(nn.Module):
             self.encoder += blocks + downsample
             widths += [width] * len(blocks + downsample)
             heavy += [2.0 ** (4 - level)] * len(blocks + downsample)
-        self.gains = [*heavy, 16.0] if gains == "head-heavy" else [1.0] * (len(heavy) + 1)  # encoder, middle; the decoder's are 1
+        self.gains = [*heavy, 16.0] if gains == "head-heavy" else [1.0] * (len(heavy) + 1)  # of encoder and middle
         self.middle = nn.ModuleList(TimedBlock(channels[-1], channels[-1], time_channels, groups) for _ in range(2))
         self.zeros = nn.ModuleList(zero_conv(width, width) for width in [*widths, channels[-1]])
 
@@ -101,7 +105,8 @@ class Branch(nn.Module):
                 before = channels[level]
             if level:
                 self.upsamplers.append(nn.Conv2d(before, before, 3, padding=1))
-        self.decoder_zeros = nn.ModuleList(zero_conv(block.conv.out_channels, block.conv.out_channels) for block in self.decoder)
+        outputs = [block.conv.out_channels for block in self.decoder]
+        self.decoder_zeros = nn.ModuleList(zero_conv(width, width) for width in outputs)
 
     def forward(self, hint, time):
         h, skips, features = F.pixel_unshuffle(hint, self.factor), [], []  # (B, C, H, W) -> (B, f²C, H/f, W/f)
@@ -127,7 +132,7 @@ class Branch(nn.Module):
 
 
 def units(unet):
-    """The modules of each unit whose output is added to; none for conv_in and the downsamplers. 25 lists for SD v1.5."""
+    """For each unit, the modules whose output is added to: 25 lists for SD v1.5, empty for conv_in and downsamplers."""
     lists = [[]]
     for block in unet.down_blocks:
         lists += [[resnet, *block.attentions[i : i + 1]] for i, resnet in enumerate(block.resnets)]
@@ -146,7 +151,7 @@ def added(unet, features):
     try:
         for modules, feature in zip(units(unet), features, strict=True):
             for module in modules if feature is not None else []:
-                handles.append(module.register_forward_hook(lambda module, args, out, feature=feature: out + feature))
+                handles.append(module.register_forward_hook(lambda _, args, out, feature=feature: out + feature))
         yield
     finally:
         for handle in handles:
@@ -154,18 +159,19 @@ def added(unet, features):
 
 
 def time_of(unet, t, dtype=torch.float32):
-    """What the branch knows of the time: the frozen UNet's own embedding. (B,) -> (B, T)."""
+    """The embedded time that the branch receives, computed by the frozen UNet: (B,) -> (B, T)."""
     with torch.no_grad():
         return F.silu(unet.time_embedding(time_sinusoid(t, unet.config.block_out_channels[0]).to(dtype)))
 
 
 def steered(unet, branch, x, t, context, hint, inject=added):
-    """What the UNet predicts when steered by `hint`. inject(unet, features): where the features go.
+    """What the UNet predicts when steered by `hint`. inject: a context, as `added`, that brings features into the UNet.
 
     Raises UserError when the hint does not have the size of the picture that x (B, 4, h, w) stands for.
     """
     wanted = (branch.hint_channels, branch.factor * x.shape[2], branch.factor * x.shape[3])
     if tuple(hint.shape[1:]) != wanted:
-        raise UserError(f"hint of (channels, height, width) {tuple(hint.shape[1:])}: this model and picture size need {wanted}")
+        given = tuple(hint.shape[1:])
+        raise UserError(f"hint of (channels, height, width) {given}: this model and picture size need {wanted}")
     with inject(unet, branch(hint.to(x.dtype), time_of(unet, t, x.dtype))):
         return unet(x, t, context)

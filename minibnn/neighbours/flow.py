@@ -1,4 +1,4 @@
-"""Flow matching, Euler sampling and inverse noise correction: `python -m minibnn.flow --train --out runs/flow`.
+"""Flow matching, Euler sampling and inverse noise correction: `python -m minibnn flow --train --out runs/flow`.
 
 Follows: rectified flow (Liu et al. 2023); inverse noise correction (INC) of arXiv 2510.02692, §4 and Algorithm 6.
 
@@ -9,18 +9,11 @@ Follows: rectified flow (Liu et al. 2023); inverse noise correction (INC) of arX
     T         the sampler: n Euler steps x_{j+1} = x_j + h·v(x_j, j·h), h = 1/n
 
 With an imperfect v and finitely many steps, T turns normal noise into something near the data. INC leaves v alone: it
-asks from which noises z = T⁻¹(x) the sampler *would* have hit the data, and a second, smaller flow, the corrector, learns
-to draw such z. Because T is invertible, nothing is lost: KL(data ‖ T(q)) = KL(T⁻¹(data) ‖ q).
+asks from which noises z = T⁻¹(x) the sampler *would* have hit the data, and a second, smaller flow, the corrector,
+learns to draw such z. Because T is invertible, nothing is lost: KL(data ‖ T(q)) = KL(T⁻¹(data) ‖ q).
 
-But: no guidance, no text; a corrector belongs to one n.
+But: no guidance and no text; a corrector serves only the number of steps n that it was trained for.
 """
-
-from ..options.commands import FlowOptions
-from ..options.parsing import answer_ctrl_c_while_importing, parse, run
-
-if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
-    OPTIONS = parse(FlowOptions, "minibnn.flow")
-    answer_ctrl_c_while_importing()
 
 from pathlib import Path
 
@@ -31,15 +24,15 @@ from torch import nn
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..files.store import open_weights, write_tensors, write_whole
+from ..files.store import ASSETS, open_weights, read_tensors, write_tensors
 from ..networks.unet import UNet, UNetConfig, time_sinusoid
-from ..pictures import grid, to_pil, to_tensor
+from ..pictures import grid, save_png, to_pil, to_tensor
 from ..pipeline import StableDiffusion
 from ..world import scenes as world
 
-BUNDLED = Path(__file__).parent / "assets" / "flow"
+BUNDLED = ASSETS / "flow"
 MAIN, CORRECTOR = (32, 64), (16, 32)  # channels of the bundled networks
-LOST = 0.1  # share of drawings that need not contract: they are left out of the corrector's data
+LOST = 0.1  # the largest share of drawings that may fail to be inverted; the corrector is trained without them
 
 
 # --- flow matching ----------------------------------------------------------------------------------------------------
@@ -55,7 +48,7 @@ def flow_loss(velocity, x, e, s):
 
 
 def euler(velocity, x, steps):
-    """T: from noise to data, x_{j+1} = x_j + h·v(x_j, j·h), j = 0 … n−1, h = 1/n."""
+    """T: from noise to data in n steps, x_{j+1} = x_j + h·v(x_j, j·h), j = 0 … n−1, h = 1/n."""
     for j in range(steps):
         x = x + velocity(x, x.new_full((len(x),), j / steps)) / steps
     return x
@@ -72,14 +65,14 @@ def rms(x):
 def inverse_step(velocity, x, s, h, iterations, tolerance):
     """Solve y + h·v(y, s) = x by y ← x − h·v(y, s), from y = x, until each residual ‖y + h·v(y, s) − x‖ is small.
 
-    Converges if h·L < 1 with L the Lipschitz constant of v(·, s). Returns y and, for each sample, the RMS residual of the
-    iterate before y: with h·L < 1 a bound of y's own.   (arXiv 2510.02692, Algorithm 6)
+    This converges if h·L < 1, with L the Lipschitz constant of v(·, s). Returns y and, for each sample, the RMS
+    residual of the iterate before y, which with h·L < 1 bounds the residual of y.   (arXiv 2510.02692, Algorithm 6)
     """
     y, residual, active = x.clone(), x.new_full((len(x),), torch.inf), torch.arange(len(x))
     for _ in range(iterations):
         better = x[active] - h * velocity(y[active], x.new_full((len(active),), s))
         residual[active], y[active] = rms(better - y[active]), better
-        active = active[~(residual[active] <= tolerance)]  # so written, NaN stays active
+        active = active[~(residual[active] <= tolerance)]  # a residual that is NaN stays active
         if not len(active):
             break
     return y, residual
@@ -88,9 +81,9 @@ def inverse_step(velocity, x, s, h, iterations, tolerance):
 def invert(velocity, x, steps, iterations=40, tolerance=1e-5, lost=0.0):
     """T⁻¹: data -> the noises from which `euler` with as many steps arrives there, and the largest residual of each.
 
-    The velocity is asked at the time at which T asked it, the left end of each step. Where the iteration does not reach the
-    tolerance, what it gives is not the inverse: raises UserError, naming step and residual, if that happens to a larger
-    share of the samples than `lost` allows.
+    The velocity is evaluated at the left end of each step, as T does. Where the iteration does not reach the tolerance,
+    its result is not the inverse. Raises UserError, naming step and residual, if that happens to a larger share of the
+    samples than `lost` allows.
     """
     residual = x.new_zeros(len(x))
     for j in reversed(range(steps)):
@@ -108,8 +101,10 @@ def invert(velocity, x, steps, iterations=40, tolerance=1e-5, lost=0.0):
 
 @torch.no_grad()
 def inverse_noise(velocity, x, steps, tolerance=1e-4, lost=0.0, batch=250):
-    """The noises of data x (N, …) and their residuals, batch by batch, without those (at most the share `lost` of a
-    batch) that do not reach the tolerance; errors as `invert`."""
+    """The noises of data x (N, …) and their residuals, computed batch by batch; raises UserError as `invert`.
+
+    Samples that do not reach the tolerance, in each batch at most the share `lost`, are left out.
+    """
     parts = []
     for part in tqdm(x.split(batch), desc="inverse noise", mininterval=2):
         z, residual = invert(velocity, part, steps, tolerance=tolerance, lost=lost)
@@ -128,7 +123,7 @@ def sample(velocity, e, steps, corrector=None, corrector_steps=10):
 
 
 class VectorFlow(nn.Module):
-    """v(x, s) for vectors x (B, D): a multilayer perceptron that also sees sines and cosines of the time."""
+    """v(x, s) for vectors x (B, D): a multilayer perceptron that also takes sines and cosines of the time."""
 
     def __init__(self, dimension=2, width=64, layers=3):
         super().__init__()
@@ -146,9 +141,9 @@ class LatentFlow(nn.Module):
     def __init__(self, channels):
         super().__init__()
         self.unet = UNet(UNetConfig(
-            block_out_channels=channels, layers_per_block=1, cross_attention_dim=8, attention_head_dim=4, norm_num_groups=8,
-            down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-        ))  # fmt: skip
+            block_out_channels=channels, layers_per_block=1, cross_attention_dim=8, attention_head_dim=4,
+            norm_num_groups=8, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+        ))
         for parameter in self.unet.conv_out.parameters():
             nn.init.zeros_(parameter)
 
@@ -195,16 +190,14 @@ def save_flow(path, flow, note):
 
 def load_flow(path, channels):
     """A saved LatentFlow and its note. Raises UserError if the file is missing, damaged or of other channels."""
-    flow = LatentFlow(channels)
-    with open_weights(path) as file:
-        note, state = file.metadata(), {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    flow, state = LatentFlow(channels), {name: tensor.float() for name, tensor in read_tensors(path).items()}
     if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in flow.state_dict().items()}:
         raise UserError(f"{path} is no flow with {channels} channels")
     flow.load_state_dict(state)
-    return flow.eval().requires_grad_(False), note
+    return flow.eval().requires_grad_(False), open_weights(path).metadata()
 
 
-def load(folder):
+def bundled_or_own(folder=None):
     """(flow, corrector, n) of a folder that the command below has made; None: the bundled ones. Raises UserError."""
     folder = Path(folder or BUNDLED)
     flow, _ = load_flow(folder / "flow.safetensors", MAIN)
@@ -215,44 +208,41 @@ def load(folder):
 # --- command ----------------------------------------------------------------------------------------------------------
 
 
-def main(options):
+def train_or_draw(options):
     """Train a flow and its corrector (`--train --out FOLDER`), or draw with given ones (`--flow FOLDER --out PNG`)."""
     out = Path(options.out or ("runs/flow" if options.train else "flow.png"))
     if out.exists() and not options.overwrite:
         raise UserError(f"--out {out} exists: name another or pass --overwrite")
+    if not options.train and out.suffix.lower() != ".png":
+        raise UserError(f"--out {out}: the name must end with .png")
     sd = StableDiffusion.load("tiny")
-    if options.train:
-        torch.manual_seed(options.seed)
-        flow, corrector = LatentFlow(MAIN), LatentFlow(CORRECTOR)
-        latents = world_latents(sd, options.pictures, options.seed)
-        if options.flow:
-            flow, note = load_flow(Path(options.flow) / "flow.safetensors", MAIN)
-        else:
-            fit(flow, latents, options.steps, options.lr, 64, options.seed)
-            note = {"seed": str(options.seed)}
-        (out / "corrector.safetensors").unlink(missing_ok=True)  # of another flow
-        save_flow(out / "flow.safetensors", flow.requires_grad_(False), note)  # at once: the inversion may be refused
-        try:
-            z, residual = inverse_noise(flow, latents[: options.inverted], options.euler_steps, lost=LOST)
-        except UserError as error:
-            again = f"--train --flow {out} --out {out} --overwrite goes on from there"
-            raise UserError(f"{error}; the flow is in {out}: {again}") from None
-        print(f"{len(z)} of {options.inverted} drawings inverted: largest residual {residual.max():.1e}, mean {z.mean():+.3f}, standard deviation {z.std():.3f}")
-        fit(corrector, z, options.steps, options.lr, 64, options.seed + 1, "corrector")
-        save_flow(out / "corrector.safetensors", corrector, {"euler_steps": str(options.euler_steps), "seed": str(options.seed)})
-        sheet_path = out / "samples.png"
-        euler_steps = options.euler_steps
-    else:
-        if out.suffix.lower() != ".png":
-            raise UserError(f"--out {out}: the name must end with .png")
-        flow, corrector, euler_steps = load(options.flow)
-        sheet_path = out
+    flow, corrector, n = train_both(sd, out, options) if options.train else bundled_or_own(options.flow)
     e = torch.randn(12, 4, 8, 8, generator=torch.Generator().manual_seed(options.seed))
-    both = [sample(flow, e, euler_steps), sample(flow, e, euler_steps, corrector)]
-    sheet = grid(to_pil(sd.decode_latents(torch.cat(both))), 12, zoom=2)
-    write_whole(sheet_path, lambda path: sheet.save(path, format="PNG"))
-    print(f"{sheet_path}: above without, below with inverse noise correction; {euler_steps} Euler steps")
+    latents = torch.cat([sample(flow, e, n), sample(flow, e, n, corrector)])
+    path = out / "samples.png" if options.train else out
+    save_png(grid(to_pil(sd.decode_latents(latents)), 12, zoom=2), path)
+    print(f"{path}: above without, below with inverse noise correction; {n} Euler steps")
 
 
-if __name__ == "__main__":
-    run(main, OPTIONS)
+def train_both(sd, out, options):
+    """Train a flow, or take that of --flow, and a corrector for it, and save both in a folder: (flow, corrector, n)."""
+    torch.manual_seed(options.seed)
+    flow, corrector, n = LatentFlow(MAIN), LatentFlow(CORRECTOR), options.euler_steps
+    latents = world_latents(sd, options.pictures, options.seed)
+    if options.flow:
+        flow, note = load_flow(Path(options.flow) / "flow.safetensors", MAIN)
+    else:
+        fit(flow, latents, options.steps, options.lr, 64, options.seed)
+        note = {"seed": str(options.seed)}
+    (out / "corrector.safetensors").unlink(missing_ok=True)  # it belonged to another flow
+    save_flow(out / "flow.safetensors", flow.requires_grad_(False), note)  # now, because the inversion may be refused
+    try:
+        z, residual = inverse_noise(flow, latents[: options.inverted], n, lost=LOST)
+    except UserError as error:
+        again = f"--train --flow {out} --out {out} --overwrite goes on from there"
+        raise UserError(f"{error}; the flow is in {out}: {again}") from None
+    print(f"{len(z)} of {options.inverted} drawings inverted: largest residual {residual.max():.1e}, "
+          f"mean {z.mean():+.3f}, standard deviation {z.std():.3f}")
+    fit(corrector, z, options.steps, options.lr, 64, options.seed + 1, "corrector")
+    save_flow(out / "corrector.safetensors", corrector, {"euler_steps": str(n), "seed": str(options.seed)})
+    return flow, corrector, n

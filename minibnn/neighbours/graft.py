@@ -1,29 +1,22 @@
 """GRAFT and P-GRAFT: fine-tune a model on those of its own samples that a reward accepts.
 
-    python -m minibnn.graft --reward red_thing_on_grass --switch 500 --out runs/red
+    python -m minibnn graft --reward red_thing_on_grass --switch 500 --out runs/red
 
-Follows: GRAFT (arXiv 2510.02692): draw from the model, keep by a rule of `rejection.py`, fine-tune on what was kept with
-the ordinary diffusion loss. Its partial variant P-GRAFT (Alg. 1-2) credits the reward to the noisy state x_t: train only
-at noise levels above t, draw with the fine-tuned model down to t and with the base from there on.
+Follows: GRAFT (arXiv 2510.02692): draw from the model, keep by a rule of `rejection.py`, fine-tune on what was kept by
+the ordinary diffusion loss. Its partial variant P-GRAFT (Alg. 1-2) credits the reward to the noisy state x_t: it trains
+only at noise levels above t, and draws with the fine-tuned model down to t and with the base from there on.
 
     here       paper
     switch     t       a time of 0..999: the fine-tuned model is used at times above it; 0 is GRAFT
     x_t        X_t     the state of the trajectory at the first time of the sampler that is not above the switch
 
-The paper does not say how P-GRAFT is trained at levels s > t; two realisations:
+The paper does not say how P-GRAFT is trained at levels s > t. There are two ways:
     A   x_s is x_t with more noise, which learns the law of the accepted x_t itself (`renoise`);
-    B   x_s is the accepted x_0 with noise. The same law if (x_0, x_t) of the sampler is that of the forward process, which
-        is so for a good model drawn with η = 1, and not for the deterministic sampler.
+    B   x_s is the accepted x_0 with noise, as the command does. This learns the same law if (x_0, x_t) of the sampler
+        have the law of the forward process: for a good model drawn with η = 1, not for the deterministic sampler.
 
 But: one round of sampling and training; no resuming: the folder appears when all is done.
 """
-
-from ..options.commands import GraftOptions
-from ..options.parsing import answer_ctrl_c_while_importing, parse, run
-
-if __name__ == "__main__":  # before torch is imported: --help and mistyped options answer at once
-    OPTIONS = parse(GraftOptions, "minibnn.graft")
-    answer_ctrl_c_while_importing()
 
 import contextlib
 import dataclasses
@@ -38,17 +31,18 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from .. import schedule
-from ..data import epoch_order
+from .. import runs, schedule
+from ..data import epoch_order, full_name
 from ..devices import choose_device, make_deterministic, unscaled_dtype
 from ..errors import UserError
-from ..files.store import read_json, write_json, write_whole
-from ..pictures import grid, to_pil
+from ..files.store import read_json, write_json
+from ..options.commands import GraftOptions, TrainOptions
+from ..pictures import grid, save_png, to_pil
 from ..pipeline import StableDiffusion
-from ..train import make_optimiser, stop_if_not_finite
+from ..train import Training, make_optimiser, train
 from ..world import scenes as world
 from . import rejection
-from .rewards import judge, load_reward
+from .rewards import load_reward, rewards_of
 
 RECORD = "graft.json"
 OWN = {"keep": "top-k", "minimum": "threshold", "alpha": "tilt"}  # options of one rule alone
@@ -58,9 +52,9 @@ OWN = {"keep": "top-k", "minimum": "threshold", "alpha": "tilt"}  # options of o
 
 
 def trajectory(model, x, times, abar, switches, eta=0.0, noise=None):
-    """Draw as `schedule.sample_ddim` -> x_0 and {switch: (x_t, t)}, the state at the first time t ≤ switch.
+    """Draw as `schedule.sample_ddim` does: x_0, and {switch: (x_t, t)} with the state at the first time t ≤ switch.
 
-    A sampler that has no such time leaves x_t = x_0 and t = 0 there.
+    Where the sampler has no such time, x_t is x_0 and t is 0.
     """
     states = {}
 
@@ -75,7 +69,7 @@ def trajectory(model, x, times, abar, switches, eta=0.0, noise=None):
 class Switched(nn.Module):
     """A UNet that is the fine-tuned one at times above `switch` and the base at or below it.   (P-GRAFT, Alg. 2)
 
-    In the place of `StableDiffusion.unet`, whatever draws with it draws P-GRAFT, with guidance or without.
+    Put in the place of `StableDiffusion.unet`, it makes every way of drawing draw P-GRAFT, also with guidance.
     """
 
     def __init__(self, finetuned, base, switch):
@@ -99,10 +93,10 @@ class Switched(nn.Module):
 
 
 @torch.no_grad()
-def draw(sd, prompts, options, seed, switches=()):
-    """Draw one latent for each prompt -> x_0 (n, 4, h, w) and {switch: (x_t, t)} of `trajectory`, on the CPU.
+def draw_latents(sd, prompts, options, seed, switches=()):
+    """Draw one latent for each prompt: x_0 (n, 4, h, w) and {switch: (x_t, t)} of `trajectory`, on the CPU.
 
-    Of GraftOptions are used sample_steps, guidance, eta, batch_size and resolution.
+    The options are those of GraftOptions; this uses sample_steps, guidance, eta, batch_size and resolution.
     """
     generator = torch.Generator().manual_seed(seed)
     times, abar = schedule.timesteps(options.sample_steps), sd.alphas_cumprod
@@ -139,23 +133,16 @@ def picture_key(picture):
 
 
 def accept(rewards, options):
-    """Which samples to keep: rewards (n,), groups of `options.candidates` -> (n,) bool. Raises UserError."""
+    """Which samples to keep: rewards (n,), groups of `options.candidates` -> (n,) bool."""
     groups = rewards.reshape(-1, options.candidates)
-    try:
-        if options.rule == "top-k":
-            kept = rejection.top_k(groups, options.keep)
-        elif options.rule == "best-of-n":
-            kept = rejection.best_of_n(groups)
-        elif options.rule == "threshold":
-            kept = rejection.threshold(groups, options.minimum)
-        elif options.rule == "binary":
-            kept = rejection.binary(groups)
-        else:
-            generator = torch.Generator().manual_seed(options.seed)
-            uniform = torch.rand(groups.shape, generator=generator, dtype=rewards.dtype)
-            kept = rejection.tilt(groups, options.alpha, rewards.max(), uniform)
-    except ValueError as error:
-        raise UserError(f"--rule {options.rule}: {error}") from None
+    if options.rule == "top-k":
+        kept = rejection.top_k(groups, options.keep)
+    elif options.rule == "threshold":
+        kept = rejection.threshold(groups, options.minimum)
+    else:
+        generator = torch.Generator().manual_seed(options.seed)
+        uniform = torch.rand(groups.shape, generator=generator, dtype=rewards.dtype)
+        kept = rejection.tilt(groups, options.alpha, rewards.max(), uniform)
     return kept.reshape(-1)
 
 
@@ -163,7 +150,7 @@ def accept(rewards, options):
 
 
 def renoise(x_t, abar_t, abar_s, eps):
-    """Realisation A: noise x_t further to level s > t -> x_s, the target of ε̂, and the weight of its squared error.
+    """Way A: noise x_t further to a level s > t -> x_s, the target of ε̂, and the weight of its squared error.
 
     x_s = ρ·x_t + √σ²·ε,   ρ = √(ᾱ_s/ᾱ_t),   σ² = (1−ᾱ_s) − ρ²(1−ᾱ_t)
     target = √((1−ᾱ_s)/σ²)·ε, whose mean given x_s is −√(1−ᾱ_s)·∇log p_s(x_s): denoising score matching (Vincent 2011).
@@ -175,35 +162,27 @@ def renoise(x_t, abar_t, abar_s, eps):
     return rho2.sqrt() * x_t + (share * (1 - abar_s)).sqrt() * eps, eps / share.sqrt(), share
 
 
-def fine_tune(sd, contexts, x0, x_t, t, options):
+def fine_tune(sd, contexts, x0, t, options):
     """Train the UNet in place on accepted samples. Raises UserError when the loss is not finite.
 
-    contexts (n, 77, d), x0 and x_t (n, 4, h, w), the states at time t. Times s are drawn evenly from those above t, from
-    all for GRAFT.
+    contexts (n, 77, d), x0 (n, 4, h, w). Noise is added for times above t, the time of the state at the switch; for
+    GRAFT, which has no switch, for all times.
     """
-    device, dtype = sd.device, getattr(torch, options.dtype)
-    abar = sd.alphas_cumprod.to(device)
-    first = t + 1 if options.switch else 0
-    optimiser = make_optimiser(sd.unet.train(), options.lr)
-    bar = tqdm(range(options.steps), desc="training")
-    for step in bar:
-        generator = torch.Generator().manual_seed((options.seed * 1_000_003 + step) % 2**63)
-        picked = [epoch_order(len(contexts), step * options.batch_size + k, options.seed) for k in range(options.batch_size)]
-        s = torch.randint(first, schedule.TRAIN_STEPS, (len(picked),), generator=generator).to(device)
-        eps = torch.randn((len(picked), *x0.shape[1:]), generator=generator).to(device)
-        if options.realisation == "A":
-            x_s, target, weight = renoise(x_t[picked].to(device), abar[t], abar[s], eps)
-        else:
-            x_s, target, weight = schedule.q_sample(x0[picked].to(device), eps, abar[s]), eps, 1.0
+    device, dtype, size = sd.device, getattr(torch, options.dtype), options.batch_size
+
+    def batches(i, generator):
+        picked = [epoch_order(len(contexts), i * size + k, options.seed) for k in range(size)]
+        return x0[picked].to(device), contexts[picked].to(device)
+
+    def predict(x_t, t, context, generator):
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            predicted = sd.predict_eps(x_s, s, contexts[picked].to(device))
-        loss = (weight * (predicted.float() - target).square()).mean()
-        stop_if_not_finite(loss, "loss", step, 0, bar)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(sd.unet.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
-        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            return sd.unet(x_t, t, context)
+
+    optimiser, scaler = make_optimiser(sd.unet.train(), options.lr), torch.amp.GradScaler(enabled=False)
+    training = Training(sd, sd.unet, predict, optimiser, scaler, first_time=t + 1 if options.switch else 0)
+    settled = TrainOptions(steps=options.steps, lr=options.lr, batch_size=size, seed=options.seed)
+    with runs.Progress(None, training, options.steps) as progress:
+        train(training, settled, batches, [progress])
     sd.unet.eval()
 
 
@@ -213,7 +192,8 @@ def fine_tune(sd, contexts, x0, x_t, t, options):
 def check_folder(options, out):
     """Refuse a folder that is not to be replaced, or that holds what the run is made from. Raises UserError."""
     if out.exists() and not (options.overwrite and (out / RECORD).exists()):
-        raise UserError(f"--out {out} exists: name another" + (", it is no run of this command" if options.overwrite else " or pass --overwrite"))
+        why = ", it is no run of this command" if options.overwrite else " or pass --overwrite"
+        raise UserError(f"--out {out} exists: name another{why}")
     for name in ("model", "tokenizer", "prompts_from"):
         value = getattr(options, name)
         if value and (name, value) != ("model", "tiny") and Path(value).resolve().is_relative_to(out.resolve()):
@@ -245,20 +225,17 @@ def settle(options, sd):
         device=device,
         dtype=options.dtype or unscaled_dtype(device),
     )
-    try:
-        noisiest = int(schedule.timesteps(options.sample_steps)[0])
-    except ValueError as error:
-        raise UserError(f"--sample-{error}") from None
+    if options.sample_steps >= schedule.TRAIN_STEPS:
+        raise UserError(f"--sample-steps {options.sample_steps} is outside 1..{schedule.TRAIN_STEPS - 1}")
     if not 0 <= options.eta <= 1:
         raise UserError(f"--eta {options.eta}: a number from 0 to 1")
     if not math.isfinite(options.guidance):
         raise UserError(f"--guidance {options.guidance} is no finite number")
     if options.resolution % sd.vae.factor:
         raise UserError(f"--resolution {options.resolution} is no multiple of {sd.vae.factor}")
-    if options.switch >= noisiest:
-        raise UserError(f"--switch {options.switch} leaves nothing to the fine-tuned model: the sampler starts at {noisiest}")
-    if options.realisation == "A" and not options.switch:
-        raise UserError("--realisation A needs --switch: without one there is no noisy state to learn")
+    noisiest, switch = int(schedule.timesteps(options.sample_steps)[0]), options.switch
+    if switch >= noisiest:
+        raise UserError(f"--switch {switch} leaves nothing to the fine-tuned model: the sampler starts at {noisiest}")
     for name, rule in OWN.items():
         if options.rule != rule and getattr(options, name) != getattr(GraftOptions, name):
             raise UserError(f"--{name} belongs to --rule {rule}, not to {options.rule}")
@@ -268,7 +245,7 @@ def settle(options, sd):
 
 
 def graft(options):
-    """Run GraftOptions from candidates to the run's folder. Raises UserError, KeyboardInterrupt."""
+    """Run GraftOptions from candidates to the run's folder; returns its record. Raises UserError, KeyboardInterrupt."""
     out = Path(options.out)
     check_folder(options, out)
     reward = load_reward(options.reward)
@@ -278,44 +255,45 @@ def graft(options):
         make_deterministic()
     sd.to(options.device)
     prompts = [prompt for prompt in options.prompt for _ in range(options.groups * options.candidates)]
-    x0, states = draw(sd, prompts, options, options.seed, [options.switch])
-    x_t, t = states[options.switch]
+    x0, states = draw_latents(sd, prompts, options, options.seed, [options.switch])
     pictures = pictures_of(sd, x0)
-    rewards = judge(reward, pictures, prompts)
+    rewards = rewards_of(reward, pictures, prompts)
     kept = accept(rewards, options)
     if options.deduplicate:
         keys = [(prompt, picture_key(picture)) for prompt, picture in zip(prompts, pictures, strict=True)]
         kept = rejection.deduplicate(kept, keys, torch.Generator().manual_seed(options.seed))
-    count = int(kept.sum())
+    samples, count = len(rewards), int(kept.sum())
     if not count:
-        raise UserError(f"--rule {options.rule} accepts none of {len(rewards)} samples, whose rewards are {rewards.min():g}..{rewards.max():g}; draw more or ask for less")
-    print(f"{count} of {len(rewards)} samples kept: mean reward {rewards.mean():.4g}, of the kept {rewards[kept].mean():.4g}")
+        raise UserError(f"--rule {options.rule} accepts none of {samples} samples, whose rewards are "
+                        f"{rewards.min():g}..{rewards.max():g}; draw more or ask for less")
+    before, of_kept = rewards.mean().item(), rewards[kept].mean().item()
+    print(f"{count} of {samples} samples kept: mean reward {before:.4g}, of the kept {of_kept:.4g}")
 
     contexts = torch.cat([sd.encode_prompts([prompts[i]]).cpu() for i in kept.nonzero()[:, 0].tolist()])
-    fine_tune(sd, contexts, x0[kept], x_t[kept], t, options)
+    fine_tune(sd, contexts, x0[kept], states[options.switch][1], options)
     sd.recipe |= {name: getattr(options, name) for name in ("guidance", "sample_steps", "resolution")}
-    base = options.model if options.model == "tiny" else str(Path(options.model).resolve())
-    record = {"base": base, "switch": options.switch, "options": dataclasses.asdict(options)}
-    record |= {"samples": len(rewards), "kept": count, "reward_before": rewards.mean().item(), "reward_kept": rewards[kept].mean().item()}
+    record = {
+        "base": full_name(options.model), "switch": options.switch, "options": dataclasses.asdict(options),
+        "samples": samples, "kept": count, "reward_before": before, "reward_kept": of_kept,
+    }
     with new_folder(out) as temporary:
         sd.to("cpu").save(temporary)
         if options.evaluate:
-            sd = load(temporary, record).to(options.device)
+            sd = open_run(temporary, record).to(options.device)
             fresh = [options.prompt[i % len(options.prompt)] for i in range(options.evaluate)]
-            pictures = pictures_of(sd, draw(sd, fresh, options, options.seed + 1)[0])
-            record["reward_after"] = judge(reward, pictures, fresh).mean().item()
-            sheet = grid(pictures[:24], 8, zoom=max(1, 128 // options.resolution))
-            write_whole(temporary / "samples.png", lambda path: sheet.save(path, format="PNG"))
+            pictures = pictures_of(sd, draw_latents(sd, fresh, options, options.seed + 1)[0])
+            after = record["reward_after"] = rewards_of(reward, pictures, fresh).mean().item()
+            save_png(grid(pictures[:24], 8, zoom=max(1, 128 // options.resolution)), temporary / "samples.png")
+            print(f"mean reward {before:.4g} -> {after:.4g} on {options.evaluate} fresh samples")
         write_json(temporary / RECORD, record)
-    if options.evaluate:
-        print(f"mean reward {record['reward_before']:.4g} -> {record['reward_after']:.4g} on {options.evaluate} fresh samples")
-    print(f'done: python -m minibnn.sample --model {out} --prompt "{options.prompt[0]}" --eta {options.eta:g} --out picture.png')
+    drawing = f'--model {out} --prompt "{options.prompt[0]}" --eta {options.eta:g} --out picture.png'
+    print(f"done: python -m minibnn.sample {drawing}")
     return record
 
 
 @contextlib.contextmanager
 def new_folder(out):
-    """A temporary folder beside `out` that takes its name when the block ends well; else it disappears, and `out` stays."""
+    """A temporary folder beside `out` that takes its place when the block ends well; else `out` stays as it was."""
     temporary, old = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
     try:
         yield temporary
@@ -329,10 +307,11 @@ def new_folder(out):
         shutil.rmtree(old, ignore_errors=True)
 
 
-def load(folder, record=None, dtype=None):
+def open_run(folder, record=None, dtype=None):
     """Open a run of this command: a StableDiffusion whose UNet is `Switched`, or plain for GRAFT. Raises UserError.
 
-    `StableDiffusion.load(folder)` opens the fine-tuned model alone. record: graft.json's content if it is not there yet.
+    `StableDiffusion.load(folder)` opens the fine-tuned model alone. record: the content of graft.json, if it is not
+    there yet.
     """
     record = record or read_json(Path(folder) / RECORD)
     sd = StableDiffusion.load(folder, dtype=dtype)
@@ -341,7 +320,3 @@ def load(folder, record=None, dtype=None):
         base = StableDiffusion.load(record["base"], options["tokenizer"], dtype, options["prediction_type"])
         sd.unet = Switched(sd.unet, base.unet, record["switch"])
     return sd
-
-
-if __name__ == "__main__":
-    run(graft, OPTIONS)

@@ -1,8 +1,7 @@
-"""Guidance, and guidance whose unconditional prediction comes from a base model.
+"""Guidance whose unconditional prediction comes from a base model.
 
-Follows: Ho & Salimans 2022 (classifier-free guidance); "Unconditional Priors Matter" (arXiv 2503.20240), whose remedy
-needs no training: fine-tuning spoils the unconditional prediction, so take it from the model that was fine-tuned, or from
-any other model of the same latent space.
+Follows: "Unconditional Priors Matter" (UPM, arXiv 2503.20240). Fine-tuning spoils the unconditional prediction; the
+remedy, without any training, is to take it from the model before fine-tuning, or from another of the same latent space.
 
     here         UPM paper
     eps_u        ε_θ(x_t, ∅), or ε_ψ(x_t, ∅) of the base model ψ
@@ -11,7 +10,8 @@ any other model of the same latent space.
     eps_1        ε_θ(x_t, c_1, ∅), eps_12: ε_θ(x_t, c_1, c_2), for two conditions
     tau          τ(t), the base's time of the same noise as t
 
-A *predictor* is what `StableDiffusion.generate(predictor=…)` calls at each step: (x, t, context, unconditional, scale) -> ε̂.
+A *predictor* is what `StableDiffusion.generate(predictor=…)` calls at each step with (x, t, context, unconditional,
+scale); it returns ε̂.
 
     tiny, dog = StableDiffusion.load("tiny"), StableDiffusion.load("runs/dog")
     dog.generate(["a photo of a sks dog"], predictor=one_condition(dog, unconditional_of(tiny, dog)))
@@ -19,19 +19,13 @@ A *predictor* is what `StableDiffusion.generate(predictor=…)` calls at each st
 But: predictions in unlike latent spaces are refused, not converted; x_t goes to the base as it is, not rescaled.
 """
 
-import contextlib
-
 import torch
 import torch.nn.functional as F
 
 from ..errors import UserError
+from ..sample import guide
 
 SAME_LATENTS = 0.05  # relative; float16 moves the bundled VAE's latents by 0.0004, bfloat16 by 0.004
-
-
-def guide(eps_u, eps_c, scale):
-    """ε = ε_u + γ·(ε_c − ε_u).   (UPM eq. 6 with ε_u of the fine-tuned model, eq. 7 with ε_u of the base)"""
-    return eps_u + scale * (eps_c - eps_u)
 
 
 def guide_two(eps_u, eps_1, eps_12, scale_1, scale_2):
@@ -43,7 +37,7 @@ def guide_two(eps_u, eps_1, eps_12, scale_1, scale_2):
 
 
 def schedule_map(abar, abar_base):
-    """τ(t) = argmin_τ |(1−ᾱ_base(τ)) − (1−ᾱ(t))|, the base's time whose noise variance is nearest.   (UPM, App.)
+    """τ(t) = argmin_τ |(1−ᾱ_base(τ)) − (1−ᾱ(t))|, the time of the base whose noise variance is nearest.   (UPM, App.)
 
     abar (T,) and abar_base (T',) -> (T,) int64. The same schedule gives τ(t) = t.
     """
@@ -60,12 +54,14 @@ def check_same_latents(sd, base):
     ours, theirs = ((s.vae.config.latent_channels, s.vae.factor) for s in (sd, base))
     for what, a, b in zip(("latent channels", "pixels for each latent position"), ours, theirs, strict=True):
         if a != b:
-            raise UserError(f"the base has {b} {what}, the model {a}: their predictions cannot be mixed; take a base of the same family")
+            raise UserError(
+                f"the base has {b} {what}, the model {a}: their predictions cannot be mixed; "
+                "take a base of the same family"
+            )
     picture = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     picture = F.interpolate(picture, size=8 * sd.vae.factor, mode="bilinear")
-    a, b = (
-        s.vae.encode(picture.to(s.vae.quant_conv.weight))[0].float().cpu() * s.vae.config.scaling_factor for s in (sd, base)
-    )
+    means = [s.vae.encode(picture.to(s.vae.quant_conv.weight))[0].float().cpu() for s in (sd, base)]
+    a, b = (mean * s.vae.config.scaling_factor for mean, s in zip(means, (sd, base), strict=True))
     difference = ((a - b).square().mean() / a.square().mean()).sqrt().item()
     if not difference <= SAME_LATENTS:
         raise UserError(
@@ -74,31 +70,28 @@ def check_same_latents(sd, base):
         )
 
 
-def unconditional_of(base, sd, prompt="", off=contextlib.nullcontext):
+def unconditional_of(base, sd, prompt=""):
     """The base's ε̂ without a condition, on the times of `sd`: a function of x (B, 4, h, w) float32 and t, an int.
 
     The base sees x at τ(t) with its own empty prompt, and a base that predicts v is converted with its own ᾱ. prompt:
-    what to keep away from. off: makes a context in which the base computes; an adapter's base is the same network with
-    the adapter switched off, `unconditional_of(sd, sd, off=…)`, so that no second copy is in memory.
+    what to keep away from, instead of the empty prompt. Raises UserError for a base of another latent space.
     """
     if base is not sd:
         check_same_latents(sd, base)
     tau = schedule_map(sd.alphas_cumprod, base.alphas_cumprod).tolist()
-    with off():
-        context = base.encode_prompts([prompt])
+    context = base.encode_prompts([prompt])
 
     def predict(x, t):
         times = torch.full((len(x),), tau[t], device=x.device)
-        with off():
-            return base.predict_eps(x.to(context.dtype), times, context.expand(len(x), -1, -1)).float()
+        return base.predict_eps(x.to(context.dtype), times, context.expand(len(x), -1, -1)).float()
 
     return predict
 
 
 def share_weights(base, sd):
-    """Let the base use those tensors of `sd` that are equal to its own, so that only the others are twice in memory.
+    """Let the base use the tensors of `sd` that equal its own, so that only those that differ are in memory twice.
 
-    After LoRA and OFT these are the attention projections, after fine-tuning of the UNet the whole UNet.
+    After LoRA and OFT the attention projections differ, after fine-tuning of the UNet the whole UNet.
     """
     for part in ("unet", "vae", "text_encoder"):
         theirs, ours = getattr(base, part), dict(getattr(sd, part).named_parameters())
@@ -115,20 +108,5 @@ def one_condition(sd, eps_base):
     def predict(x, t, context, _unconditional, scale):
         eps_c = sd.guided_eps(x, t, context, None, 1)
         return eps_c if scale == 1 else guide(eps_base(x, t), eps_c, scale)
-
-    return predict
-
-
-def two_conditions(sd, eps_base, first, first_scale):
-    """Predictor of eq. 8: c_1 is the prompt `first`, c_2 is what the whole prompt says beyond it, with γ_2 = `scale`.
-
-    Example: first "a photo of a sks dog", prompts "a photo of a sks dog on the beach".
-    """
-    first = sd.encode_prompts([first])
-
-    def predict(x, t, context, _unconditional, scale):
-        eps_1 = sd.guided_eps(x, t, first.expand_as(context), None, 1)
-        eps_12 = sd.guided_eps(x, t, context, None, 1)
-        return guide_two(eps_base(x, t), eps_1, eps_12, first_scale, scale)
 
     return predict

@@ -45,10 +45,11 @@ def redness(pictures, prompts):
 
 def load_reward(name):
     """A function of this file by its name, or "file.py:function". Raises UserError saying what is missing."""
+    own = {function.__name__: function for function in (red_thing_on_grass, redness)}
     if ":" not in name:
-        if name not in ("red_thing_on_grass", "redness"):
-            raise UserError(f"--reward {name} is not one of red_thing_on_grass, redness; your own: --reward file.py:function")
-        return globals()[name]
+        if name not in own:
+            raise UserError(f"--reward {name} is not one of {', '.join(own)}; your own: --reward file.py:function")
+        return own[name]
     path, _, function = name.rpartition(":")
     if not Path(path).is_file():
         raise UserError(f"--reward {name}: no file {path}")
@@ -66,16 +67,18 @@ def load_reward(name):
     return getattr(module, function)
 
 
-def judge(reward, pictures, prompts):
-    """Rewards of n pictures: (n,) float64. Raises UserError if the function fails or gives no n finite numbers."""
+def rewards_of(reward, pictures, prompts):
+    """Rewards of n pictures: (n,) float64. Raises UserError if the function fails or does not give n finite numbers."""
     name = f"reward {getattr(reward, '__name__', reward)}"
     try:
         rewards = torch.as_tensor(reward(pictures, prompts), dtype=torch.float64).detach().cpu()
     except Exception as error:
         raise UserError(f"{name} fails: {type(error).__name__}: {error}") from error
-    if rewards.shape != (len(pictures),):
-        raise UserError(f"{name} gave shape {tuple(rewards.shape)} for {len(pictures)} pictures, not ({len(pictures)},)")
+    n = len(pictures)
+    if rewards.shape != (n,):
+        raise UserError(f"{name} gave shape {tuple(rewards.shape)} for {n} pictures, not ({n},)")
     bad = (~rewards.isfinite()).nonzero()[:, 0].tolist()
     if bad:
-        raise UserError(f"{name} is {rewards[bad[0]].item()} for {len(bad)} of {len(pictures)} pictures, first for {prompts[bad[0]]!r}")
+        first, count = bad[0], len(bad)
+        raise UserError(f"{name} is {rewards[first]} for {count} of {n} pictures, first for {prompts[first]!r}")
     return rewards
