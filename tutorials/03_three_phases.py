@@ -299,12 +299,12 @@ def paired_interval(a, b, t975):
 check_paired_interval(paired_interval)
 
 # %% [markdown]
-# The same in minibnn: `minibnn/experiments/stages.py:interval`.
+# The same in minibnn: `minibnn/lab/intervals.py:interval`.
 #
 # ## Experiment 3: the long curves
 #
 # A hundred steps and one seed are a hint. The file `results/corruption.jsonl` holds what
-# `python -m minibnn.experiments corruption` measured over several seeds, several numbers of photos, from step 0 far beyond
+# `python -m minibnn experiment corruption` measured over several seeds, several numbers of photos, from step 0 far beyond
 # memorisation, in the same way as you did: at each checkpoint pictures of the training prompt and of twelve other prompts.
 # Bands are bootstrap intervals over seeds; with three seeds that is the range from the lowest to the highest, and the true mean
 # lies outside in one case of four.
@@ -451,6 +451,6 @@ for what, verdicts in found.items():
 # | noise | Immerkær 1996 eq. 4, `minibnn/metrics.py:immerkaer`; `minibnn/metrics.py:noise` |
 # | $x_t=0$ and $\delta'$ | Fig. 3 and 5, `minibnn/probes.py:probe_zero`, `minibnn/probes.py:probe_local` |
 # | the criterion | `minibnn/experiments/stages.py:corruption_stage` |
-# | the curves | `python -m minibnn.experiments corruption`, then `report` |
+# | the curves | `python -m minibnn experiment corruption`, then `report` |
 #
 # Next: 04, a layer with random weights; then 05, what it does to these curves.

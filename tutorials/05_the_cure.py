@@ -467,7 +467,7 @@ for n in counts:
 # | noise as a price on curvature | Bishop 1995, *Training with Noise is Equivalent to Tikhonov Regularization*, for inputs; here for weights |
 # | what is saved | §4.2, `minibnn/bayes.py:posterior_mean` |
 # | which layers | Table 3, `minibnn/bayes.py:select` |
-# | interval, margin, verdict | `minibnn/experiments/stages.py:interval`, `minibnn/experiments/stages.py:verdict` |
-# | all pairs | `python -m minibnn.experiments corruption --settings all`, then `report` |
+# | interval, margin, verdict | `minibnn/lab/intervals.py:interval`, `minibnn/experiments/stages.py:verdict` |
+# | all pairs | `python -m minibnn experiment corruption --settings all`, then `report` |
 #
 # Next: 06, what guidance mixes in.

@@ -177,14 +177,14 @@ check_guide_two(guide_two)
 # %% [markdown]
 # ## The same in minibnn
 #
-# Your lines are `minibnn/guidance.py:guide`, `minibnn/guidance.py:schedule_map`, `minibnn/guidance.py:unconditional_of` and
-# `minibnn/guidance.py:guide_two`. From the command line, for a run of `python -m minibnn.train`:
+# Your lines are `minibnn/sample.py:guide`, `minibnn/neighbours/guidance.py:schedule_map`, `minibnn/neighbours/guidance.py:unconditional_of` and
+# `minibnn/neighbours/guidance.py:guide_two`. From the command line, for a run of `python -m minibnn.train`:
 #
 # ```
 # python -m minibnn.sample --model runs/dog --unconditional-from tiny --guidance 2 --prompt "a photo of a sks dog on the beach"
 # ```
 #
-# A base of another latent space is refused (`minibnn/guidance.py:check_same_latents`): the same numbers would mean another picture.
+# A base of another latent space is refused (`minibnn/neighbours/guidance.py:check_same_latents`): the same numbers would mean another picture.
 
 # %%
 u, c = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.ones(2, 4, 8, 8)
@@ -307,7 +307,7 @@ show(
 #
 # The bundled model, fine-tuned on the six pictures of the dog with BNN and without (900 steps, all weights), drawn with its own and with
 # the pretrained model's unconditional prediction. This takes longer than a lesson: the figures come from
-# `python -m minibnn.experiments guidance`; the ledger `RESULTS.md` has them all.
+# `python -m minibnn experiment guidance`; the ledger `RESULTS.md` has them all.
 #
 # ![Pictures of the two runs without and with the base at guidance 1.5, 3 and 7.5. At 1.5 the rows with the base show the dog in its teal and magenta, those without in pale colours. At 7.5 the rows with the base show saturated blobs.](results/guidance-samples.png)
 #
@@ -330,10 +330,10 @@ show(
 #
 # | what | where |
 # |---|---|
-# | guidance | UPM eq. 6 (Ho & Salimans 2022, eq. 6), `minibnn/guidance.py:guide` |
-# | the base's unconditional prediction | UPM eq. 7, `minibnn/guidance.py:one_condition` |
-# | two conditions | UPM eq. 8, `minibnn/guidance.py:guide_two` |
-# | unlike schedules | `minibnn/guidance.py:schedule_map` |
+# | guidance | UPM eq. 6 (Ho & Salimans 2022, eq. 6), `minibnn/sample.py:guide` |
+# | the base's unconditional prediction | UPM eq. 7, `minibnn/neighbours/guidance.py:one_condition` |
+# | two conditions | UPM eq. 8, `minibnn/neighbours/guidance.py:guide_two` |
+# | unlike schedules | `minibnn/neighbours/guidance.py:schedule_map` |
 # | $\epsilon$ from $v$ | Salimans & Ho 2022, App. D, `minibnn/schedule.py:eps_from_v` |
 #
 # Further reading: *Domain Guidance* (Zhong et al., ICLR 2025) uses the same formula for class-conditional transformers;

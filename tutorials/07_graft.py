@@ -195,12 +195,12 @@ check_switched(switched)
 # %% [markdown]
 # ## The same in minibnn
 #
-# Your lines are `minibnn/rejection.py:top_k`, `minibnn/rejection.py:top_k_probability`, `minibnn/graft.py:renoise` (with a weight, since
-# the target's variance grows without bound as $s\to t$) and `minibnn/graft.py:Switched`. On the bundled model, or on yours:
+# Your lines are `minibnn/neighbours/rejection.py:top_k`, `minibnn/neighbours/rejection.py:top_k_probability`, `minibnn/neighbours/graft.py:renoise` (with a weight, since
+# the target's variance grows without bound as $s\to t$) and `minibnn/neighbours/graft.py:Switched`. On the bundled model, or on yours:
 #
 # ```
-# python -m minibnn.graft --reward red_thing_on_grass --rule binary --switch 250 --out runs/red
-# python -m minibnn.graft --reward mine.py:beauty --model stable-diffusion-v1-5/ --prompts-from prompts.txt --switch 500
+# python -m minibnn graft --reward red_thing_on_grass --rule threshold --minimum 1 --switch 250 --out runs/red
+# python -m minibnn graft --reward mine.py:beauty --model stable-diffusion-v1-5/ --prompts-from prompts.txt --switch 500
 # python -m minibnn.sample --model runs/red --prompt "a car on the grass" --eta 1 --out red.png
 # ```
 
@@ -263,7 +263,7 @@ torch.manual_seed(0)
 base = fit(Network(), draw_mixture(20_000).float(), 1500, 0, 1)
 SWITCHES = [0, 100, 200, 300, 400, 500, 700]
 x0, states = sample(base, 1000, 2, SWITCHES)
-kept = rejection.binary((x0 > 0).float()).nonzero()[:, 0]
+kept = (x0 > 0).nonzero()[:, 0]
 print(f"{len(kept)} of 1000 kept")
 
 
@@ -334,7 +334,7 @@ for switch, row in zip(SWITCHES, rows, strict=True):
 #
 # The bundled model, asked for "a car on the grass" and eleven more, chooses the colour freely: red about once in seven times. The reward
 # reads the pixels: is there something red, on grass? This takes six minutes, so the figures come from
-# `python -m minibnn.experiments graft`; the ledger `RESULTS.md` has them all.
+# `python -m minibnn experiment graft`; the ledger `RESULTS.md` has them all.
 #
 # ![Eight pictures for each method: the base's in many colours, GRAFT's and those of P-GRAFT 250 red, with P-GRAFT 750 mixed.](results/graft-samples.png)
 #
@@ -359,7 +359,7 @@ for switch, row in zip(SWITCHES, rows, strict=True):
 # - **A rule cannot find what the model never draws.** With a success rate of 1 in 1000, 1000 samples give one to learn from. Then prompt better,
 #   or go in rounds.
 # - **Copies.** Keep one heavy sample many times and the model draws nothing else; `--deduplicate` keeps one of each
-#   (`minibnn/rejection.py:deduplicate`), which adds $-\alpha\log(\text{copies})$ to the reshaped reward.
+#   (`minibnn/neighbours/rejection.py:deduplicate`), which adds $-\alpha\log(\text{copies})$ to the reshaped reward.
 # - **A wrong reward is learned as gladly as a right one.** That the shuffled reward gains nothing is worth a control in every experiment.
 # - The switch must be searched for; the paper gives no rule, and its "0.25 N" can be read in two ways (fine-tuned for the first 75 % or the first
 #   25 % of the steps). Here the switch is a time, and both can be tried.
@@ -368,10 +368,10 @@ for switch, row in zip(SWITCHES, rows, strict=True):
 #
 # | what | where |
 # |---|---|
-# | kept samples are the optimum for the reshaped reward | GRAFT Lemma 2.3 (v1: 3.2), `minibnn/rejection.py:top_k_probability` |
+# | kept samples are the optimum for the reshaped reward | GRAFT Lemma 2.3 (v1: 3.2), `minibnn/neighbours/rejection.py:top_k_probability` |
 # | P-GRAFT's law of $x_t$ | GRAFT Lemma 3.2, Alg. 1 |
-# | hand over to the base | GRAFT Alg. 2, `minibnn/graft.py:Switched` |
+# | hand over to the base | GRAFT Alg. 2, `minibnn/neighbours/graft.py:Switched` |
 # | variance left at $x_t$ grows with noise | GRAFT v1 Lemma 4.3 |
-# | training on noisy states | `minibnn/graft.py:renoise`; Vincent 2011 |
+# | training on noisy states | `minibnn/neighbours/graft.py:renoise`; Vincent 2011 |
 #
 # Next: 08, the reward-free cousin: correcting the noise one starts from.

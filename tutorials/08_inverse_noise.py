@@ -198,7 +198,7 @@ for name, first in (("normal noise", start), ("inverse noise", mean + std * star
 #
 # ## The same in minibnn
 #
-# Your lines are `minibnn/flow.py:flow_loss`, `minibnn/flow.py:euler`, `minibnn/flow.py:inverse_step` and `minibnn/flow.py:invert`, which also
+# Your lines are `minibnn/neighbours/flow.py:flow_loss`, `minibnn/neighbours/flow.py:euler`, `minibnn/neighbours/flow.py:inverse_step` and `minibnn/neighbours/flow.py:invert`, which also
 # reports the residual $\lVert y+h\,v(y,s)-x\rVert$ of each sample and **refuses** where it does not get small.
 #
 # ## Experiment: does it pay?
@@ -247,7 +247,7 @@ show(
 # %% [markdown]
 # ## What fails, and why
 #
-# - **Too few steps**: $h$ grows, and with $hL>1$ the iteration runs away instead of closing in. `minibnn/flow.py:invert` then stops
+# - **Too few steps**: $h$ grows, and with $hL>1$ the iteration runs away instead of closing in. `minibnn/neighbours/flow.py:invert` then stops
 #   with an error; noise that is not the inverse would teach the corrector nonsense. Below: the same flow with one step.
 # - **A corrector belongs to one $n$.** It knows the faults of *five* steps; with another $n$, $T$ is another map. Near by it may still
 #   help, because more steps mend something themselves; far off it brings in faults that are no longer there.
@@ -266,16 +266,16 @@ for steps in (5, 10, 40):
 
 # %% [markdown]
 # What the paper claims for pictures (better FID with fewer FLOPs), and what of it holds with the bundled flow on the world's
-# pictures, stands in [results/inverse_noise.md](results/inverse_noise.md), measured with several seeds by `python -m minibnn.experiments inverse-noise`.
+# pictures, stands in [results/inverse_noise.md](results/inverse_noise.md), measured with several seeds by `python -m minibnn experiment inverse-noise`.
 #
 # ## Summary
 #
 # | what | where |
 # |---|---|
-# | straight lines and the least-squares velocity | Liu et al. 2023 (rectified flow) eq. 1, `minibnn/flow.py:flow_loss` |
-# | $T$: $n$ Euler steps | `minibnn/flow.py:euler` |
-# | one step undone, $y\leftarrow x-h\,v(y,s)$ | arXiv 2510.02692, Algorithm 6, `minibnn/flow.py:inverse_step` |
-# | all steps undone, with refusal | `minibnn/flow.py:invert` |
-# | corrector, then $T$ | `minibnn/flow.py:sample` |
+# | straight lines and the least-squares velocity | Liu et al. 2023 (rectified flow) eq. 1, `minibnn/neighbours/flow.py:flow_loss` |
+# | $T$: $n$ Euler steps | `minibnn/neighbours/flow.py:euler` |
+# | one step undone, $y\leftarrow x-h\,v(y,s)$ | arXiv 2510.02692, Algorithm 6, `minibnn/neighbours/flow.py:inverse_step` |
+# | all steps undone, with refusal | `minibnn/neighbours/flow.py:invert` |
+# | corrector, then $T$ | `minibnn/neighbours/flow.py:sample` |
 #
 # Next: 09, a frozen diffusion model that follows sketches.

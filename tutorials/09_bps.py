@@ -103,7 +103,7 @@ check_pixels_to_channels(pixels_to_channels)
 # ## Exercise 3 · steer a frozen network (5 minutes, easy)
 #
 # The frozen network is a chain of blocks. After each block its feature is added, where there is one. (In PyTorch, a *forward
-# hook* does this without touching the network's code: see `minibnn/bps_branch.py:added`.)
+# hook* does this without touching the network's code: see `minibnn/neighbours/bps_branch.py:added`.)
 
 # %%
 def run_steered(blocks, features, h):
@@ -175,8 +175,8 @@ check_guided_eps(guided_eps)
 # %% [markdown]
 # ## The same in minibnn
 #
-# Your lines are `minibnn/bps_branch.py:added` (exercise 3, with hooks), `minibnn/bps_branch.py:Branch` (exercise 2: its first line) and
-# `minibnn/bps.py:draw` (exercise 4). The loss is that of every diffusion model; `minibnn/bps.py:train` moves the branch alone.
+# Your lines are `minibnn/neighbours/bps_branch.py:added` (exercise 3, with hooks), `minibnn/neighbours/bps_branch.py:Branch` (exercise 2: its first line) and
+# `minibnn/neighbours/bps.py:draw_steered` (exercise 4). The loss is that of every diffusion model; `minibnn/neighbours/bps.py:train_branch` moves the branch alone.
 #
 # ## Experiment: forty pairs, a few seconds
 #
@@ -200,10 +200,10 @@ def pairs_of_the_world(count, seed):
 sketches, images, captions = pairs_of_the_world(40, 1)
 torch.manual_seed(0)
 branch = bps_branch.Branch(sd.unet.config)
-losses = bps.train(sd, branch, bps.make_pairs(sd, sketches, images, captions), steps=60, lr=3e-4, batch_size=8)
+losses = bps.train_branch(sd, branch, bps.make_pairs(sd, sketches, images, captions), steps=60, lr=3e-4, batch_size=8)
 new_sketches, _, new_captions = pairs_of_the_world(6, 2)
-frozen = bps.draw(sd, bps_branch.Branch(sd.unet.config), new_sketches, new_captions, steps=10)
-steered = bps.draw(sd, branch.eval(), new_sketches, new_captions, steps=10)
+frozen = bps.draw_steered(sd, bps_branch.Branch(sd.unet.config), new_sketches, new_captions, steps=10)
+steered = bps.draw_steered(sd, branch.eval(), new_sketches, new_captions, steps=10)
 
 # %%
 figure, axes = plt.subplots(3, 6, figsize=(8, 4.2))
@@ -224,7 +224,7 @@ show(
 # %% [markdown]
 # Sixty steps are a beginning: subjects move and turn towards their outlines. Longer training, and how well outlines are met with
 # 12, 40 and 200 pairs, beside ControlNet's places (skips only) and T2I-Adapter's (encoder only), stands in
-# [results/bps.md](results/bps.md), measured by `python -m minibnn.experiments bps`.
+# [results/bps.md](results/bps.md), measured by `python -m minibnn experiment bps`.
 #
 # Does the branch use the *sketch*, or has it only learned what forty drawings look like? Control: the same branch, the sketches
 # given to the wrong captions.
@@ -258,9 +258,9 @@ with torch.no_grad():
 # | what | where |
 # |---|---|
 # | $\hat\epsilon(z_t,t,y)=\hat\epsilon(z_t,t)+M$ | Bayes' rule; arXiv 2406.03683 builds on it |
-# | heavy, timed encoder; light decoder; gains; zero convolutions | the authors' code, `minibnn/bps_branch.py:Branch` |
-# | where features are added | `minibnn/bps_branch.py:units`, `minibnn/bps_branch.py:added` |
-# | training, drawing | `minibnn/bps.py:train`, `minibnn/bps.py:draw` |
+# | heavy, timed encoder; light decoder; gains; zero convolutions | the authors' code, `minibnn/neighbours/bps_branch.py:Branch` |
+# | where features are added | `minibnn/neighbours/bps_branch.py:units`, `minibnn/neighbours/bps_branch.py:added` |
+# | training, drawing | `minibnn/neighbours/bps.py:train_branch`, `minibnn/neighbours/bps.py:draw_steered` |
 # | exact sketches of drawings | `minibnn/world.py:outline` |
 #
 # Next: 10, the kernel.

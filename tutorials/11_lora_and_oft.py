@@ -210,7 +210,7 @@ for name, r in (("noise on Q", cayley(q[0] + q[1])), ("noise on R", noisy_r)):
 # %% [markdown]
 # ## The same in minibnn
 #
-# Your lines are `minibnn/lora.py:LoraLinear` (and `minibnn/lora.py:delta`), `minibnn/adapter_files.py:write_diffusers_lora`,
+# Your lines are `minibnn/lora.py:LoraLinear` (and `minibnn/lora.py:delta`), `minibnn/adapter_files.py:write_lora`,
 # `minibnn/oft.py:cayley`, `minibnn/oft.py:rotate`. `minibnn/adapters.py:attach_lora` puts a LoRA into every attention projection;
 # `minibnn/methods.py:make_trainable` is all that the training loop knows of methods:
 #
@@ -332,7 +332,7 @@ for dtype in (torch.float32, torch.bfloat16):
 # - **One $\sigma$ does not fit all.** $0.01$ on every entry of $Q$ turns a block of $b$ inputs by about $0.014\sqrt b$; the wider the block, the more.
 #   LoRA's depends on the size of $A$ (exercise 5). Compare methods by how far a draw moves $\hat\epsilon$, not by $\sigma$.
 # - **COFT** (`--coft`) keeps the *mean* of $Q$ in a ball; a draw may leave it.
-# - **Is random better?** `python -m minibnn.experiments methods` measures six rows (DreamBooth, LoRA, OFT, each with and without) and says what it finds.
+# - **Is random better?** `python -m minibnn experiment methods` measures six rows (DreamBooth, LoRA, OFT, each with and without) and says what it finds.
 #
 # ## Summary
 #
