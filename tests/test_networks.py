@@ -101,14 +101,40 @@ def test_gradients(vectors):
         vectors.check(f"train.grad.{name}", network.get_parameter(name).grad[:64])
 
 
-def test_gradient_checkpointing_changes_nothing(vectors):
+def test_gradient_checkpointing_computes_each_block_twice_and_changes_nothing(vectors):
     gradients = []
     for checkpointing in (False, True):
-        network = vectors.network("unet")
+        network, calls = vectors.network("unet"), []
         network.gradient_checkpointing = checkpointing
+        blocks = [*network.down_blocks, network.mid_block, *network.up_blocks]
+        for block in blocks:
+            block.register_forward_pre_hook(lambda block, inputs, calls=calls: calls.append(block))
         network(vectors["in/x"], vectors["out/unet.mixed_t"], vectors["in/ctx"]).square().mean().backward()
+        assert [calls.count(block) for block in blocks] == [1 + checkpointing] * len(blocks)
         gradients.append([p.grad for p in network.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("upcast", [False, True])
+def test_upcast_attention_multiplies_in_float32(vectors, monkeypatch, upcast):
+    """In 16 bits and under autocast; what follows gets the weights' dtype back."""
+    seen = []
+
+    def see(q, k, v, heads):
+        seen.append({tensor.dtype for tensor in (q, k, v)} | {torch.is_autocast_enabled("cpu")})
+        return layers.attention(q, k, v, heads)
+
+    monkeypatch.setattr(unet, "attention", see)
+    inputs = vectors["in/x"], vectors["out/unet.mixed_t"], vectors["in/ctx"]
+    network = vectors.network("unet", upcast_attention=upcast)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert network(*inputs).dtype == torch.bfloat16
+    assert seen and all(one == ({torch.float32, False} if upcast else {torch.bfloat16, True}) for one in seen)
+    seen.clear()
+    with torch.no_grad():
+        half = (tensor.bfloat16() if tensor.is_floating_point() else tensor for tensor in inputs)
+        assert network.bfloat16()(*half).dtype == torch.bfloat16
+    assert seen and all(one == {torch.float32 if upcast else torch.bfloat16, False} for one in seen)
 
 
 def test_vae_encoder_shifts_with_its_input(vectors):

@@ -184,6 +184,20 @@ def test_missing_surplus_and_wrong_tensors_are_listed(small, tmp_path):
     assert "1 of another shape: conv_out.bias [5] instead of [4]" in message
 
 
+def test_each_kind_of_misfit_alone_is_refused(small, tmp_path):
+    state = small["unet"].state_dict()
+    changes = {
+        "1 missing: conv_out.bias": {"conv_out.bias": None},
+        "1 not expected: surplus.weight": {"surplus.weight": torch.zeros(2)},
+        "1 of another shape: conv_out.bias": {"conv_out.bias": torch.zeros(5)},
+    }
+    for message, change in changes.items():
+        tensors = {name: tensor for name, tensor in (state | change).items() if tensor is not None}
+        save_file(tensors, tmp_path / "bad.safetensors")
+        with pytest.raises(WeightsError, match=message):
+            UNet.from_file(tmp_path / "bad.safetensors", config_of(small["unet"]))
+
+
 @pytest.mark.parametrize(
     ("part", "names", "message"),
     [
