@@ -105,9 +105,11 @@ def main():
         for _ in range(options.repeats):
             for what, variables in chosen.items():
                 for job, (command, bar) in jobs.items():
-                    times.setdefault((job, what, "idle"), []).append(seconds_a_step(command, bar, variables))
-                    with busy_machine(CORES):
-                        times.setdefault((job, what, "busy"), []).append(seconds_a_step(command, bar, variables))
+                    for when, programs in (("idle", 0), ("busy", CORES)):
+                        with busy_machine(programs):
+                            seconds = seconds_a_step(command, bar, variables)
+                        times.setdefault((job, what, when), []).append(seconds)
+                        print(f"{job}, {what}, {when}: {seconds * 1e3:.1f} ms a step", file=sys.stderr, flush=True)
     print(f"{CORES} cores, so many busy programs; {options.repeats} repeats; milliseconds a step")
     for job in jobs:
         print(f"\n{job:20s}{'idle':>8s}{'busy':>8s}{'busy / idle':>13s}   slowest busy")
