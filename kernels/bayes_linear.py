@@ -13,7 +13,7 @@ x (M, K) activations; μ, σ (N, K) float32 masters; y (M, N). A tile of the for
           └───┴───┴───┘  └───┘                 θ exists for one tile at a time, never in memory.
 
 The dx kernel walks along n instead of k. The weight gradient walks along m and ends by multiplying dμ by ε to get dσ,
-so that it makes each ε once. There are no atomics: the same inputs give the same bits. A bias is a matrix of one column.
+so that it makes each ε once. There are no atomics: the same inputs give the same bits. A bias is a one-column matrix.
 Paths: "fused" uses these kernels; "sample" lets one kernel write θ and PyTorch multiply, in forward and in backward;
 "mixed" is "sample" with the fused weight gradient; "reference" is `reference.py`; "auto" lets `choose_path` decide.
 
@@ -128,10 +128,8 @@ def wgrad_kernel(dy, x, seed, stream, dmu, dsigma, dbias_mu, dbias_sigma, M, N, 
 
 # --- 2. launchers -----------------------------------------------------------------------------------------------------
 # (BM, BN, BK, warps), chosen by compiling for sm_80 … sm_90 without register spills, not by timing; 0: no such axis
-TILES = {
-    forward_kernel: (64, 64, 32, 8), dx_kernel: (64, 64, 32, 8), wgrad_kernel: (32, 64, 64, 8),
-    sample_kernel: (0, 32, 64, 4),
-}
+TILES = {forward_kernel: (64, 64, 32, 8), dx_kernel: (64, 64, 32, 8), wgrad_kernel: (32, 64, 64, 8),
+         sample_kernel: (0, 32, 64, 4)}
 TILES_FLOAT32 = TILES | {forward_kernel: (64, 64, 16, 8), dx_kernel: (64, 16, 64, 8), wgrad_kernel: (64, 64, 16, 8)}
 
 
@@ -235,11 +233,10 @@ def bayes_linear(x, mu, sigma, bias_mu=None, bias_sigma=None, *, seed, stream=0,
     """
     if (bias_mu is None) != (bias_sigma is None):
         raise ValueError("give both bias_mu and bias_sigma, or neither")
-    weight, bias = ((len(mu), *x.shape[-1:]), torch.float32), ((len(mu),), torch.float32)
-    for name, tensor, (shape, dtype) in (
-        ("mu", mu, weight), ("sigma", sigma, weight), ("bias_mu", bias_mu, bias), ("bias_sigma", bias_sigma, bias),
-        ("seed", seed.reshape(-1), ((1,), torch.int64)),
-    ):
+    tensors = {"mu": mu, "sigma": sigma, "bias_mu": bias_mu, "bias_sigma": bias_sigma, "seed": seed.reshape(-1)}
+    shapes = {"mu": (len(mu), *x.shape[-1:]), "sigma": (len(mu), *x.shape[-1:]), "seed": (1,)}
+    for name, tensor in tensors.items():
+        shape, dtype = shapes.get(name, (len(mu),)), torch.int64 if name == "seed" else torch.float32
         if tensor is not None and (tensor.shape, tensor.dtype, tensor.device) != (shape, dtype, x.device):
             given = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
             raise ValueError(f"with x {tuple(x.shape)}: {name} must be {shape} {dtype} on {x.device}, not {given}")

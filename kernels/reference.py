@@ -11,7 +11,6 @@ numbers into two normal ones: one gives a radius, whose square is exponential, a
 
 Logarithm, sine and cosine are Cephes' float32 polynomials, written as single multiplications and additions in a fixed
 order: every machine that rounds correctly then gives the same bits. |ε| is at most √(−2 ln 2⁻²⁴) = 5.77.
-
 But: it is slow on a CPU.
 """
 

@@ -10,6 +10,7 @@ import logging
 import re
 
 import torch
+from torch import nn
 
 from ..errors import UserError
 from . import ldm
@@ -32,8 +33,9 @@ def check_config(config_class, values, component):
     Raises UserError, naming key and value, for a value that this code does not implement.
     """
     fields = {field.name for field in dataclasses.fields(config_class)}
+    values = values or {}
     known = {}
-    for key, value in (values or {}).items():
+    for key, value in (values.get("text_config") or values).items():  # text_config: in the file of a whole CLIPModel
         if key in fields:
             if value is not None:
                 known[key] = tuple(value) if isinstance(value, list) else value
@@ -134,37 +136,40 @@ def _guess(part, shapes):
     return ": this looks like SD v1" if context[0] == 768 else ""
 
 
-def read_network(network_class, config, path, part, dtype):
-    """The network with its tensors from a file, converted only if `dtype` asks for it. Raises WeightsError.
+class Network(nn.Module):
+    """A network that can be read from official files. A subclass names its configuration class, its class in official
+    configurations, and the part of a model that it is: "unet", "vae" or "text_encoder"."""
 
-    The network is built without memory. Tensors that need no conversion stay mapped from the file until they are
-    written to, so that reading takes no more memory than the weights.
-    """
-    with torch.device("meta"):
-        network = network_class(config)
-    with open_weights(path) as file:
-        shapes = shapes_of(file)
-        if part == "unet" and any(name.startswith("model_ema.") for name in shapes):
-            log.warning("%s holds EMA copies too; the model weights are used, not the EMA weights", path)
-        try:
-            found = find_tensors(part, network, shapes)
-        except WeightsError as error:
-            raise WeightsError(f"{path}: {error}") from None
-        state = {}
-        for name, tensor in network.state_dict().items():
-            key, third = found[name]
-            value = file.get_tensor(key)
-            value = value if third is None else value.chunk(3)[third].clone()
-            state[name] = value.reshape(tensor.shape).to(dtype or value.dtype)
-    network.load_state_dict(state, strict=True, assign=True)
-    return network.eval()
+    @classmethod
+    def from_file(cls, path, config=None, dtype=None):
+        """Read the network's own file, or a single file of a whole model. Returns it in evaluation mode.
+
+        path: a .safetensors file. config: the values of the official config.json; None means SD v1.5. dtype: None keeps
+        the file's; tensors then stay mapped from the file and take no other memory. Raises WeightsError or UserError,
+        naming the tensors or keys that do not fit.
+        """
+        with torch.device("meta"):
+            network = cls(check_config(cls.Config, config, cls.official_class))
+        with open_weights(path) as file:
+            shapes = shapes_of(file)
+            if cls.part == "unet" and any(name.startswith("model_ema.") for name in shapes):
+                log.warning("%s holds EMA copies too; the model weights are used, not the EMA weights", path)
+            try:
+                found = find_tensors(cls.part, network, shapes)
+            except WeightsError as error:
+                raise WeightsError(f"{path}: {error}") from None
+            state = {}
+            for name, tensor in network.state_dict().items():
+                key, third = found[name]
+                value = file.get_tensor(key)
+                value = value if third is None else value.chunk(3)[third].clone()
+                state[name] = value.reshape(tensor.shape).to(dtype or value.dtype)
+        network.load_state_dict(state, strict=True, assign=True)
+        return network.eval()
 
 
 def single_file_tensors(parts, openclip):
-    """The tensors of a single file in the LDM layout, {name: tensor}.
-
-    parts: {"unet": network, "vae": …, "text_encoder": …}. openclip: name those of the text encoder as SD v2 does.
-    """
+    """The tensors {name: tensor} of a single file with these networks, {part: network}. openclip: for SD v2."""
     tensors, thirds = {}, {}
     for part, network in parts.items():
         for name, tensor in network.state_dict().items():

@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from ..errors import UserError
 
 ASSETS = Path(__file__).parents[1] / "assets"  # the bundled model and the other files of the package
+UMASK = os.umask(0)
+os.umask(UMASK)
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 
@@ -80,7 +82,7 @@ def write_whole(path, write):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())  # safetensors makes files that only their owner can read
+        os.chmod(temporary, 0o666 & ~UMASK)  # safetensors makes files that only their owner can read
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -89,12 +91,6 @@ def write_whole(path, write):
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-
-
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_text(path, text):

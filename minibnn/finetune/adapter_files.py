@@ -26,12 +26,12 @@ DIFFUSERS = "pytorch_lora_weights.safetensors"
 PEFT_CONFIG, PEFT = "adapter_config.json", "adapter_model.safetensors"
 KOHYA = "lora_kohya.safetensors"
 # The names of down, up and α; {} is the layer's name, and {_} the same with underscores for dots.
-NAMINGS = (
-    ("unet.{}.lora.down.weight", "unet.{}.lora.up.weight", None),
-    ("unet.{}.lora_A.weight", "unet.{}.lora_B.weight", None),
-    ("base_model.model.{}.lora_A.weight", "base_model.model.{}.lora_B.weight", None),
-    ("lora_unet_{_}.lora_down.weight", "lora_unet_{_}.lora_up.weight", "lora_unet_{_}.alpha"),
-)
+NAMINGS = {
+    "diffusers": ("unet.{}.lora.down.weight", "unet.{}.lora.up.weight", None),
+    "diffusers with peft": ("unet.{}.lora_A.weight", "unet.{}.lora_B.weight", None),
+    "peft": ("base_model.model.{}.lora_A.weight", "base_model.model.{}.lora_B.weight", None),
+    "kohya": ("lora_unet_{_}.lora_down.weight", "lora_unet_{_}.lora_up.weight", "lora_unet_{_}.alpha"),
+}
 OFT_NAME = "base_model.model.{}.oft_R.weight"
 # Settings of a peft file that would change the computation.
 NOT_IMPLEMENTED = (
@@ -43,45 +43,35 @@ def _name(naming, layer):
     return naming and naming.replace("{_}", layer.replace(".", "_")).replace("{}", layer)
 
 
-# --- writing: every adapter of the network, at the mean ---------------------------------------------------------------
+# --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def write_diffusers_lora(network, folder):
-    """pytorch_lora_weights.safetensors, with α/r multiplied into up."""
-    _write_lora(network, Path(folder) / DIFFUSERS, NAMINGS[0], times_scale=True)
+def write_lora(network, folder, program, base):
+    """Write every LoRA of the network, at the mean, for "diffusers", "peft" or "kohya".
 
-
-def write_kohya_lora(network, folder):
-    """lora_kohya.safetensors, with α beside each pair of matrices."""
-    _write_lora(network, Path(folder) / KOHYA, NAMINGS[3])
-
-
-def write_peft_lora(network, folder, base):
-    """adapter_model.safetensors and adapter_config.json. base: the model's name, which is only shown to people."""
-    _write_lora(network, Path(folder) / PEFT, NAMINGS[2])
-    rank, scale = next((len(a.down), a.scale) for a in adapters(network).values())
-    _write_peft_config(network, folder, base, {"peft_type": "LORA", "r": rank, "lora_alpha": scale * rank})
-
-
-def _write_lora(network, path, naming, times_scale=False):
-    down, up, alpha = naming
+    base: the name of the model, which a peft file tells to people.
+    """
+    down, up, alpha = NAMINGS[program]
     tensors = {}
     for name, adapter in adapters(network).items():
+        rank, scale = len(adapter.down), adapter.scale
         tensors[_name(down, name)] = adapter.down
-        tensors[_name(up, name)] = adapter.up * adapter.scale if times_scale else adapter.up
+        tensors[_name(up, name)] = adapter.up * scale if program == "diffusers" else adapter.up
         if alpha:
-            tensors[_name(alpha, name)] = torch.tensor(adapter.scale * len(adapter.down))
-    write_tensors(path, tensors)
+            tensors[_name(alpha, name)] = torch.tensor(scale * rank)
+    write_tensors(Path(folder) / {"diffusers": DIFFUSERS, "peft": PEFT, "kohya": KOHYA}[program], tensors)
+    if program == "peft":
+        _write_peft_config(network, folder, base, {"peft_type": "LORA", "r": rank, "lora_alpha": scale * rank})
 
 
-def write_peft_oft(network, folder, base):
-    """adapter_model.safetensors and adapter_config.json of every OFT, as `write_peft_lora` does."""
+def write_oft(network, folder, base):
+    """Write every OFT of the network, at the mean, for peft; base as in `write_lora`."""
     tensors = {}
     for name, adapter in adapters(network).items():
-        rows, columns = torch.triu_indices(*adapter.q.shape[1:], 1)
+        blocks, size, _ = adapter.q.shape
+        rows, columns = torch.triu_indices(size, size, 1)
         tensors[_name(OFT_NAME, name)] = -oft.skew(adapter.q.detach())[:, rows, columns]
     write_tensors(Path(folder) / PEFT, tensors)
-    blocks = len(next(iter(tensors.values())))
     settings = {"peft_type": "OFT", "r": blocks, "oft_block_size": 0, "use_cayley_neumann": False}
     _write_peft_config(network, folder, base, settings)
 
@@ -133,7 +123,7 @@ def merge_file(network, path):
 
 def _lora_shapes(name, layer, tensors):
     """The names of a layer's LoRA matrices, and of α if it is there, with the shapes that fit; {} without LoRA."""
-    for naming in NAMINGS:
+    for naming in NAMINGS.values():
         down, up, alpha = (_name(part, name) for part in naming)
         if down in tensors and up in tensors:
             rank = len(tensors[down])

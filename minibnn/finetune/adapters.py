@@ -14,10 +14,7 @@ LAYERS = "to_q,to_k,to_v,to_out.0"
 
 
 def select(network, layers=LAYERS):
-    """The names of the linear layers whose names end in one of `layers`, words joined by commas.
-
-    Raises ValueError for a word that no name ends in.
-    """
+    """The names of the linear layers that end in one of the words of `layers`. Raises ValueError for unknown words."""
     linear = [name for name, layer in network.named_modules() if type(layer) is nn.Linear]
     words = tuple("." + word for word in layers.split(","))
     for word in words:

@@ -11,9 +11,8 @@ Mitigating with Bayesian Neural Networks"); Blundell et al. 2015, "Weight Uncert
 In `eval()` a layer computes with μ. We store σ itself and not ρ of softplus(ρ): 800 Adam steps at 5e-6 move a stored
 σ = 0.01 by up to 40 %, but a softplus by only 0.4 %. ε is not kept for backward but made again from its seed.
 
-ε comes from PyTorch's generator (`kernel="torch"`: fast everywhere, but different on CPU and GPU), or from the Philox
-stream of `minibnn_kernels`, which is the same on every device. That stream is computed in plain PyTorch ("reference")
-or in Triton kernels that make ε in registers ("triton").
+The source of ε is called `kernel`. "torch" is PyTorch's generator, which differs between CPU and GPU. "reference" and
+"triton" give the same Philox stream on every device, in plain PyTorch and in the Triton kernels of `minibnn_kernels`.
 """
 
 import torch
@@ -24,17 +23,13 @@ SIGMA_MIN = 1e-7
 
 
 class WeightNoise:
-    """The seed of the current forward and the source of ε (`kernel`), shared by all random layers of a network.
-
-    `renew` makes a new tensor instead of writing into the old one. The old seed, which an earlier forward has saved,
-    stays as it is, so that the backward of that forward sees its own ε.
-    """
+    """The seed of the current forward and the source of ε (`kernel`), shared by all random layers of a network."""
 
     def __init__(self, kernel="torch"):
         self.kernel, self.seed = kernel, torch.zeros(1, dtype=torch.int64)
 
     def renew(self, generator, device="cpu"):
-        """Take the next seed, for all layers, from `generator` (a torch.Generator on the CPU)."""
+        """Take the next seed from `generator`, on the CPU; a new tensor, since backward still needs the old one."""
         self.seed = torch.randint(2**62, (1,), generator=generator)
         if self.kernel != "torch":
             self.seed = self.seed.to(device)
@@ -74,10 +69,7 @@ class _SampleWeights(torch.autograd.Function):
 
 
 def sample_weights(mu, sigma, seed, stream, kernel="torch", domain="weight"):
-    """One sample θ = μ + σ∘ε of the posterior, differentiable in μ and σ, in the shape of μ.   (paper, §4.2, App. C)
-
-    kernel: the source of ε, as at the top of this file. domain: "weight", or "bias" for a layer's second tensor.
-    """
+    """A sample θ = μ + σ∘ε, differentiable in μ and σ; domain: "weight" or "bias".   (paper, §4.2, App. C)"""
     return _SampleWeights.apply(mu, sigma, seed, stream, kernel, domain)
 
 
@@ -92,10 +84,9 @@ def sample_tensor(mu, sigma, noise, stream, domain="weight"):
 
 
 class BayesLayer(nn.Module):
-    """What the four kinds of random layers share.
+    """A random layer: the parameters of an ordinary `layer` are its means and keep their names.
 
-    A layer takes over the parameters of an ordinary `layer` as means, under their own names, and adds their standard
-    deviations, which all start at `sigma`. noise and stream are as in `sample_tensor`.
+    Their standard deviations all start at `sigma`. noise and stream are as in `sample_tensor`.
     """
 
     SETTINGS = ()  # what else it takes over from the ordinary layer

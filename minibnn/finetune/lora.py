@@ -44,10 +44,9 @@ class Adapter(nn.Module):
 
 
 class LoraLinear(Adapter):
-    """sigma: initial standard deviation of `up`, or None for plain weights.
+    """sigma: initial standard deviation of `up`, or None for plain weights. generator: for the start of `down`, CPU.
 
-    generator: torch.Generator on the CPU, for the start of `down`. Raises ValueError when rank exceeds the smaller side
-    of the layer's weight, because the rank of the product B A cannot.
+    Raises ValueError when rank exceeds the smaller side of the layer's weight.
     """
 
     def __init__(self, layer, rank, alpha, sigma, noise, stream, generator):

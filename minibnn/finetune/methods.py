@@ -81,9 +81,8 @@ def describe(unet, options):
     """What is trained and what is random, in words."""
     means = [p for name, p in unet.named_parameters() if not name.endswith("_sigma")]
     trained, total = sum(p.numel() for p in means if p.requires_grad) / 1e6, sum(p.numel() for p in means) / 1e6
-    random = "no BNN"
-    if options.bayes:
-        random = f"{100 * bayes.random_share(unet):.3g} % of the UNet random, σ₀ = {options.sigma:g}"
+    share = f"{100 * bayes.random_share(unet):.3g} %"
+    random = f"{share} of the UNet random, σ₀ = {options.sigma:g}" if options.bayes else "no BNN"
     return f"{options.method} trains {trained:.3g} M of {total:.4g} M parameters, {random}"
 
 
@@ -93,9 +92,9 @@ def write_result(sd, options, folder):
         dataclasses.replace(sd, unet=plain_unet(sd.unet)).save(folder)
         return "diffusers folder"
     if options.method == "lora":
-        adapter_files.write_diffusers_lora(sd.unet, folder)
+        adapter_files.write_lora(sd.unet, folder, "diffusers", options.model)
     else:
-        adapter_files.write_peft_oft(sd.unet, folder, options.model)
+        adapter_files.write_oft(sd.unet, folder, options.model)
     opener = "diffusers' load_lora_weights" if options.method == "lora" else "peft"
     return f"{options.method} run for {options.model}, which {opener} opens too"
 
@@ -117,10 +116,7 @@ def save_result(sd, options, out):
     if options.method == "dreambooth":
         sd.unet = plain_unet(sd.unet)
         return kind
-    formats = (options.export or "").split(",")
-    if "kohya" in formats:
-        adapter_files.write_kohya_lora(sd.unet, out)
-    if "peft" in formats:
-        adapter_files.write_peft_lora(sd.unet, out, options.model)
+    for program in options.export.split(",") if options.export else ():
+        adapter_files.write_lora(sd.unet, out, program, options.model)
     adapters.merge(sd.unet)
     return kind

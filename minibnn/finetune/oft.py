@@ -3,13 +3,11 @@
 Follows: Qiu et al. 2023, "Controlling Text-to-Image Diffusion by Orthogonal Finetuning", and its constrained variant
 COFT; the paper's App. D; blocks over the layer's inputs, as the authors' code and peft have them.
 
-    here    paper
-    q       Q      (r, b, b) with r·b = in; starts at 0, so that R = I
-    R       R      (I + ½(Q−Qᵀ)) (I − ½(Q−Qᵀ))⁻¹, orthogonal for every Q (Cayley)
-    y = W Rᵀ x + b        the paper's W = R W₀ with its weights (in, out), ours (out, in)
+    y = W Rᵀ x + b,    R = (I + ½(Q−Qᵀ)) (I − ½(Q−Qᵀ))⁻¹,    Q (r, b, b) with r·b = in, starts at 0, so that R = I
 
-What is random is Q, θ_Q = μ + σ∘ε, so that R is orthogonal for every sample. R is computed in float32, whatever
-autocast says, and it rotates the weight instead of the input: rounding R to half precision would spoil it.
+The paper writes W = R W₀, because its weights are (in, out) and ours (out, in). R is orthogonal for every Q (Cayley);
+so Q is what is random, θ_Q = μ + σ∘ε. R is computed in float32 even under autocast, and it rotates the weight
+instead of the input, because rounding R to half precision would spoil it.
 
 But: linear layers only; no block sharing, no dropout of blocks, no Neumann series in place of the inverse.
 """
@@ -30,8 +28,7 @@ def skew(q):
 def cayley(q):
     """R = (I + S)(I − S)⁻¹ with S = ½(Q − Qᵀ), by a linear solve: (…, b, b) -> (…, b, b).   (paper, App. D)
 
-    I − S is always invertible, because the eigenvalues of S are imaginary. We compute I + 2 (I − S)⁻¹ S, which is the
-    same, but is rounded less for small S: |RᵀR − I| < 2e-7 instead of 9e-7 in float32.
+    It is computed as I + 2 (I − S)⁻¹ S, which is rounded less: |RᵀR − I| < 2e-7 instead of 9e-7 in float32.
     """
     s, eye = skew(q), torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
     return eye + 2 * torch.linalg.solve(eye - s, s)
@@ -63,16 +60,13 @@ class OftLinear(Adapter):
         self.q = nn.Parameter(layer.weight.new_zeros(blocks, size, size))
         self.q_sigma = None if sigma is None else nn.Parameter(torch.full_like(self.q, sigma))
 
-    def rotated(self, q):
-        """W Rᵀ for this Q, in float32."""
+    def merged_weight(self, q=None):
+        """W Rᵀ for the given Q, or else for its mean, in float32 or float64."""
+        q = self.q if q is None else q
         with torch.autocast(q.device.type, enabled=False):
             return rotate(self.weight, cayley(q.to(torch.promote_types(q.dtype, torch.float32))))
 
     def forward(self, x):
         random = self.q_sigma is not None and self.training
         q = sample_tensor(self.q, self.q_sigma, self.noise, self.stream) if random else self.q
-        return F.linear(x, self.rotated(q).to(self.weight.dtype), self.bias)
-
-    def merged_weight(self):
-        """W Rᵀ at the mean of Q, in float32."""
-        return self.rotated(self.q)
+        return F.linear(x, self.merged_weight(q).to(self.weight.dtype), self.bias)

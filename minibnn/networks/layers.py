@@ -47,11 +47,7 @@ class ResnetBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve H and W with a stride-2 convolution.
-
-    The UNet pads all four sides; SD's VAE encoder pads only right and bottom (`symmetric=False`). Both results have the
-    same shape, and the pictures are shifted when one takes the place of the other.
-    """
+    """Halve H and W with a stride-2 convolution. The VAE pads only right and bottom (`symmetric=False`)."""
 
     def __init__(self, channels, symmetric):
         super().__init__()

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import UserError
-from ..files.layouts import check_config, read_network
+from ..files.layouts import Network
 from .layers import attention
 
 
@@ -47,18 +47,6 @@ def quick_gelu(x):
 
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
-
-
-class Embeddings(nn.Module):
-    """Token embedding plus position embedding: ids (B, L) -> (B, L, D)."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-
-    def forward(self, ids):
-        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
 
 
 class SelfAttention(nn.Module):
@@ -108,31 +96,28 @@ class TextModel(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.embeddings = Embeddings(config)
-        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))})
+        self.embeddings = nn.ModuleDict({
+            "token_embedding": nn.Embedding(config.vocab_size, config.hidden_size),
+            "position_embedding": nn.Embedding(config.max_position_embeddings, config.hidden_size),
+        })
+        layers = (Layer(config) for _ in range(config.num_hidden_layers))
+        self.encoder = nn.ModuleDict({"layers": nn.Sequential(*layers)})
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, ids):
-        x = self.embeddings(ids)
-        for layer in self.encoder["layers"]:
-            x = layer(x)
-        return self.final_layer_norm(x)
+        x = self.embeddings["token_embedding"](ids) + self.embeddings["position_embedding"].weight[: ids.shape[1]]
+        return self.final_layer_norm(self.encoder["layers"](x))
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(Network):
     """context = text_encoder(ids): (B, L) int64 -> (B, L, D), the last hidden state after the final layer norm."""
+
+    Config, official_class, part = TextEncoderConfig, "CLIPTextModel", "text_encoder"
 
     def __init__(self, config=TextEncoderConfig()):
         super().__init__()
         self.config = config
         self.text_model = TextModel(config)
-
-    @classmethod
-    def from_file(cls, path, config=None, dtype=None):
-        """Read the encoder's own file or a single file of a whole model, as `UNet.from_file` does."""
-        config = (config or {}).get("text_config") or config  # the config.json of a whole CLIPModel
-        config = check_config(TextEncoderConfig, config, "CLIPTextModel")
-        return read_network(cls, config, path, "text_encoder", dtype)
 
     def forward(self, ids):
         return self.text_model(ids)

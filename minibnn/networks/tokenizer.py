@@ -114,8 +114,7 @@ class Tokenizer:
     def encode(self, text):
         """One prompt -> list of ids of any length, without START and END around it.
 
-        START, END and the padding token are special: they are cut out of the text before anything else, so that SD v2,
-        whose padding token is "!", reads "hello!!" as the word and twice the padding token.
+        Special tokens are cut out of the text first. SD v2 pads with "!" and so reads "hello!!" as three tokens.
         """
         ids = []
         for piece in self.special.split(text):
@@ -148,10 +147,7 @@ def _read_vocabulary(folder):
 
 
 def _read_settings(folder):
-    """(length, padding token): SD v1 pads with END, SD v2 with "!".
-
-    The two files of SD v2 disagree about it; as in transformers, special_tokens_map.json is right.
-    """
+    """(length, padding token): SD v1 pads with END, SD v2 with "!". As in transformers, the second file is right."""
     settings = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).exists():

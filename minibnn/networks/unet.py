@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..files.layouts import check_config, read_network
+from ..files.layouts import Network
 from .layers import Downsample, ResnetBlock, Upsample, attention
 
 
@@ -127,22 +127,8 @@ class GEGLU(nn.Module):
         return a * F.gelu(b)
 
 
-class FeedForward(nn.Module):
-    """GEGLU and a linear layer: (B, N, C) -> (B, N, C). `net.1` stands for the official code's dropout."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
-
-    def forward(self, x):
-        return self.net(x)
-
-
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the prompt, and a feed-forward layer.
-
-    Each of the three takes the normalised input, and its output is added to the input.
-    """
+    """Self-attention, cross-attention, feed-forward; each takes the normalised input, and is added to the input."""
 
     def __init__(self, channels, context_channels, heads, upcast):
         super().__init__()
@@ -151,12 +137,14 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.attn2 = Attention(channels, context_channels, heads, upcast)
         self.norm3 = nn.LayerNorm(channels)
-        self.ff = FeedForward(channels)
+        # net.1 stands for the dropout of the official code
+        net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
+        self.ff = nn.ModuleDict({"net": net})
 
     def forward(self, x, context):
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
-        return x + self.ff(self.norm3(x))
+        return x + self.ff["net"](self.norm3(x))
 
 
 class SpatialTransformer(nn.Module):
@@ -189,25 +177,31 @@ def resnet(in_channels, channels, config):
     return ResnetBlock(in_channels, channels, 4 * config.block_out_channels[0], config.norm_num_groups, config.norm_eps)
 
 
-class DownBlock(nn.Module):
-    """Residual blocks, each followed by attention if the level has it, then downsampling except at the last level.
+class Level(nn.Module):
+    """Residual blocks at one resolution, each followed by attention if the level has it (`attend`)."""
 
-    Returns x and the list of its skips.
-    """
+    def __init__(self, in_channels, channels, heads, attend, config):  # in_channels: a list, one for each block
+        super().__init__()
+        self.resnets = nn.ModuleList(resnet(n, channels, config) for n in in_channels)
+        self.attentions = nn.ModuleList(SpatialTransformer(channels, heads, config) for _ in in_channels if attend)
+
+    def layer(self, i, x, time, context):
+        """The i-th residual block and its attention."""
+        x = self.resnets[i](x, time)
+        return self.attentions[i](x, context) if self.attentions else x
+
+
+class DownBlock(Level):
+    """A level that downsamples at its end unless it is the last. Returns x and the list of its skips."""
 
     def __init__(self, in_channels, channels, heads, attend, last, config):
-        super().__init__()
-        n = config.layers_per_block
-        self.resnets = nn.ModuleList(resnet(channels if i else in_channels, channels, config) for i in range(n))
-        self.attentions = nn.ModuleList(SpatialTransformer(channels, heads, config) for _ in range(n if attend else 0))
+        super().__init__([in_channels] + [channels] * (config.layers_per_block - 1), channels, heads, attend, config)
         self.downsamplers = nn.ModuleList([] if last else [Downsample(channels, symmetric=True)])
 
     def forward(self, x, time, context):
         skips = []
-        for i, block in enumerate(self.resnets):
-            x = block(x, time)
-            if self.attentions:
-                x = self.attentions[i](x, context)
+        for i in range(len(self.resnets)):
+            x = self.layer(i, x, time, context)
             skips.append(x)
         if self.downsamplers:
             x = self.downsamplers[0](x)
@@ -229,35 +223,29 @@ class MidBlock(nn.Module):
         return self.resnets[1](x, time)
 
 
-class UpBlock(nn.Module):
-    """Residual blocks on [x, skip], each followed by attention if the level has it, then upsampling to `size`.
-
-    The last entry of `skips` is the newest and is taken first.
-    """
+class UpBlock(Level):
+    """A level that adds a skip to the input of each residual block, and upsamples to `size` unless it is the last."""
 
     def __init__(self, in_channels, skip_channels, channels, heads, attend, last, config):
-        super().__init__()
-        self.resnets = nn.ModuleList(
-            resnet((channels if i else in_channels) + skip, channels, config) for i, skip in enumerate(skip_channels)
-        )
-        self.attentions = nn.ModuleList(SpatialTransformer(channels, heads, config) for _ in skip_channels if attend)
+        before = [in_channels] + [channels] * (len(skip_channels) - 1)
+        super().__init__([a + b for a, b in zip(before, skip_channels, strict=True)], channels, heads, attend, config)
         self.upsamplers = nn.ModuleList([] if last else [Upsample(channels)])
 
     def forward(self, x, skips, time, context, size):
-        for i, (block, skip) in enumerate(zip(self.resnets, reversed(skips), strict=True)):
-            x = block(torch.cat([x, skip], dim=1), time)
-            if self.attentions:
-                x = self.attentions[i](x, context)
+        for i, skip in enumerate(reversed(skips)):
+            x = self.layer(i, torch.cat([x, skip], dim=1), time, context)
         return self.upsamplers[0](x, size) if self.upsamplers else x
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """ε̂ = unet(x, t, context), or v̂ for a network that was trained to predict v.
 
     x (B, 4, h, w) are noisy latents of any height and width, t (B,) int64 are times in 0..999, and context (B, L, D) is
     the text encoder's output. Returns (B, 4, h, w).
     With `gradient_checkpointing = True`, backward computes each block again instead of keeping its inner results.
     """
+
+    Config, official_class, part = UNetConfig, "UNet2DConditionModel", "unet"
 
     def __init__(self, config=UNetConfig()):
         super().__init__()
@@ -287,15 +275,6 @@ class UNet(nn.Module):
 
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], config.norm_eps)
         self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
-
-    @classmethod
-    def from_file(cls, path, config=None, dtype=None):
-        """Read the UNet's own file or a single file of a whole model.
-
-        path: a .safetensors file. config: the values of the official config.json; None means SD v1.5. dtype: None keeps
-        the file's. Raises WeightsError or UserError, naming the tensors or keys that do not fit.
-        """
-        return read_network(cls, check_config(UNetConfig, config, "UNet2DConditionModel"), path, "unet", dtype)
 
     def forward(self, x, t, context):
         def run(block, *arguments):

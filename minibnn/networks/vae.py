@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..files.layouts import check_config, read_network
+from ..files.layouts import Network
 from .layers import Downsample, ResnetBlock, Upsample, attention
 
 NORM_EPS = 1e-6
@@ -60,18 +60,12 @@ class Level(nn.Module):
         self.resnets = nn.ModuleList(
             ResnetBlock(channels if i else in_channels, channels, None, groups, NORM_EPS) for i in range(layers)
         )
-        if down:
-            self.downsamplers = nn.ModuleList([Downsample(channels, symmetric=False)])
-        if up:
-            self.upsamplers = nn.ModuleList([Upsample(channels)])
+        self.downsamplers = nn.ModuleList([Downsample(channels, symmetric=False)] if down else [])
+        self.upsamplers = nn.ModuleList([Upsample(channels)] if up else [])
 
     def forward(self, x):
-        for resnet in self.resnets:
-            x = resnet(x)
-        if hasattr(self, "downsamplers"):
-            x = self.downsamplers[0](x)
-        if hasattr(self, "upsamplers"):
-            x = self.upsamplers[0](x)
+        for block in (*self.resnets, *self.downsamplers, *self.upsamplers):
+            x = block(x)
         return x
 
 
@@ -94,19 +88,17 @@ class Encoder(nn.Module):
         super().__init__()
         channels, groups, n = config.block_out_channels, config.norm_num_groups, len(config.block_out_channels)
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
-        self.down_blocks = nn.ModuleList(
+        self.down_blocks = nn.Sequential(*(
             Level(channels[max(i - 1, 0)], channels[i], config.layers_per_block, groups, down=i < n - 1)
             for i in range(n)
-        )
+        ))
         self.mid_block = MidBlock(channels[-1], groups)
         self.conv_norm_out = nn.GroupNorm(groups, channels[-1], NORM_EPS)
         self.conv_out = nn.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x):
-        x = self.conv_in(x)
-        for block in self.down_blocks:
-            x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        x = self.mid_block(self.down_blocks(self.conv_in(x)))
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
 class Decoder(nn.Module):
@@ -117,22 +109,22 @@ class Decoder(nn.Module):
         channels, groups, n = config.block_out_channels[::-1], config.norm_num_groups, len(config.block_out_channels)
         self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
         self.mid_block = MidBlock(channels[0], groups)
-        self.up_blocks = nn.ModuleList(
+        self.up_blocks = nn.Sequential(*(
             Level(channels[max(i - 1, 0)], channels[i], config.layers_per_block + 1, groups, up=i < n - 1)
             for i in range(n)
-        )
+        ))
         self.conv_norm_out = nn.GroupNorm(groups, channels[-1], NORM_EPS)
         self.conv_out = nn.Conv2d(channels[-1], config.out_channels, 3, padding=1)
 
     def forward(self, z):
-        x = self.mid_block(self.conv_in(z))
-        for block in self.up_blocks:
-            x = block(x)
+        x = self.up_blocks(self.mid_block(self.conv_in(z)))
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
-class VAE(nn.Module):
+class VAE(Network):
     """Encoder and decoder with the 1 × 1 convolutions around the latents."""
+
+    Config, official_class, part = VAEConfig, "AutoencoderKL", "vae"
 
     def __init__(self, config=VAEConfig()):
         super().__init__()
@@ -141,11 +133,6 @@ class VAE(nn.Module):
         self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
-
-    @classmethod
-    def from_file(cls, path, config=None, dtype=None):
-        """Read the VAE's own file or a single file of a whole model, as `UNet.from_file` does."""
-        return read_network(cls, check_config(VAEConfig, config, "AutoencoderKL"), path, "vae", dtype)
 
     @property
     def factor(self):
@@ -169,9 +156,6 @@ class VAE(nn.Module):
 
 
 def sample_latents(mean, logvar, generator=None):
-    """One sample z = mean + exp(logvar/2)·ε of the VAE's posterior, with ε ~ N(0, I) made on the CPU in float32.
-
-    (Kingma & Welling 2014, eq. 10, with L = 1)
-    """
+    """A sample z = mean + exp(logvar/2)·ε of the posterior, ε made on the CPU.   (Kingma & Welling 2014, eq. 10)"""
     eps = torch.randn(mean.shape, generator=generator).to(mean)
     return mean + (0.5 * logvar).exp() * eps
