@@ -15,10 +15,17 @@ from minibnn.lab import eq2, sigma1_estimate
 ABAR = (1 - s.betas()).cumprod(0)
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 CASES = [(20, 0.3), (100, 4.8), (500, 1.7), (999, 0.05)]
+INF = float("inf")
 
 
 def random(*shape, seed=0):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def x0_of_numbers(x, picture, a, sigma1):
+    """`predict_x0` of numbers, as a number."""
+    x, picture = (torch.tensor(value, dtype=torch.float64) for value in (x, picture))
+    return eq2.predict_x0(x, picture, a, sigma1).item()
 
 
 def condition(mean, covariance, value):
@@ -55,7 +62,7 @@ def test_paper_eq1_eq2_against_conditioning_the_joint_gaussian(t, sigma1):
 def test_paper_eq1_variance_lacks_sigma1_squared(t, sigma1):
     """Bayes' rule by quadrature: the variance is the printed one times σ₁²."""
     a, picture, x = ABAR[t].item(), 0.7, -0.3
-    mean = eq2.predict_x0(torch.tensor(x, dtype=torch.float64), torch.tensor(picture, dtype=torch.float64), a, sigma1).item()
+    mean = x0_of_numbers(x, picture, a, sigma1)
     variance = eq2.posterior_variance(a, sigma1).item()
 
     def density(x0):
@@ -76,7 +83,8 @@ def test_the_variance_is_also_tweedies():
     """Cov(x_0 | x_t) = (1−ᾱ)/√ᾱ ∂x̂_0/∂x_t for any Gaussian denoiser: a second witness for the factor σ₁²."""
     x, picture, a = random(4), random(4, seed=1), ABAR[300]
     jacobian = torch.autograd.functional.jacobian(lambda x: eq2.predict_x0(x, picture, a, 0.6), x)
-    torch.testing.assert_close((1 - a) / a.sqrt() * jacobian, eq2.posterior_variance(a, 0.6) * torch.eye(4).double(), **EXACT)
+    expected = eq2.posterior_variance(a, 0.6) * torch.eye(4).double()
+    torch.testing.assert_close((1 - a) / a.sqrt() * jacobian, expected, **EXACT)
 
 
 @pytest.mark.parametrize("t", [0, 100, 999])
@@ -84,16 +92,17 @@ def test_limits_of_sigma1(t):
     """§3.2: σ₁ = 0 repeats x′ whatever comes in; σ₁ = ∞ only rescales x_t and keeps all its noise."""
     x, picture, a = random(2, 4, 3, 3), random(2, 4, 3, 3, seed=1), ABAR[t]
     torch.testing.assert_close(eq2.predict_x0(x, picture, a, 0), picture, rtol=0, atol=0)
-    torch.testing.assert_close(eq2.delta(x, picture, a, float("inf")), x / a.sqrt() - picture, **EXACT)
-    torch.testing.assert_close(eq2.predict_x0(x, picture, a, float("inf")), x / a.sqrt(), **EXACT)
+    torch.testing.assert_close(eq2.delta(x, picture, a, INF), x / a.sqrt() - picture, **EXACT)
+    torch.testing.assert_close(eq2.predict_x0(x, picture, a, INF), x / a.sqrt(), **EXACT)
     assert eq2.posterior_variance(a, 0) == 0
-    torch.testing.assert_close(eq2.posterior_variance(a, float("inf")), (1 - a) / a, **EXACT)
+    torch.testing.assert_close(eq2.posterior_variance(a, INF), (1 - a) / a, **EXACT)
     torch.testing.assert_close(eq2.predict_x0(x, picture, a, 1e-9), picture, rtol=0, atol=1e-13)
     torch.testing.assert_close(eq2.predict_x0(x, picture, a, 1e9), x / a.sqrt(), rtol=1e-12, atol=1e-11)
 
 
 def test_times_and_sigmas_of_a_batch():
-    x, picture, t, sigma1 = random(3, 4, 2, 5), random(3, 4, 2, 5, seed=1), torch.tensor([3, 400, 999]), torch.tensor([0.1, 2.0, 0.7])
+    x, picture = random(3, 4, 2, 5), random(3, 4, 2, 5, seed=1)
+    t, sigma1 = torch.tensor([3, 400, 999]), torch.tensor([0.1, 2.0, 0.7])
     together = eq2.predict_x0(x, picture, ABAR[t], sigma1)
     for b in range(3):
         torch.testing.assert_close(together[b], eq2.predict_x0(x[b], picture[b], ABAR[t[b]], sigma1[b]), **EXACT)
@@ -121,7 +130,7 @@ def test_paper_eq5_to_eq12(t, sigma1, sign):
     eq8 = (l22 * root * picture + l12 * x0 - l12 * picture) / l22
     mended = (l22 * root * picture - l12 * x0 + l12 * picture) / l22
     assert mean[0] == pytest.approx(mended, rel=1e-9)
-    assert abs(eq8 - mended) > 1e-3 * abs(x0 - picture)  # as printed, λ12 has the wrong sign; at x_0 = x′ it does not matter
+    assert abs(eq8 - mended) > 1e-3 * abs(x0 - picture)  # the printed λ12 has the wrong sign, which does no harm at x′
     if sign == 1:  # only this sign is x_t = √ᾱ x_0 + √(1−ᾱ) ε for every x_0, not for x′ alone
         assert mean[0] == pytest.approx(root * x0, rel=1e-9)
     else:
@@ -132,7 +141,7 @@ def test_paper_eq5_to_eq12(t, sigma1, sign):
     assert mean[0] == pytest.approx(eq11, rel=1e-9)
     assert variance[0, 0] == pytest.approx(v * (1 - a) / (a * v + 1 - a), rel=1e-6)
     if sign == 1:  # Eq. 12
-        assert eq2.predict_x0(torch.tensor(x, dtype=torch.float64), torch.tensor(picture, dtype=torch.float64), a, sigma1).item() == pytest.approx(eq11, rel=1e-12)
+        assert x0_of_numbers(x, picture, a, sigma1) == pytest.approx(eq11, rel=1e-12)
 
 
 # --- App. B, F and §3.3 -----------------------------------------------------------------------------------------------
@@ -149,7 +158,7 @@ def test_paper_app_b_the_loss_bounds_the_error():
         torch.testing.assert_close(loss, eq2.expected_loss(a, sigma1), rtol=1e-9, atol=0)
         size = eq2.delta(x, picture, a, sigma1).square().mean() / noise.square().mean()
         torch.testing.assert_close(size, (1 - a) / a * loss, rtol=1e-9, atol=0)
-    losses = torch.stack([eq2.expected_loss(ABAR[100], sigma1) for sigma1 in (0, 1e-3, 0.1, 0.5, 4.8, float("inf"))])
+    losses = torch.stack([eq2.expected_loss(ABAR[100], sigma1) for sigma1 in (0, 1e-3, 0.1, 0.5, 4.8, INF)])
     assert losses[0] == 0 and losses[-1].item() == pytest.approx(1) and (losses.diff() > 0).all()
 
 
@@ -159,7 +168,7 @@ def test_paper_sec_3_3_no_sigma1_gives_2_65():
     base, local = random(2, 4, 6, 6), torch.zeros(2, 4, 6, 6).double()
     local[:, :, 1:3, 2:5] = random(2, 4, 2, 3, seed=1)
     picture = random(1, 4, 6, 6, seed=2)
-    for sigma1, expected in ((4.8, 1.107), (float("inf"), 1.118)):
+    for sigma1, expected in ((4.8, 1.107), (INF, 1.118)):
         moved = eq2.delta(base + local, picture, ABAR[100], sigma1) - eq2.delta(base, picture, ABAR[100], sigma1)
         assert (moved.square().sum() / local.square().sum()).item() == pytest.approx(expected, abs=5e-4)
     assert eq2.expected_loss(ABAR[100], 4.8).item() == pytest.approx(0.990, abs=5e-4)
@@ -180,14 +189,15 @@ def test_nearest_minimises_the_error_term():
     for t in (0, 400, 999):
         errors = torch.stack([eq2.delta(x, p, ABAR[t], 0.9).flatten(1).norm(dim=1) for p in pictures])
         assert torch.equal(eq2.nearest(x, pictures, ABAR[t]), errors.argmin(0))
-        got = eq2.predict_x0_of_set(x, pictures, ABAR[t], 0.9)
-        torch.testing.assert_close(got, eq2.predict_x0(x, pictures[errors.argmin(0)], ABAR[t], 0.9), **EXACT)
+        x0 = eq2.predict_x0(x, pictures[errors.argmin(0)], ABAR[t], 0.9)
+        eps = eq2.eps_model(pictures, ABAR, 0.9)(x, t)
+        torch.testing.assert_close(eps, s.eps_from_x0(x, x0, ABAR[t]), **EXACT)
     t = torch.tensor([0, 100, 300, 500, 700, 900, 999])
     each = torch.cat([eq2.nearest(x[b : b + 1], pictures, ABAR[t[b]]) for b in range(7)])
     assert torch.equal(eq2.nearest(x, pictures, ABAR[t]), each)
 
 
-@pytest.mark.parametrize("sigma1", [0.0, 0.2, 1.0, 4.8, float("inf")])
+@pytest.mark.parametrize("sigma1", [0.0, 0.2, 1.0, 4.8, INF])
 def test_drawing_follows_the_closed_form(sigma1):
     """Along DDIM's ODE (x_t − √ᾱ x′)/√(ᾱσ₁² + 1−ᾱ) is constant: what is drawn is x′ + σ₁ × the starting noise."""
     picture, x = random(1, 4, 3, 3), random(3, 4, 3, 3, seed=1)
@@ -213,9 +223,10 @@ def test_drawing_from_a_set_without_sigma1_gives_its_pictures():
 
 
 def test_sigma1_of_solves_gain():
-    for t, sigma1 in [*CASES, (100, 0.0), (100, float("inf"))]:
-        torch.testing.assert_close(eq2.sigma1_of(eq2.gain(ABAR[t], sigma1), ABAR[t]), torch.tensor(sigma1, dtype=torch.float64), rtol=1e-9, atol=0)
-    assert eq2.sigma1_of(-0.1, 0.5) == 0 and eq2.sigma1_of(1.5, 0.5) == float("inf")
+    for t, sigma1 in [*CASES, (100, 0.0), (100, INF)]:
+        found = eq2.sigma1_of(eq2.gain(ABAR[t], sigma1), ABAR[t]).item()
+        assert found == pytest.approx(sigma1, rel=1e-9, abs=0)
+    assert eq2.sigma1_of(-0.1, 0.5) == 0 and eq2.sigma1_of(1.5, 0.5) == INF
 
 
 def test_estimate_finds_a_network_fitted_to_draws():
@@ -240,9 +251,10 @@ def test_estimate_finds_a_network_fitted_to_draws():
 
 def test_estimate_on_eq2_is_exact_and_explains_the_whole_loss():
     pictures, ts = 3 * random(3, 4, 4, 4), [20, 100, 300]
-    found = sigma1_estimate.estimate_sigma1(eq2.eps_model(pictures, ABAR, 0.8), pictures, ABAR, ts, draws=3, batch_size=4)
-    for values, wanted in ((found.sigma1, 0.8), (found.low, 0.8), (found.high, 0.8), (found.from_loss, 0.8), (found.explained, 1), (found.own, 1)):
-        np.testing.assert_allclose(values, wanted, rtol=1e-6)
+    network = eq2.eps_model(pictures, ABAR, 0.8)
+    found = sigma1_estimate.estimate_sigma1(network, pictures, ABAR, ts, draws=3, batch_size=4)
+    np.testing.assert_allclose([found.sigma1, found.low, found.high, found.from_loss], 0.8, rtol=1e-6)
+    np.testing.assert_allclose([found.explained, found.own], 1, rtol=1e-6)
     assert found.t == ts and found.mean == pytest.approx(0.8)
     json.dumps(dataclasses.asdict(found))
 
@@ -270,7 +282,8 @@ def uneven(variances, picture):
 def test_intervals_cover(level, fewest, most):
     """An uneven Gaussian's gain varies from draw to draw: intervals must hold its mean in about `level` of 200 trials.
 
-    fewest, most: binomial(200, level − 2 %), 3.3 standard deviations either way; the bootstrap of 32 draws is a little narrow.
+    fewest, most: binomial(200, level − 2 %), 3.3 standard deviations either way, for the bootstrap of 32 draws is a
+    little narrow.
     """
     variances, picture, ts = random(1, 3, 4, 4).exp().square(), random(1, 3, 4, 4, seed=1), [100, 700]
     predict_eps, true_gain = uneven(variances, picture)
@@ -287,8 +300,9 @@ def test_intervals_cover(level, fewest, most):
 def test_an_uneven_gaussian_has_another_sigma1_at_each_t():
     """σ₁,t of one well-trained network rises with t unless all directions are alike: its constancy is an assumption."""
     variances = torch.tensor([4.0, 1.0, 0.01, 0.01]).double().reshape(1, 4, 1, 1)
-    predict_eps, _ = uneven(variances, random(1, 4, 1, 1))
-    found = sigma1_estimate.estimate_sigma1(predict_eps, random(1, 4, 1, 1), ABAR, [20, 100, 400, 999], draws=4000, resamples=2)
+    picture = random(1, 4, 1, 1)
+    predict_eps, _ = uneven(variances, picture)
+    found = sigma1_estimate.estimate_sigma1(predict_eps, picture, ABAR, [20, 100, 400, 999], draws=4000, resamples=2)
     assert all(np.diff(found.sigma1) > 0.05)
     assert found.sigma1[-1] == pytest.approx(variances.mean().sqrt().item(), rel=0.1)
 
@@ -297,9 +311,10 @@ def test_estimate_is_paired_and_independent_of_batches():
     sd = StableDiffusion.load("tiny")
     latents = random(2, 4, 8, 8).float()
     predict_eps = sigma1_estimate.predictor(sd, "a red car")
-    first, second = (sigma1_estimate.estimate_sigma1(predict_eps, latents, sd.alphas_cumprod, [100, 700], draws=2, batch_size=b) for b in (3, 64))
+    given = (predict_eps, latents, sd.alphas_cumprod, [100, 700], 2)
+    first, second = (sigma1_estimate.estimate_sigma1(*given, batch_size=size) for size in (3, 64))
     np.testing.assert_allclose(first.gain, second.gain, rtol=1e-4)
-    other = sigma1_estimate.estimate_sigma1(predict_eps, latents, sd.alphas_cumprod, [100, 700], draws=2, seed=1)
+    other = sigma1_estimate.estimate_sigma1(*given, seed=1)
     assert other.gain != second.gain
     x, times = random(2, 4, 8, 8, seed=3).float(), torch.tensor([700, 700])
     with torch.no_grad():
@@ -312,7 +327,8 @@ def test_estimate_is_paired_and_independent_of_batches():
 
 
 def test_a_network_that_predicts_nothing_has_infinite_sigma1():
-    found = sigma1_estimate.estimate_sigma1(lambda x, t: 0 * x, random(1, 4, 2, 2), ABAR, [100], draws=3)
-    assert found.sigma1 == [float("inf")] and found.mean == float("inf") and found.loss[0] == pytest.approx(1, abs=0.6)
-    perfect = sigma1_estimate.estimate_sigma1(eq2.eps_model(random(1, 4, 2, 2), ABAR, 0), random(1, 4, 2, 2), ABAR, [100], draws=3)
+    picture = random(1, 4, 2, 2)
+    found = sigma1_estimate.estimate_sigma1(lambda x, t: 0 * x, picture, ABAR, [100], draws=3)
+    assert found.sigma1 == [INF] and found.mean == INF and found.loss[0] == pytest.approx(1, abs=0.6)
+    perfect = sigma1_estimate.estimate_sigma1(eq2.eps_model(picture, ABAR, 0), picture, ABAR, [100], draws=3)
     assert perfect.sigma1[0] < 1e-6 and perfect.loss[0] < 1e-12
