@@ -1,9 +1,11 @@
-"""The corruption stage as Eq. 2 predicts it: pictures drawn without a network, from a set I_θ of pictures and σ₁ (§3.2).
+"""The corruption stage as Eq. 2 predicts it: pictures drawn without a network, from a set I_θ and σ₁ alone (§3.2).
 
-`python -m minibnn.corruption model --images tutorials/dog --out model.png`
+    python -m minibnn eq2 --images tutorials/dog
 
-The paper's story is a walk through the table that this makes: pretrained (a large set, small σ₁), then a few pictures with
-σ₁ still large (corruption), then σ₁ → 0 (over-fitting). Eq. 2 does not say how σ₁ moves; that is measured.
+The paper's story is a walk through the table that this draws: the pretrained model (a large set, small σ₁), then a few
+pictures with σ₁ still large (corruption), then σ₁ → 0 (over-fitting).
+
+But: Eq. 2 does not say how σ₁ moves; `python -m minibnn sigma1` measures it.
 """
 
 import numpy as np
@@ -17,53 +19,56 @@ from ..pictures import beside, sheet, to_pil, to_tensor
 from ..pipeline import StableDiffusion
 from ..world import scenes as world
 from .eq2 import eps_model, nearest
+from .models import check_out, cosine, write_found
 from .plot import Line, Panel, chart
 from .sigma1_estimate import latents_of
 
-COUNT, SHOWN = 32, 2  # pictures drawn for each place of the table: for the numbers, and shown
+COUNT, SHOWN = 32, 2  # pictures for each place of the table: how many are drawn for the numbers, and how many are shown
+TITLES = {"similarity": "cosine to the nearest training picture", "noise": "rms distance to the nearest of the set"}
 
 
-def predicted(options):
-    """Do ModelOptions: (image, numbers, lines) as the probes of `probes.py`. Raises UserError."""
+def draw_by_eq2(options):
+    """Draw the table of Eq2Options and leave it as a PNG, with its numbers as JSON. Raises UserError."""
+    out = check_out(options, "eq2")
     columns = [(f"sigma_1 = {value:g}", value) for value in options.sigma1]
     if options.measured:
         columns.append(("sigma_1,t\nmeasured", measured_sigma1(options.measured)))
     files = data.list_pictures(options.images)
     sd = StableDiffusion.load(options.model, dtype=torch.float32)
-    training = latents_of(sd, data.load_pictures(files, sd.recipe["resolution"]))
+    side, abar, times = sd.recipe["resolution"], sd.alphas_cumprod, schedule.timesteps(options.steps)
+    training = latents_of(sd, data.load_pictures(files, side))
     many = manifold(options, sd)
     sets = {f"{len(many)} others": many, f"{len(training)} training\npictures": training, "one of\nthem": training[:1]}
-    generator = torch.Generator().manual_seed(options.seed)
-    start = torch.randn((COUNT, *training.shape[1:]), generator=generator)
-    times, abar = schedule.timesteps(options.steps), sd.alphas_cumprod
+    start = torch.randn((COUNT, *training.shape[1:]), generator=torch.Generator().manual_seed(options.seed))
 
     rows, labels, numbers = [], [], {}
     with tqdm(total=len(sets) * len(columns), desc="drawing") as bar:
         for name, pictures in sets.items():
-            drawn, numbers[name.replace("\n", " ")] = [], (found := [])
+            drawn, found = [], []
             for label, sigma1 in columns:
                 latents = schedule.sample_ddim(eps_model(pictures, abar, sigma1), start, times, abar)
-                found.append({"sigma1": label.replace("\n", " "), **judge(latents, pictures, training)})
+                measured = similarity_and_noise(latents, pictures, training)
+                found.append({"sigma1": label.replace("\n", " "), **measured})
                 drawn.append(to_pil(sd.decode_latents(latents[:SHOWN])))
                 bar.update()
-            rows += [[pictures_of_column[i] for pictures_of_column in drawn] for i in range(SHOWN)]
+            numbers[name.replace("\n", " ")] = found
+            rows += zip(*drawn, strict=True)
             labels += [name] + [""] * (SHOWN - 1)
-    zoom = max(1, 144 // sd.recipe["resolution"])
-    table = sheet(rows, labels, [label for label, _ in columns], zoom)
-    xs = list(options.sigma1)
-    panels = [
-        Panel(title, [Line(n, xs, [f[key] for f in found[: len(xs)]]) for n, found in numbers.items()], "sigma_1", stretch=0.1)
-        for key, title in (("similarity", "cosine to the nearest training picture"), ("noise", "rms distance to the nearest of the set"))
-    ]
-    lines = ["set, σ₁: similarity to the nearest training picture, noise (rms distance to the nearest of the set, latents)"]
-    lines += [f"  {n}, {f['sigma1']}: {f['similarity']:.3f}, {f['noise']:.3f}" for n, found in numbers.items() for f in found]
-    return beside([table, chart(panels)]), numbers, lines
+    lines = ["set, σ₁: cosine to the nearest training picture, rms distance to the nearest latent of the set (noise)"]
+    panels = {key: Panel(title, x_label="sigma_1", stretch=0.1) for key, title in TITLES.items()}
+    for name, found in numbers.items():
+        lines += [f"  {name}, {f['sigma1']}: {f['similarity']:.3f}, {f['noise']:.3f}" for f in found]
+        for key, panel in panels.items():
+            panel.lines.append(Line(name, list(options.sigma1), [f[key] for f in found[: len(options.sigma1)]]))
+    table = sheet(rows, labels, [label for label, _ in columns], max(1, 144 // side))
+    write_found(out, "eq2", options, beside([table, chart(list(panels.values()))]), numbers, lines)
 
 
 def manifold(options, sd):
-    """Latents of many pictures: those of a folder, or drawings of the world."""
+    """The latents of many pictures: those of a folder, or drawings of the picture world."""
     if options.manifold:
-        return latents_of(sd, data.load_pictures(data.list_pictures(options.manifold, "--manifold"), sd.recipe["resolution"]))
+        files = data.list_pictures(options.manifold, "--manifold")
+        return latents_of(sd, data.load_pictures(files, sd.recipe["resolution"]))
     if sd.recipe["resolution"] != world.SIZE:
         raise UserError("--manifold is required for this model: a folder with many pictures of all kinds")
     rng = np.random.default_rng(options.seed)
@@ -79,9 +84,9 @@ def measured_sigma1(path):
     return torch.from_numpy(np.interp(np.arange(schedule.TRAIN_STEPS), last["t"], last["sigma1"]))
 
 
-def judge(latents, pictures, training):
-    """{"similarity", "noise"}, over latents (B, 4, h, w): mean cosine to the nearest of `training`, rms distance to it in `pictures`."""
-    training = training.flatten(1)
-    similarity = torch.nn.functional.cosine_similarity(latents.flatten(1)[:, None], training[None], dim=2).max(1).values
+def similarity_and_noise(latents, pictures, training):
+    """Of latents (B, 4, h, w), as {"similarity", "noise"}: the mean cosine to the nearest of the training pictures, and
+    the rms distance to the nearest of `pictures`."""
+    similarity = torch.stack([cosine(latents, picture) for picture in training]).amax(0)
     closest = pictures[nearest(latents, pictures, 1.0)]
     return {"similarity": similarity.mean().item(), "noise": (latents - closest).square().mean().sqrt().item()}
