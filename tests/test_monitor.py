@@ -1,6 +1,5 @@
 """The monitor: what it looks at and leaves, what it keeps, how it resumes, its advice; and the warm-up of the rate."""
 
-import contextlib
 import json
 import math
 from types import SimpleNamespace
@@ -11,16 +10,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import minibnn.train as training
 from minibnn import StableDiffusion, data, runs
+from minibnn.cli.train import fine_tune, settle
 from minibnn.errors import UserError
+from minibnn.files.store import ASSETS
 from minibnn.lab import monitor, sigma1_estimate
 from minibnn.lab.monitor import KEPT, Monitor
 from minibnn.options.commands import TrainOptions
 from minibnn.options.parsing import parse
 from minibnn.pictures import to_tensor
-from minibnn.pipeline import BUNDLED
-from minibnn.train import at_the_mean, settle, train
+from minibnn.train import at_the_mean
 from minibnn.world import measures as world_measures
 from minibnn.world.classifier import reconstruct
 
@@ -31,7 +30,7 @@ NAMES = {"step", "fidelity", "noise", "sigma1 at 100", "sigma1 at 500", "sigma1 
 def options(dog, tmp_path):
     def make(*arguments, out="run"):
         words = ["--images", str(dog), "--out", str(tmp_path / out), "--prior-weight", "0", "--samples", "0"]
-        return parse(TrainOptions, "minibnn.train", [*words, *arguments])
+        return parse(TrainOptions, "minibnn train", [*words, *arguments])
 
     return make
 
@@ -46,9 +45,8 @@ def kept(folder):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Three sampling steps and two draws of noise a look."""
+    """Three sampling steps for each look."""
     monkeypatch.setattr(monitor, "STEPS", 3)
-    monkeypatch.setattr(monitor, "DRAWS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +65,11 @@ def told(monkeypatch):
 
         original = Monitor.__call__
 
-        def call(self, step, sd):
-            tell.step = step
-            original(self, step, sd)
+        def call(self, training):
+            tell.step = training.step
+            original(self, training)
 
+        monkeypatch.setattr(monitor, "reconstruct", lambda sd, images: images)  # seen by nobody
         monkeypatch.setattr(Monitor, "look", look)
         monkeypatch.setattr(Monitor, "__call__", call)
 
@@ -81,7 +80,7 @@ def told(monkeypatch):
 
 
 def test_a_run_leaves_curves_and_says_what_it_saw(quick, options, tmp_path, capsys):
-    train(options("--steps", "3", "--monitor-every", "2"))
+    fine_tune(options("--steps", "3", "--monitor-every", "2"))
     run = tmp_path / "run"
     rows = read(run)
     assert [row["step"] for row in rows] == [0, 2, 3] and all(row.keys() == NAMES for row in rows)
@@ -92,53 +91,49 @@ def test_a_run_leaves_curves_and_says_what_it_saw(quick, options, tmp_path, caps
 
     # the same pictures, drawn and measured by hand with the model that the run leaves
     sd = StableDiffusion.load(run)
-    prompts = ["a photo of a sks dog"] * 3 + [f"a photo of a sks dog {place}" for place in ("on the beach", "in the snow", "on a wooden floor")]
+    places = ("on the beach", "in the snow", "on a wooden floor")
+    prompts = ["a photo of a sks dog"] * 3 + [f"a photo of a sks dog {place}" for place in places]
     images = to_tensor(sd.generate(prompts, 3, seed=0, batch_size=6, progress=False))
     pictures = data.load_pictures(data.list_pictures(options().images), 64)
     seen = reconstruct(sd, pictures)
     assert rows[-1]["fidelity"] == pytest.approx(world_measures.fidelity(images, seen)[0].mean().item(), abs=1e-3)
     assert rows[-1]["noise"] == pytest.approx(world_measures.noise(images).mean().item(), abs=1e-2)
-    predict = sigma1_estimate.predictor(sd, prompts[0])
-    found = sigma1_estimate.estimate_sigma1(predict, sigma1_estimate.latents_of(sd, pictures), sd.alphas_cumprod, (100, 500, 900), 2)
+    predict, latents = sigma1_estimate.predictor(sd, prompts[0]), sigma1_estimate.latents_of(sd, pictures)
+    found = sigma1_estimate.estimate_sigma1(predict, latents, sd.alphas_cumprod, (100, 500, 900), 2)
     assert [rows[-1][f"sigma1 at {t}"] for t in (100, 500, 900)] == pytest.approx(found.sigma1, rel=1e-3)
 
 
 def test_watching_does_not_change_training(quick, options, tmp_path):
-    train(options("--steps", "2", "--monitor-every", "1", out="watched"))
-    train(options("--steps", "2", "--no-monitor", out="alone"))
+    fine_tune(options("--steps", "2", "--monitor-every", "2", "--method", "lora", out="watched"))
+    fine_tune(options("--steps", "2", "--no-monitor", "--method", "lora", out="alone"))
     watched, alone = (load_file(tmp_path / name / runs.STATE) for name in ("watched", "alone"))
     assert all(torch.equal(watched[name], alone[name]) for name in alone) and watched.keys() == alone.keys()
     left = {path.name for path in (tmp_path / "alone").iterdir()}
     assert not left & {"curves.jsonl", "curves.png", "faithful"}
 
 
-def test_it_is_on_for_the_bundled_model_only(options, tiny):
-    sd = tiny
-    assert settle(options(), sd, 6).monitor is True and settle(options("--no-monitor"), sd, 6).monitor is False
-    assert settle(options("--model", "other"), sd, 6).monitor is False
-    assert settle(options("--model", "other", "--monitor"), sd, 6).monitor is True
-
-
 @pytest.mark.parametrize(
     ("steps", "every", "looks"),
-    [(900, None, list(range(0, 901, 150))), (10, None, [0, 2, 4, 6, 8, 10]), (3, None, [0, 1, 2, 3]), (7, 3, [0, 3, 6, 7]), (2, 50, [0, 2])],
+    [
+        (900, None, list(range(0, 901, 150))), (10, None, [0, 2, 4, 6, 8, 10]), (3, None, [0, 1, 2, 3]),
+        (7, 3, [0, 3, 6, 7]), (2, 50, [0, 2]),
+    ],
 )
 def test_when_it_looks(options, tmp_path, told, tiny, monkeypatch, steps, every, looks):
     told(dict.fromkeys(range(steps + 1), (0.1, 0.0)))
     monkeypatch.setattr(Monitor, "keep", lambda *_: None)
     arguments = ["--steps", str(steps), *(["--monitor-every", str(every)] if every else [])]
-    watch, sd = Monitor(settle(options(*arguments), tiny, 6), tiny, torch.zeros(1, 3, 64, 64)), tiny
+    watch = Monitor(settle(options(*arguments), tiny, 6), tiny, torch.zeros(1, 3, 64, 64))
     watch.chart = lambda: Image.new("RGB", (2, 2))
     for step in range(steps + 1):
-        watch(step, sd)
+        watch(SimpleNamespace(step=step, sd=tiny))
     assert [row["step"] for row in watch.rows] == looks
 
 
 def test_measures_are_of_full_precision_whatever_the_dtype(quick, options, tiny, monkeypatch):
     """Under bfloat16 the pictures are drawn in bfloat16; what is measured on them must not be."""
-    sd = tiny
     pictures = data.load_pictures(data.list_pictures(options().images), 64)
-    watch = Monitor(settle(options("--dtype", "bfloat16", "--steps", "2"), sd, 6), sd, pictures)
+    watch = Monitor(settle(options("--dtype", "bfloat16", "--steps", "2"), tiny, 6), tiny, pictures)
     drawn, inside = [], []
     generate = StableDiffusion.generate
 
@@ -148,7 +143,7 @@ def test_measures_are_of_full_precision_whatever_the_dtype(quick, options, tiny,
         return drawn[-1]
 
     monkeypatch.setattr(StableDiffusion, "generate", spy)
-    row = watch.look(sd)
+    row = watch.look(tiny)
     assert inside == [True]
     images = to_tensor(drawn[0])
     assert row["noise"] == pytest.approx(world_measures.noise(images).mean().item(), abs=1e-6)
@@ -157,7 +152,8 @@ def test_measures_are_of_full_precision_whatever_the_dtype(quick, options, tiny,
 
 # --- what it keeps ----------------------------------------------------------------------------------------------------
 
-COURSE = {0: (0.0, 0.1), 1: (0.5, 0.2), 2: (0.7, 0.3), 3: (0.9, 0.9), 4: (0.6, 0.5), 5: (0.4, 0.2)}  # at 3 noise has risen
+# {step: (fidelity, noise)}; at 3 noise has risen
+COURSE = {0: (0.0, 0.1), 1: (0.5, 0.2), 2: (0.7, 0.3), 3: (0.9, 0.9), 4: (0.6, 0.5), 5: (0.4, 0.2)}
 
 
 @pytest.mark.parametrize("method", ["dreambooth", "lora"])
@@ -166,19 +162,21 @@ def test_it_keeps_the_two_most_faithful_calm_steps(options, tmp_path, told, meth
     own = ["--prompt", "a photo of a sks cat", "--method", method]
     means = {}
 
-    def remember(step, sd):
-        with at_the_mean(sd), torch.no_grad():
-            x = torch.ones(1, 4, 8, 8)
-            means[step] = sd.predict_eps(x, torch.tensor([300]), sd.encode_prompts(["a photo of a sks cat"]))
+    @torch.no_grad()
+    def eps_of(sd):
+        return sd.predict_eps(torch.ones(1, 4, 8, 8), torch.tensor([300]), sd.encode_prompts(["a photo of a sks cat"]))
 
-    train(options("--steps", "5", "--monitor-every", "1", "--lr", "1e-3", *own), remember)
+    def remember(training):
+        with at_the_mean(training.sd):
+            means[training.step] = eps_of(training.sd)
+
+    fine_tune(options("--steps", "5", "--monitor-every", "1", "--lr", "1e-3", *own), [remember])
     run = tmp_path / "run"
     assert kept(run) == ["000002", "000004"]
     for name in kept(run):
         sd = StableDiffusion.load(run / "faithful" / name)
         assert sd.recipe["prompt"] == "a photo of a sks cat"  # the run's own, not the pretrained model's
-        with torch.no_grad():
-            eps = sd.predict_eps(torch.ones(1, 4, 8, 8), torch.tensor([300]), sd.encode_prompts(["a photo of a sks cat"]))
+        eps = eps_of(sd)
         distances = {step: (eps - other).abs().max().item() for step, other in means.items()}
         assert distances.pop(int(name)) < 1e-4 < min(distances.values())  # it is that step's model, and no other's
 
@@ -186,10 +184,10 @@ def test_it_keeps_the_two_most_faithful_calm_steps(options, tmp_path, told, meth
 def test_resuming_goes_on_with_the_same_curves(options, tmp_path, told):
     told(COURSE)
     every = ["--monitor-every", "1", "--checkpoint-every", "3", "--method", "lora"]
-    train(options("--steps", "5", *every, out="straight"))
-    train(options("--steps", "3", *every, out="stopped"))
+    fine_tune(options("--steps", "5", *every, out="straight"))
+    fine_tune(options("--steps", "3", *every, out="stopped"))
     (tmp_path / "stopped" / "faithful" / "notes.txt").write_text("mine")
-    train(options("--steps", "5", "--resume", *every, out="stopped"))
+    fine_tune(options("--steps", "5", "--resume", *every, out="stopped"))
     assert read(tmp_path / "stopped") == read(tmp_path / "straight")
     assert kept(tmp_path / "stopped") == [*kept(tmp_path / "straight"), "notes.txt"]
 
@@ -198,20 +196,46 @@ def test_looks_after_the_checkpoint_are_made_again(options, tmp_path, told):
     """Killed after step 4 with a checkpoint of step 2: what was seen at 3 and 4 is seen again, and not kept twice."""
     told(COURSE)
     lora = ["--method", "lora", "--monitor-every", "1"]
-    train(options("--steps", "2", *lora))
+    fine_tune(options("--steps", "2", *lora))
     path = tmp_path / "run" / "curves.jsonl"
-    stale = [{"step": step, "fidelity": 9.0, "noise": 0.0} | {f"sigma1 at {t}": 0.1 for t in monitor.TIMES} for step in (3, 4)]
+    sigmas = {f"sigma1 at {t}": 0.1 for t in monitor.TIMES}
+    stale = [{"step": step, "fidelity": 9.0, "noise": 0.0} | sigmas for step in (3, 4)]
     path.write_text(path.read_text() + "".join(json.dumps(row) + "\n" for row in stale))
-    train(options("--steps", "5", *lora, "--resume"))
-    assert [(row["step"], row["fidelity"]) for row in read(tmp_path / "run")] == [(step, COURSE[step][0]) for step in range(6)]
+    fine_tune(options("--steps", "5", *lora, "--resume"))
+    found = {row["step"]: (row["fidelity"], row["noise"]) for row in read(tmp_path / "run")}
+    assert found == COURSE and len(read(tmp_path / "run")) == len(COURSE)
     assert kept(tmp_path / "run") == ["000002", "000004"]
 
 
 def test_overwriting_forgets_what_another_run_saw(options, tmp_path, told):
     told(COURSE)
-    train(options("--steps", "4", "--monitor-every", "1", "--method", "lora"))
-    train(options("--steps", "1", "--monitor-every", "1", "--method", "lora", "--overwrite"))
+    fine_tune(options("--steps", "2", "--monitor-every", "1", "--method", "lora"))
+    fine_tune(options("--steps", "1", "--monitor-every", "1", "--method", "lora", "--overwrite"))
     assert [row["step"] for row in read(tmp_path / "run")] == [0, 1] and kept(tmp_path / "run") == ["000001"]
+
+
+def test_what_a_killed_run_kept_is_not_lost(options, tmp_path, told):
+    """Killed before its first checkpoint: the same command refuses to begin again, until it is told to overwrite."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(training):
+        if training.step == 2:
+            raise Killed
+
+    told(COURSE)
+    words = ["--steps", "3", "--monitor-every", "1", "--method", "lora"]
+    with pytest.raises(Killed):
+        fine_tune(options(*words), [kill])
+    run = tmp_path / "run"
+    before = {path: path.read_bytes() for path in (run / "faithful").rglob("*") if path.is_file()}
+    assert kept(run) == ["000001", "000002"] and before and not (run / runs.STATE).exists()
+    with pytest.raises(UserError, match=f"^--out {run} exists: replace it with --overwrite, or name another$"):
+        fine_tune(options(*words))
+    assert before == {path: path.read_bytes() for path in (run / "faithful").rglob("*") if path.is_file()}
+    fine_tune(options(*words, "--overwrite"))
+    assert [row["step"] for row in read(run)] == [0, 1, 2, 3] and (run / runs.STATE).exists()
 
 
 # --- its advice -------------------------------------------------------------------------------------------------------
@@ -229,9 +253,8 @@ def watch_of(tmp_path, rows, steps):
 
 def test_advice_to_use_an_earlier_step(tmp_path):
     watch = watch_of(tmp_path, [(0, 0.1, 0.2), (10, 0.5, 0.3), (20, 0.8, 0.4), (30, 0.9, 1.8), (40, 0.7, 0.5)], 40)
-    assert watch.advice() == (
-        f"noise rose at step 30, from 0.20 to 1.80; use step 20: --model {tmp_path / 'faithful' / '000020'}  ({tmp_path / 'curves.png'})"
-    )
+    step_20, curves = tmp_path / "faithful" / "000020", tmp_path / "curves.png"
+    assert watch.advice() == f"noise rose at step 30, from 0.20 to 1.80; use step 20: --model {step_20}  ({curves})"
     assert watch.faithful() == [20, 40] and KEPT == 2
 
 
@@ -243,7 +266,8 @@ def test_advice_when_the_last_step_is_best(tmp_path):
 def test_advice_when_every_step_is_noisy(tmp_path):
     watch = watch_of(tmp_path, [(0, 0.1, 0.2), (10, 0.5, 0.8), (20, 0.6, 0.9)], 20)
     assert watch.advice() == (
-        f"noise rose at step 10, from 0.20 to 0.80: at no step was it as low as before; try a smaller --lr  ({tmp_path / 'curves.png'})"
+        "noise rose at step 10, from 0.20 to 0.80: at no step was it as low as before; try a smaller --lr  "
+        f"({tmp_path / 'curves.png'})"
     )
 
 
@@ -263,11 +287,14 @@ def test_without_a_measure_of_fidelity_the_latest_calm_step_is_advised(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "watched"),
-    [([], False), (["--monitor"], True), (["--no-monitor"], False), (["--monitor-every", "2"], True)],
+    ("model", "arguments", "watched"),
+    [
+        ("tiny", [], True), ("tiny", ["--no-monitor"], False), ("other", [], False), ("other", ["--monitor"], True),
+        ("other", ["--no-monitor"], False), ("other", ["--monitor-every", "2"], True),
+    ],
 )
-def test_asking_for_a_look_turns_the_monitor_on(options, tmp_path, tiny, arguments, watched):
-    assert settle(options("--model", str(tmp_path), *arguments), tiny, 6).monitor is watched
+def test_it_is_on_for_the_bundled_model_and_where_asked_for(options, tiny, model, arguments, watched):
+    assert settle(options("--model", model, *arguments), tiny, 6).monitor is watched
 
 
 @pytest.mark.parametrize(
@@ -276,12 +303,15 @@ def test_asking_for_a_look_turns_the_monitor_on(options, tmp_path, tiny, argumen
         (["--no-monitor", "--monitor-every", "2"], "--monitor-dino and --monitor-every contradict --no-monitor"),
         (["--no-monitor", "--monitor-dino", "x"], "--monitor-dino and --monitor-every contradict --no-monitor"),
         (["--monitor-dino", "x"], "--monitor-dino is for photographs"),
-        (["--model", str(BUNDLED / "tiny"), "--monitor-dino", "nowhere"], "--monitor-dino (needs transformers|nowhere: config.json is missing)"),
+        (
+            ["--model", str(ASSETS / "tiny"), "--monitor-dino", "nowhere"],
+            "--monitor-dino (needs transformers|nowhere: config.json is missing)",
+        ),
     ],
 )
 def test_refusals_leave_no_folder(options, tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):
-        train(options("--steps", "1", *arguments))
+        fine_tune(options("--steps", "1", *arguments))
     assert not (tmp_path / "run").exists()
 
 
@@ -291,13 +321,14 @@ def test_refusals_leave_no_folder(options, tmp_path, arguments, message):
 def test_photographs_without_dino(quick, options, tmp_path):
     """Any model but the bundled one: noise in grey levels, no fidelity."""
     StableDiffusion.load("tiny").save(tmp_path / "model")
-    train(options("--model", str(tmp_path / "model"), "--steps", "1", "--monitor"))
+    fine_tune(options("--model", str(tmp_path / "model"), "--steps", "1", "--monitor", "--method", "lora"))
     rows = read(tmp_path / "run")
     assert [row["fidelity"] for row in rows] == [None] * 2 and all(0.2 < row["noise"] < 20 for row in rows)
     assert Image.open(tmp_path / "run" / "curves.png").size == (3 * 440, 300)
     sd = StableDiffusion.load(tmp_path / "run")
     prompts = ["a photo of a sks dog"] * 3 + [f"a photo of a sks dog {place}" for place in monitor.PLACES]
-    greys = np.stack([np.asarray(p) for p in sd.generate(prompts, 3, seed=0, batch_size=6, progress=False)]).astype(float)
+    drawn = sd.generate(prompts, 3, seed=0, batch_size=6, progress=False)
+    greys = np.stack([np.asarray(picture) for picture in drawn]).astype(float)
     n = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]])
     response = sum(n[i, j] * greys[:, i : 62 + i, j : 62 + j] for i in range(3) for j in range(3))
     assert rows[-1]["noise"] == pytest.approx(math.sqrt(math.pi / 2) * np.abs(response).mean() / 6, rel=1e-2)
@@ -305,7 +336,7 @@ def test_photographs_without_dino(quick, options, tmp_path):
 
 def test_the_bundled_model_at_another_resolution_is_watched_like_a_photograph(quick, options, tmp_path):
     """The classifier of backgrounds knows 64 × 64 pixels only."""
-    train(options("--steps", "1", "--resolution", "32", "--method", "lora"))
+    fine_tune(options("--steps", "1", "--resolution", "32", "--method", "lora"))
     assert [row["fidelity"] for row in read(tmp_path / "run")] == [None, None]
     assert StableDiffusion.load(tmp_path / "run" / "faithful" / "000001").recipe["resolution"] == 32
 
@@ -313,41 +344,39 @@ def test_the_bundled_model_at_another_resolution_is_watched_like_a_photograph(qu
 # --- the rate's warm-up -----------------------------------------------------------------------------------------------
 
 
-def rates(options, monkeypatch):
+def rates(options):
     """The rate of each step of a training, read from its optimiser."""
-    made, seen = [], []
-    make = training.make_optimiser
-    monkeypatch.setattr(training, "make_optimiser", lambda *arguments: made.append(make(*arguments)) or made[-1])
-    train(options, lambda step, sd: seen.append({group["lr"] for group in made[0].param_groups}))
+    seen = []
+    fine_tune(options, [lambda training: seen.append({group["lr"] for group in training.optimiser.param_groups})])
     assert all(len(rate) == 1 for rate in seen)
     return [rate.pop() for rate in seen[1:]]
 
 
-def test_the_rate_rises_linearly_and_stays(options, monkeypatch, tmp_path):
-    arguments = ["--steps", "6", "--lr", "4e-4", "--no-monitor"]
-    assert rates(options(*arguments, "--lr-warmup-steps", "4"), monkeypatch) == pytest.approx([1e-4, 2e-4, 3e-4, 4e-4, 4e-4, 4e-4])
-    assert rates(options(*arguments, out="without"), monkeypatch) == pytest.approx([4e-4] * 6)
+def test_the_rate_rises_linearly_and_stays(options, tmp_path):
+    arguments = ["--steps", "6", "--lr", "4e-4", "--no-monitor", "--method", "lora"]
+    rising = [1e-4, 2e-4, 3e-4, 4e-4, 4e-4, 4e-4]
+    assert rates(options(*arguments, "--lr-warmup-steps", "4")) == pytest.approx(rising)
+    assert rates(options(*arguments, out="without")) == pytest.approx([4e-4] * 6)
     states = [load_file(tmp_path / name / runs.STATE) for name in ("run", "without")]
-    assert not torch.equal(states[0]["weight/conv_in.weight"], states[1]["weight/conv_in.weight"])
+    assert not all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_warm_up_resumes_bit_for_bit(options, tmp_path):
     arguments = ["--lr-warmup-steps", "5", "--no-monitor", "--method", "lora"]
-    train(options(*arguments, "--steps", "4", out="straight"))
-    train(options(*arguments, "--steps", "2", out="stopped"))
-    train(options(*arguments, "--steps", "4", "--resume", out="stopped"))
+    fine_tune(options(*arguments, "--steps", "4", out="straight"))
+    fine_tune(options(*arguments, "--steps", "2", out="stopped"))
+    fine_tune(options(*arguments, "--steps", "4", "--resume", out="stopped"))
     straight, stopped = (load_file(tmp_path / name / runs.STATE) for name in ("straight", "stopped"))
     assert all(torch.equal(straight[name], stopped[name]) for name in straight)
 
 
-def test_observers_see_every_step_and_may_draw(options, tmp_path):
+def test_observers_see_every_step_and_may_draw(options):
     seen = []
 
-    def observe(step, sd):
-        assert sd.unet.training
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(at_the_mean(sd))
-            seen.append((step, sd.unet.training))
+    def observe(training):
+        assert training.sd.unet.training
+        with at_the_mean(training.sd):
+            seen.append((training.step, training.sd.unet.training))
 
-    train(options("--steps", "2", "--no-monitor", "--method", "lora"), observe)
+    fine_tune(options("--steps", "2", "--no-monitor", "--method", "lora"), [observe])
     assert seen == [(0, False), (1, False), (2, False)]
