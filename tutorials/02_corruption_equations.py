@@ -245,8 +245,8 @@ def sigma1_of(eps, predicted, abar_t):
 check_sigma1_of(sigma1_of)
 
 # %% [markdown]
-# Your lines are `minibnn/corruption.py:predict_x0`, `minibnn/corruption.py:posterior_variance`, `minibnn/corruption.py:eps_model` and
-# `minibnn/corruption.py:estimate_sigma1`, which adds intervals by resampling the draws.
+# Your lines are `minibnn/lab/eq2.py:predict_x0`, `minibnn/lab/eq2.py:posterior_variance`, `minibnn/lab/eq2.py:eps_model` and
+# `minibnn/lab/sigma1_estimate.py:estimate_sigma1`, which adds intervals by resampling the draws.
 #
 # Two consequences. The **loss** of such a network is $g^2=\bar\alpha_tk_t^2$ (per element, since $\epsilon$ has variance 1): loss and $\delta_t$ vanish together, which
 # is what App. B shows for the limit. And $\sigma_1=4.8$ at $t=100$ would mean a loss of 0.99, a network that does not denoise at all. In any network
@@ -346,15 +346,15 @@ report(followed[40])
 # - Even at its peak most of the loss is *not* of Eq. 2's form, and at $t=800$ a $\sigma_1$ of 1 means a share $g$ of only four percent of the noise.
 # - $\sigma_1$ is measured on noised copies of $x'$ with its prompt. Whether *drawings* get noisy at these steps is another question: tutorial 03.
 #
-# Look into any model, also one of your own, with the commands of `minibnn/probes.py` (each leaves a picture and its numbers):
+# Look into any model, also one of your own, with the commands of `minibnn/lab/probes.py` (each leaves a picture and its numbers):
 #
 # ```
-# python -m minibnn.corruption sigma1 --model runs/dog           # this measurement, all pictures, beside the pretrained model (Fig. 4)
-# python -m minibnn.corruption probe-zero --model runs/dog       # x_t = 0 denoised: a training picture? (Fig. 3)
-# python -m minibnn.corruption probe-local --model runs/dog      # local noise: removed or kept, beside Eq. 2's value (Fig. 5)
-# python -m minibnn.corruption probe-scaled --model runs/dog     # k times a picture (Fig. 12)
-# python -m minibnn.corruption probe-blank --model runs/dog      # a blank picture without a prompt (Fig. 10b)
-# python -m minibnn.corruption model --images tutorials/dog      # the table at the top
+# python -m minibnn sigma1 --model runs/dog           # this measurement with all pictures, beside the pretrained model (Fig. 4)
+# python -m minibnn probe-zero --model runs/dog       # x_t = 0 denoised: a training picture? (Fig. 3)
+# python -m minibnn probe-local --model runs/dog      # local noise: removed or kept, beside Eq. 2's value (Fig. 5)
+# python -m minibnn probe-scaled --model runs/dog     # k times a picture (Fig. 12)
+# python -m minibnn probe-blank --model runs/dog      # a blank picture without a prompt (Fig. 10b)
+# python -m minibnn eq2 --images tutorials/dog        # the table at the top
 # ```
 #
 # ## What fails, and why
@@ -371,12 +371,12 @@ report(followed[40])
 #
 # | what | where |
 # |---|---|
-# | $\delta_t$ and $\hat x_0$ | the paper's Eq. 1-2; `minibnn/corruption.py:delta`, `minibnn/corruption.py:predict_x0` |
+# | $\delta_t$ and $\hat x_0$ | the paper's Eq. 1-2; `minibnn/lab/eq2.py:delta`, `minibnn/lab/eq2.py:predict_x0` |
 # | the joint Gaussian, step by step | the paper's Eq. 5-12 |
-# | the variance with its factor | `minibnn/corruption.py:posterior_variance` |
-# | a network that is Eq. 2, and its drawings | §3.2; `minibnn/corruption.py:eps_model`, `minibnn/predicted.py:predicted` |
-# | $\sigma_{1,t}$ with intervals | the paper's Fig. 4; `minibnn/corruption.py:estimate_sigma1` |
-# | the loss is $\bar\alpha_tk_t^2$ | App. B; `minibnn/corruption.py:expected_loss` |
+# | the variance with its factor | `minibnn/lab/eq2.py:posterior_variance` |
+# | a network that is Eq. 2, and its drawings | §3.2; `minibnn/lab/eq2.py:eps_model`, `minibnn/lab/drawn_by_eq2.py:draw_by_eq2` |
+# | $\sigma_{1,t}$ with intervals | the paper's Fig. 4; `minibnn/lab/sigma1_estimate.py:estimate_sigma1` |
+# | the loss is $\bar\alpha_tk_t^2$ | App. B; `minibnn/lab/eq2.py:expected_loss` |
 # | conditioning a Gaussian | Bishop 2006, eq. 2.81-2.82 |
 #
 # Next: 03, the same network fine-tuned for long, its drawings, and all the measures together.

@@ -449,7 +449,7 @@ for what, verdicts in found.items():
 # | the three phases | the paper's §3.1, Fig. 2 |
 # | fidelity | App. G, `minibnn/metrics.py:fidelity`, its network: `minibnn/fidelity.py:Eye` |
 # | noise | Immerkær 1996 eq. 4, `minibnn/metrics.py:immerkaer`; `minibnn/metrics.py:noise` |
-# | $x_t=0$ and $\delta'$ | Fig. 3 and 5, `minibnn/probes.py:probe_zero`, `minibnn/probes.py:probe_local` |
+# | $x_t=0$ and $\delta'$ | Fig. 3 and 5, `minibnn/lab/probes.py:probe_zero`, `minibnn/lab/probes.py:probe_local` |
 # | the criterion | `minibnn/experiments/stages.py:corruption_stage` |
 # | the curves | `python -m minibnn experiment corruption`, then `report` |
 #
