@@ -33,7 +33,8 @@ def options(tmp_path):
     return PretrainOptions(**paths, **steps, pictures=64, processes=1)
 
 
-def test_a_model_from_nothing_and_a_damaged_checkpoint(options, spawned, tmp_path):
+def test_a_model_from_nothing_and_a_damaged_checkpoint(options, spawned, tmp_path, monkeypatch):
+    monkeypatch.setattr("minibnn.world.pretrain.SCALE_DRAWINGS", 16)
     pretrain(options)
     assert StableDiffusion.load(options.out).generate(["a dog"], 1)[0].size == (64, 64)
     (tmp_path / "work" / "vae.safetensors").write_bytes(b"torn")

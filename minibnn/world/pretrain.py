@@ -55,6 +55,7 @@ TINY_RECIPE = {
 }
 VAE_BATCH, TEXT_BATCH, UNET_BATCH = 16, 32, 64  # for each step, over all processes
 KL_WEIGHT = 3e-5  # on the mean over latent values, beside a squared error that is a mean over pixels
+SCALE_DRAWINGS = 512  # so many drawings decide the scale of the latents
 SUBJECT_WEIGHT = 3.0  # a pixel of the subject counts four times as much as one of the background
 
 # --- one optimiser for all stages -------------------------------------------------------------------------------------
@@ -208,9 +209,9 @@ def encode_world(vae, count, rank):
 
 @torch.no_grad()
 def latent_scale(vae):
-    """1 / the standard deviation of the latents of 512 drawings; SD's is 0.18215."""
+    """1 / the standard deviation of the latents of the world's drawings; SD's is 0.18215."""
     rng = np.random.default_rng(5)
-    mean, logvar = vae.encode(to_tensor([world.draw(world.random_scene(rng)) for _ in range(512)]))
+    mean, logvar = vae.encode(to_tensor([world.draw(world.random_scene(rng)) for _ in range(SCALE_DRAWINGS)]))
     return round(1 / math.sqrt(mean.var() + logvar.exp().mean()), 5)
 
 
