@@ -507,7 +507,7 @@ def test_training_learns_and_leaves_the_rest_alone():
     picture = world.draw(scene)
     hint = torch.from_numpy(world.outline(world.subject_mask(scene, picture)))[None, None]
     image = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()[None] / 127.5 - 1
-    pair = bps.make_pairs(sd, hint, image, [world.caption(scene)])
+    pair = bps.Pairs(sd, hint, image, [world.caption(scene)])
     t, eps = torch.full((8,), 600), torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     x_t = schedule.q_sample(pair.mean * sd.vae.config.scaling_factor, eps, sd.alphas_cumprod[t])
     context = sd.encode_prompts(pair.captions).expand(8, -1, -1)
@@ -571,7 +571,7 @@ class TestMistakes:
         monkeypatch.setattr(bps, "load_branch", None)
         changes = {"branch": branch} if branch else {}
         self.refused(pairs, "--sample-steps 2000 is outside 1..999", sample_steps=2000, **changes)
-        self.refused(pairs, "--guidance nan is no finite number", guidance=float("nan"), **changes)
+        self.refused(pairs, "guidance = nan is no finite number", guidance=float("nan"), **changes)
 
     def test_training_options_beside_a_branch(self, pairs):
         numbers = {"steps": 5, "lr": 1e-3, "batch_size": 4, "resolution": 32, "hint_channels": 3}

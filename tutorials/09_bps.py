@@ -200,7 +200,7 @@ def pairs_of_the_world(count, seed):
 sketches, images, captions = pairs_of_the_world(40, 1)
 torch.manual_seed(0)
 branch = bps_branch.Branch(sd.unet.config)
-losses = bps.train_branch(sd, branch, bps.make_pairs(sd, sketches, images, captions), steps=60, lr=3e-4, batch_size=8)
+losses = bps.train_branch(sd, branch, bps.Pairs(sd, sketches, images, captions), steps=60, lr=3e-4, batch_size=8)
 new_sketches, _, new_captions = pairs_of_the_world(6, 2)
 frozen = bps.draw_steered(sd, bps_branch.Branch(sd.unet.config), new_sketches, new_captions, steps=10)
 steered = bps.draw_steered(sd, branch.eval(), new_sketches, new_captions, steps=10)
@@ -232,7 +232,7 @@ show(
 # %%
 t, eps = torch.full((40,), 600), torch.randn(40, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 test_sketches, test_images, test_captions = pairs_of_the_world(40, 3)
-pair = bps.make_pairs(sd, test_sketches, test_images, test_captions)
+pair = bps.Pairs(sd, test_sketches, test_images, test_captions)
 abar = sd.alphas_cumprod[600]
 x_t = abar.sqrt() * pair.mean * sd.vae.config.scaling_factor + (1 - abar).sqrt() * eps
 context = sd.encode_prompts(test_captions)

@@ -98,7 +98,7 @@ def one(sd, judge, variant, count, seed, steps):
     started = time.process_time()
     if count:
         scenes, hints, images, _ = world_pairs(count, [11, seed])
-        pairs = bps.make_pairs(sd, hints, images, [world.caption(scene) for scene in scenes])
+        pairs = bps.Pairs(sd, hints, images, [world.caption(scene) for scene in scenes])
         bps.train_branch(sd, branch, pairs, steps, LR, BATCH, seed, inject=inject)
     seconds = time.process_time() - started
     scenes, hints, _, masks = world_pairs(TESTS, 12)

@@ -46,33 +46,30 @@ def path_kl(abar_t, abar_prev, difference):
 
 
 @torch.no_grad()
+def draw_down(sd, x, start, contexts, options, generator, base=None):
+    """DDIM with η = 1 from states x at time `start` to the end: latents, and nats of path KL to the UNet `base`."""
+    abar, kl = sd.alphas_cumprod, 0.0
+    for now, abar_t, abar_prev in schedule.pairs(schedule.timesteps(options.sample_steps), abar, abar[0]):
+        if now > start:
+            continue
+        t = torch.full((len(x),), now)
+        eps = sd.unet(x, t, contexts)
+        if base is not None:
+            kl += path_kl(abar_t, abar_prev, eps - base(x, t, contexts)).sum().item()
+        x = schedule.ddim_step(x, eps, abar_t, abar_prev, 1.0, torch.randn(x.shape, generator=generator))
+    return x, kl
+
+
 def draw_and_compare(sd, base, prompts, options, seed):
     """Fresh samples of `sd`, and the path KL of its sampler to that with the UNet `base`: pictures, nats."""
-    generator = torch.Generator().manual_seed(seed)
-    abar, times = sd.alphas_cumprod, schedule.timesteps(options.sample_steps)
-    drawn, kl = [], 0.0
+    generator, drawn, kl = torch.Generator().manual_seed(seed), [], 0.0
     for i in range(0, len(prompts), options.batch_size):
-        context = sd.encode_prompts(prompts[i : i + options.batch_size])
-        x = torch.randn((len(context), 4, 8, 8), generator=generator)
-        for t, abar_t, abar_prev in schedule.pairs(times, abar, abar[0]):
-            t = torch.full((len(x),), t)
-            eps = sd.unet(x, t, context)
-            kl += path_kl(abar_t, abar_prev, eps - base(x, t, context)).sum().item()
-            x = schedule.ddim_step(x, eps, abar_t, abar_prev, 1.0, torch.randn(x.shape, generator=generator))
-        drawn += graft.pictures_of(sd, x)
+        contexts = sd.encode_prompts(prompts[i : i + options.batch_size])
+        x = torch.randn((len(contexts), 4, 8, 8), generator=generator)
+        x0, nats = draw_down(sd, x, schedule.TRAIN_STEPS, contexts, options, generator, base)
+        drawn += graft.pictures_of(sd, x0)
+        kl += nats
     return drawn, kl / len(prompts)
-
-
-@torch.no_grad()
-def finish(sd, x, t, contexts, options, seed):
-    """The base draws from states x at time t to the end: pictures."""
-    generator = torch.Generator().manual_seed(seed)
-    abar, times = sd.alphas_cumprod, schedule.timesteps(options.sample_steps)
-    for now, abar_t, abar_prev in schedule.pairs(times, abar, abar[0]):
-        if now <= t:
-            eps = sd.predict_eps(x, torch.full((len(x),), now), contexts)
-            x = schedule.ddim_step(x, eps, abar_t, abar_prev, 1.0, torch.randn(x.shape, generator=generator))
-    return graft.pictures_of(sd, x)
 
 
 def diversity(pictures, prompts):
@@ -117,8 +114,9 @@ def one_seed(seed, options, fresh_for_each):
         reward = rewards_of(red_thing_on_grass, drawn, fresh).mean().item()
         table[name] = {"reward": reward, "path_kl": kl, "diversity": diversity(drawn, fresh)}
         if switch:
-            again = finish(base, x_t[kept], t, contexts, options, 3000 + seed)
-            table[name]["ceiling"] = rewards_of(red_thing_on_grass, again, [""] * len(again)).mean().item()
+            again, _ = draw_down(base, x_t[kept], t, contexts, options, torch.Generator().manual_seed(3000 + seed))
+            ceiling = rewards_of(red_thing_on_grass, graft.pictures_of(base, again), [""] * len(again))
+            table[name]["ceiling"] = ceiling.mean().item()
         shown[name] = drawn[:: len(drawn) // 8][:8]
         print(seed, name, {k: round(v, 3) for k, v in table[name].items()}, flush=True)
     return table, shown

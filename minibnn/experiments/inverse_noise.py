@@ -13,7 +13,7 @@ that of seed 0; `--bundle` writes it.
 
 import copy
 import hashlib
-import importlib.util
+import math
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import UserError
-from ..files.store import read_json, read_tensors, write_json, write_tensors, write_whole
+from ..files.store import read_json, read_tensors, write_json, write_tensors
+from ..lab.plot import Line, Panel, chart
 from ..neighbours import flow
 from ..pictures import grid, save_png, to_pil
 from ..pipeline import StableDiffusion
@@ -192,35 +193,24 @@ def table(rows):
     return result
 
 
-def figure(tables, path):
-    """Distance against FLOPs for each data set."""
-    import matplotlib.pyplot as plt
-
-    drawing, axes = plt.subplots(1, len(tables), figsize=(4 * len(tables), 3.2))
-    for axis, (name, rows) in zip(np.atleast_1d(axes), tables.items(), strict=True):
-        for what in ("flow", "corrected", "flow trained on"):
-            if points := [r for r in rows if r["what"] == what]:
-                xs, ys, errors = zip(*sorted((r["MFLOPs"], r["distance"], r["±"]) for r in points), strict=True)
-                axis.errorbar(xs, ys, errors, fmt="o-" if what == "flow" else "s", capsize=2, label=what, ms=4)
-        axis.set(title=name, xlabel="MFLOPs for one sample", xscale="log", yscale="log")
-        costs = sorted(r["MFLOPs"] for r in rows if r["what"] == "flow")
-        axis.set_xticks(costs, [f"{cost:.3g}" for cost in costs])
-        axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
-    np.atleast_1d(axes)[0].set_ylabel("energy distance to real")
-    np.atleast_1d(axes)[0].legend(fontsize=8)
-    drawing.tight_layout()
-    write_whole(path, lambda temporary: drawing.savefig(temporary, format="png", dpi=90))
-
-
-def check_matplotlib():
-    """Raises UserError before anything is computed, not when the figure is due."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError('the figure needs matplotlib: pip install -e ".[tutorials]"')
+def curves(tables):
+    """The logarithm of the distance ± its deviation against FLOPs, a panel for each data set: a PIL picture."""
+    panels = []
+    for name, rows in tables.items():
+        groups = {}
+        for row in rows:
+            if row["what"] in ("flow", "corrected", "flow trained on"):
+                label = row["what"] if row["what"] == "flow" else f"{row['what']}, n = {row['n']}"
+                cost, mean, spread = float(f"{row['MFLOPs']:.3g}"), row["distance"], row["±"]
+                heights = [math.log10(y) if y > 0 else None for y in (mean, mean - spread, mean + spread)]
+                groups.setdefault(label, []).append((cost, *heights))
+        lines = [Line(label, *map(list, zip(*sorted(points), strict=True))) for label, points in groups.items()]
+        panels.append(Panel(f"{name}: log10 of the energy distance", lines, "MFLOPs for one sample", stretch=1e-3))
+    return chart(panels, len(panels))
 
 
 def experiment(options):
     """Do the parts that InverseNoiseOptions ask for, add them to what is there, and report all."""
-    check_matplotlib()
     out = Path(options.out)
     path = out / "inverse_noise.json"
     result = read_json(path) if path.exists() else {}
@@ -244,4 +234,4 @@ def experiment(options):
         for row in rows:
             print(f"{name:6s} {row['what']:24s} n {row['n'] or '':4} corrector {row['corrector steps'] or '':4} "
                   f"MFLOPs {row['MFLOPs'] or 0:9.3f}  distance {row['distance']:.4f} ± {row['±']:.4f} ({row['seeds']})")
-    figure(tables, out / "inverse_noise.png")
+    save_png(curves(tables), out / "inverse_noise.png")

@@ -18,8 +18,7 @@ noise for every run.
     state MB, file MB what is trained with Adam's two moments; what the run leaves to be used
 
 Intervals are two-sided 95 % t-intervals over seeds (`lab/intervals.py`) of each seed's mean over its pictures.
-Differences "with − without" pair the same seed, prompt and noise. With three seeds they are wide, and one seed alone has
-none.
+Differences "with − without" pair the same seed, prompt and noise. With three seeds they are wide; one seed has none.
 
 Leaves in --out: runs.jsonl (a line for each run, with every picture's values; runs that are there are not repeated, and
 must have been made with the same options and pictures), and for each table NAME.json, NAME.md and NAME.png (a row for
@@ -47,6 +46,7 @@ from ..pipeline import StableDiffusion
 from ..runs import fingerprint, read_config
 from ..world import measures as world_measures
 from ..world.classifier import reconstruct
+from .corruption import read_rows
 from .prompts import world_prompts
 
 TRAINING_PICTURES = 8
@@ -76,10 +76,8 @@ COSTS = ("seconds", "memory", "state", "stored")
 
 
 def read_runs(path):
-    """{(row, seed): line} of runs.jsonl; a torn last line is dropped."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    found = [json.loads(line) for line in lines if line.endswith("\n")]
-    return {(line["row"], line["seed"]): line for line in found}
+    """{(row, seed): line} of runs.jsonl."""
+    return {(line["row"], line["seed"]): line for line in read_rows(path)}
 
 
 def settings_of(options):

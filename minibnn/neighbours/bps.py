@@ -25,7 +25,7 @@ from ..networks.vae import sample_latents
 from ..options.commands import BpsOptions, TrainOptions
 from ..pictures import grid, save_png, to_pil
 from ..pipeline import StableDiffusion
-from ..sample import guide
+from ..sample import check_numbers, guide
 from ..train import Training, train
 from .bps_branch import Branch, added, steered
 
@@ -37,19 +37,12 @@ TRAINING = ("hint_channels", "gains", "steps", "lr", "batch_size", "resolution")
 # --- pairs ------------------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass
 class Pairs:
-    """hints (n, C, H, W) in [0, 1]; mean and logvar (n, 4, h, w) of the pictures' latents; captions."""
+    """hints (n, C, H, W) in [0, 1]; mean and logvar (n, 4, h, w) of the latents of pictures (n, 3, H, W); captions."""
 
-    hints: torch.Tensor
-    mean: torch.Tensor
-    logvar: torch.Tensor
-    captions: list
-
-
-def make_pairs(sd, hints, images, captions):
-    """Hints (n, C, H, W) in [0, 1], pictures (n, 3, H, W) in [-1, 1] and captions -> Pairs."""
-    return Pairs(hints, *data.latent_moments(sd.vae, images), captions)
+    def __init__(self, sd, hints, images, captions):
+        self.hints, self.captions = hints, captions
+        self.mean, self.logvar = data.latent_moments(sd.vae, images)
 
 
 def hint_files(folder):
@@ -206,8 +199,7 @@ def check(options, sd):
             raise UserError(f"--{name.replace('_', '-')} is for training; with --branch nothing is trained")
     if options.sample_steps and options.sample_steps >= schedule.TRAIN_STEPS:
         raise UserError(f"--sample-steps {options.sample_steps} is outside 1..{schedule.TRAIN_STEPS - 1}")
-    if options.guidance is not None and not math.isfinite(options.guidance):
-        raise UserError(f"--guidance {options.guidance} is no finite number")
+    check_numbers("ddim", 0.0, options.guidance or 1.0, options.seed)
 
 
 def train_or_draw(options):
@@ -251,7 +243,7 @@ def train_on_pairs(sd, out, options, dtype):
     hints, images, prompts = read_pairs(options.hints, options.hint_channels, resolution)
     torch.manual_seed(options.seed)
     branch = Branch(sd.unet.config, options.hint_channels, sd.vae.factor, options.gains).to(sd.device)
-    train_branch(sd, branch, make_pairs(sd, hints, images, prompts), steps, lr, options.batch_size, options.seed, dtype)
+    train_branch(sd, branch, Pairs(sd, hints, images, prompts), steps, lr, options.batch_size, options.seed, dtype)
     settled = {"factor": sd.vae.factor, "resolution": resolution, "steps": steps, "lr": lr}
     save_branch(branch, out, dataclasses.asdict(options) | settled)
     return branch, hints[:8], prompts[:8]

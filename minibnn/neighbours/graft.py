@@ -20,7 +20,6 @@ But: one round of sampling and training; no resuming: the folder appears when al
 
 import contextlib
 import dataclasses
-import math
 import os
 import shutil
 from pathlib import Path
@@ -39,6 +38,7 @@ from ..files.store import read_json, write_json
 from ..options.commands import GraftOptions, TrainOptions
 from ..pictures import grid, save_png, to_pil
 from ..pipeline import StableDiffusion
+from ..sample import check_numbers
 from ..train import Training, make_optimiser, train
 from ..world import scenes as world
 from . import rejection
@@ -219,6 +219,7 @@ def settle(options, sd):
     options = dataclasses.replace(
         options,
         prompt=prompts,
+        tokenizer=options.tokenizer and str(Path(options.tokenizer).resolve()),  # for opening the run
         sample_steps=options.sample_steps or sd.recipe["sample_steps"],
         lr=options.lr or sd.recipe["lr"],
         resolution=options.resolution or sd.recipe["resolution"],
@@ -227,10 +228,7 @@ def settle(options, sd):
     )
     if options.sample_steps >= schedule.TRAIN_STEPS:
         raise UserError(f"--sample-steps {options.sample_steps} is outside 1..{schedule.TRAIN_STEPS - 1}")
-    if not 0 <= options.eta <= 1:
-        raise UserError(f"--eta {options.eta}: a number from 0 to 1")
-    if not math.isfinite(options.guidance):
-        raise UserError(f"--guidance {options.guidance} is no finite number")
+    check_numbers("ddim", options.eta, options.guidance, options.seed)
     if options.resolution % sd.vae.factor:
         raise UserError(f"--resolution {options.resolution} is no multiple of {sd.vae.factor}")
     noisiest, switch = int(schedule.timesteps(options.sample_steps)[0]), options.switch
