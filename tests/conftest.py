@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+os.fsync = lambda _: None  # flushing every file to the disk protects from power cuts; nobody cuts it here
+
 if not torch.cuda.is_available():  # before the kernels are imported: without a GPU they run in Triton's interpreter
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
