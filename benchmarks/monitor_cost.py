@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from minibnn import train
+from minibnn.cli.train import fine_tune
 from minibnn.lab import monitor
 from minibnn.options.commands import TrainOptions
 from minibnn.options.parsing import parse
@@ -43,7 +43,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         words = ["--images", options.images, "--monitor", "--samples", "0", "--overwrite", "--out", f"{folder}/run"]
         words += ["--steps", str(options.steps)] if options.steps else []
-        train.train(parse(TrainOptions, "minibnn.train", words), lambda step, sd: moments.append(time.perf_counter()))
+        fine_tune(parse(TrainOptions, "minibnn.train", words), [lambda training: moments.append(time.perf_counter())])
     looks = [seconds for seconds in spent[1:] if seconds > 0.01]  # between looks a call returns at once
     total = spent[0] + moments[-1] - moments[0] + spent[-1]  # a moment is taken just before the monitor's look
     share = sum(spent) / total

@@ -76,10 +76,8 @@ def base_of(folder):
     places = (config["base"], options["model"])
     model = next((place for place in places if place == "tiny" or Path(place).exists()), None)
     if model is None:
-        raise UserError(
-            f"{folder} was trained from the model {options['model']}, which is not there: put it back, or name it "
-            f"(sample: --model BASE --adapter {folder}; the laboratory: --base BASE)"
-        )
+        gone = f"{folder} was trained from the model {options['model']}, which is not there"
+        raise UserError(f"{gone}: put it back, or pass --model BASE --adapter {folder} (in the laboratory --base BASE)")
     places = (config.get("base_tokenizer"), options["tokenizer"])
     tokenizer = next((place for place in places if place and Path(place).exists()), None)
     return model, tokenizer, options["prediction_type"]

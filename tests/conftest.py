@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-os.fsync = lambda _: None  # flushing every file to the disk protects from power cuts; nobody cuts it here
-
 if not torch.cuda.is_available():  # before the kernels are imported: without a GPU they run in Triton's interpreter
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -23,6 +21,7 @@ from minibnn.networks.tokenizer import END, START, byte_symbols
 from minibnn.networks.unet import UNet, UNetConfig
 from minibnn.networks.vae import VAE, VAEConfig
 
+os.fsync = lambda _: None  # flushing every file to the disk protects from power cuts; nobody cuts it here
 DATA = Path(__file__).parent / "data"
 NETWORKS = {"unet": (UNet, UNetConfig), "vae": (VAE, VAEConfig), "text": (TextEncoder, TextEncoderConfig)}
 

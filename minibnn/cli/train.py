@@ -55,7 +55,7 @@ def fine_tune(options, observers=()):
     with runs.Progress(out, training, options.steps) as progress, runs.CtrlC() as stop:
         checkpoints = runs.Checkpoints(options, stop, training.step)
         try:
-            train(training, options, batches, [progress, Samples(options), *watching, *observers, checkpoints])
+            train(training, options, batches, [progress, Samples(options), *observers, *watching, checkpoints])
         except Diverged as error:
             last = f"the last checkpoint, after {checkpoints.saved} steps, is good"
             raise UserError(f"{error}; {last if checkpoints.saved else 'there is no checkpoint'}") from None

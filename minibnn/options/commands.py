@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from .parsing import natural, nonnegative, option, positive, seed_number, whole, words
+
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -151,7 +152,7 @@ class PhotoOptions:
 
     pictures: str = option(None, "folder of generated pictures, in the order of the numbers in their names", "what", required=True, metavar="DIR")
     training: str = option(None, "folder of training pictures, for Clip-I and Dino", "what", metavar="DIR")
-    prompts: str = option(None, "text file of prompts, one a line, each for equally many pictures in turn [the prompts that minibnn.sample wrote into the pictures]", "what", metavar="FILE")
+    prompts: str = option(None, "text file of prompts, one a line, each for equally many pictures in turn [the prompts that `sample` wrote into the pictures]", "what", metavar="FILE")
 
     clip: str = option(None, "openai/clip-vit-large-patch14, for Clip-T and Clip-I", "networks", metavar="DIR")
     dino: str = option(None, "facebook/dino-vits16, for Dino", "networks", metavar="DIR")
@@ -276,7 +277,7 @@ class Eq2Options:
     measured: str = option(None, "a JSON file of the command sigma1: draw also with the σ₁,t measured there", "what", metavar="JSON")
     steps: int = option(50, "sampling steps (DDIM)", "drawing", type=whole)
     seed: int = seed_option("drawing", "of the starting noise, the same for all")
-    out: str = option(None, "a PNG file; figures as JSON stand beside it [model.png]", "output", metavar="PNG")
+    out: str = option(None, "a PNG file; figures as JSON stand beside it [eq2.png]", "output", metavar="PNG")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
 
 
