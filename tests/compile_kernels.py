@@ -25,7 +25,7 @@ DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 def compile_kernel(name, dtype, target, fixed=None, tiles=None, warps=None):
-    """-> the compiled kernel of one table configuration; `fixed`: arguments known beforehand, such as an absent bias."""
+    """The compiled kernel of one table configuration. fixed: arguments known beforehand, such as an absent bias."""
     kernel = getattr(b, f"{name}_kernel")
     bm, bn, bk, table_warps = (b.TILES_FLOAT32 if dtype == "float32" else b.TILES)[kernel]
     constants = {"BM": bm, "BN": bn, "BK": bk, "DOMAIN": 0} | (fixed or {}) | (tiles or {})
@@ -53,8 +53,9 @@ def machine_code(compiled):
         file.write(compiled.asm["cubin"])
         file.flush()
         sass, usage = (
-            subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout for flag in ("-sass", "-res-usage")
-        )  # fmt: skip
+            subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout
+            for flag in ("-sass", "-res-usage")
+        )
     return sass, int(re.search(r"REG:(\d+)", usage)[1])
 
 
@@ -68,7 +69,7 @@ def describe(name, dtype, arch, **changes):
         "kernel": name, "dtype": dtype, "arch": arch, "registers": registers, "shared": compiled.metadata.shared,
         "spills": len(re.findall(r"\b(?:LDL|STL)\b", sass)), "HMMA": len(re.findall(r"\bHMMA\b", sass)),
         "HGMMA": len(re.findall(r"\bHGMMA\b", sass)), "fused": len(re.findall(r"\bFFMA\b", sass)),
-    }  # fmt: skip
+    }
 
 
 def table():
@@ -76,10 +77,11 @@ def table():
     print("| kernel | dtype | arch | registers | spill instructions | shared memory, KiB | tensor-core instructions |")
     print("|---|---|---|---|---|---|---|")
     jobs = [(name, dtype, arch) for arch in ("sm_80", "sm_86", "sm_89", "sm_90") for name in ("forward", "dx", "wgrad")
-            for dtype in ("bfloat16", "float32")]  # fmt: skip
+            for dtype in ("bfloat16", "float32")]
     for name, dtype, arch in [*jobs, *(("sample", "float16", arch) for arch in ("sm_75", "sm_80", "sm_90"))]:
         d = describe(name, dtype, arch)
-        print(f"| {name} | {dtype} | {arch} | {d['registers']} | {d['spills']} | {d['shared'] / 1024:.1f} | {d['HMMA'] + d['HGMMA']} |", flush=True)  # fmt: skip
+        figures = d["registers"], d["spills"], f"{d['shared'] / 1024:.1f}", d["HMMA"] + d["HGMMA"]
+        print("|", " | ".join(map(str, (name, dtype, arch, *figures))), "|", flush=True)
 
 
 if __name__ == "__main__":

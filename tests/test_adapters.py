@@ -219,7 +219,8 @@ def test_autocast_does_not_touch_r():
     layer, x = oft_layer(dtype=torch.float32), torch.randn(6, 12)
     with torch.autocast("cpu", torch.bfloat16):
         y = layer(x)
-        expected = nn.functional.linear(x, oft.rotate(layer.weight.double(), oft.cayley(layer.q.double())).float(), layer.bias)
+        rotated = oft.rotate(layer.weight.double(), oft.cayley(layer.q.double())).float()
+        expected = nn.functional.linear(x, rotated, layer.bias)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y, expected, rtol=0, atol=0)
 
@@ -287,7 +288,7 @@ def test_ranks_and_blocks_that_do_not_fit_leave_the_network_alone(vectors):
     unet = vectors.network("unet")
     smallest = min(min(unet.get_submodule(n).weight.shape) for n in adapters.select(unet))
     adapters.attach_lora(copy.deepcopy(unet), rank=smallest)
-    with pytest.raises(ValueError, match=f"to_q: rank {smallest + 1} is larger than a layer of .* inputs and .* outputs"):
+    with pytest.raises(ValueError, match=f"to_q: rank {smallest + 1} is larger than a layer of .* inputs and "):
         adapters.attach_lora(unet, rank=smallest + 1)
     with pytest.raises(ValueError, match="to_q: 7 blocks do not divide a layer of"):
         adapters.attach_oft(unet, blocks=7)

@@ -48,6 +48,19 @@ def test_epsilon_is_standard_normal_and_a_function_of_seed_and_stream():
         assert abs(np.corrcoef(eps.flatten(), other.flatten())[0, 1]) < 0.01
 
 
+def test_each_forward_has_another_seed_and_each_bit_of_a_seed_counts():
+    """On the CPU PyTorch's generator uses the lower 32 bits of a seed: 4 · 10⁹ samples of the weights."""
+    noise, generator, seeds = bayes.WeightNoise(), seeded(), []
+    for _ in range(2000):
+        noise.renew(generator)
+        seeds.append(int(noise.seed))
+    assert len(set(seeds)) == 2000 and min(seeds) >= 0
+    assert max(seeds) > 2**61  # all 62 bits are used
+    base = bayes.epsilon((50,), torch.tensor(0), 0, "cpu")
+    for bit in range(32):
+        assert not torch.isclose(bayes.epsilon((50,), torch.tensor(2**bit), 0, "cpu"), base).all(), bit
+
+
 LAYERS = {
     "linear": (lambda: nn.Linear(6, 5), (3, 6)),
     "linear without bias": (lambda: nn.Linear(6, 5, bias=False), (3, 6)),
@@ -103,27 +116,31 @@ def test_the_philox_stream_is_that_of_the_kernels():
 @pytest.mark.parametrize("kernel", ["reference", "triton"])
 @pytest.mark.parametrize(
     ("plain", "x"),
-    [(nn.Conv2d(4, 6, 3, padding=1), torch.randn(2, 4, 5, 5)), (nn.GroupNorm(2, 4), torch.randn(2, 4, 3)), (nn.LayerNorm(4), torch.randn(2, 4))],
+    [(nn.Conv2d(4, 6, 3, padding=1), torch.randn(2, 4, 5, 5)), (nn.GroupNorm(2, 4), torch.randn(2, 4, 3)),
+     (nn.LayerNorm(4), torch.randn(2, 4))],
     ids=["conv", "group norm", "layer norm"],
-)  # fmt: skip
+)
 def test_other_layers_draw_the_philox_stream_and_make_it_again(kernel, plain, x):
     from minibnn_kernels import reference
 
-    noise, saved = bayes.WeightNoise(kernel), []
-    noise.renew(seeded())
-    layer = bayes.BAYESIAN[type(plain)](plain, 0.2, noise, 3)
+    shared, saved = bayes.WeightNoise(kernel), []
+    shared.renew(seeded())
+    layer = bayes.BAYESIAN[type(plain)](plain, 0.2, shared, 3)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         y = layer(x)
     expected = copy.deepcopy(plain)
-    noise = [reference.epsilon(noise.seed, 3, len(p), p[0].numel(), d).reshape(p.shape) for p, d in ((plain.weight, "weight"), (plain.bias, "bias"))]
+    eps, eps_b = (
+        reference.epsilon(shared.seed, 3, len(p), p[0].numel(), domain).reshape(p.shape)
+        for p, domain in ((plain.weight, "weight"), (plain.bias, "bias"))
+    )
     with torch.no_grad():
-        expected.weight += 0.2 * noise[0]
-        expected.bias += 0.2 * noise[1]
+        expected.weight += 0.2 * eps
+        expected.bias += 0.2 * eps_b
     torch.testing.assert_close(y, expected(x))
-    assert not any(t.shape == noise[0].shape and torch.equal(t, noise[0]) for t in saved)
+    assert not any(t.shape == eps.shape and torch.equal(t, eps) for t in saved)
     grads = torch.autograd.grad(y.square().sum(), (layer.weight, layer.weight_sigma, layer.bias, layer.bias_sigma))
     exact = torch.autograd.grad(expected(x).square().sum(), (expected.weight, expected.bias))
-    torch.testing.assert_close(grads, (exact[0], exact[0] * noise[0], exact[1], exact[1] * noise[1]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(grads, (exact[0], exact[0] * eps, exact[1], exact[1] * eps_b), rtol=1e-4, atol=1e-4)
 
 
 def test_bias_noise_is_one_value_for_each_output():
@@ -179,11 +196,11 @@ def test_sigma_moves_in_training():
     assert layer.weight_sigma.min() >= bayes.SIGMA_MIN
 
 
-def test_clamp_keeps_sigma_positive():
+def test_clamp_keeps_sigma_positive_and_lets_it_become_small():
     layer = bayes.BayesLinear(nn.Linear(2, 2), 0.01, bayes.WeightNoise(), 0)
-    layer.weight_sigma.data.fill_(-1.0)
+    layer.weight_sigma.data = torch.tensor([[-1.0, 0.0], [1e-6, 0.01]])
     bayes.clamp_sigma(layer)
-    assert (layer.weight_sigma == bayes.SIGMA_MIN).all()
+    torch.testing.assert_close(layer.weight_sigma, torch.tensor([[1e-7, 1e-7], [1e-6, 0.01]]), rtol=1e-6, atol=0)
     assert (layer.bias_sigma == 0.01).all()
 
 
@@ -235,7 +252,7 @@ def test_kl_to_the_starting_point_is_zero():
     ("where", "share"),
     [("paper", 23.08), ("up", 12.02), ("norm", 0.0233), ("cross-attention", 5.115), ("paper,time", 26.32),
      ("up,time", 13.59), ("paper,paper", 23.08)],
-)  # fmt: skip
+)
 def test_shares_of_sd15(where, share):
     with torch.device("meta"):
         unet = UNet()

@@ -23,14 +23,15 @@ def job(name, dtype, arch, **fixed):
 
 
 JOBS = [
-    *(job(name, dtype, arch) for arch in ("sm_80", "sm_86", "sm_89", "sm_90") for name in MULTIPLYING for dtype in ("bfloat16", "float32")),
+    *(job(name, dtype, arch)
+      for arch in ("sm_80", "sm_86", "sm_89", "sm_90") for name in MULTIPLYING for dtype in ("bfloat16", "float32")),
     *(job(name, "float16", arch) for arch in ("sm_80", "sm_90") for name in MULTIPLYING),
     *(job(name, "bfloat16", "sm_80", **WITHOUT_BIAS) for name in MULTIPLYING),
     *(job(name, "bfloat16", "sm_80", **ONES) for name in MULTIPLYING),
     # a T4 has no tensor cores for tl.dot: it takes the sample path, whose kernel this is
     *(job("sample", "float16", arch, **fixed) for arch in ("sm_75", "sm_80", "sm_90") for fixed in ({}, DSIGMA, ONES)),
     *(job(name, "bfloat16", "gfx942") for name in (*MULTIPLYING, "sample")),
-]  # fmt: skip
+]
 TOO_LARGE = {"name": "dx", "dtype": "float32", "arch": "sm_80", "tiles": {"BM": 64, "BN": 64, "BK": 32}, "warps": 4}
 
 
@@ -42,7 +43,10 @@ def compiled():
     return [json.loads(line) for line in lines]
 
 
-@pytest.mark.parametrize("i", range(len(JOBS)), ids=["-".join(map(str, [*j.values()][:3] + [*j["fixed"]])) for j in JOBS])
+NAMES = ["-".join([job["name"], job["dtype"], job["arch"], *job["fixed"]]) for job in JOBS]
+
+
+@pytest.mark.parametrize("i", range(len(JOBS)), ids=NAMES)
 def test_compiles_without_spills_and_with_tensor_cores(compiled, i):
     result, wanted = compiled[i], JOBS[i]
     assert result["kernel"] == wanted["name"]

@@ -1,4 +1,4 @@
-"""Training with the kernels: reference and Triton give the same run, on several ranks, in a CUDA graph, in the command."""
+"""Training with the kernels: reference and Triton give the same run, also on several ranks and in a CUDA graph."""
 
 import json
 
@@ -35,18 +35,18 @@ class Net(nn.Module):
 def bayesian_net(kernel, device="cpu", sigma=0.1):
     torch.manual_seed(0)
     net = Net()
-    draw = bayes.bayesianize(net, "all", sigma, kernel)
-    return net.to(device), draw
+    noise = bayes.bayesianize(net, "all", sigma, kernel)
+    return net.to(device), noise
 
 
-def losses(kernel, dtype, steps=25):
+def losses(kernel, dtype, steps=10):
     """Regression on a fixed batch, by Adam."""
-    net, draw = bayesian_net(kernel, DEVICE)
-    optimiser, generator = torch.optim.Adam(net.parameters(), 0.01), torch.Generator().manual_seed(1)
+    net, noise = bayesian_net(kernel, DEVICE)
+    optimiser, generator = torch.optim.Adam(net.parameters(), 0.03), torch.Generator().manual_seed(1)
     x = torch.randn(10, 6, generator=generator).to(DEVICE)
     target, values = torch.stack([x.prod(1), x.sum(1), x[:, 0]], 1), []
     for _ in range(steps):
-        draw.renew(generator, DEVICE)
+        noise.renew(generator, DEVICE)
         with torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
             y = net(x)
         loss = (y.float() - target).square().mean()
@@ -62,7 +62,7 @@ def losses(kernel, dtype, steps=25):
 def test_reference_and_kernel_give_the_same_losses(dtype, tolerance):
     expected = losses("reference", dtype)
     torch.testing.assert_close(losses("triton", dtype), expected, rtol=tolerance, atol=0)
-    assert expected[-5:].mean() < 0.8 * expected[:5].mean()  # it learns
+    assert expected[-3:].mean() < 0.8 * expected[:3].mean()  # it learns
     if dtype == torch.float32:  # other noise would be seen
         assert (losses("torch", dtype) / expected - 1).abs().max() > 10 * tolerance
 
@@ -74,14 +74,14 @@ def rank_main(rank, store, out):
     """One process of two: its own batch and its own seed; leaves what the test compares."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    net, draw = bayesian_net("triton")
+    net, noise = bayesian_net("triton")
     parallel = DistributedDataParallel(net)
     generator = torch.Generator().manual_seed(100 + rank)
-    draw.renew(generator)
+    noise.renew(generator)
     x = torch.randn(4, 6, generator=generator)
     parallel(x).square().sum().backward()
     gradients = {name: p.grad for name, p in net.named_parameters()}
-    torch.save({"seed": draw.seed, "x": x, "gradients": gradients}, f"{out}/{rank}.pt")
+    torch.save({"seed": noise.seed, "x": x, "gradients": gradients}, f"{out}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -93,8 +93,8 @@ def test_under_ddp_every_rank_draws_its_own_weights_and_gradients_agree(tmp_path
     assert not torch.isclose(*eps).any()
     alone = []
     for rank in ranks:
-        net, draw = bayesian_net("reference")
-        draw.seed = rank["seed"]
+        net, noise = bayesian_net("reference")
+        noise.seed = rank["seed"]
         net(rank["x"]).square().sum().backward()
         alone.append({name: p.grad for name, p in net.named_parameters()})
     assert len(alone[0]) == 10
@@ -112,12 +112,10 @@ def test_under_ddp_every_rank_draws_its_own_weights_and_gradients_agree(tmp_path
 @needs_gpu
 @pytest.mark.parametrize("path", ["fused", "sample"])
 def test_in_a_cuda_graph_a_new_seed_draws_new_weights(path):
-    """Captured once, replayed with another seed in the same memory: nothing in forward or backward waits for the CPU."""
+    """Captured once, replayed with another seed in the same memory: nothing in the step waits for the CPU."""
     generator = torch.Generator().manual_seed(0)
-    x, mu, sigma, bias, bias_sigma = (
-        torch.randn(*shape, generator=generator).cuda().requires_grad_() for shape in ((70, 48), (40, 48), (40, 48), (40,), (40,))
-    )
-    parameters = (x, mu, sigma, bias, bias_sigma)
+    shapes = (70, 48), (40, 48), (40, 48), (40,), (40,)
+    parameters = [torch.randn(*shape, generator=generator).cuda().requires_grad_() for shape in shapes]
 
     def step(seed):
         y = bayes_linear(*parameters, seed=seed, stream=1, path=path)
@@ -146,14 +144,14 @@ def test_in_a_cuda_graph_a_new_seed_draws_new_weights(path):
 @pytest.mark.gpu
 @needs_gpu
 def test_the_command_trains_alike_with_reference_and_kernel(tmp_path, dog):
-    from minibnn.train import train
+    from minibnn.cli.train import fine_tune
 
     runs = {}
     for kernel in ("reference", "triton", None):
         out = tmp_path / str(kernel)
         words = ["--images", str(dog), "--out", str(out), "--steps", "5", "--samples", "0", "--prior-weight", "0",
-                 "--dtype", "float32", "--device", "cuda", *(["--kernel", kernel] if kernel else [])]  # fmt: skip
-        train(parse(TrainOptions, "minibnn.train", words))
+                 "--dtype", "float32", "--device", "cuda", *(["--kernel", kernel] if kernel else [])]
+        fine_tune(parse(TrainOptions, "minibnn.train", words))
         lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         runs[kernel] = torch.tensor([line["diffusion"] for line in lines])
         assert json.loads((out / "config.json").read_text())["options"]["kernel"] == (kernel or "triton")

@@ -1,4 +1,4 @@
-"""The methods on the training command: what a run leaves, who opens it, resuming, refusals, and pictures from a posterior."""
+"""The methods on the training command: what a run leaves, who opens it, resuming, refusals, posterior pictures."""
 
 import gc
 import json
@@ -12,14 +12,16 @@ from safetensors.torch import load_file, save_file
 from test_train import denoising_error
 
 from minibnn import StableDiffusion, UNet, UserError, WeightsError, posterior, runs
+from minibnn.cli.sample import sample
+from minibnn.cli.train import fine_tune
+from minibnn.files.store import ASSETS
 from minibnn.finetune import adapters, methods, oft
 from minibnn.options.commands import SampleOptions, TrainOptions
 from minibnn.options.parsing import parse
-from minibnn.pipeline import BUNDLED
-from minibnn.sample import sample
-from minibnn.train import train
 
 METHODS = ("lora", "oft")
+QUIETLY = ["--samples", "0", "--no-monitor"]
+EXPORTED_LORA = ("lora", "--rank", "3", "--alpha", "6", "--export", "kohya,peft")
 BIG_STEPS = ["--lr", "0.02", "--steps", "4"]  # far enough from the start to be seen in a picture
 
 
@@ -32,8 +34,8 @@ def make_run(dog, tmp_path_factory):
         key = name or arguments
         if key not in made or name:
             folder = made.get(key) or tmp_path_factory.mktemp("runs") / "run"
-            words = ["--images", str(dog), "--out", str(folder), "--samples", "0", "--no-monitor", "--method", *arguments]
-            train(parse(TrainOptions, "minibnn.train", words))
+            words = ["--images", str(dog), "--out", str(folder), *QUIETLY, "--method", *arguments]
+            fine_tune(parse(TrainOptions, "minibnn.train", words))
             made[key] = folder
         return made[key]
 
@@ -43,7 +45,7 @@ def make_run(dog, tmp_path_factory):
 @pytest.fixture
 def options(dog, tmp_path):
     def options(*arguments, out="run"):
-        words = ["--images", str(dog), "--out", str(tmp_path / out), "--samples", "0", "--no-monitor", "--steps", "2", *arguments]
+        words = ["--images", str(dog), "--out", str(tmp_path / out), *QUIETLY, "--steps", "2", *arguments]
         return parse(TrainOptions, "minibnn.train", words)
 
     return options
@@ -51,6 +53,12 @@ def options(dog, tmp_path):
 
 def state(folder):
     return load_file(folder / runs.STATE)
+
+
+def trained(folder, *endings):
+    """The trained tensors in a run's checkpoint whose names end in one of these words."""
+    tensors = state(folder).items()
+    return [tensor for name, tensor in tensors if name.startswith("weight/") and name.endswith(endings)]
 
 
 @torch.no_grad()
@@ -70,11 +78,11 @@ def base():
 @pytest.fixture
 def pipe():
     diffusers = pytest.importorskip("diffusers")
-    return diffusers.StableDiffusionPipeline.from_pretrained(BUNDLED / "tiny", torch_dtype=torch.float32)
+    return diffusers.StableDiffusionPipeline.from_pretrained(ASSETS / "tiny", torch_dtype=torch.float32)
 
 
 def sd_config():
-    return json.loads((BUNDLED / "tiny" / "unet" / "config.json").read_text())
+    return json.loads((ASSETS / "tiny" / "unet" / "config.json").read_text())
 
 
 # --- what a run leaves ------------------------------------------------------------------------------------------------
@@ -112,7 +120,7 @@ def test_what_opens_is_what_was_trained(make_run, method):
 
 def test_alpha_over_rank_is_in_the_file(make_run, base):
     """rank 3, α 6: forgetting the factor 2 would halve the change."""
-    run = make_run("lora", "--rank", "3", "--alpha", "6", "--export", "kohya,peft", *BIG_STEPS)
+    run = make_run(*EXPORTED_LORA, *BIG_STEPS)
     ours = output(StableDiffusion.load(run).unet)
     for file in ("lora_kohya.safetensors", "adapter_model.safetensors"):
         other = StableDiffusion.load("tiny").merge_adapter(run / file)
@@ -145,7 +153,7 @@ def pictures(pipe, prompts, seed):
 @pytest.mark.parametrize("file", ["pytorch_lora_weights.safetensors", "lora_kohya.safetensors"])
 def test_diffusers_draws_the_same_picture_with_the_lora(make_run, pipe, file):
     pytest.importorskip("peft")
-    run, prompts = make_run("lora", "--rank", "3", "--alpha", "6", "--export", "kohya,peft", *BIG_STEPS), ["a sks dog", "a car"]
+    run, prompts = make_run(*EXPORTED_LORA, *BIG_STEPS), ["a sks dog", "a car"]
     plain = pictures(pipe, prompts, 3)
     pipe.load_lora_weights(run, weight_name=file)
     theirs = pictures(pipe, prompts, 3)
@@ -155,7 +163,7 @@ def test_diffusers_draws_the_same_picture_with_the_lora(make_run, pipe, file):
         assert np.abs(np.asarray(c, int) - np.asarray(b, int)).max() > 20
 
 
-@pytest.mark.parametrize("arguments", [("lora", "--rank", "3", "--alpha", "6", "--export", "kohya,peft"), ("oft", "--bayes")], ids=METHODS)
+@pytest.mark.parametrize("arguments", [EXPORTED_LORA, ("oft", "--bayes")], ids=METHODS)
 def test_peft_opens_the_run(make_run, pipe, arguments):
     peft = pytest.importorskip("peft")
     run = make_run(*arguments, *BIG_STEPS)
@@ -181,16 +189,17 @@ def test_files_of_other_programs_open(pipe, tmp_path, base):
     "arguments",
     [
         ["lora"], ["lora", "--no-bayes"], ["lora", "--lambda-kl", "1e-4", "--dtype", "bfloat16"], ["oft"],
-        ["oft", "--no-bayes", "--coft", "0.01"], ["oft", "--lambda-kl", "1e-4", "--kl", "p-q", "--gradient-checkpointing"],
+        ["oft", "--no-bayes", "--coft", "0.01"],
+        ["oft", "--lambda-kl", "1e-4", "--kl", "p-q", "--gradient-checkpointing"],
     ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_resume_is_bit_for_bit(options, tmp_path, arguments):
     arguments = ["--method", *arguments, "--lr", "0.01"]
-    train(options(*arguments, "--steps", "4", out="straight"))
-    train(options(*arguments, "--steps", "2", out="stopped"))
+    fine_tune(options(*arguments, "--steps", "4", out="straight"))
+    fine_tune(options(*arguments, "--steps", "2", out="stopped"))
     halfway = state(tmp_path / "stopped")
-    train(options(*arguments, "--steps", "4", "--resume", out="stopped"))
+    fine_tune(options(*arguments, "--steps", "4", "--resume", out="stopped"))
     straight, stopped = state(tmp_path / "straight"), state(tmp_path / "stopped")
     assert straight.keys() == stopped.keys()
     assert all(torch.equal(straight[k], stopped[k]) for k in straight)
@@ -198,9 +207,9 @@ def test_resume_is_bit_for_bit(options, tmp_path, arguments):
 
 
 def test_another_rank_cannot_resume(options):
-    train(options("--method", "lora"))
+    fine_tune(options("--method", "lora"))
     with pytest.raises(UserError, match="--rank is 5 but the run in .* has 4; only --steps may change"):
-        train(options("--method", "lora", "--rank", "5", "--alpha", "4", "--steps", "3", "--resume"))
+        fine_tune(options("--method", "lora", "--rank", "5", "--alpha", "4", "--steps", "3", "--resume"))
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -208,7 +217,7 @@ def test_another_rank_cannot_resume(options):
 
 def test_constrained_oft_stays_in_its_ball(make_run):
     run = make_run("oft", "--coft", "0.01", *BIG_STEPS)
-    norms = torch.cat([oft.skew(v).flatten(1).norm(dim=1) for k, v in state(run).items() if k.startswith("weight/") and k.endswith(".q")])
+    norms = torch.cat([oft.skew(q).flatten(1).norm(dim=1) for q in trained(run, ".q")])
     assert norms.max() <= 0.01 / 2 * (1 + 1e-5) and norms.max() > 0.004
 
 
@@ -217,16 +226,15 @@ def test_eq3_prior_of_an_adapter_is_centred_at_its_start(options, tmp_path, meth
     """A heavy λ pulls up and Q back to 0, where they began, and never pulls at down."""
     far = []
     for out, strength in (("free", "0"), ("held", "10")):
-        train(options("--method", method, "--lr", "0.01", "--steps", "12", "--lambda-kl", strength, out=out))
-        weights = state(tmp_path / out)
-        far.append(torch.cat([v.flatten() for k, v in weights.items() if k.startswith("weight/") and k.endswith((".up", ".q"))]).abs().mean())
+        fine_tune(options("--method", method, "--lr", "0.01", "--steps", "12", "--lambda-kl", strength, out=out))
+        far.append(torch.cat([tensor.flatten() for tensor in trained(tmp_path / out, ".up", ".q")]).abs().mean())
     assert far[1] < 0.7 * far[0], far
     log = [json.loads(line) for line in (tmp_path / "held" / "log.jsonl").read_text().splitlines()]
     assert abs(log[0]["kl"]) < 1e-3 < log[-1]["kl"]
 
 
 def tensor_bytes():
-    """Bytes of all tensors alive, each storage once; not the fake ones that compiling elsewhere leaves, which hold nothing."""
+    """Bytes of all tensors alive, each storage once, without the fake tensors that compiling leaves."""
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
@@ -242,21 +250,22 @@ def test_lambda_zero_keeps_no_second_copy_of_the_weights(options, method):
     """Measured: with λ > 0 exactly the start values of what is random are kept beside the network."""
     alive, random = [], []
 
-    def observe(step, sd):
-        if step == 1:
+    def observe(training):
+        if training.step == 1:
             alive.append(tensor_bytes())
-            random.append(4 * sum(p.numel() for n, p in sd.unet.named_parameters() if n.endswith("_sigma")))
+            parameters = training.sd.unet.named_parameters()
+            random.append(4 * sum(p.numel() for n, p in parameters if n.endswith("_sigma")))
 
     for out, strength in (("a", "0"), ("b", "0"), ("c", "1e-9")):
         arguments = ("--steps", "1", "--prior-weight", "0", "--method", method, "--lambda-kl", strength)
-        train(options(*arguments, out=out), observe)
+        fine_tune(options(*arguments, out=out), [observe])
     assert abs(alive[1] - alive[0]) < 20_000  # what varies without reason
     assert alive[2] - alive[1] == pytest.approx(random[0], abs=20_000) and random[0] > 90_000
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_adapter_learns_the_pictures(options, tmp_path, dog, method):
-    train(options("--method", method, "--steps", "30", "--lr", "0.01", "--batch-size", "4"))
+    fine_tune(options("--method", method, "--steps", "30", "--lr", "0.01", "--batch-size", "4"))
     before, after = (denoising_error(model, dog, "a photo of a sks dog") for model in ("tiny", tmp_path / "run"))
     assert after < 0.9 * before, (before, after)
 
@@ -282,23 +291,23 @@ def test_defaults_of_the_paper_app_h1():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "lora", "--where", "paper"], "--where belongs to --method dreambooth; what is random in lora and oft is fixed"),
+        (["--method", "lora", "--where", "paper"], "--where belongs to --method dreambooth; what is random in lora"),
         (["--method", "oft", "--rank", "2"], "--rank belongs to --method lora"),
         (["--rank", "2"], "--rank belongs to --method lora"),
         (["--layers", "to_q"], "--layers belongs to --method lora or oft"),
         (["--method", "lora", "--coft", "0.1"], "--coft belongs to --method oft"),
         (["--method", "oft", "--export", "kohya"], "--export belongs to --method lora"),
         (["--method", "lora", "--export", "kohya,a1111"], "--export: 'a1111' is not one of kohya, peft"),
-        (["--method", "lora", "--rank", "65"], "--rank: .*to_q: rank 65 is larger than a layer of 64 inputs and 64 outputs"),
+        (["--method", "lora", "--rank", "65"], "--rank: .*to_q: rank 65 is larger than a layer of 64 inputs and 64"),
         (["--method", "oft", "--blocks", "5"], "--blocks: .*to_q: 5 blocks do not divide a layer of 64 inputs"),
         (["--method", "lora", "--layers", "to_q,to_z"], "--layers: no linear layer is called to_z"),
         (["--method", "lora", "--no-bayes", "--keep-posterior"], "--lambda-kl and --keep-posterior need --bayes"),
     ],
     ids=lambda a: " ".join(a) if isinstance(a, list) else "",
-)  # fmt: skip
+)
 def test_wrong_combinations_leave_no_folder(options, tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):
-        train(options(*arguments))
+        fine_tune(options(*arguments))
     assert not (tmp_path / "run").exists()
 
 
@@ -313,14 +322,22 @@ def changed(run, folder, change):
 def test_a_lora_for_another_model_is_one_clear_line(make_run, tmp_path):
     run, sd = make_run("lora", "--bayes", *BIG_STEPS), StableDiffusion.load("tiny")
     before = output(sd.unet)
-    wider = changed(run, tmp_path / "a", lambda t: {k: torch.cat([v, v], 1) if ".down." in k else v for k, v in t.items()})
-    with pytest.raises(WeightsError, match=r"was made for another model: unet\..*lora.down.weight is \[4, 128\], this UNet needs \[4, 64\]"):
+
+    def widen(tensors):
+        return {k: torch.cat([v, v], 1) if ".down." in k else v for k, v in tensors.items()}
+
+    def deepen(tensors):
+        return tensors | {k.replace("up_blocks.1", "up_blocks.9"): v.clone() for k, v in tensors.items()}
+
+    wider, deeper = changed(run, tmp_path / "a", widen), changed(run, tmp_path / "b", deepen)
+    misfit = r"unet\..*lora.down.weight is \[4, 128\], this UNet needs \[4, 64\]"
+    with pytest.raises(WeightsError, match=f"was made for another model: {misfit}"):
         sd.merge_adapter(wider)
-    deeper = changed(run, tmp_path / "b", lambda t: t | {k.replace("up_blocks.1", "up_blocks.9"): v.clone() for k, v in t.items()})
-    with pytest.raises(WeightsError, match="belong to no linear layer of this UNet, as unet.up_blocks.9.*made for another model"):
+    surplus = "belong to no linear layer of this UNet, as unet.up_blocks.9.*made for another model"
+    with pytest.raises(WeightsError, match=surplus):
         sd.merge_adapter(deeper)
     with pytest.raises(WeightsError, match="holds no LoRA or OFT for this UNet"):
-        sd.merge_adapter(BUNDLED / "tiny" / "vae" / "diffusion_pytorch_model.safetensors")
+        sd.merge_adapter(ASSETS / "tiny" / "vae" / "diffusion_pytorch_model.safetensors")
     with pytest.raises(WeightsError, match="no adapter in"):
         sd.merge_adapter(tmp_path)
     with pytest.raises(WeightsError, match="it is a LoRA: pass its base as --model and this as --adapter"):
@@ -342,12 +359,12 @@ def test_a_run_finds_its_base_or_says_which_it_was(options, tmp_path, monkeypatc
     sd = StableDiffusion.load("tiny")
     sd.save(tmp_path / "base")
     monkeypatch.chdir(tmp_path)
-    train(options("--method", "lora", "--model", "base"))
+    fine_tune(options("--method", "lora", "--model", "base"))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     StableDiffusion.load(tmp_path / "run")
     (tmp_path / "base").rename(tmp_path / "moved")
-    with pytest.raises(UserError, match="adapts the model base, which is not there: pass --model BASE --adapter .*run"):
+    with pytest.raises(UserError, match="run was trained from the model base, which is not there.*--adapter .*run"):
         StableDiffusion.load(tmp_path / "run")
     StableDiffusion.load(tmp_path / "moved").merge_adapter(tmp_path / "run")
     (tmp_path / "run" / "pytorch_lora_weights.safetensors").unlink()
@@ -357,7 +374,7 @@ def test_a_run_finds_its_base_or_says_which_it_was(options, tmp_path, monkeypatc
 
 def test_an_adapter_run_is_a_model_to_start_from(make_run, options, tmp_path):
     run = make_run("lora", "--bayes", *BIG_STEPS)
-    train(options("--method", "oft", "--model", str(run), "--lr", "1e-6"))
+    fine_tune(options("--method", "oft", "--model", str(run), "--lr", "1e-6"))
     torch.testing.assert_close(  # so small a rate leaves it at the LoRA, far from the bundled model
         output(StableDiffusion.load(tmp_path / "run").unet), output(StableDiffusion.load(run).unet), rtol=0, atol=2e-3
     )
@@ -366,7 +383,10 @@ def test_an_adapter_run_is_a_model_to_start_from(make_run, options, tmp_path):
 # --- pictures from the posterior --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [("dreambooth", "--where", "norm,up", "--prior-weight", "0"), ("lora",), ("oft",)], ids=lambda a: a[0])
+DREAMBOOTH = ("dreambooth", "--where", "norm,up", "--prior-weight", "0")
+
+
+@pytest.mark.parametrize("arguments", [DREAMBOOTH, ("lora",), ("oft",)], ids=lambda a: a[0])
 def test_draws_are_of_the_trained_posterior(make_run, arguments):
     rate = ("--lr", "1e-3") if arguments[0] == "dreambooth" else ()
     run = make_run(*arguments, *BIG_STEPS, *rate, "--keep-posterior")
@@ -422,7 +442,8 @@ def test_posterior_refusals(tmp_path, arguments, message):
 
 def test_an_adapter_on_the_command_line(make_run, tmp_path):
     run = make_run("lora", "--bayes", *BIG_STEPS)
-    words = ["--prompt", "a dog", "--steps", "3", "--out", str(tmp_path / "a.png"), "--adapter", str(run / "pytorch_lora_weights.safetensors")]
+    words = ["--prompt", "a dog", "--steps", "3", "--out", str(tmp_path / "a.png")]
+    words += ["--adapter", str(run / "pytorch_lora_weights.safetensors")]
     a = sample(parse(SampleOptions, "x", words))
     b = StableDiffusion.load(run).generate(["a dog"], steps=3, progress=False)
     assert np.array_equal(np.asarray(a[0]), np.asarray(b[0]))

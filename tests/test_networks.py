@@ -138,7 +138,7 @@ def test_upcast_attention_multiplies_in_float32(vectors, monkeypatch, upcast):
 
 
 def test_vae_encoder_shifts_with_its_input(vectors):
-    """Moving a picture by f pixels moves its latent by one place; stride-2 convolutions padded on all sides break it."""
+    """Moving a picture by f pixels moves its latent by one place, unless convolutions were padded on all sides."""
     network = vectors.network("vae")
     f = network.factor
     big = torch.randn(1, 3, 28 * f, 28 * f, generator=torch.Generator().manual_seed(0))
@@ -212,15 +212,14 @@ def frequency_shift(patch):
 
 
 def reversed_skips(patch):
-    original = unet.UpBlock.forward
-    patch.setattr(unet.UpBlock, "forward", lambda self, x, skips, *rest: _reversed_cat(patch, original, self, x, skips, rest))
+    original, cat = unet.UpBlock.forward, torch.cat
 
+    def wrong(self, *inputs):
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(torch, "cat", lambda tensors, dim: cat(tensors[::-1], dim))
+            return original(self, *inputs)
 
-def _reversed_cat(patch, original, self, x, skips, rest):
-    cat = torch.cat
-    with pytest.MonkeyPatch.context() as inner:
-        inner.setattr(torch, "cat", lambda tensors, dim: cat(tensors[::-1], dim))
-        return original(self, x, skips, *rest)
+    patch.setattr(unet.UpBlock, "forward", wrong)
 
 
 def swapped_sinusoid(patch):
@@ -248,7 +247,7 @@ BUGS = {  # name of the table's row: (parts it must show in, set, on the network
     "upsample bilinear": ("unet dec", "main", None, bilinear),
     "groups 16 not 8": ("unet enc dec", "main", set_groups, None),
     "skip order reversed in concat": ("unet", "main", None, reversed_skips),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("bug", BUGS)

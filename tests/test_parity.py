@@ -17,12 +17,12 @@ transformers = pytest.importorskip("transformers")
 SD2 = {
     "attention_head_dim": [2, 4, 8, 8], "use_linear_projection": True, "cross_attention_dim": 40,
     "upcast_attention": True,
-}  # fmt: skip
+}
 ODD_LEVELS = {
     "block_out_channels": [32, 64, 96], "layers_per_block": 1, "attention_head_dim": 4, "norm_num_groups": 16,
     "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-}  # fmt: skip
+}
 
 
 def relative(got, reference):
@@ -67,11 +67,13 @@ def test_unet_in_half_precision(vectors, dtype, tolerance):
 
 
 def test_unet_compiles_into_one_graph(vectors):
-    ours, _ = unet_pair(vectors)
-    x, t, context = torch.randn(2, 4, 16, 16), torch.tensor([10, 600]), torch.randn(2, 77, 48)
-    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+    two_levels = {key: ODD_LEVELS[key][1:] for key in ("block_out_channels", "down_block_types")}
+    two_levels["up_block_types"] = ODD_LEVELS["up_block_types"][:2]
+    network = vectors.network("unet", **ODD_LEVELS | two_levels)
+    x, t, context = torch.randn(2, 4, 16, 16), torch.tensor([10, 600]), torch.randn(2, 9, 48)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
     with torch.no_grad():
-        assert relative(compiled(x, t, context), ours(x, t, context)) < 1e-5
+        assert relative(compiled(x, t, context), network(x, t, context)) < 1e-5
 
 
 @pytest.mark.parametrize("size", [(64, 64), (40, 72)])
@@ -109,7 +111,6 @@ def test_text_encoder(vectors, act, length):
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_attention_is_softmax_of_scaled_products(dtype, train):
-    """Both branches, which the dtype and the need of a gradient choose between."""
     q, k, v = (torch.randn(2, n, 48).to(dtype).requires_grad_(train) for n in (9, 5, 5))
     heads = [x.detach().double().unflatten(-1, (4, 12)).transpose(1, 2) for x in (q, k, v)]
     weights = (heads[0] @ heads[1].mT / 12**0.5).softmax(-1)
