@@ -20,6 +20,7 @@ from minibnn import StableDiffusion, UserError
 from minibnn.cli.train import settle
 from minibnn.experiments import corruption, prompts, report
 from minibnn.experiments.measures import WorldMeasures
+from minibnn.experiments.records import read_rows
 from minibnn.experiments.settings import SETTINGS, Run, View, log_spaced
 from minibnn.experiments.stages import MARGIN, corruption_stage, noise_stage, verdict
 from minibnn.finetune import bayes
@@ -227,11 +228,11 @@ def test_a_folder_holds_runs_of_one_kind(dog, tmp_path):
     (tmp_path / "out").mkdir()
     corruption.claim(options(dog, tmp_path))
     corruption.claim(options(dog, tmp_path, settings=("prior",), seeds=(7,), steps=3))  # names and steps tell these
-    with pytest.raises(UserError, match="holds runs of other --word, --each: name another folder"):
+    with pytest.raises(UserError, match="experiment.json was made with word = sks, not xyz; name another --out"):
         corruption.claim(options(dog, tmp_path, each=3, word="xyz"))
     shutil.copytree(dog, tmp_path / "others")
     next((tmp_path / "others").glob("*.png")).unlink()
-    with pytest.raises(UserError, match="other --images"):
+    with pytest.raises(UserError, match="made with other images"):
         corruption.claim(options(tmp_path / "others", tmp_path))
 
 
@@ -260,7 +261,7 @@ def quick(monkeypatch):
 
 
 def rows_of(path):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in corruption.read_rows(path)]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(path)]
 
 
 def test_an_interrupted_run_goes_on_and_measures_the_same(quick, dog, tmp_path, monkeypatch):
@@ -456,7 +457,7 @@ def test_the_command_measures_a_run_in_a_process_of_its_own(dog, tmp_path):
     done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "1 runs, 1 steps, 2 measurements of a checkpoint\n"
-    rows = corruption.read_rows(lines)
+    rows = read_rows(lines)
     assert [(row["step"], row["group"]) for row in rows] == [(0, "training"), (1, "training"), (1, "other")]
     assert rows[1]["sigma1"]["t"] == list(corruption.SIGMA1_TIMES)
     assert rows[1]["subject"] > 0.5  # one step after the pretrained model it draws dogs

@@ -369,8 +369,8 @@ def test_the_worlds_reward_is_exact_on_its_drawings():
 
 
 def test_a_reward_of_ones_own(tmp_path):
-    function = "def bright(pictures, prompts):\n    return [p.convert('L').getpixel((0, 0)) for p in pictures]\n"
-    (tmp_path / "mine.py").write_text(function)
+    function = "def bright(pictures, prompts):\n    return [np.asarray(p).max() for p in pictures]\n"
+    (tmp_path / "mine.py").write_text(f"import numpy as np\n\n{function}")
     reward = rewards.load_reward(f"{tmp_path / 'mine.py'}:bright")
     pictures = [Image.new("RGB", (8, 8), (v, v, v)) for v in (10, 200)]
     assert rewards.rewards_of(reward, pictures, ["a", "b"]).tolist() == [10, 200]
@@ -380,7 +380,7 @@ def test_a_reward_of_ones_own(tmp_path):
     ("name", "message"),
     [("beauty", "--reward beauty is not one of red_thing_on_grass, redness"), ("load_reward", "is not one of"),
      ("nowhere.py:f", "no file nowhere.py"), ("{}/mine.py:other", "there is no function other in"),
-     ("{}/broken.py:f", "broken.py fails: ZeroDivisionError"), ("{}/mine.txt:f", "is no Python file")],
+     ("{}/broken.py:f", "broken.py fails: ZeroDivisionError"), ("{}/mine.txt:f", "there is no function f in")],
 )
 def test_rewards_that_cannot_be_loaded(name, message, tmp_path):
     (tmp_path / "mine.py").write_text("other = 3\n")

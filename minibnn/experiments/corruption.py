@@ -38,6 +38,7 @@ from ..runs import fingerprint
 from ..train import at_the_mean
 from .measures import PhotoMeasures, WorldMeasures
 from .prompts import table5_object, table5_subject, world_prompts
+from .records import check_alike, read_rows
 from .settings import SETTINGS, Run, log_spaced
 
 TRAINING_PICTURES = 8  # drawn of the training prompt
@@ -45,15 +46,6 @@ SIGMA1_TIMES = (20, 100, 300, 500, 700, 900)
 SIGMA1_DRAWS = 8
 BEYOND = 4  # how many times the paper's steps are done for SD
 DRAWING = {"cpu": torch.float32, "cuda": torch.bfloat16}
-
-
-def read_rows(path):
-    """The lines of a run's file, oldest first; none if it does not exist. A torn last line is dropped."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
-    return rows
 
 
 class Observer:
@@ -219,10 +211,8 @@ def claim(options):
     path = Path(options.out) / "experiment.json"
     own = {name: getattr(options, name) for name in ("model", "kind", "word", "each")}
     own["images"] = fingerprint(data.list_pictures(options.images))
-    before = read_json(path) if path.exists() else own
-    changed = [f"--{name}" for name in own if own[name] != before.get(name)]
-    if changed:
-        raise UserError(f"--out {options.out} holds runs of other {', '.join(changed)}: name another folder")
+    if path.exists():
+        check_alike(read_json(path), own, path)
     write_json(path, own)
 
 

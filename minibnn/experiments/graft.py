@@ -22,13 +22,13 @@ import torch
 from PIL import Image
 
 from .. import schedule
-from ..errors import UserError
 from ..files.store import read_json, write_json
 from ..neighbours import graft
 from ..neighbours.rewards import red_thing_on_grass, rewards_of
 from ..options.commands import GraftOptions
 from ..pictures import save_png, sheet
 from ..pipeline import StableDiffusion
+from .records import check_alike
 
 SWITCHES = (250, 500, 750)
 METHODS = {"GRAFT": 0, "random choice": 0} | {f"P-GRAFT {t}": t for t in SWITCHES}  # name: switch
@@ -124,14 +124,8 @@ def one_seed(seed, options, fresh_for_each):
 
 def kept_seeds(path, settings):
     """The seeds that are done, {seed: table}. Raises UserError when they were made with other settings."""
-    if not path.exists():
-        return {}
-    result = read_json(path)
-    before = result.get("settings", {})
-    if before != settings:
-        name = min(name for name in before.keys() | settings.keys() if before.get(name) != settings.get(name))
-        was, now = before.get(name), settings.get(name)
-        raise UserError(f"{path} was made with {name} = {was}, not {now}; name another --out")
+    result = read_json(path) if path.exists() else {"settings": settings, "seeds": {}}
+    check_alike(result["settings"], settings, path)
     return result["seeds"]
 
 

@@ -31,6 +31,7 @@ from ..runs import fingerprint
 from ..world import measures as world_measures
 from ..world import scenes as world
 from ..world.classifier import reconstruct
+from .records import check_alike
 
 SCALES = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5)
 PLACES = ("beach", "snow", "night", "wood")
@@ -57,21 +58,16 @@ def measure(pictures, places, training):
 
 def names_of(runs):
     """{folder's name: folder}. Raises UserError when two have the same name, under which results are kept."""
-    named = {}
-    for folder in runs:
-        name = Path(folder).resolve().name
-        if name in named:
-            raise UserError(f"--runs {named[name]} and {folder} are both called {name}; rename one")
-        named[name] = folder
+    named = {Path(folder).resolve().name: folder for folder in runs}
+    if len(named) < len(runs):
+        raise UserError(f"--runs {' '.join(runs)}: two folders have the same name; rename one")
     return named
 
 
 def kept_runs(path, settings):
     """The earlier results in a file, {name: table}. Raises UserError when they were made with other settings."""
     before = read_json(path) if path.exists() else settings | {"runs": {}}
-    for name, value in settings.items():
-        if before.get(name) != value:
-            raise UserError(f"{path} was made with another --{name}; name another --out")
+    check_alike(before, settings, path)
     return before["runs"]
 
 

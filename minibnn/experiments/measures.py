@@ -27,11 +27,10 @@ def _diversity(images, prompts):
 
 
 class WorldMeasures:
-    """Measures pictures of the bundled world, on the CPU. The training pictures are compared as the VAE decodes them:
-    what its decoder cannot draw is no fault of the UNet."""
+    """Measures pictures of the bundled world, on the CPU."""
 
     def __init__(self, sd, training):
-        self.seen = reconstruct(sd, training.to(sd.device)).cpu()
+        self.seen = reconstruct(sd, training.to(sd.device)).cpu()  # what the decoder cannot draw is no fault of the UNet
 
     def __call__(self, pictures, wanted):
         """List of B pictures, B pairs (prompt, what it shows) -> {measure: mean over the pictures}."""

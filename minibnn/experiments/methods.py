@@ -46,8 +46,8 @@ from ..pipeline import StableDiffusion
 from ..runs import fingerprint, read_config
 from ..world import measures as world_measures
 from ..world.classifier import reconstruct
-from .corruption import read_rows
 from .prompts import world_prompts
+from .records import check_alike, read_rows
 
 TRAINING_PICTURES = 8
 ROWS = {  # the options of the command `train` that make a row
@@ -86,17 +86,6 @@ def settings_of(options):
     return {"steps": options.steps, "each": options.each, "images": hashlib.sha256(pictures.encode()).hexdigest()[:16]}
 
 
-def check_settings(found, settings, out):
-    """Refuse to mix runs of other settings into a table. Raises UserError."""
-    for (row, seed), line in found.items():
-        for name, value in settings.items():
-            before = line.get("settings", {}).get(name, "unknown")
-            if before != value:
-                was, now = ("the recipe's" if v is None else v for v in (before, value))
-                what = "other pictures" if name == "images" else f"--{name} {was}, not {now}"
-                raise UserError(f"--out {out}: {row}, seed {seed} was made with {what}; name another --out")
-
-
 def train_apart(row, seed, options, folder):
     """Run the command `train` as a process; returns its processor time in seconds and its peak memory in MB."""
     command = [
@@ -115,8 +104,10 @@ def train_apart(row, seed, options, folder):
 
 
 def measure(pictures, wanted, training):
-    """{measure: list of each picture's value}; wanted: (prompt, what it shows) of each, first those of the training
-    prompt; training: the decoded training pictures (n, 3, 64, 64)."""
+    """{measure: list of each picture's value}; training: the decoded training pictures (n, 3, 64, 64).
+
+    wanted: (prompt, what it shows) of each picture; those of the training prompt come first.
+    """
     images, n = to_tensor(pictures), TRAINING_PICTURES
     close, grain = world_measures.fidelity(images, training)[0].tolist(), world_measures.noise(images).tolist()
     right = world_measures.prompt_fidelity(images, [want for _, want in wanted])
@@ -207,7 +198,8 @@ def table(name, options):
     """Perform the runs of a table that are not yet there, and write it."""
     out = Path(options.out)
     found, settings = read_runs(out / "runs.jsonl"), settings_of(options)
-    check_settings(found, settings, out)
+    for (row, seed), line in found.items():
+        check_alike(line.get("settings", {}), settings, f"{out / 'runs.jsonl'}: {row}, seed {seed}")
     todo = [(row, seed) for seed in options.seeds for row in TABLES[name].values() if (row, seed) not in found]
     print(f"{len(todo)} of {len(options.seeds) * len(TABLES[name])} runs are to be made")
     if options.plan:

@@ -23,7 +23,7 @@ from ..files.store import write_text, write_whole
 from ..lab import plot
 from ..lab.intervals import interval
 from ..pictures import save_png
-from .corruption import read_rows
+from .records import read_rows
 from .settings import SETTINGS
 from .stages import corruption_stage, noise_stage
 
@@ -159,7 +159,7 @@ def _parts(run):
 
 
 def plain_of(rows, setting, pictures, view):
-    """The setting whose plain runs are the other half of the pairs.
+    """The setting with whose plain runs the BNN of `setting` is compared.
 
     A setting that only the BNN knows (σ₀, λ, where) is compared with runs trained as "main" that were drawn with the
     same view from as many pictures: those of "pndm" or "base", or of "main" where there are none.
@@ -171,9 +171,9 @@ def plain_of(rows, setting, pictures, view):
 
 
 def effects(rows):
-    """Markdown: BNN − plain at the same seed, other prompts, at two steps: of plain's highest noise, and the last.
+    """Markdown: BNN − plain at the same seed, at two steps: that of the highest noise of plain, and the last.
 
-    To pick the first of them by plain's noise favours the BNN there; only the last step is free of that.
+    The first step is picked by the noise of plain, which favours the BNN there; only the last step is free of that.
     """
     text = [
         "| setting | pictures | drawn with | step | fidelity | noise | place as asked | diversity (training prompt) |",

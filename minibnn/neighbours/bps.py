@@ -54,8 +54,11 @@ def hint_files(folder):
     return found
 
 
-def read_hint(path, channels, size=None):
-    """A PNG -> (channels, H, W) in [0, 1]. size: the (width, height) it must have. Raises UserError naming the file."""
+def read_hint(path, channels, size=None, resolution=None):
+    """A PNG -> (channels, H, W) in [0, 1]. size: the (width, height) it must have; resolution: crop it to a square.
+
+    Raises UserError naming the file.
+    """
     try:
         image = Image.open(path).convert("L" if channels == 1 else "RGB")
     except Image.DecompressionBombError:
@@ -65,11 +68,8 @@ def read_hint(path, channels, size=None):
     if size and image.size != size:
         wanted = f"{size[0]} x {size[1]}; make it that size"
         raise UserError(f"{path} is {image.width} x {image.height} pixels, not {wanted}")
-    return hint_tensor(image, channels)
-
-
-def hint_tensor(image, channels):
-    """A PIL picture of one or three channels -> (channels, H, W) in [0, 1]."""
+    if resolution:
+        image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
     array = np.array(image, dtype=np.float32).reshape(image.height, image.width, channels) / 255
     return torch.from_numpy(array).permute(2, 0, 1)
 
@@ -91,9 +91,8 @@ def read_pairs(folder, channels, resolution):
     for name, path in hint_files(folder).items():
         picture = Path(folder) / f"{name}.png"
         images.append(data.load_picture(picture, resolution))
-        hint = read_hint(path, channels, ImageOps.exif_transpose(Image.open(picture)).size)
-        whole = Image.fromarray((hint.permute(1, 2, 0).numpy().squeeze() * 255).round().astype(np.uint8))
-        hints.append(hint_tensor(ImageOps.fit(whole, (resolution, resolution), Image.Resampling.LANCZOS), channels))
+        size = ImageOps.exif_transpose(Image.open(picture)).size
+        hints.append(read_hint(path, channels, size, resolution))
         captions.append(read_caption(Path(folder) / f"{name}.txt"))
     return torch.stack(hints), torch.stack(images), captions
 

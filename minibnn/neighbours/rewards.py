@@ -4,8 +4,7 @@ Those of the picture world read the pixels, so that they need no network and can
 scenes. A reward of your own is a function in a file: `--reward mine.py:beauty`.
 """
 
-import importlib.util
-import sys
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -53,18 +52,13 @@ def load_reward(name):
     path, _, function = name.rpartition(":")
     if not Path(path).is_file():
         raise UserError(f"--reward {name}: no file {path}")
-    spec = importlib.util.spec_from_file_location("minibnn_user_reward", path)
-    if spec is None:
-        raise UserError(f"--reward {name}: {path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
     try:
-        spec.loader.exec_module(module)
+        found = runpy.run_path(path).get(function)
     except Exception as error:
         raise UserError(f"--reward {name}: {path} fails: {type(error).__name__}: {error}") from error
-    if not callable(getattr(module, function, None)):
+    if not callable(found):
         raise UserError(f"--reward {name}: there is no function {function} in {path}")
-    return getattr(module, function)
+    return found
 
 
 def rewards_of(reward, pictures, prompts):
