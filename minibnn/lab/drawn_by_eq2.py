@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from .. import data, schedule
+from ..devices import choose_threads
 from ..errors import UserError
 from ..files.store import read_json
 from ..pictures import beside, sheet, to_pil, to_tensor
@@ -35,6 +36,7 @@ def draw_by_eq2(options):
         columns.append(("sigma_1,t\nmeasured", measured_sigma1(options.measured)))
     files = data.list_pictures(options.images)
     sd = StableDiffusion.load(options.model, dtype=torch.float32)
+    choose_threads("cpu", sd.vae)
     side, abar, times = sd.recipe["resolution"], sd.alphas_cumprod, schedule.timesteps(options.steps)
     training = latents_of(sd, data.load_pictures(files, side))
     many = manifold(options, sd)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from .. import data, runs, schedule
-from ..devices import choose_device
+from ..devices import choose_device, choose_threads
 from ..errors import UserError
 from ..files.store import write_json
 from ..options.commands import ProbeOptions
@@ -91,6 +91,7 @@ def open_lab(options):
     elif run:
         models["pretrained"] = open_base(options.model, *given).to(device)
     sd = models["fine-tuned" if models else "model"] = StableDiffusion.load(options.model, *given).to(device)
+    choose_threads(device, sd.unet)
     prompt = options.prompt or sd.recipe["prompt"]
     if not prompt:
         raise UserError('--prompt is required for this model: the one it was trained with, e.g. "a photo of a sks dog"')

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ..devices import choose_threads
 from ..errors import UserError
 from ..files.store import write_json
 from ..pictures import grid, save_png, to_pil, to_tensor
@@ -30,6 +31,7 @@ def evaluate(options):
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder")
     sd = StableDiffusion.load(options.model)
+    choose_threads("cpu", sd.unet)
     classifier = train_classifier(out / "classifier.safetensors")
 
     real = random_scenes(2000, 7)

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from ..devices import choose_threads
 from ..files.store import ASSETS, read_tensors, write_tensors
 from ..pictures import to_tensor
 from ..pipeline import StableDiffusion
@@ -127,6 +128,7 @@ def train_eye(options):
     decoded = reconstruct(StableDiffusion.load("tiny"), drawn)  # what the decoder changes must not count as damage
     bank = torch.cat([crisp, decoded]).view(-1, 2, 3, 64, 64)
     network = Eye()
+    choose_threads("cpu", network)
     optimiser = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=0.04)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, options.steps, pct_start=0.1)
     bar = tqdm(range(options.steps), desc="eye")

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..devices import choose_threads
 from ..files.store import ASSETS, read_json, read_tensors, write_json
 from ..pictures import to_tensor
 from ..pipeline import StableDiffusion
@@ -145,6 +146,7 @@ def dogs(background, count, seed, main=None, accent=None):
 def validate(options):
     """Write the energy of clean drawings to MeasuresOptions.out, and print all measures of damaged pictures."""
     sd = StableDiffusion.load("tiny")
+    choose_threads("cpu", sd.unet)
     energies = calm_energy(clean_drawings(sd, 40, 11)).view(len(world.BACKGROUNDS), -1).mean(1)
     values = {name: float(f"{e:.4g}") for name, e in zip(world.BACKGROUNDS, energies.tolist(), strict=True)}
     out = Path(options.out) if options.out else ASSETS / "clean.json"
