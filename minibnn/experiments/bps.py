@@ -151,7 +151,7 @@ def experiment(options):
 
 
 def sheet(options, hints, images):
-    """Eight columns: a hint, its drawing, and what each of the runs of the first seed drew for it, as far as there are."""
+    """Eight columns: a hint, its drawing, and what each of the runs of the first seed drew for it, if it is there."""
     rows = [grid(to_pil(2 * hints[:8].expand(-1, 3, -1, -1) - 1), 8), grid(to_pil(images[:8]), 8)]
     files = [run_file(options, variant, count, options.seeds[0]).with_suffix(".png") for variant, count in sorted(RUNS)]
     rows += [Image.open(path) for path in files if path.exists()]

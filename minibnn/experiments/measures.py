@@ -30,7 +30,7 @@ class WorldMeasures:
     """Measures pictures of the bundled world, on the CPU."""
 
     def __init__(self, sd, training):
-        self.seen = reconstruct(sd, training.to(sd.device)).cpu()  # what the decoder cannot draw is no fault of the UNet
+        self.seen = reconstruct(sd, training.to(sd.device)).cpu()  # as far as the decoder can draw them
 
     def __call__(self, pictures, wanted):
         """List of B pictures, B pairs (prompt, what it shows) -> {measure: mean over the pictures}."""
