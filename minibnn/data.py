@@ -16,7 +16,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from .errors import UserError
-from .files.store import read_json, write_json, write_whole
+from .files.store import read_json, write_json
+from .pictures import save_png
 
 log = logging.getLogger("minibnn")
 
@@ -63,8 +64,6 @@ def load_picture(path, size):
         log.warning("%s: %d x %d pixels are fewer than the resolution of %d", path, *image.size, size)
     image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
-
-
 
 
 def _to_rgb(image):
@@ -121,13 +120,8 @@ def check_class_pictures(folder, made_for):
     record = Path(folder) / CLASS_RECORD
     before = read_json(record) if record.exists() else made_for
     for key, value in made_for.items():
-        same = before.get(key) == value
-        if key == "model" and before.get(key):
-            same = full_name(before[key]) == full_name(value)
-        if not same:
-            raise UserError(
-                f"--class-images {folder} was drawn for {key} {before.get(key)!r}, not {value!r}; name another folder"
-            )
+        if (was := before.get(key)) != value:
+            raise UserError(f"--class-images {folder} was drawn for {key} {was!r}, not {value!r}; name another folder")
 
 
 def class_pictures(sd, folder, count, made_for, group=4):
@@ -151,6 +145,6 @@ def class_pictures(sd, folder, count, made_for, group=4):
             pictures = sd.generate(prompts, seed=seed, size=made_for["resolution"], batch_size=group, progress=False)
             for path, picture in zip(drawn[start : start + group], pictures, strict=False):  # the last may be cut short
                 if path in missing:
-                    write_whole(path, lambda temporary, picture=picture: picture.save(temporary, format="PNG"))
+                    save_png(picture, path)
                     bar.update()
     return paths

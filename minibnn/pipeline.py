@@ -52,7 +52,6 @@ class StableDiffusion:
         """Load "tiny" (bundled), a diffusers folder, a run of any method, or a single LDM file.
 
         tokenizer: a folder with vocab.json and merges.txt, which a single file needs.
-
         dtype: of the weights in memory; None keeps the files' (the bundled model's recipe says float32).
         prediction_type: "epsilon" or "v_prediction", only for single files of SD v2, which do not say it.
         Raises UserError naming the file, key or value at fault.
@@ -71,15 +70,13 @@ class StableDiffusion:
     @classmethod
     def _load_folder(cls, folder, tokenizer, dtype):
         if not (folder / "unet").is_dir():
-            raise WeightsError(
-                f"no model in {folder}: a diffusers folder holds unet/, vae/, text_encoder/, tokenizer/, scheduler/"
-            )
+            parts = "unet/, vae/, text_encoder/, tokenizer/, scheduler/"
+            raise WeightsError(f"no model in {folder}: a diffusers folder holds {parts}")
         configs = {part: read_json(folder / part / "config.json") for part in FILES}
         configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
         check_scheduler(configs["scheduler"])
-        recipe = dict(RECIPE)
-        if (folder / "recipe.json").exists():
-            recipe |= read_json(folder / "recipe.json")
+        own_recipe = folder / "recipe.json"
+        recipe = RECIPE | (read_json(own_recipe) if own_recipe.exists() else {})
         dtype = dtype or (getattr(torch, recipe["dtype"]) if recipe["dtype"] else None)
         tokenizer = Tokenizer(tokenizer or folder / "tokenizer")
         parts = {
@@ -92,7 +89,7 @@ class StableDiffusion:
                 f"{folder} is no text-to-image model: its UNet takes {unet.in_channels} channels and contexts of "
                 f"{unet.cross_attention_dim}, VAE and text encoder give {vae.latent_channels} and {text.hidden_size}"
             )
-        if not (folder / "recipe.json").exists():  # SD v2's 768 models say 96
+        if not own_recipe.exists():  # SD v2's 768 models say 96
             recipe["resolution"] = configs["unet"].get("sample_size", 64) * parts["vae"].factor
         return cls(**parts, tokenizer=tokenizer, configs=configs, recipe=recipe)
 
@@ -208,8 +205,6 @@ class StableDiffusion:
         return torch.cat([self.vae.decode(part).float().clamp(-1, 1) for part in z.split(at_once)])
 
 
-
-
 def open_base(run, tokenizer=None, dtype=None, prediction_type=None):
     """The model that the run in this folder was trained from, opened as that training opened it.
 
@@ -230,7 +225,3 @@ def _weight_file(folder, name):
     if list(folder.glob("*.safetensors.index.json")):
         raise WeightsError(f"{folder}: weights in several files are not supported; merge them into {name}")
     raise WeightsError(f"{folder} holds no {name}")
-
-
-
-

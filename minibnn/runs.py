@@ -128,10 +128,8 @@ def check_same_run(options, pictures):
         was = before.get(name)
         same = was == value or (name in PATHS and was and value and Path(was).resolve() == Path(value).resolve())
         if name not in NOT_COMPARED and not same:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(
-                f"{flag} is {value!r} but the run in {options.out} has {was!r}; only --steps may change on --resume"
-            )
+            differs = f"--{name.replace('_', '-')} is {value!r} but the run in {options.out} has {was!r}"
+            raise UserError(f"{differs}; only --steps may change on --resume")
     with open_weights(Path(options.out) / STATE) as file:
         done = int(file.metadata()["completed_steps"])
     if done > options.steps:

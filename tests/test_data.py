@@ -134,19 +134,18 @@ def test_class_pictures_are_cached_completed_and_the_users_own_come_first(tmp_pa
 
 def test_class_pictures_know_their_model_by_any_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+    def record(model):
+        return class_record(TrainOptions(model=model, class_prompt="a dog"))
+
     for was, now in (("sd", "./sd"), ("./sd", "sd"), ("sd", str(tmp_path / "sd")), ("tiny", "tiny")):
-        write_json(tmp_path / data.CLASS_RECORD, {"prompt": "a dog", "model": was})
-        data.check_class_pictures(tmp_path, {"prompt": "a dog", "model": now})
-    for was, now in (
-        ("sd", "sd2"),
-        ("tiny", "./tiny"),
-        ("./tiny", "tiny"),
-    ):  # a folder called tiny is not the bundled model
-        write_json(tmp_path / data.CLASS_RECORD, {"prompt": "a dog", "model": was})
+        write_json(tmp_path / data.CLASS_RECORD, record(was))
+        data.check_class_pictures(tmp_path, record(now))
+    for was, now in (("sd", "sd2"), ("tiny", "./tiny"), ("./tiny", "tiny")):  # a folder called tiny is not the bundled
+        write_json(tmp_path / data.CLASS_RECORD, record(was))
         with pytest.raises(UserError, match="was drawn for model"):
-            data.check_class_pictures(tmp_path, {"prompt": "a dog", "model": now})
-    record = class_record(TrainOptions(model="./sd", class_prompt="a dog"))
-    assert record["model"] == str(tmp_path / "sd")  # also from another folder
+            data.check_class_pictures(tmp_path, record(now))
+    assert record("./sd")["model"] == str(tmp_path / "sd")  # also from another folder
 
 
 def test_a_class_folder_without_pictures_is_empty(tmp_path):
