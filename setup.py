@@ -28,7 +28,7 @@ setup(
             "matplotlib>=3.8", "nbformat>=5.9", "nbclient>=0.10", "ipykernel>=6.29",  # these execute the tutorials
         ],
         "tutorials": ["matplotlib>=3.8", "nbformat>=5.9", "notebook>=7.2", "scipy>=1.11"],
-        "experiments": ["matplotlib>=3.8", "scipy>=1.11"],  # figures, and intervals over seeds
+        "experiments": ["scipy>=1.11"],  # intervals over seeds
         "metrics": ["transformers>=4.44"],  # CLIP and DINO of the command photo-measures
     },
 )

@@ -1,4 +1,4 @@
-"""A run names what it was trained from, and everything that opens it again opens that: model, tokenizer, prediction type."""
+"""A run names what it was trained from, and what opens it opens that: model, tokenizer and prediction type."""
 
 import json
 from pathlib import Path
@@ -88,7 +88,7 @@ def test_a_base_that_is_gone_is_named(adapter_run):
     base = adapter_run.parent / "base.safetensors"
     base.rename(base.with_name("moved"))
     try:
-        with pytest.raises(UserError, match=r"was trained from the model base.safetensors, which is not there: put it back"):
+        with pytest.raises(UserError, match="was trained from the model base.safetensors, which is not there: put"):
             StableDiffusion.load(adapter_run)
     finally:
         base.with_name("moved").rename(base)

@@ -257,9 +257,12 @@ def test_a_kill_leaves_the_last_checkpoint(options, tmp_path, dog, class_images,
     process.kill()
     process.communicate(timeout=60)
     done = int(open_weights(out / runs.STATE).metadata()["completed_steps"])
+    with open(out / "log.jsonl", "a") as log:
+        log.write('{"step": "after the checkpoint, and to be done again"}\n')
     fine_tune(options("--steps", str(done + 3), "--resume", "--checkpoint-every", "2"))
     fine_tune(options("--steps", str(done + 3), "--checkpoint-every", "2", out="straight"))
     assert_same_state(out, tmp_path / "straight")
+    assert (out / "log.jsonl").read_text() == (tmp_path / "straight" / "log.jsonl").read_text()
 
 
 def test_nan_names_the_step_and_the_good_checkpoint(options, tmp_path, monkeypatch):

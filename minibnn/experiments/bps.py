@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..devices import choose_threads
 from ..files.store import read_json, write_json
 from ..neighbours import bps, bps_branch
 from ..pictures import grid, save_png, to_pil, to_tensor
@@ -115,6 +116,7 @@ def run_file(options, variant, count, seed):
 def experiment(options):
     """Do the runs of BpsExperimentOptions that are not there yet, and report all that are."""
     sd = StableDiffusion.load("tiny")
+    choose_threads("cpu", sd.unet)
     judge = train_judge(Path(options.work) / "judge.safetensors")
     results, left = {}, options.runs
     for variant, count in RUNS:

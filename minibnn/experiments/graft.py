@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from .. import schedule
+from ..devices import choose_threads
 from ..files.store import read_json, write_json
 from ..neighbours import graft
 from ..neighbours.rewards import red_thing_on_grass, rewards_of
@@ -82,6 +83,7 @@ def diversity(pictures, prompts):
 def one_seed(seed, options, fresh_for_each):
     """All methods from the same candidates: {method: figures}, {method: eight pictures}."""
     base = StableDiffusion.load("tiny")
+    choose_threads("cpu", base.unet)
     options = dataclasses.replace(graft.settle(options, base), seed=seed)
     prompts = [prompt for prompt in options.prompt for _ in range(options.groups * options.candidates)]
     x0, states = graft.draw_latents(base, prompts, options, 1000 + seed, SWITCHES)

@@ -21,6 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .. import data
+from ..devices import choose_threads
 from ..errors import UserError
 from ..files.store import read_json, write_json
 from ..lab.plot import Line, Panel, chart
@@ -75,6 +76,7 @@ def experiment(options):
     """Draw and measure the runs of GuidanceOptions, and write figures, pictures and curves."""
     runs = names_of(options.runs)
     base = StableDiffusion.load(options.base)
+    choose_threads("cpu", base.unet)
     prompts, places = prompts_and_places(options.prompt)
     files = data.list_pictures(options.images)
     training = reconstruct(base, data.load_pictures(files, base.recipe["resolution"]))

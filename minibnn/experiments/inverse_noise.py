@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..devices import choose_threads
 from ..errors import UserError
 from ..files.store import read_json, read_tensors, write_json, write_tensors
 from ..lab.plot import Line, Panel, chart
@@ -214,6 +215,8 @@ def experiment(options):
     out = Path(options.out)
     path = out / "inverse_noise.json"
     result = read_json(path) if path.exists() else {}
+    sd = StableDiffusion.load("tiny")
+    choose_threads("cpu", sd.unet)
     if "plane" in options.parts:
         for data in (ring, moons):
             seeds = result.setdefault("plane", {}).setdefault(data.__name__, [])
@@ -221,7 +224,7 @@ def experiment(options):
                 seeds.append(plane(data, len(seeds)))
                 write_json(path, result)
     if "world" in options.parts:
-        new = world(options, StableDiffusion.load("tiny"))
+        new = world(options, sd)
         old = [row for row in result.get("world", []) if row.get("seed", options.seeds[0]) not in options.seeds]
         result["world"] = old + new
         write_json(path, result)

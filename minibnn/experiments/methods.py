@@ -38,6 +38,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .. import data
+from ..devices import choose_threads
 from ..errors import UserError
 from ..files.store import write_json, write_text
 from ..lab.intervals import interval
@@ -181,6 +182,7 @@ def markdown(rows, differences):
 def make_runs(todo, found, options, settings):
     """Perform the runs of todo [(row, seed)] and add each to found and to runs.jsonl."""
     sd, out = StableDiffusion.load("tiny"), Path(options.out)
+    choose_threads("cpu", sd.unet)
     files = data.list_pictures(options.images)
     training = reconstruct(sd, data.load_pictures(files, sd.recipe["resolution"]))
     made_for = {"prompt": sd.recipe["class_prompt"], "model": "tiny", "resolution": sd.recipe["resolution"]}

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from .. import data, runs, schedule
-from ..devices import choose_device, make_deterministic, unscaled_dtype
+from ..devices import choose_device, choose_threads, make_deterministic, unscaled_dtype
 from ..errors import UserError
 from ..files.store import read_json, read_tensors, write_json, write_tensors
 from ..networks.vae import sample_latents
@@ -212,6 +212,7 @@ def train_or_draw(options):
     dtype = getattr(torch, options.dtype or unscaled_dtype(device))
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
     check(options, sd)
+    choose_threads(device, sd.unet)
     if options.branch:
         branch = load_branch(options.branch, sd).to(device)
         sd.to(device)

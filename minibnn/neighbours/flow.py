@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from ..devices import choose_threads
 from ..errors import UserError
 from ..files.store import ASSETS, open_weights, read_tensors, write_tensors
 from ..networks.unet import UNet, UNetConfig, time_sinusoid
@@ -216,6 +217,7 @@ def train_or_draw(options):
     if not options.train and out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: the name must end with .png")
     sd = StableDiffusion.load("tiny")
+    choose_threads("cpu", sd.unet)
     flow, corrector, n = train_both(sd, out, options) if options.train else bundled_or_own(options.flow)
     e = torch.randn(12, 4, 8, 8, generator=torch.Generator().manual_seed(options.seed))
     latents = torch.cat([sample(flow, e, n), sample(flow, e, n, corrector)])

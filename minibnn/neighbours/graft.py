@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from .. import runs, schedule
 from ..data import epoch_order, full_name
-from ..devices import choose_device, make_deterministic, unscaled_dtype
+from ..devices import choose_device, choose_threads, make_deterministic, unscaled_dtype
 from ..errors import UserError
 from ..files.store import read_json, write_json
 from ..options.commands import GraftOptions, TrainOptions
@@ -251,6 +251,7 @@ def graft(options):
     options = settle(options, sd)
     if options.device.startswith("cuda"):
         make_deterministic()
+    choose_threads(options.device, sd.unet)
     sd.to(options.device)
     prompts = [prompt for prompt in options.prompt for _ in range(options.groups * options.candidates)]
     x0, states = draw_latents(sd, prompts, options, options.seed, [options.switch])
