@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # oracles must not look for anything on the net
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: several processes of tests share the cores
 
 import numpy as np
 import pytest

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import os
 import signal
 import subprocess
 import sys
@@ -108,6 +109,18 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, message, tmp_path):
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith(message)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("asked", [None, "ACTIVE"])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch, asked):
+    monkeypatch.setattr("minibnn.__main__.run", lambda function, *arguments: None)
+    monkeypatch.setattr("minibnn.__main__.answer_ctrl_c_while_importing", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["minibnn", "--prompt", "a dog"])
+    monkeypatch.setenv("OMP_WAIT_POLICY", asked or "")
+    if not asked:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    main("sample")
+    assert os.environ["OMP_WAIT_POLICY"] == (asked or "PASSIVE")
 
 
 # --- options ----------------------------------------------------------------------------------------------------------

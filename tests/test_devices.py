@@ -1,9 +1,9 @@
-"""Which device and dtype is chosen, on pretended GPUs."""
+"""Which device, dtype and number of threads is chosen, on pretended GPUs."""
 
 import pytest
 import torch
 
-from minibnn.devices import choose_device, half_dtype, unscaled_dtype
+from minibnn.devices import choose_device, choose_threads, half_dtype, unscaled_dtype
 from minibnn.errors import UserError
 
 
@@ -42,3 +42,18 @@ def test_cuda_is_chosen_if_there_is_one(monkeypatch, there):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     monkeypatch.setattr(torch, "empty", lambda *_, device: None)
     assert choose_device() == ("cuda" if there else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "width", "asked", "chosen"),
+    [("cpu", 100, None, 1), ("cpu", 10_000, None, None), ("cpu", 100, "3", None), ("cuda:0", 100, None, None)],
+    ids=["small", "large", "asked", "gpu"],
+)
+def test_one_thread_for_small_networks_unless_the_user_says_otherwise(monkeypatch, device, width, asked, chosen):
+    calls = []
+    monkeypatch.setattr(torch, "set_num_threads", calls.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    choose_threads(device, torch.nn.Linear(width, width, device="meta"))
+    assert calls == ([chosen] if chosen else [])
