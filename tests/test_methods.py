@@ -167,8 +167,12 @@ def test_diffusers_draws_the_same_picture_with_the_lora(make_run, pipe, file):
 def test_peft_opens_the_run(make_run, pipe, arguments):
     peft = pytest.importorskip("peft")
     run = make_run(*arguments, *BIG_STEPS)
-    theirs = peft.PeftModel.from_pretrained(pipe.unet, run)
-    torch.testing.assert_close(output(theirs.eval()), output(StableDiffusion.load(run).unet), rtol=0, atol=5e-5)
+    theirs = output(peft.PeftModel.from_pretrained(pipe.unet, run).eval())
+    torch.testing.assert_close(theirs, output(StableDiffusion.load(run).unet), rtol=0, atol=5e-5)
+    files = [run / "adapter_model.safetensors", *run.glob("lora_kohya.safetensors")]
+    for file in files:  # the file that peft reads, and the one with another place for α
+        ours = StableDiffusion.load("tiny").merge_adapter(file)
+        torch.testing.assert_close(output(ours.unet), theirs, rtol=0, atol=5e-5)
 
 
 def test_files_of_other_programs_open(pipe, tmp_path, base):
