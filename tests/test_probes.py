@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from minibnn import StableDiffusion, data, pictures, runs, schedule
+from minibnn import StableDiffusion, data, runs, schedule
 from minibnn.__main__ import main
 from minibnn.errors import UserError
 from minibnn.files.store import ASSETS
@@ -235,7 +235,7 @@ def test_mistakes(changes, message, dog, tmp_path, monkeypatch):
 
 def test_sheet_places_pictures_and_leaves_gaps_white():
     red, green = (Image.new("RGB", (10, 8), colour) for colour in ("red", "green"))
-    image = pictures.sheet([[red, None], [None, green]], ["a", "b"], ["left\ncolumn", "right"], zoom=3)
+    image = sheets.sheet([[red, None], [None, green]], ["a", "b"], ["left\ncolumn", "right"], zoom=3)
     at = {"red": (255, 0, 0), "green": (0, 128, 0)}
     everywhere = [(x, y) for x in range(image.width) for y in range(image.height)]
     places = {name: [xy for xy in everywhere if image.getpixel(xy) == colour] for name, colour in at.items()}

@@ -24,10 +24,11 @@ from PIL import Image
 from .. import schedule
 from ..devices import choose_threads
 from ..files.store import read_json, write_json
+from ..lab.sheets import sheet
 from ..neighbours import graft
 from ..neighbours.rewards import red_thing_on_grass, rewards_of
 from ..options.commands import GraftOptions
-from ..pictures import save_png, sheet
+from ..pictures import save_png
 from ..pipeline import StableDiffusion
 from .records import check_alike
 

@@ -25,8 +25,9 @@ from ..devices import choose_threads
 from ..errors import UserError
 from ..files.store import read_json, write_json
 from ..lab.plot import Line, Panel, chart
+from ..lab.sheets import sheet
 from ..neighbours import guidance
-from ..pictures import save_png, sheet, to_tensor
+from ..pictures import save_png, to_tensor
 from ..pipeline import StableDiffusion
 from ..runs import fingerprint
 from ..world import measures as world_measures

@@ -42,7 +42,8 @@ from ..devices import choose_threads
 from ..errors import UserError
 from ..files.store import write_json, write_text
 from ..lab.intervals import interval
-from ..pictures import grid, save_png, sheet, to_tensor
+from ..lab.sheets import sheet
+from ..pictures import grid, save_png, to_tensor
 from ..pipeline import StableDiffusion
 from ..runs import fingerprint, read_config
 from ..world import measures as world_measures

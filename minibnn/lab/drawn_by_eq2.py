@@ -16,12 +16,13 @@ from .. import data, schedule
 from ..devices import choose_threads
 from ..errors import UserError
 from ..files.store import read_json
-from ..pictures import beside, sheet, to_pil, to_tensor
+from ..pictures import to_pil, to_tensor
 from ..pipeline import StableDiffusion
 from ..world import scenes as world
 from .eq2 import eps_model, nearest
 from .models import check_out, cosine, write_found
 from .plot import Line, Panel, chart
+from .sheets import beside, sheet
 from .sigma1_estimate import latents_of
 
 COUNT, SHOWN = 32, 2  # pictures for each place of the table: how many are drawn for the numbers, and how many are shown

@@ -10,9 +10,10 @@ from ..devices import choose_device, choose_threads
 from ..errors import UserError
 from ..files.store import write_json
 from ..options.commands import ProbeOptions
-from ..pictures import save_png, sheet, to_pil
+from ..pictures import save_png, to_pil
 from ..pipeline import StableDiffusion, open_base
 from .intervals import interval
+from .sheets import sheet
 from .sigma1_estimate import estimate_sigma1, latents_of, predictor
 
 

@@ -10,10 +10,11 @@ import dataclasses
 
 import torch
 
-from ..pictures import beside, to_pil
+from ..pictures import to_pil
 from .eq2 import gain
 from .models import check_out, cosine, mean_and_half_width, open_lab, write_found
 from .plot import Line, Panel, chart
+from .sheets import beside
 from .sigma1_estimate import TIMES, latents_of
 
 PAPER_SIGMA1 = 4.8  # §3.3, after 1,000 steps
