@@ -16,7 +16,7 @@ from minibnn import StableDiffusion, data, runs, schedule
 from minibnn.__main__ import main
 from minibnn.errors import UserError
 from minibnn.files.store import ASSETS
-from minibnn.lab import drawn_by_eq2, eq2, probes, sigma1_estimate
+from minibnn.lab import drawn_by_eq2, eq2, probes, sheets, sigma1_estimate
 from minibnn.lab.models import Lab, mean_and_half_width, open_lab
 from minibnn.options.commands import Eq2Options, ProbeOptions, TrainOptions
 
