@@ -56,7 +56,7 @@ def imports_of(name, path):
 
 
 def faults(root, order):
-    """What is wrong with the imports of minibnn/ and kernels/ below the folder `root`: sentences, each with its line."""
+    """What is wrong with the imports of minibnn/ and kernels/ in the folder `root`: sentences, each with its line."""
     modules, edges, wrong = modules_of(root, "minibnn"), {}, []
     rooms = {room: height for height, room in enumerate(order)}
     for name, path in modules.items():
