@@ -3,8 +3,9 @@
     NN_name.py  ->  NN_name.ipynb         the student's: the body of every exercise is a NotImplementedError
                     NN_name_solved.ipynb  the same with the solutions
 
-A source is a script in the percent format, which editors and Jupyter know: `# %%` begins a cell of code, `# %% [markdown]` one
-of text in comments. An exercise's solution stands between two comments, at the indentation of the code:
+A source is a script in the percent format, which editors and Jupyter know: `# %%` begins a cell of code, and
+`# %% [markdown]` begins a cell of text, written as comments. An exercise's solution stands between two comments, at the
+indentation of the code:
 
     # --- exercise 1: noise a picture
     return abar_t**0.5 * x0 + (1 - abar_t) ** 0.5 * eps
@@ -64,7 +65,7 @@ def cells(text):
 
 
 def notebook(text):
-    """The notebook of a percent script, without outputs; a cell's id is made from its text, so that builds are equal."""
+    """The notebook of a percent script, without outputs; a cell's id is made from its text, so two builds agree."""
     result, seen = new_notebook(metadata=METADATA), set()
     for markdown, body in cells(text):
         name = hashlib.sha256(body.encode()).hexdigest()[:8]

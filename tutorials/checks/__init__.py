@@ -1,8 +1,8 @@
 """What the checks of all tutorials share. One module for each tutorial, one `check_*` for each exercise.
 
-A check calls the student's function on small random tensors in float64, compares with the right answer, and compares a wrong
-answer with what typical mistakes give, so that it can name the mistake. `WRONG["f"]`, beside `check_f`, lists wrong answers
-and words that their hint must contain; the tests try them all.
+A check calls the student's function on small random tensors in float64 and compares the result with the right answer.
+It compares a wrong result with what typical mistakes give, so that it can name the mistake. `WRONG["f"]`, beside
+`check_f`, lists wrong answers and the words that their hints must contain; the tests try them all.
 """
 
 import functools
@@ -28,7 +28,7 @@ def random(*shape, seed=0):
 
 
 def equal(a, b, tolerance=1e-9):
-    """True if two numbers or tensors have the same shape and agree within `tolerance`, relative to the largest of b or 1."""
+    """True if two numbers or tensors have the same shape and agree within `tolerance` · max(1, |b|)."""
     a, b = (torch.as_tensor(value).detach().double() for value in (a, b))
     return a.shape == b.shape and bool(((a - b).abs() <= tolerance * max(1, b.abs().max().item())).all())
 
@@ -55,11 +55,10 @@ def compare(got, expected, mistakes=None, what="the result", tolerance=1e-9):
     if not torch.isfinite(got).all():
         raise Mistake(f"{what} is not finite: is there a division by 0 or the root of a negative number?")
     if not equal(got, expected, tolerance):
-        place = (got - expected).abs().argmax()
-        raise Mistake(
-            f"{what} is wrong: {got.flatten()[place].item():.6g} where {expected.flatten()[place].item():.6g} is expected"
-            + (f" (element {place.item()} of the flattened tensor)" if got.ndim else "")
-        )
+        place = (got - expected).abs().argmax().item()
+        wrong, right = got.flatten()[place].item(), expected.flatten()[place].item()
+        where = f" (element {place} of the flattened tensor)" if got.ndim else ""
+        raise Mistake(f"{what} is wrong: {wrong:.6g} where {right:.6g} is expected{where}")
 
 
 def pair(got, names):
@@ -86,8 +85,10 @@ def exercise(check):
 
 
 def show(figure, name, alt):
-    """Show a matplotlib figure: in a notebook below the cell, with `alt` for those who cannot see it; in a script it is
-    written to figures/`name`.png."""
+    """Show a matplotlib figure below its cell, with the words `alt` for those who cannot see it.
+
+    A script, which has no cells, writes it to figures/`name`.png.
+    """
     import matplotlib.pyplot as plt
 
     buffer = io.BytesIO()

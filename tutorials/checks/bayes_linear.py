@@ -54,7 +54,10 @@ def check_gradients(fn):
     x, grad_y, eps, again = random(5, 3), random(5, 2, seed=1), random(2, 3, seed=2), random(2, 3, seed=3)
     grad_mu, grad_sigma = pair(fn(x, grad_y, eps), "∂L/∂μ and ∂L/∂σ")
     grad_theta = grad_y.T @ x
-    mean = {"sum over the rows of the batch: each row used the same θ, and its gradient adds up; this is the mean": grad_theta / 5}
+    mean = {
+        "sum over the rows of the batch: each row used the same θ, and its gradient adds up; this is the mean":
+            grad_theta / 5
+    }
     compare(grad_mu, grad_theta, mean | {"∂θ/∂μ is 1, so ∂L/∂μ has no ε": grad_theta * eps}, "∂L/∂μ")
     compare(
         grad_sigma,
@@ -86,13 +89,15 @@ WRONG["gradients"] = [
 
 @exercise
 def check_gaussian_kl(fn):
-    mu_q, sigma_q, mu_p, sigma_p = random(6), random(6, seed=1).abs() + 0.2, random(6, seed=2), random(6, seed=3).abs() + 0.3
+    mu_q, sigma_q = random(6), random(6, seed=1).abs() + 0.2
+    mu_p, sigma_p = random(6, seed=2), random(6, seed=3).abs() + 0.3
     right = _kl(mu_q, sigma_q, mu_p, sigma_p)
     compare(
         fn(mu_q, sigma_q, mu_p, sigma_p),
         right.sum(),
         {
-            "KL has its arguments swapped: this is KL(P‖Q), the expectation must be over Q": _kl(mu_p, sigma_p, mu_q, sigma_q).sum(),
+            "KL has its arguments swapped: this is KL(P‖Q), the expectation must be over Q":
+                _kl(mu_p, sigma_p, mu_q, sigma_q).sum(),
             "this is the mean; the KL of independent weights is the *sum* of theirs": right.mean(),
             "one number for each weight; the KL of the whole layer is their sum": right,
             "σ is the standard deviation: square it in the fraction (but not in the logarithm)": _kl(
@@ -166,8 +171,10 @@ def check_exact_posterior(fn):
         {
             "this is the precision; the covariance is its inverse": precision,
             "the prior's precision 1/σ_p² is missing": torch.linalg.inv(data),
-            "precisions are 1/variance: square the noise and σ_p": torch.linalg.inv(x.T @ x / noise + torch.eye(3) / sigma_p),
-            "these are the standard deviations or variances of single weights; return the whole matrix": torch.linalg.inv(precision).diag(),
+            "precisions are 1/variance: square the noise and σ_p":
+                torch.linalg.inv(x.T @ x / noise + torch.eye(3) / sigma_p),
+            "these are the standard deviations or variances of single weights; return the whole matrix":
+                torch.linalg.inv(precision).diag(),
             "precisions add up, not covariances": torch.linalg.inv(data) + sigma_p**2 * torch.eye(3),
         },
         "the covariance",

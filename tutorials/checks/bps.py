@@ -28,7 +28,8 @@ def check_steering_term(fn):
                 z, c, abar, a, noise, variance=torch.tensor(noise**2)
             ),
             "the mean of z_0 given z_t is √ᾱ z_t, not z_t": _steering(z, c, abar, a, noise, root=False),
-            "noise is a standard deviation: square it": _steering(z, c, abar, a, noise, variance=(1 - abar) * a**2 + noise),
+            "noise is a standard deviation: square it":
+                _steering(z, c, abar, a, noise, variance=(1 - abar) * a**2 + noise),
             "the inner derivative is missing: d(√ᾱ a z)/dz = √ᾱ a": right / (abar**0.5 * a),
         },
         "M",
@@ -51,8 +52,10 @@ def check_pixels_to_channels(fn):
         fn(hint, factor),
         F.pixel_unshuffle(hint, factor),
         {
-            "within a channel, first the rows of a tile, then its columns: you swapped the two": tiles.permute(0, 1, 5, 3, 2, 4).flatten(1, 3),
-            "each colour keeps its f² pixels together: the colour comes before the place in the tile": tiles.permute(0, 3, 5, 1, 2, 4).flatten(1, 3),
+            "within a channel, first the rows of a tile, then its columns: you swapped the two":
+                tiles.permute(0, 1, 5, 3, 2, 4).flatten(1, 3),
+            "each colour keeps its f² pixels together: the colour comes before the place in the tile":
+                tiles.permute(0, 3, 5, 1, 2, 4).flatten(1, 3),
             "that is a mean over each tile: the sketch's lines would be gone": F.avg_pool2d(hint, factor),
         },
         "the rearranged hint",
@@ -60,8 +63,10 @@ def check_pixels_to_channels(fn):
 
 
 WRONG["pixels_to_channels"] = [
-    (lambda hint, f: hint.unflatten(3, (-1, f)).unflatten(2, (-1, f)).permute(0, 1, 5, 3, 2, 4).flatten(1, 3), "swapped"),
-    (lambda hint, f: hint.unflatten(3, (-1, f)).unflatten(2, (-1, f)).permute(0, 3, 5, 1, 2, 4).flatten(1, 3), "colour comes before"),
+    (lambda hint, f: hint.unflatten(3, (-1, f)).unflatten(2, (-1, f)).permute(0, 1, 5, 3, 2, 4).flatten(1, 3),
+     "swapped"),
+    (lambda hint, f: hint.unflatten(3, (-1, f)).unflatten(2, (-1, f)).permute(0, 3, 5, 1, 2, 4).flatten(1, 3),
+     "colour comes before"),
     (lambda hint, f: F.avg_pool2d(hint, f), "mean"),
     (lambda hint, f: hint, "shape"),
 ]
@@ -73,8 +78,8 @@ def _blocks():
 
 def _run(blocks, features, h, place):
     for block, feature in zip(blocks, features, strict=True):
-        feature = 0 if feature is None else feature
-        h = {"after": lambda: block(h) + feature, "before": lambda: block(h + feature), "none": lambda: block(h)}[place]()  # noqa: B023
+        feature = 0 if feature is None or place == "none" else feature
+        h = block(h + feature) if place == "before" else block(h) + feature
     return h
 
 
@@ -123,7 +128,8 @@ def check_guided_eps(fn):
         fn(eps, "a dog", hint, w),
         empty + w * (full - empty),
         {
-            "the hint is missing in the unconditional prediction: BPS keeps it in both, guidance is on the text alone": eps("", None)
+            "the hint is missing in the unconditional prediction: BPS keeps it in both, guidance is on the text alone":
+                eps("", None)
             + w * (full - eps("", None)),
             "the factors add up to more than 1: ε(∅) + w·(ε(c) − ε(∅))": empty + w * full,
             "1 + w is another convention; here w = 1 is no guidance": empty + (1 + w) * (full - empty),

@@ -25,7 +25,8 @@ def check_joint_covariance(fn):
         {
             "Var(x_t) lacks the noise: √(1−ᾱ) ε adds 1 − ᾱ": matrix(corner, cross, a * v),
             "Var(x_t): the factor √ᾱ is squared, too: ᾱσ₁²": matrix(corner, cross, root * v + 1 - a),
-            "Var(x_t): the noise has the factor √(1−ᾱ), so its variance is 1 − ᾱ": matrix(corner, cross, a * v + (1 - a).sqrt()),
+            "Var(x_t): the noise has the factor √(1−ᾱ), so its variance is 1 − ᾱ":
+                matrix(corner, cross, a * v + (1 - a).sqrt()),
             "Cov(x_0, x_t) is negative here, but x_t contains +√ᾱ x_0": matrix(corner, -cross, last),
             "Cov(x_0, x_t): x_t contains √ᾱ x_0, not ᾱ x_0": matrix(corner, a * v, last),
             "x_0 and x_t are not independent: x_t contains √ᾱ x_0": matrix(corner, 0 * cross, last),
@@ -58,7 +59,8 @@ def check_predict_x0(fn):
         {
             "this is δ_t alone: x̂_0 = x′ + δ_t": right - picture,
             "x_t is compared with √ᾱ x′, its mean, not with x′": picture + root * v / total * (x - picture),
-            "the slope is Cov(x_0, x_t)/Var(x_t), and Cov(x_0, x_t) = √ᾱσ₁²: a √ᾱ is missing": picture + v / total * rest,
+            "the slope is Cov(x_0, x_t)/Var(x_t), and Cov(x_0, x_t) = √ᾱσ₁²: a √ᾱ is missing":
+                picture + v / total * rest,
             "the slope is Cov(x_0, x_t)/Var(x_t), and Cov(x_0, x_t) = √ᾱσ₁², not ᾱσ₁²": picture + a * v / total * rest,
             "σ₁ is a standard deviation: square it": picture + root * s / (a * s + 1 - a) * rest,
             "square σ₁ above and below the line": picture + root * s / total * rest,
@@ -91,7 +93,8 @@ def check_posterior_variance(fn):
         fn(a, s),
         v * (1 - a) / total,
         {
-            "this is what Eq. 1 prints; its factor σ₁² is missing: try σ₁ = 0, where the variance must be 0": (1 - a) / total,
+            "this is what Eq. 1 prints; its factor σ₁² is missing: try σ₁ = 0, where the variance must be 0":
+                (1 - a) / total,
             "this is the standard deviation": (v * (1 - a) / total).sqrt(),
             "this is the precision; the variance is its inverse": total / (v * (1 - a)),
             "this is Var(x_0) before anything is known of x_t: knowing x_t must make it smaller": torch.tensor(v),
@@ -131,12 +134,14 @@ def check_predict_eps(fn):
         {
             "x* must minimise δ_t: compare x_t with √ᾱ x*, not with x* itself": unscaled,
             "this is x̂_0; turn it into ε̂ = (x_t − √ᾱ x̂_0)/√(1−ᾱ)": _x0(x, star, a, s),
-            "this uses the mean of the pictures; Eq. 2 is around the nearest one": eps_around(pictures.mean(0).expand(4, -1)),
+            "this uses the mean of the pictures; Eq. 2 is around the nearest one":
+                eps_around(pictures.mean(0).expand(4, -1)),
             "this takes the farthest picture": farthest,
             "this is the noise if x* were the answer; δ_t is missing from x̂_0": (x - root * star) / (1 - a).sqrt(),
             "ε̂ = (x_t − √ᾱ x̂_0)/√(1−ᾱ): the root in the denominator is missing": right / (1 - a).sqrt(),
             "ε̂ = (x_t − √ᾱ x̂_0)/√(1−ᾱ): x̂_0 has the factor √ᾱ": (x - _x0(x, star, a, s)) / (1 - a).sqrt(),
-            "every row of x has its own nearest picture": eps_around(pictures[((x - root * pictures[:, None]) ** 2).sum((1, 2)).argmin()].expand(4, -1)),
+            "every row of x has its own nearest picture":
+                eps_around(pictures[((x - root * pictures[:, None]) ** 2).sum((1, 2)).argmin()].expand(4, -1)),
         },
         "ε̂",
     )
@@ -167,15 +172,20 @@ def check_sigma1_of(fn):
         fn(eps, predicted, a),
         solve(share),
         {
-            "this reads σ₁ from the size of the error; least squares projects it: ⟨ε − ε̂, ε⟩/⟨ε, ε⟩": solve(((error * error).sum() / (eps * eps).sum()).sqrt()),
-            "this is the share of the noise that was *removed*, ⟨ε̂, ε⟩/⟨ε, ε⟩; take what is left": solve((predicted * eps).sum() / (eps * eps).sum()),
+            "this reads σ₁ from the size of the error; least squares projects it: ⟨ε − ε̂, ε⟩/⟨ε, ε⟩":
+                solve(((error * error).sum() / (eps * eps).sum()).sqrt()),
+            "this is the share of the noise that was *removed*, ⟨ε̂, ε⟩/⟨ε, ε⟩; take what is left":
+                solve((predicted * eps).sum() / (eps * eps).sum()),
             "this is σ₁², a variance": solve(share) ** 2,
             "this is the share √ᾱ k_t; solve it for σ₁": share,
             "this is k_t; solve it for σ₁": share / a.sqrt(),
-            "the share is √ᾱ k_t = ᾱσ₁²/(ᾱσ₁² + 1−ᾱ): solving it leaves the factor (1−ᾱ)/ᾱ": (share / (1 - share)).sqrt(),
+            "the share is √ᾱ k_t = ᾱσ₁²/(ᾱσ₁² + 1−ᾱ): solving it leaves the factor (1−ᾱ)/ᾱ":
+                (share / (1 - share)).sqrt(),
             "the factor is (1−ᾱ)/ᾱ, not its inverse": (share / (1 - share) * a / (1 - a)).sqrt(),
-            "the regression is the other way round: ε is the variable, the error what depends on it": solve((error * eps).sum() / (error * error).sum()),
-            "one σ₁ for all draws: sum over everything, then divide; this is the mean of the draws' own shares": solve(((error * eps).sum(1) / (eps * eps).sum(1)).mean()),
+            "the regression is the other way round: ε is the variable, the error what depends on it":
+                solve((error * eps).sum() / (error * error).sum()),
+            "one σ₁ for all draws: sum over everything, then divide; this is the mean of the draws' own shares":
+                solve(((error * eps).sum(1) / (eps * eps).sum(1)).mean()),
         },
         "σ₁",
     )
@@ -184,7 +194,10 @@ def check_sigma1_of(fn):
     except ValueError:  # math.sqrt's
         of_negative = math.nan
     if not math.isfinite(of_negative):
-        raise Mistake("noise in the data can make the share slightly negative: take 0 then (clamp), not the root of a negative number")
+        raise Mistake(
+            "noise in the data can make the share slightly negative: take 0 then (clamp), "
+            "not the root of a negative number"
+        )
 
 
 def _square(share, a):
@@ -200,5 +213,6 @@ WRONG["sigma1_of"] = [
     (lambda e, p, a: _solve((p * e).sum() / (e * e).sum(), a), "what is left"),
     (lambda e, p, a: ((e - p) * e).sum() / (e * e).sum(), "solve it"),
     (lambda e, p, a: math.sqrt(_square(((e - p) * e).sum() / (e * e).sum(), a)), "slightly negative"),
-    (lambda e, p, a: (1 - (p * e).sum() / (e * e).sum()).div((p * e).sum() / (e * e).sum()).mul((1 - a) / a).sqrt(), "slightly negative"),
+    (lambda e, p, a: (1 - (p * e).sum() / (e * e).sum()).div((p * e).sum() / (e * e).sum()).mul((1 - a) / a).sqrt(),
+     "slightly negative"),
 ]

@@ -38,7 +38,8 @@ def _mask(rewards, indices):
 
 WRONG["top_k"] = [
     (lambda rewards, k: _mask(rewards, rewards.argsort(-1)[:, :k]), "worst"),
-    (lambda rewards, k: rewards >= rewards.flatten().sort(descending=True).values[k * len(rewards) - 1], "*each* group"),
+    (lambda rewards, k: rewards >= rewards.flatten().sort(descending=True).values[k * len(rewards) - 1],
+     "*each* group"),
     (lambda rewards, k: rewards > 0, "rank within the group"),
     (lambda rewards, k: rewards.topk(k).values, "True or False"),
 ]
@@ -112,7 +113,8 @@ def check_renoise(fn):
         x_s,
         right,
         {
-            "this is the noising of a clean picture; x_t has noise already": abar_s.sqrt() * x_t + (1 - abar_s).sqrt() * eps,
+            "this is the noising of a clean picture; x_t has noise already":
+                abar_s.sqrt() * x_t + (1 - abar_s).sqrt() * eps,
             "x_t keeps √(ᾱ_s/ᾱ_t) of itself, not √ᾱ_s": abar_s.sqrt() * x_t + variance.sqrt() * eps,
             "too much noise: the noise that x_t has, shrunk by ρ, counts": rho * x_t + (1 - abar_s).sqrt() * eps,
             "σ² is a variance: take its root": rho * x_t + variance * eps,
@@ -136,7 +138,8 @@ WRONG["renoise"] = [
     (lambda x_t, abar_t, abar_s, eps: (abar_s.sqrt() * x_t + (1 - abar_s).sqrt() * eps, eps), "noise already"),
     (lambda x_t, abar_t, abar_s, eps: (_renoise(x_t, abar_t, abar_s, eps)[2], eps), "added last"),
     (lambda x_t, abar_t, abar_s, eps: _renoise(x_t, abar_t, abar_s, eps)[2], "two values"),
-    (lambda x_t, abar_t, abar_s, eps: ((abar_s / abar_t).sqrt() * x_t + (1 - abar_s).sqrt() * eps, eps), "too much noise"),
+    (lambda x_t, abar_t, abar_s, eps: ((abar_s / abar_t).sqrt() * x_t + (1 - abar_s).sqrt() * eps, eps),
+     "too much noise"),
 ]
 
 
@@ -145,7 +148,9 @@ def check_switched(fn):
     for t, switch, name in ((700, 500, "fine-tuned"), (300, 500, "base"), (500, 500, "base"), (1, 0, "fine-tuned")):
         asked = []
         predict = fn(
-            lambda x, t, asked=asked: asked.append("fine-tuned") or 2 * x, lambda x, t, asked=asked: asked.append("base") or 3 * x, switch
+            lambda x, t, asked=asked: asked.append("fine-tuned") or 2 * x,
+            lambda x, t, asked=asked: asked.append("base") or 3 * x,
+            switch,
         )
         if not callable(predict):
             raise Mistake("return a function of x and t")

@@ -15,7 +15,8 @@ def check_guide(fn):
         eps_u + scale * (eps_c - eps_u),
         {
             "start from the unconditional prediction, not from the conditional one": eps_c + scale * (eps_c - eps_u),
-            "the direction is wrong: away from the unconditional prediction, ε_c − ε_u": eps_u + scale * (eps_u - eps_c),
+            "the direction is wrong: away from the unconditional prediction, ε_c − ε_u":
+                eps_u + scale * (eps_u - eps_c),
             "the unconditional prediction has the weight 1 − w, not w − 1": scale * eps_c + (scale - 1) * eps_u,
             "this mixes with weights w and 1 − w the wrong way round": scale * eps_u + (1 - scale) * eps_c,
             "only the difference: add it to ε_u": scale * (eps_c - eps_u),
@@ -38,11 +39,14 @@ def check_schedule_map(fn):
         fn(abar, base),
         (abar[:, None] - base[None]).abs().argmin(1),
         {
-            "this maps the base's times to ours; we need the base's time for each of ours": (abar[:, None] - base[None]).abs().argmin(0),
-            "nearest in variance 1 − ᾱ, not in its root": ((1 - abar).sqrt()[:, None] - (1 - base).sqrt()[None]).abs().argmin(1),
+            "this maps the base's times to ours; we need the base's time for each of ours":
+                (abar[:, None] - base[None]).abs().argmin(0),
+            "nearest in variance 1 − ᾱ, not in its root":
+                ((1 - abar).sqrt()[:, None] - (1 - base).sqrt()[None]).abs().argmin(1),
             "this is the largest distance: argmin, not argmax": (abar[:, None] - base[None]).abs().argmax(1),
             "the times themselves are kept: look for the base's nearest variance": torch.arange(20),
-            "the base's time must be nearest on both sides; this is the first that is at least as noisy": torch.searchsorted(
+            "the base's time must be nearest on both sides; this is the first that is at least as noisy":
+                torch.searchsorted(
                 1 - base, 1 - abar
             ).clamp(max=49),
         },
@@ -110,7 +114,8 @@ def check_guide_two(fn):
         fn(eps_u, eps_1, eps_12, 1.5, 4.0),
         eps_u + 1.5 * (eps_1 - eps_u) + 4.0 * (eps_12 - eps_1),
         {
-            "the second arrow begins where the first ends, at ε_1, not at ε_u": eps_u + 1.5 * (eps_1 - eps_u) + 4.0 * (eps_12 - eps_u),
+            "the second arrow begins where the first ends, at ε_1, not at ε_u":
+                eps_u + 1.5 * (eps_1 - eps_u) + 4.0 * (eps_12 - eps_u),
             "the scales are swapped": eps_u + 4.0 * (eps_1 - eps_u) + 1.5 * (eps_12 - eps_1),
             "begin at ε_u": 1.5 * (eps_1 - eps_u) + 4.0 * (eps_12 - eps_1),
             "the first condition's arrow is missing": eps_u + 4.0 * (eps_12 - eps_1),

@@ -24,7 +24,8 @@ def check_flow_pair(fn):
         (1 - column) * e + column * x,
         {
             "noise and data are swapped: s = 0 is noise, s = 1 is data": column * e + (1 - column) * x,
-            "roots belong to diffusion; a rectified flow goes along straight lines": (1 - column).sqrt() * e + column.sqrt() * x,
+            "roots belong to diffusion; a rectified flow goes along straight lines":
+                (1 - column).sqrt() * e + column.sqrt() * x,
         },
         "x_s",
     )
@@ -61,7 +62,8 @@ def check_euler(fn):
         fn(turning, z, 4),
         flow.euler(turning, z, 4),
         {
-            "the velocity is asked at the right end of each step; step j begins at time j/n": _euler(z, 4, lambda j, n: (j + 1) / n),
+            "the velocity is asked at the right end of each step; step j begins at time j/n":
+                _euler(z, 4, lambda j, n: (j + 1) / n),
             "the step is h = 1/n: you added the whole velocity n times": _euler(z, 4, lambda j, n: j / n, 4.0),
             "the time stays 0: it is j/n in step j": _euler(z, 4, lambda j, n: 0.0),
             "one step is missing: j runs from 0 to n − 1": _one_less(z),
@@ -96,7 +98,8 @@ def check_inverse_step(fn):
         fn(turning, x, s, h, 60),
         right,
         {
-            "this is one step only, x − h·v(x): Euler backwards, not the inverse of Euler forwards; iterate": x - h * turning(x, times),
+            "this is one step only, x − h·v(x): Euler backwards, not the inverse of Euler forwards; iterate":
+                x - h * turning(x, times),
             "you subtract from y; subtract from x each time, y ← x − h·v(y): x stays what it is": wrong_start,
             "you added h·v; the inverse takes it away": flow.inverse_step(turning, x, s, -h, 60, 0.0)[0],
         },
@@ -134,7 +137,8 @@ def check_invert(fn):
         got,
         z,
         {
-            "you undo the steps in the order in which they were made; the last one comes first": _undo(x, 8, range, lambda j, n: j / n),
+            "you undo the steps in the order in which they were made; the last one comes first":
+                _undo(x, 8, range, lambda j, n: j / n),
             "you ask at the end at which the undone step arrived, (j+1)/n; T asked at its beginning, j/n": _undo(
                 x, 8, lambda n: reversed(range(n)), lambda j, n: (j + 1) / n
             ),
@@ -149,7 +153,8 @@ def check_invert(fn):
 
 WRONG["invert"] = [
     (lambda velocity, x, steps: _undo(x, steps, range, lambda j, n: j / n), "last one comes first"),
-    (lambda velocity, x, steps: _undo(x, steps, lambda n: reversed(range(n)), lambda j, n: (j + 1) / n), "T asked at its beginning"),
+    (lambda velocity, x, steps: _undo(x, steps, lambda n: reversed(range(n)), lambda j, n: (j + 1) / n),
+     "T asked at its beginning"),
     (lambda velocity, x, steps: x, "wrong"),
 ]
 
@@ -170,7 +175,8 @@ def check_affine_inverse_noise(fn):
             "this is where T takes the data; the inverse noise is where T⁻¹ takes it": a * mean + b,
             "subtract B before you divide by A": mean / a - b,
             "B is missing: T(z) = A z + B": mean / a,
-            "this is the flow with infinitely many steps; T has n": (mean + shift / slope * (1 - torch.exp(torch.tensor(slope))))
+            "this is the flow with infinitely many steps; T has n":
+                (mean + shift / slope * (1 - torch.exp(torch.tensor(slope))))
             * torch.exp(torch.tensor(-slope)),
         },
         "the mean",

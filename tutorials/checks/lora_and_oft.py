@@ -38,7 +38,8 @@ WRONG["lora"] = [
 def check_for_diffusers(fn):
     down, up, alpha = random(2, 5, seed=2), random(3, 2, seed=3), 6.0
     got_down, got_up = pair(fn(down, up, alpha), "A and B")
-    product = torch.as_tensor(got_up) @ torch.as_tensor(got_down) if got_up is not None and got_down is not None else None
+    missing = got_up is None or got_down is None
+    product = None if missing else torch.as_tensor(got_up) @ torch.as_tensor(got_down)
     compare(
         product,
         3.0 * up @ down,
@@ -107,7 +108,8 @@ def check_rotated_weight(fn):
         {
             "this rotates the outputs: the layer's *inputs* are rotated, W Rᵀ": whole @ weight,
             "the transpose is missing: y = W (Rᵀ x), so W Rᵀ": weight @ whole,
-            "the same block everywhere: block i belongs to the i-th part of the inputs": weight @ torch.block_diag(*rotations[:1] * 2).T,
+            "the same block everywhere: block i belongs to the i-th part of the inputs":
+                weight @ torch.block_diag(*rotations[:1] * 2).T,
             "the blocks are in the wrong order": weight @ torch.block_diag(*rotations[::-1]).T,
         },
         "W Rᵀ",

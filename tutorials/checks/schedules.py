@@ -22,10 +22,12 @@ def check_alphas_cumprod(fn):
         fn(betas),
         ABAR,
         {
-            "you multiplied the β; ᾱ is the product of 1 − β, the share of the variance that each step leaves": betas.cumprod(0),
+            "you multiplied the β; ᾱ is the product of 1 − β, the share of the variance that each step leaves":
+                betas.cumprod(0),
             "you added where DDPM multiplies: ᾱ is a product, use cumprod": (1 - betas).cumsum(0),
             "these are the α_t = 1 − β_t of single steps; ᾱ_t is their product up to and including t": 1 - betas,
-            "off by one: ᾱ_t includes β_t itself, so the first entry is 1 − β_0, not 1": torch.cat([torch.ones(1), ABAR[:-1]]),
+            "off by one: ᾱ_t includes β_t itself, so the first entry is 1 − β_0, not 1":
+                torch.cat([torch.ones(1), ABAR[:-1]]),
         },
         "ᾱ",
         tolerance=1e-12,
@@ -45,10 +47,12 @@ def check_q_sample(fn):
     x0, eps, abar = random(3, 4, 3, 3), random(3, 4, 3, 3, seed=1), ABAR[TIMES]
     a = column(abar)
     mistakes = {
-        "you used ᾱ where √ᾱ belongs (and 1 − ᾱ for its root): the *variances* add up to 1, not the factors": a * x0 + (1 - a) * eps,
+        "you used ᾱ where √ᾱ belongs (and 1 − ᾱ for its root): the *variances* add up to 1, not the factors":
+            a * x0 + (1 - a) * eps,
         "you used ᾱ where √ᾱ belongs, before x_0": a * x0 + (1 - a).sqrt() * eps,
         "the noise needs √(1−ᾱ), not 1 − ᾱ": a.sqrt() * x0 + (1 - a) * eps,
-        "x_0 and ε are swapped: at large t (ᾱ near 0) hardly anything of x_0 may be left": (1 - a).sqrt() * x0 + a.sqrt() * eps,
+        "x_0 and ε are swapped: at large t (ᾱ near 0) hardly anything of x_0 may be left":
+            (1 - a).sqrt() * x0 + a.sqrt() * eps,
         "1 − √ᾱ is not √(1−ᾱ)": a.sqrt() * x0 + (1 - a.sqrt()) * eps,
     }
     try:
@@ -56,7 +60,8 @@ def check_q_sample(fn):
     except NotImplementedError:
         raise
     except RuntimeError as error:
-        raise Mistake(f"abar_t has one value for each picture: reshape (B,) to (B, 1, 1, 1) before you multiply ({error})") from None
+        hint = "abar_t has one value for each picture: reshape (B,) to (B, 1, 1, 1) before you multiply"
+        raise Mistake(f"{hint} ({error})") from None
     compare(got, a.sqrt() * x0 + (1 - a).sqrt() * eps, mistakes, "x_t")
 
 
@@ -80,7 +85,8 @@ def check_posterior(fn):
         right_mean,
         {
             "x_t and x_0 are swapped in the mean": schedule.posterior(x0, x, now, before)[0],
-            "you took α_t = ᾱ_t; it is the ratio ᾱ_t / ᾱ_{t−1}": (before.sqrt() * (1 - now) * x0 + now.sqrt() * (1 - before) * x)
+            "you took α_t = ᾱ_t; it is the ratio ᾱ_t / ᾱ_{t−1}":
+                (before.sqrt() * (1 - now) * x0 + now.sqrt() * (1 - before) * x)
             / (1 - now),
             "√ᾱ_t stands before x_0, but it is √ᾱ_{t−1}: the mean is that of the earlier, cleaner time": (
                 now.sqrt() * beta * x0 + alpha.sqrt() * (1 - before) * x
@@ -95,7 +101,8 @@ def check_posterior(fn):
         {
             "this is the standard deviation; return the variance": right_variance.sqrt(),
             "this is β_t, the variance of q(x_t | x_{t−1}); knowing x_0 makes it smaller by (1−ᾱ_{t−1})/(1−ᾱ_t)": beta,
-            "the fraction is upside down: (1−ᾱ_{t−1}) is above, the variance must be smaller than β_t": (1 - now) / (1 - before) * beta,
+            "the fraction is upside down: (1−ᾱ_{t−1}) is above, the variance must be smaller than β_t":
+                (1 - now) / (1 - before) * beta,
         },
         "the variance",
     )
@@ -122,7 +129,8 @@ def check_ddim_step(fn):
         fn(x, eps, now, before),
         before.sqrt() * x0 + direction,
         {
-            "the second term is missing: after x̂_0 the noise ε is put back, as much as the earlier time has": before.sqrt() * x0,
+            "the second term is missing: after x̂_0 the noise ε is put back, as much as the earlier time has":
+                before.sqrt() * x0,
             "the noise is put back with √(1−ᾱ_t); at the earlier time there is less, √(1−ᾱ_{t−1})": before.sqrt() * x0
             + (1 - now).sqrt() * eps,
             "√ᾱ_t stands before x̂_0: then the step stays at time t": now.sqrt() * x0 + direction,
@@ -136,7 +144,8 @@ def check_ddim_step(fn):
 WRONG["ddim_step"] = [
     (lambda x, eps, now, before: before.sqrt() * schedule.x0_from_eps(x, eps, now), "second term is missing"),
     (lambda x, eps, now, before: before.sqrt() * x + (1 - before).sqrt() * eps, "x̂_0 belongs"),
-    (lambda x, eps, now, before: before.sqrt() * schedule.x0_from_eps(x, eps, now) + (1 - now).sqrt() * eps, "there is less"),
+    (lambda x, eps, now, before: before.sqrt() * schedule.x0_from_eps(x, eps, now) + (1 - now).sqrt() * eps,
+     "there is less"),
 ]
 
 
@@ -151,7 +160,8 @@ def check_gaussian_eps(fn):
         {
             "this is the estimate of x_0, not of ε": mean + abar.sqrt() * std**2 / total * (x - abar.sqrt() * mean),
             "the covariance of ε and x_t is missing: a factor √(1−ᾱ)": (x - abar.sqrt() * mean) / total,
-            "the spread enters as its variance, std²": (1 - abar).sqrt() * (x - abar.sqrt() * mean) / (abar * std + 1 - abar),
+            "the spread enters as its variance, std²":
+                (1 - abar).sqrt() * (x - abar.sqrt() * mean) / (abar * std + 1 - abar),
             "the mean of x_t is √ᾱ·mean, not mean": (1 - abar).sqrt() * (x - mean) / total,
             "this is the best ε only if every picture is the mean (std = 0): x_t also varies because x_0 does": (
                 x - abar.sqrt() * mean

@@ -14,14 +14,17 @@ def check_sampled_weight(fn):
     before = torch.get_rng_state()
     theta, backward = pair(fn(mu, sigma, seed), "θ and the function backward")
     if not torch.equal(before, torch.get_rng_state()):
-        raise Mistake("the global generator was used or seeded: make one of your own, torch.Generator().manual_seed(seed)")
+        raise Mistake(
+            "the global generator was used or seeded: make one of your own, torch.Generator().manual_seed(seed)"
+        )
     compare(
         theta,
         mu + sigma * eps,
         {
             "σ is the standard deviation: do not square it, θ = μ + σ∘ε": mu + sigma**2 * eps,
             "this is μ alone: add σ∘ε": mu,
-            "every weight needs an ε of its own": mu + sigma * torch.randn(1, generator=torch.Generator().manual_seed(seed)),
+            "every weight needs an ε of its own":
+                mu + sigma * torch.randn(1, generator=torch.Generator().manual_seed(seed)),
         },
         "θ",
     )
@@ -92,7 +95,7 @@ WRONG["noisy_loss"] = [
 @exercise
 def check_posterior_mean(fn):
     state = {"a.weight": random(2, 3), "a.weight_sigma": random(2, 3, seed=1).abs(), "a.bias": random(2, seed=2),
-             "a.bias_sigma": random(2, seed=3).abs(), "norm.weight": random(4, seed=4)}  # fmt: skip
+             "a.bias_sigma": random(2, seed=3).abs(), "norm.weight": random(4, seed=4)}
     given = {name: value.clone() for name, value in state.items()}
     got = fn(state)
     if got is None:
@@ -114,13 +117,17 @@ def check_posterior_mean(fn):
 
 
 def _sample(state):
-    return {name: value + state.get(f"{name}_sigma", 0.0) * random(*value.shape, seed=9) for name, value in state.items() if not name.endswith("_sigma")}
+    means = {name: value for name, value in state.items() if not name.endswith("_sigma")}
+    return {
+        name: mu + state.get(f"{name}_sigma", 0.0) * random(*mu.shape, seed=9) for name, mu in means.items()
+    }
 
 
 WRONG["posterior_mean"] = [
     (lambda state: dict(state), "still there"),
     (_sample, "not a sample"),
-    (lambda state: {name: value for name, value in state.items() if f"{name}_sigma" in state}, "norm.weight is missing"),
+    (lambda state: {name: value for name, value in state.items() if f"{name}_sigma" in state},
+     "norm.weight is missing"),
     (lambda state: {name[2:]: value for name, value in state.items() if name in ("a.weight", "a.bias")}, "is missing"),
 ]
 
@@ -129,14 +136,18 @@ WRONG["posterior_mean"] = [
 def check_verdict(fn):
     cases = (
         (0.1, 0.3, 0.2, "present", "the whole interval lies above 0: the effect is there, whether large or small"),
-        (0.01, 0.05, 0.2, "present", "an effect that is surely above 0 is present, even if it is smaller than the margin: ask this first"),
-        (-0.1, 0.1, 0.2, "absent", "even the upper end is below the margin: an effect that matters is ruled out, although 0 is not"),
+        (0.01, 0.05, 0.2, "present",
+         "an effect that is surely above 0 is present, even if it is smaller than the margin: ask this first"),
+        (-0.1, 0.1, 0.2, "absent",
+         "even the upper end is below the margin: an effect that matters is ruled out, although 0 is not"),
         (-0.3, -0.1, 0.2, "absent", "the whole interval lies below 0: an improvement is ruled out"),
         (-0.1, 0.5, 0.2, "undecided",
-         "the interval holds 0 *and* effects that matter: nothing was shown. That no effect was proven is not a proof of no effect"),
+         "the interval holds 0 *and* effects that matter: nothing was shown. "
+         "That no effect was proven is not a proof of no effect"),
         (-9.0, 9.0, 0.2, "undecided", "an interval that holds everything shows nothing: not significant is not absent"),
-        (-0.1, 0.15, 0.1, "undecided", "the mean is below the margin, but the upper end of the interval is what must be"),
-    )  # fmt: skip
+        (-0.1, 0.15, 0.1, "undecided",
+         "the mean is below the margin, but the upper end of the interval is what must be"),
+    )
     for low, high, margin, right, why in cases:
         got = fn(low, high, margin)
         if got is None:
@@ -150,7 +161,9 @@ def check_verdict(fn):
 WRONG["verdict"] = [
     (lambda low, high, margin: "present" if low > 0 else "absent", "not a proof of no effect"),
     (lambda low, high, margin: "absent" if high < margin else "present" if low > 0 else "undecided", "ask this first"),
-    (lambda low, high, margin: "present" if low > 0 else "absent" if (low + high) / 2 < margin / 2 else "undecided", "not absent"),
-    (lambda low, high, margin: "present" if low > margin else "absent" if high < margin else "undecided", "lies above 0"),
+    (lambda low, high, margin: "present" if low > 0 else "absent" if (low + high) / 2 < margin / 2 else "undecided",
+     "not absent"),
+    (lambda low, high, margin: "present" if low > margin else "absent" if high < margin else "undecided",
+     "lies above 0"),
     (lambda low, high, margin: "present" if low > 0 else "absent" if high < 0 else "undecided", "ruled out"),
 ]

@@ -20,11 +20,14 @@ def check_dreambooth_loss(fn):
         subject.mean() + weight * rest.mean(),
         {
             "this is one mean over both halves: take the mean of each, then the weight has a meaning": squares.mean(),
-            "the weight belongs to the class pictures (rows from n on), not to the subject": weight * subject.mean() + rest.mean(),
+            "the weight belongs to the class pictures (rows from n on), not to the subject":
+                weight * subject.mean() + rest.mean(),
             "the class pictures' half counts fully: multiply it by the weight": subject.mean() + rest.mean(),
-            "the loss is the mean of the squares, not their sum: a larger picture must not learn faster": subject.sum() + weight * rest.sum(),
+            "the loss is the mean of the squares, not their sum: a larger picture must not learn faster":
+                subject.sum() + weight * rest.sum(),
             "the class pictures' half is missing": subject.mean(),
-            "square the differences: these are absolute values": squares[:n].sqrt().mean() + weight * squares[n:].sqrt().mean(),
+            "square the differences: these are absolute values":
+                squares[:n].sqrt().mean() + weight * squares[n:].sqrt().mean(),
         },
         "the loss",
     )
@@ -43,25 +46,27 @@ def _loss(predicted, target, n, weight):
 
 WRONG["dreambooth_loss"] = [
     (lambda predicted, target, n, weight: F.mse_loss(predicted, target), "one mean over both halves"),
-    (lambda predicted, target, n, weight: weight * _loss(predicted[:n], target[:n], n, 1) + F.mse_loss(predicted[n:], target[n:]),
-     "not to the subject"),
+    (lambda predicted, target, n, weight: weight * F.mse_loss(predicted[:n], target[:n])
+     + F.mse_loss(predicted[n:], target[n:]), "not to the subject"),
     (lambda predicted, target, n, weight: _loss(predicted, target, n, weight) if len(predicted) > n
      else F.mse_loss(predicted, target) + F.mse_loss(predicted[n:], target[n:]), "the mean of no rows"),
-    (lambda predicted, target, n, weight: ((predicted - target) ** 2)[:n].sum() + weight * ((predicted - target) ** 2)[n:].sum(),
-     "not their sum"),
-]  # fmt: skip
+    (lambda predicted, target, n, weight: ((predicted - target) ** 2)[:n].sum()
+     + weight * ((predicted - target) ** 2)[n:].sum(), "not their sum"),
+]
 
 
 @exercise
 def check_fidelity(fn):
-    features, training = 0.2 + random(5, 7) * torch.tensor([[1.0], [2], [3], [0.5], [4]]), 0.1 + random(3, 7, seed=1) * torch.tensor([[3.0], [1], [2]])
+    features = 0.2 + random(5, 7) * torch.tensor([[1.0], [2], [3], [0.5], [4]])
+    training = 0.1 + random(3, 7, seed=1) * torch.tensor([[3.0], [1], [2]])
     a, b = F.normalize(features, dim=1), F.normalize(training, dim=1)
     cosine = a @ b.T
     compare(
         fn(features, training),
         cosine.mean(1),
         {
-            "this is the cosine with the *mean* training picture; the mean of the cosines is asked": F.cosine_similarity(features, training.mean(0)[None]),
+            "this is the cosine with the *mean* training picture; the mean of the cosines is asked":
+                F.cosine_similarity(features, training.mean(0)[None]),
             "these are inner products: divide by the lengths of both vectors": (features @ training.T).mean(1),
             "the training pictures' vectors are not divided by their lengths": (a @ training.T).mean(1),
             "the drawn pictures' vectors are not divided by their lengths": (features @ b.T).mean(1),
@@ -76,7 +81,8 @@ def check_fidelity(fn):
 WRONG["fidelity"] = [
     (lambda features, training: F.cosine_similarity(features, training.mean(0)[None]), "*mean* training picture"),
     (lambda features, training: (features @ training.T).mean(1), "lengths of both"),
-    (lambda features, training: (F.normalize(features, dim=1) @ F.normalize(training, dim=1).T).max(1).values, "nearest"),
+    (lambda features, training: (F.normalize(features, dim=1) @ F.normalize(training, dim=1).T).max(1).values,
+     "nearest"),
 ]
 
 
@@ -98,10 +104,14 @@ def check_immerkaer(fn):
         {
             "sum the absolute values of the responses, not their squares": _immerkaer(picture, torch.square),
             "sum the *absolute* values: positive and negative responses cancel": _immerkaer(picture, lambda x: x),
-            "there are (H−2)(W−2) responses, not H·W: the mask needs a neighbour on every side": _immerkaer(picture, margin=0),
-            "√(π/2) is missing: the mean of |x| of a Gaussian is σ·√(2/π), and we want σ": _immerkaer(picture, factor=1),
-            "√(π/2), not √(2/π): the mean of |x| is σ·√(2/π), so multiply by the inverse": _immerkaer(picture, factor=math.sqrt(2 / math.pi)),
-            "divide by 6, the root of the sum of the squares in the mask, or the mask's gain counts as noise": _immerkaer(picture, divisor=1),
+            "there are (H−2)(W−2) responses, not H·W: the mask needs a neighbour on every side":
+                _immerkaer(picture, margin=0),
+            "√(π/2) is missing: the mean of |x| of a Gaussian is σ·√(2/π), and we want σ":
+                _immerkaer(picture, factor=1),
+            "√(π/2), not √(2/π): the mean of |x| is σ·√(2/π), so multiply by the inverse":
+                _immerkaer(picture, factor=math.sqrt(2 / math.pi)),
+            "divide by 6, the root of the sum of the squares in the mask, or the mask's gain counts as noise":
+                _immerkaer(picture, divisor=1),
             "the root of the sum of the squares in the mask is 6, not 36": _immerkaer(picture, divisor=36),
             "no padding: at the border zeros from outside look like noise": _immerkaer(padded),
         },
@@ -127,7 +137,10 @@ def check_paired_interval(fn):
     compare(
         mean,
         difference.mean(),
-        {"the sign is wrong: a − b is asked": -difference.mean(), "this is the sum of the differences": difference.sum()},
+        {
+            "the sign is wrong: a − b is asked": -difference.mean(),
+            "this is the sum of the differences": difference.sum(),
+        },
         "the mean",
     )
     apart = (a.var() + b.var()).sqrt()
@@ -135,10 +148,12 @@ def check_paired_interval(fn):
         half,
         t975 * std / math.sqrt(n),
         {
-            "this treats a and b as unrelated: pairs share their seed, so take the spread of the differences": t975 * apart / math.sqrt(n),
+            "this treats a and b as unrelated: pairs share their seed, so take the spread of the differences":
+                t975 * apart / math.sqrt(n),
             "this is where one further pair may fall; the mean of n pairs is √n times as certain": t975 * std,
             "divide the standard deviation by √n, not by n": t975 * std / n,
-            "divide the squares by n − 1: around their own mean, n differences spread too little": t975 * difference.std(correction=0) / math.sqrt(n),
+            "divide the squares by n − 1: around their own mean, n differences spread too little":
+                t975 * difference.std(correction=0) / math.sqrt(n),
             "1.96 is for many pairs; for few use the t975 given": 1.96 * std / math.sqrt(n),
             "the factor t975 is missing: this is the standard error": std / math.sqrt(n),
             "this is the whole width; half of it is asked": 2 * t975 * std / math.sqrt(n),
