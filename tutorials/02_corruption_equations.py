@@ -1,18 +1,20 @@
 # %% [markdown]
 # # 02 · The corruption stage in two equations
 #
-# **Question.** A network is trained on clean photographs of one dog, and for a while it draws *noise*. The paper explains this with
-# two equations. Are they right, what do they predict, and does a network obey them?
+# **Question.** A network is trained on clean photographs of one dog, and for a while it draws *noise*. The paper
+# explains this with two equations. Are they right, what do they predict, and does a network obey them?
 #
 # ![A table of drawings. With sigma one zero or 0.3 the pictures are clean: other subjects in the first row, the spotted dog in the second and third. With sigma one at 1 all rows are noisy, at 4.8 only coloured noise is left.](figures/02_predicted.png)
 #
-# *No network drew this: it is Eq. 2, with the pictures it knows (rows) and one number, $\sigma_1$ (columns). You will write it.*
+# *No network drew this: it is Eq. 2, with the pictures it knows (rows) and one number, $\sigma_1$ (columns). You will
+# write it.*
 #
-# **Afterwards you can** derive Eq. 1-2 and find the slips in their printed form, draw with them, measure $\sigma_1$ in any diffusion
-# model, and say which part of a network's errors the theory describes.
+# **Afterwards you can** derive Eq. 1-2 and find the slips in their printed form, draw with them, measure $\sigma_1$ in
+# any diffusion model, and say which part of a network's errors the theory describes.
 #
-# You need: tutorial 01, covariance. About 60 minutes. Symbols: [NOTATION.md](NOTATION.md). "The paper" is
-# *Exploring Diffusion Models' Corruption Stage in Few-Shot Fine-tuning and Mitigating with Bayesian Neural Networks*, §3 and App. A, B, E.
+# You need: tutorial 01, covariance. About 60 minutes. Symbols: [NOTATION.md](NOTATION.md). "The paper" is *Exploring
+# Diffusion Models' Corruption Stage in Few-Shot Fine-tuning and Mitigating with Bayesian Neural Networks*, §3 and App.
+# A, B, E.
 
 # %%
 import matplotlib.pyplot as plt
@@ -38,24 +40,29 @@ torch.set_default_dtype(torch.float64)
 # %% [markdown]
 # ## The idea
 #
-# Fine-tune on one picture $x'$. The network used to know many pictures; soon it knows this one, but not yet exactly. The paper
-# says: it behaves *as if* it had learned the Gaussian $x_0\sim\mathcal N(x',\sigma_1^2)$. A small $\sigma_1$ means that the network is sure
-# of the picture. Noise is added as always, $x_t=\sqrt{\bar\alpha_t}\,x_0+\sqrt{1-\bar\alpha_t}\,\epsilon$, so $x_0$ and $x_t$ are *jointly* Gaussian, and
-# what a perfect denoiser of that distribution answers is a conditional mean, which everybody can compute:
+# Fine-tune on one picture $x'$. The network used to know many pictures; soon it knows this one, but not yet exactly.
+# The paper says: it behaves *as if* it had learned the Gaussian $x_0\sim\mathcal N(x',\sigma_1^2)$. A small $\sigma_1$
+# means that the network is sure of the picture. Noise is added as always,
+# $x_t=\sqrt{\bar\alpha_t}\,x_0+\sqrt{1-\bar\alpha_t}\,\epsilon$, so $x_0$ and $x_t$ are *jointly* Gaussian, and what a
+# perfect denoiser of that distribution answers is a conditional mean, which everybody can compute:
 #
 # $$\hat x_0 = x'+\delta_t,\qquad \delta_t=\frac{\sqrt{\bar\alpha_t}\,\sigma_1^2}{\bar\alpha_t\sigma_1^2+1-\bar\alpha_t}\,\big(x_t-\sqrt{\bar\alpha_t}\,x'\big)$$
 #
-# That is Eq. 2, with $\delta_t$ from Eq. 1. Since $x_t-\sqrt{\bar\alpha_t}\,x'$ is noise, $\delta_t$ is noise that *stays in the picture*. For $\sigma_1=0$ nothing
-# stays: the network repeats $x'$ whatever it is shown (over-fitting). For $\sigma_1=\infty$ everything stays: $\hat x_0=x_t/\sqrt{\bar\alpha_t}$ (corruption).
-# A pretrained network is spared, says §3.2, because it knows a large set $\mathcal I_\theta$ of pictures and picks the $x^*$ with the smallest $\delta_t$.
+# That is Eq. 2, with $\delta_t$ from Eq. 1. Since $x_t-\sqrt{\bar\alpha_t}\,x'$ is noise, $\delta_t$ is noise that
+# *stays in the picture*. For $\sigma_1=0$ nothing stays: the network repeats $x'$ whatever it is shown (over-fitting).
+# For $\sigma_1=\infty$ everything stays: $\hat x_0=x_t/\sqrt{\bar\alpha_t}$ (corruption). A pretrained network is
+# spared, says §3.2, because it knows a large set $\mathcal I_\theta$ of pictures and picks the $x^*$ with the smallest
+# $\delta_t$.
 #
-# So the story has three acts: a large set; then few pictures with $\sigma_1$ still large; then $\sigma_1\to0$. We derive, draw, and measure.
+# So the story has three acts: a large set; then few pictures with $\sigma_1$ still large; then $\sigma_1\to0$. We
+# derive, draw, and measure.
 
 # %% [markdown]
 # ## Exercise 1 · the joint Gaussian (10 minutes, easy)
 #
 # All elements of a picture are alike and independent here, so one number each for $x_0$ and $x_t$ will do. Write the
-# covariance matrix of $(x_0,x_t)$ (Eq. 10) from the recipe of $x_t$: what is $\mathrm{Var}(x_t)$, and what do $x_0$ and $x_t$ share?
+# covariance matrix of $(x_0,x_t)$ (Eq. 10) from the recipe of $x_t$: what is $\mathrm{Var}(x_t)$, and what do $x_0$ and
+# $x_t$ share?
 
 # %%
 def joint_covariance(abar_t, sigma1):
@@ -70,10 +77,12 @@ def joint_covariance(abar_t, sigma1):
 check_joint_covariance(joint_covariance)
 
 # %% [markdown]
-# App. A takes a detour to this matrix: it leaves the covariance $c$ open, demands $\mathrm{Var}(x_t\mid x_0)=1-\bar\alpha_t$ (Eq. 9), gets
-# $c=\pm\sqrt{\bar\alpha_t}\,\sigma_1^2$, and calls the positive sign "more reasonable". There is no choice: the recipe of $x_t$ says plus. With the other
-# sign the mean of $x_t$ given $x_0$ would be right for $x_0=x'$ only. Let us see that, and one more slip, in numbers: Eq. 8, the mean
-# of $x_t$ given $x_0$, has the wrong sign before $\lambda_{12}$, an element of the inverse (Eq. 7). At $x_0=x'$ it does not show.
+# App. A takes a detour to this matrix: it leaves the covariance $c$ open, demands
+# $\mathrm{Var}(x_t\mid x_0)=1-\bar\alpha_t$ (Eq. 9), gets $c=\pm\sqrt{\bar\alpha_t}\,\sigma_1^2$, and calls the
+# positive sign "more reasonable". There is no choice: the recipe of $x_t$ says plus. With the other sign the mean of
+# $x_t$ given $x_0$ would be right for $x_0=x'$ only. Let us see that, and one more slip, in numbers: Eq. 8, the mean of
+# $x_t$ given $x_0$, has the wrong sign before $\lambda_{12}$, an element of the inverse (Eq. 7). At $x_0=x'$ it does
+# not show.
 
 # %%
 betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
@@ -89,8 +98,9 @@ print(f"with the other sign    {(l22 * a.sqrt() * picture - l12 * x0 + l12 * pic
 # %% [markdown]
 # ## Exercise 2 · Eq. 2 (10 minutes, medium)
 #
-# Now condition the other way, $x_0$ given $x_t$. For two jointly Gaussian numbers the conditional mean is a straight line through the means,
-# with slope $\mathrm{Cov}(x_0,x_t)/\mathrm{Var}(x_t)$; the means are $x'$ and $\sqrt{\bar\alpha_t}\,x'$.
+# Now condition the other way, $x_0$ given $x_t$. For two jointly Gaussian numbers the conditional mean is a straight
+# line through the means, with slope $\mathrm{Cov}(x_0,x_t)/\mathrm{Var}(x_t)$; the means are $x'$ and
+# $\sqrt{\bar\alpha_t}\,x'$.
 
 # %%
 def predict_x0(x, picture, abar_t, sigma1):
@@ -106,8 +116,9 @@ check_predict_x0(predict_x0)
 # %% [markdown]
 # ## Exercise 3 · the missing factor (10 minutes, medium)
 #
-# The conditional variance is $\mathrm{Var}(x_0)-\mathrm{Cov}(x_0,x_t)^2/\mathrm{Var}(x_t)$. Simplify it, and compare with the printed Eq. 1, 11 and 12:
-# $\frac{1-\bar\alpha_t}{\bar\alpha_t\sigma_1^2+1-\bar\alpha_t}$. A test that finds the slip without any algebra: what must the variance be for $\sigma_1=0$?
+# The conditional variance is $\mathrm{Var}(x_0)-\mathrm{Cov}(x_0,x_t)^2/\mathrm{Var}(x_t)$. Simplify it, and compare
+# with the printed Eq. 1, 11 and 12: $\frac{1-\bar\alpha_t}{\bar\alpha_t\sigma_1^2+1-\bar\alpha_t}$. A test that finds
+# the slip without any algebra: what must the variance be for $\sigma_1=0$?
 
 # %%
 def posterior_variance(abar_t, sigma1):
@@ -120,7 +131,8 @@ def posterior_variance(abar_t, sigma1):
 check_posterior_variance(posterior_variance)
 
 # %% [markdown]
-# Trust neither the paper nor this page: draw two million pairs $(x_0,x_t)$, keep those with $x_t$ near one value, look at their $x_0$.
+# Trust neither the paper nor this page: draw two million pairs $(x_0,x_t)$, keep those with $x_t$ near one value, look
+# at their $x_0$.
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -129,28 +141,33 @@ noisy = a.sqrt() * many + (1 - a).sqrt() * torch.randn(2_000_000, generator=gene
 kept = many[(noisy - 0.2).abs() < 0.01]
 printed = posterior_variance(a, sigma1) / sigma1**2
 print(f"{len(kept)} draws with x_t near 0.2")
-print(f"mean of x_0:     {kept.mean():.4f} ± {kept.std() / len(kept) ** 0.5:.4f},  Eq. 2: {predict_x0(torch.tensor(0.2), picture, a, sigma1):.4f}")
-print(f"variance of x_0: {kept.var():.4f},  put right: {posterior_variance(a, sigma1):.4f},  as printed in Eq. 1: {printed:.4f}")
+mean, variance = predict_x0(torch.tensor(0.2), picture, a, sigma1), posterior_variance(a, sigma1)
+print(f"mean of x_0:     {kept.mean():.4f} ± {kept.std() / len(kept) ** 0.5:.4f},  Eq. 2: {mean:.4f}")
+print(f"variance of x_0: {kept.var():.4f},  put right: {variance:.4f},  as printed in Eq. 1: {printed:.4f}")
 
 # %% [markdown]
-# Nothing in the paper rests on that variance: pictures are drawn with the mean. The next slip is in its argument. §3.3 adds
-# noise $\delta'$ to a small region of $x_t$ at $t=100$, takes $\sigma_1=4.8$ from its Fig. 4, and computes by Eq. 2 that
-# $\Vert\delta_{100}\Vert^2\approx2.65\,\Vert\delta'\Vert^2$: "the additional noise is even expanded".
+# Nothing in the paper rests on that variance: pictures are drawn with the mean. The next slip is in its argument. §3.3
+# adds noise $\delta'$ to a small region of $x_t$ at $t=100$, takes $\sigma_1=4.8$ from its Fig. 4, and computes by Eq.
+# 2 that $\Vert\delta_{100}\Vert^2\approx2.65\,\Vert\delta'\Vert^2$: "the additional noise is even expanded".
 
 # %%
 for value in (0.1, 0.5, 1.0, 4.8, 1e9):
     k = eq2.gain(abar[100], value).item()
-    print(f"σ₁ = {value:<8g} k² = ‖δ‖²/‖δ′‖² = {k**2:.3f}   share √ᾱk of the added noise that stays: {abar[100].sqrt() * k:.3f}")
+    stays = abar[100].sqrt() * k
+    print(f"σ₁ = {value:<8g} k² = ‖δ‖²/‖δ′‖² = {k**2:.3f}   share √ᾱk of the added noise that stays: {stays:.3f}")
 
 # %% [markdown]
-# With SD's schedule $\bar\alpha_{100}=0.894$, and $\sigma_1=4.8$ gives 1.107. No $\sigma_1$ gives 2.65: $k_t$ is at most $1/\sqrt{\bar\alpha_t}$, so the square at most 1.118.
-# And that is no expansion but the rescaling of $x_t$ to $x_t/\sqrt{\bar\alpha_t}$. "The noise stays" is what Eq. 2 says; "it grows" it does not.
-# (Fig. 3 says $t=1000$ and App. E writes $x_{100}$; times run from 0 to 999. App. E also writes $x_{100}=\alpha_{100}\varepsilon$ and means $\sqrt{1-\bar\alpha_{100}}\,\varepsilon$.)
+# With SD's schedule $\bar\alpha_{100}=0.894$, and $\sigma_1=4.8$ gives 1.107. No $\sigma_1$ gives 2.65: $k_t$ is at
+# most $1/\sqrt{\bar\alpha_t}$, so its square is at most 1.118. And that is no expansion but the rescaling of $x_t$ to
+# $x_t/\sqrt{\bar\alpha_t}$. Eq. 2 says that the noise stays; it does not say that the noise grows. (Fig. 3 says
+# $t=1000$ and App. E writes $x_{100}$; times run from 0 to 999. App. E also writes $x_{100}=\alpha_{100}\varepsilon$
+# and means $\sqrt{1-\bar\alpha_{100}}\,\varepsilon$.)
 #
 # ## Exercise 4 · a network that is Eq. 2 (10 minutes, medium)
 #
-# A sampler wants $\hat\epsilon$. Turn $\hat x_0$ into it by solving $x_t=\sqrt{\bar\alpha_t}\,\hat x_0+\sqrt{1-\bar\alpha_t}\,\hat\epsilon$. With several pictures, take for
-# each row of `x` the one that makes $\delta_t$ smallest (§3.2).
+# A sampler wants $\hat\epsilon$. Turn $\hat x_0$ into it by solving
+# $x_t=\sqrt{\bar\alpha_t}\,\hat x_0+\sqrt{1-\bar\alpha_t}\,\hat\epsilon$. With several pictures, take for each row of
+# `x` the one that makes $\delta_t$ smallest (§3.2).
 
 # %%
 def predict_eps(x, pictures, abar_t, sigma1):
@@ -166,9 +183,9 @@ check_predict_eps(predict_eps)
 # %% [markdown]
 # ## The stage as the theory predicts it
 #
-# Now the pictures at the top. The VAE of the bundled model turns drawings into latents and back; in between there is no network, only your
-# `predict_eps` under DDIM. Rows: $\mathcal I_\theta$ with 200 drawings of other things, with the six pictures of the dog, with one. The
-# starting noise is the same everywhere.
+# Now the pictures at the top. The VAE of the bundled model turns drawings into latents and back; in between there is no
+# network, only your `predict_eps` under DDIM. Rows: $\mathcal I_\theta$ with 200 drawings of other things, with the six
+# pictures of the dog, with one. The starting noise is the same everywhere.
 
 # %%
 sd = StableDiffusion.load("tiny")
@@ -183,7 +200,11 @@ start = torch.randn(16, 256, generator=torch.Generator().manual_seed(3))
 def draw(pictures, sigma1, steps=50):
     """16 latents (16, 256) drawn by Eq. 2 alone."""
     known = pictures.flatten(1).double()
-    return schedule.sample_ddim(lambda x, t: predict_eps(x, known, abar[t], sigma1), start, schedule.timesteps(steps), abar)
+
+    def model(x, t):
+        return predict_eps(x, known, abar[t], sigma1)
+
+    return schedule.sample_ddim(model, start, schedule.timesteps(steps), abar)
 
 
 drawn = {(name, value): draw(pictures, value) for name, pictures in sets.items() for value in values}
@@ -203,8 +224,8 @@ figure.tight_layout(pad=0.3)
 show(
     figure,
     "02_predicted",
-    "A table of drawings: clean for σ₁ = 0 and 0.3 (other subjects in the first row, the spotted dog below), noisy in all three rows for "
-    "σ₁ = 1, coloured noise alone for 4.8.",
+    "A table of drawings: clean for σ₁ = 0 and 0.3 (other subjects in the first row, the spotted dog below), noisy in "
+    "all three rows for σ₁ = 1, coloured noise alone for 4.8.",
 )
 
 print("rms distance of a drawn latent to the nearest picture of its set, and cosine to the nearest picture of the dog:")
@@ -214,23 +235,28 @@ for (name, value), latents in drawn.items():
     print(f"  {name:10}  σ₁ = {value:<4g} distance {far.mean():.2f}   likeness {alike.mean():.2f}")
 
 # %% [markdown]
-# Walk through it: first row left (pretrained), last row right (corrupted), last row left (over-fitted). All three acts are there, and
-# DDIM shows what $\sigma_1$ is: along DDIM's path $(x_t-\sqrt{\bar\alpha_t}\,x')/\sqrt{\bar\alpha_t\sigma_1^2+1-\bar\alpha_t}$ does not change, so a drawing is $x'+\sigma_1\times$ the starting
-# noise. The distances printed are $\sigma_1$, nearly.
+# Walk through it: first row left (pretrained), last row right (corrupted), last row left (over-fitted). All three acts
+# are there, and DDIM shows what $\sigma_1$ is: along DDIM's path
+# $(x_t-\sqrt{\bar\alpha_t}\,x')/\sqrt{\bar\alpha_t\sigma_1^2+1-\bar\alpha_t}$ does not change, so a drawing is
+# $x'+\sigma_1\times$ the starting noise. The distances printed are $\sigma_1$, nearly.
 #
-# But look at the *columns*. The noise is the same in all rows: **the size of $\mathcal I_\theta$ makes no difference to it, $\sigma_1$ alone does.** The
-# argument of §3.2, that a large set contains an $x^*$ with $\delta_t\approx0$, would need a picture near $x_t/\sqrt{\bar\alpha_t}$, and that is a *noisy*
-# picture: a set containing it would let the noise pass as well. So within Eq. 2 a pretrained network draws cleanly only if *its*
-# $\sigma_1$ is small, and the stage needs a $\sigma_1$ that rises and falls. Eq. 2 does not say that it does. That must be measured.
+# But look at the *columns*. The noise is the same in all rows: **the size of $\mathcal I_\theta$ makes no difference to
+# it, $\sigma_1$ alone does.** The argument of §3.2, that a large set contains an $x^*$ with $\delta_t\approx0$, would
+# need a picture near $x_t/\sqrt{\bar\alpha_t}$, and that is a *noisy* picture: a set containing it would let the noise
+# pass as well. So within Eq. 2 a pretrained network draws cleanly only if *its* $\sigma_1$ is small, and the stage
+# needs a $\sigma_1$ that rises and falls. Eq. 2 does not say that it does. That must be measured.
 #
 # ## Exercise 5 · measure $\sigma_1$ (15 minutes, medium)
 #
-# Show a network $x_t=\sqrt{\bar\alpha_t}\,x'+\sqrt{1-\bar\alpha_t}\,\epsilon$. Eq. 2 in terms of noise: insert it into $\hat\epsilon=(x_t-\sqrt{\bar\alpha_t}\,\hat x_0)/\sqrt{1-\bar\alpha_t}$, and find
+# Show a network $x_t=\sqrt{\bar\alpha_t}\,x'+\sqrt{1-\bar\alpha_t}\,\epsilon$. Eq. 2 in terms of noise: insert it into
+# $\hat\epsilon=(x_t-\sqrt{\bar\alpha_t}\,\hat x_0)/\sqrt{1-\bar\alpha_t}$, and find
 #
 # $$\epsilon-\hat\epsilon=\sqrt{\bar\alpha_t}\,k_t\,\epsilon,\qquad \sqrt{\bar\alpha_t}\,k_t=\frac{\bar\alpha_t\sigma_1^2}{\bar\alpha_t\sigma_1^2+1-\bar\alpha_t}$$
 #
-# The network leaves the share $g=\sqrt{\bar\alpha_t}\,k_t$ of the noise in. A real network's error is not exactly a multiple of $\epsilon$; the best multiple is
-# least squares, $g=\langle\epsilon-\hat\epsilon,\epsilon\rangle/\langle\epsilon,\epsilon\rangle$ over all draws. Then solve for $\sigma_1$.
+# The network leaves the share $g=\sqrt{\bar\alpha_t}\,k_t$ of the noise in. A real network's error is not exactly a
+# multiple of $\epsilon$; the best multiple is least squares,
+# $g=\langle\epsilon-\hat\epsilon,\epsilon\rangle/\langle\epsilon,\epsilon\rangle$ over all draws. Then solve for
+# $\sigma_1$.
 
 # %%
 def sigma1_of(eps, predicted, abar_t):
@@ -245,12 +271,14 @@ def sigma1_of(eps, predicted, abar_t):
 check_sigma1_of(sigma1_of)
 
 # %% [markdown]
-# Your lines are `minibnn/lab/eq2.py:predict_x0`, `minibnn/lab/eq2.py:posterior_variance`, `minibnn/lab/eq2.py:eps_model` and
-# `minibnn/lab/sigma1_estimate.py:estimate_sigma1`, which adds intervals by resampling the draws.
+# Your lines are `minibnn/lab/eq2.py:predict_x0`, `minibnn/lab/eq2.py:posterior_variance`,
+# `minibnn/lab/eq2.py:eps_model` and `minibnn/lab/sigma1_estimate.py:estimate_sigma1`, which adds intervals by
+# resampling the draws.
 #
-# Two consequences. The **loss** of such a network is $g^2=\bar\alpha_tk_t^2$ (per element, since $\epsilon$ has variance 1): loss and $\delta_t$ vanish together, which
-# is what App. B shows for the limit. And $\sigma_1=4.8$ at $t=100$ would mean a loss of 0.99, a network that does not denoise at all. In any network
-# the loss is *at least* $g^2$; the rest of it is not of Eq. 2's form. So $g^2$ over the loss says how much of the error the theory describes.
+# Two consequences. The **loss** of such a network is $g^2=\bar\alpha_tk_t^2$ (per element, since $\epsilon$ has
+# variance 1): loss and $\delta_t$ vanish together, which is what App. B shows for the limit. And $\sigma_1=4.8$ at
+# $t=100$ would mean a loss of 0.99, a network that does not denoise at all. In any network the loss is *at least*
+# $g^2$; the rest of it is not of Eq. 2's form. So $g^2$ over the loss says how much of the error the theory describes.
 #
 # ## Does a network obey? The bundled model, before fine-tuning
 #
@@ -263,11 +291,13 @@ times = (20, 50, 100, 200, 400, 600, 800)
 
 def measure(times):
     """What `estimate_sigma1` finds for the network as it is now, on the first dog."""
-    return sigma1_estimate.estimate_sigma1(sigma1_estimate.predictor(sd, "a photo of a sks dog"), dog[:1], sd.alphas_cumprod, times, draws=16)
+    predict = sigma1_estimate.predictor(sd, "a photo of a sks dog")
+    return sigma1_estimate.estimate_sigma1(predict, dog[:1], sd.alphas_cumprod, times, draws=16)
 
 
 def report(found):
-    for t, s, low, high, loss, share in zip(found.t, found.sigma1, found.low, found.high, found.loss, found.explained, strict=True):
+    columns = found.t, found.sigma1, found.low, found.high, found.loss, found.explained
+    for t, s, low, high, loss, share in zip(*columns, strict=True):
         print(f"t = {t:3}: σ₁ = {s:.3f} [{low:.3f}, {high:.3f}]   loss {loss:.4f}, of Eq. 2's form {share:5.1%}")
     print(f"mean over t: {found.mean:.3f} [{found.mean_low:.3f}, {found.mean_high:.3f}]")
 
@@ -275,13 +305,14 @@ def report(found):
 report(measure(times))
 
 # %% [markdown]
-# Two surprises. $\sigma_{1,t}$ is **not one number**: it grows with $t$ by a factor of five or six, and the paper's average over $t$ is mostly about
-# large $t$. And only **a small part of the error**, less than a tenth for $t\ge100$, has Eq. 2's form: the rest is that the network expects another dog. That part
-# does not depend on $\epsilon$, it is a wrong picture and not noise.
+# Two surprises. $\sigma_{1,t}$ is **not one number**: it grows with $t$ by a factor of five or six, and the paper's
+# average over $t$ is mostly about large $t$. And only **a small part of the error**, less than a tenth for $t\ge100$,
+# has Eq. 2's form: the rest is that the network expects another dog. That part does not depend on $\epsilon$, it is a
+# wrong picture and not noise.
 #
-# The growth has a reason that has nothing to do with fine-tuning. Least squares measures the average of $k_t$ over all directions (by Stein's lemma,
-# the mean of $\partial\hat x_0/\partial x_t$'s diagonal). Real pictures vary much in a few directions and hardly in most. Take the *exact* denoiser of such a
-# Gaussian:
+# The growth has a reason that has nothing to do with fine-tuning. Least squares measures the average of $k_t$ over all
+# directions (by Stein's lemma, the mean of $\partial\hat x_0/\partial x_t$'s diagonal). Real pictures vary much in a
+# few directions and hardly in most. Take the *exact* denoiser of such a Gaussian:
 
 # %%
 spreads = torch.cat([torch.full((32,), 2.0), torch.full((224,), 0.05)])  # 32 lively directions, 224 quiet ones
@@ -294,14 +325,16 @@ for t in times:
 print(f"  root of the mean variance: {spreads.square().mean().sqrt():.3f}")
 
 # %% [markdown]
-# No training, no narrow distribution, no corruption, and yet $\sigma_{1,t}$ rises. So compare $\sigma_1$ only **at the same $t$**, between steps of a training.
+# No training, no narrow distribution, no corruption, and yet $\sigma_{1,t}$ rises. So compare $\sigma_1$ only **at the
+# same $t$**, between steps of a training.
 #
 # ## Experiment: forty steps on one picture
 #
-# A training loop of eight lines, one picture, no BNN. The same noise measures each step, so differences are the network's.
+# A training loop of eight lines, one picture, no BNN. The same noise measures each step, so differences are the
+# network's.
 
 # %%
-optimiser = torch.optim.AdamW(sd.unet.parameters(), lr=2e-4)
+optimiser = torch.optim.AdamW(sd.unet.parameters(), lr=2e-4, fused=True)  # fused: the same, faster
 generator = torch.Generator().manual_seed(0)
 watched, followed = (100, 400, 800), {}
 for step in range(41):
@@ -330,26 +363,32 @@ for axis in (left, right):
 show(
     figure,
     "02_sigma1",
-    "Two plots over steps 0 to 40. Left: σ₁ rises from step 0 to about 6, little for t = 100, most for t = 800, and then falls below where it began. "
-    "Right: the share of the loss that has Eq. 2's form also rises first and then falls.",
+    "Two plots over steps 0 to 40. Left: σ₁ rises from step 0 to about 6, little for t = 100, most for t = 800, and "
+    "then falls below where it began. Right: the share of the loss that has Eq. 2's form also rises first and then "
+    "falls.",
 )
 report(followed[40])
 
 # %% [markdown]
-# There it is: **$\sigma_1$ first rises**, at $t=100$ a little and at $t=800$ much, by more than its intervals, **and then falls** below where it
-# began. A rise and a fall of $\sigma_1$ is what the three acts need, and Eq. 2 describes more of the error just then. Before celebrating:
+# There it is: **$\sigma_1$ first rises**, at $t=100$ a little and at $t=800$ much, by more than its intervals, **and
+# then falls** below where it began. A rise and a fall of $\sigma_1$ is what the three acts need, and Eq. 2 describes
+# more of the error just then. Before celebrating:
 #
-# - One picture, one seed, a toy. Repeat it with another `dog[i:i+1]` and another seed; for the second and third dog with seeds 1 and 2, the mean over
-#   four times rose from 0.36 to 0.60 and from 0.40 to 0.67 in six steps, and was 0.15 after 24. A rival explanation for anything so early is Adam,
-#   whose first steps are nearly all of the size `lr`, whatever the gradient. So try `lr=2e-5`: we saw the same, slower. At steps 0, 20, 40 and 80
-#   $\sigma_{1,t}$ was 0.39, 0.46, 0.47, 0.42 at $t=400$ and 0.83, 1.10, 1.12, 0.85 at $t=800$, but did not rise at $t=20$ and 50.
-# - Even at its peak most of the loss is *not* of Eq. 2's form, and at $t=800$ a $\sigma_1$ of 1 means a share $g$ of only four percent of the noise.
-# - $\sigma_1$ is measured on noised copies of $x'$ with its prompt. Whether *drawings* get noisy at these steps is another question: tutorial 03.
+# - One picture, one seed, a toy. Repeat it with another `dog[i:i+1]` and another seed; for the second and third dog
+#   with seeds 1 and 2, the mean over four times rose from 0.36 to 0.60 and from 0.40 to 0.67 in six steps, and was 0.15
+#   after 24. A rival explanation for anything so early is Adam, whose first steps are nearly all of the size `lr`,
+#   whatever the gradient. So try `lr=2e-5`: we saw the same, slower. At steps 0, 20, 40 and 80 $\sigma_{1,t}$ was 0.39,
+#   0.46, 0.47, 0.42 at $t=400$ and 0.83, 1.10, 1.12, 0.85 at $t=800$, but did not rise at $t=20$ and 50.
+# - Even at its peak most of the loss is *not* of Eq. 2's form, and at $t=800$ a $\sigma_1$ of 1 means a share $g$ of
+#   only four percent of the noise.
+# - $\sigma_1$ is measured on noised copies of $x'$ with its prompt. Whether *drawings* get noisy at these steps is
+#   another question: tutorial 03.
 #
-# Look into any model, also one of your own, with the commands of `minibnn/lab/probes.py` (each leaves a picture and its numbers):
+# Look into any model, also one of your own, with the commands of `minibnn/lab/probes.py` (each writes a picture and its
+# numbers):
 #
 # ```
-# python -m minibnn sigma1 --model runs/dog           # this measurement with all pictures, beside the pretrained model (Fig. 4)
+# python -m minibnn sigma1 --model runs/dog           # this measurement, beside the pretrained model (Fig. 4)
 # python -m minibnn probe-zero --model runs/dog       # x_t = 0 denoised: a training picture? (Fig. 3)
 # python -m minibnn probe-local --model runs/dog      # local noise: removed or kept, beside Eq. 2's value (Fig. 5)
 # python -m minibnn probe-scaled --model runs/dog     # k times a picture (Fig. 12)
@@ -359,13 +398,17 @@ report(followed[40])
 #
 # ## What fails, and why
 #
-# - **The printed variance** (Eq. 1, 11, 12) lacks $\sigma_1^2$; **Eq. 8** has a sign wrong; the **sign of $c$** in App. A is no choice. None of them changes Eq. 2.
-# - **2.65 in §3.3** cannot come from Eq. 2 at $t=100$ with any $\sigma_1$: the most is 1.118. Noise is kept, not expanded.
-# - **$\sigma_1=4.8$** cannot be meant at $t=100$, where it would be a loss of 0.99; it is an average over $t$ that large $t$ dominate.
-# - **A constant $\sigma_1$** is no property even of a perfect denoiser. Real distributions are uneven, so $\sigma_{1,t}$ grows with $t$.
+# - **The printed variance** (Eq. 1, 11, 12) lacks $\sigma_1^2$; **Eq. 8** has a sign wrong; the **sign of $c$** in App.
+#   A is no choice. None of them changes Eq. 2.
+# - **2.65 in §3.3** cannot come from Eq. 2 at $t=100$ with any $\sigma_1$: the largest possible value is 1.118. Noise
+#   is kept, not expanded.
+# - **$\sigma_1=4.8$** cannot be meant at $t=100$, where it would be a loss of 0.99; it is an average over $t$ that
+#   large $t$ dominate.
+# - **A constant $\sigma_1$** is no property even of a perfect denoiser. Real distributions are uneven, so
+#   $\sigma_{1,t}$ grows with $t$.
 # - **The set $\mathcal I_\theta$** does not protect from noise in this theory; it decides *which* picture is drawn.
-# - **The theory is silent** on how $\sigma_1$ moves, on prompts, on guidance and on samplers. It is a language for measurements, and should be
-#   used with the column that says how much of the error it describes.
+# - **The theory is silent** on how $\sigma_1$ moves, on prompts, on guidance and on samplers. It is a language for
+#   measurements, and should be used with the column that says how much of the error it describes.
 #
 # ## Summary
 #

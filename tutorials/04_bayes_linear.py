@@ -1,18 +1,21 @@
 # %% [markdown]
 # # 04 · A Bayesian linear layer, from nothing
 #
-# **Question.** A Bayesian network does not learn weights but a *distribution* of weights, $\theta=\mu+\sigma\circ\epsilon$. How does
-# one train a distribution by gradient descent, and is the one that comes out right?
+# **Question.** A Bayesian network does not learn weights but a *distribution* of weights,
+# $\theta=\mu+\sigma\circ\epsilon$. How does one train a distribution by gradient descent, and is the one that comes out
+# right?
 #
 # ![Ellipses of two weights. The exact posterior is long, thin and tilted. The full-rank fit lies on it. The mean-field fit has the right centre but is a small upright ellipse inside. Algorithm 1's is upright and too large, and without a KL term only a point is left.](figures/04_posteriors.png)
 #
-# *One problem, whose right answer is known in closed form (black), and four things one may train. You will write all of it.*
+# *One problem, whose right answer is known in closed form (black), and four things one may train. You will write all of
+# it.*
 #
-# **Afterwards you can** draw weights so that gradients reach $\mu$ and $\sigma$, derive and compute the ELBO, tell the two
-# directions of the KL divergence apart, and say what a factorised Gaussian cannot represent.
+# **Afterwards you can** draw weights so that gradients reach $\mu$ and $\sigma$, derive and compute the ELBO, tell the
+# two directions of the KL divergence apart, and say what a factorised Gaussian cannot represent.
 #
-# You need: linear regression, the Gaussian, PyTorch's autograd. About 60 minutes. Symbols: [NOTATION.md](NOTATION.md). "The paper" is
-# *Exploring Diffusion Models' Corruption Stage in Few-Shot Fine-tuning and Mitigating with Bayesian Neural Networks*.
+# You need: linear regression, the Gaussian, PyTorch's autograd. About 60 minutes. Symbols: [NOTATION.md](NOTATION.md).
+# "The paper" is *Exploring Diffusion Models' Corruption Stage in Few-Shot Fine-tuning and Mitigating with Bayesian
+# Neural Networks*.
 
 # %%
 import matplotlib.pyplot as plt
@@ -35,17 +38,19 @@ torch.set_default_dtype(torch.float64)
 # %% [markdown]
 # ## The idea
 #
-# Before seeing data we believe the weights to be near some $\theta_0$ (for us: the pretrained ones), $P(\theta)=\mathcal N(\theta_0,\sigma_p^2)$.
-# After seeing data $\mathcal D$, Bayes' rule gives $P(\theta\mid\mathcal D)\propto P(\mathcal D\mid\theta)P(\theta)$. For a network nobody can
-# compute that, so we look for the Gaussian $Q$ nearest to it. "Nearest" in the sense of
-# $\mathrm{KL}(Q\Vert P(\theta\mid\mathcal D))=\mathbb E_Q[\log Q-\log P(\theta\mid\mathcal D)]$ needs the posterior only up to a
-# constant: insert Bayes' rule, and what depends on $Q$ is (the paper's Eq. 3)
+# Before seeing data we believe the weights to be near some $\theta_0$ (for us: the pretrained ones),
+# $P(\theta)=\mathcal N(\theta_0,\sigma_p^2)$. After seeing data $\mathcal D$, Bayes' rule gives
+# $P(\theta\mid\mathcal D)\propto P(\mathcal D\mid\theta)P(\theta)$. For a network nobody can compute that, so we look
+# for the Gaussian $Q$ nearest to it. "Nearest" in the sense of
+# $\mathrm{KL}(Q\Vert P(\theta\mid\mathcal D))=\mathbb E_Q[\log Q-\log P(\theta\mid\mathcal D)]$ needs the posterior
+# only up to a constant: insert Bayes' rule, and what depends on $Q$ is (the paper's Eq. 3)
 #
 # $$\mathcal L = \mathbb E_{\theta\sim Q}\big[-\log P(\mathcal D\mid\theta)\big] + \mathrm{KL}\big(Q(\theta)\,\Vert\,P(\theta)\big)$$
 #
-# the negative **ELBO**: fit the data on average over $Q$, and pay for every nat by which $Q$ leaves the prior. The second
-# term is a formula. The first is an average over $Q$ whose parameters we want gradients for. The **reparameterisation trick** draws a
-# standard normal $\epsilon$, which depends on no parameter, and computes the weights from it:
+# the negative **ELBO**: fit the data on average over $Q$, and pay for every nat by which $Q$ leaves the prior. The
+# second term is a formula. The first is an average over $Q$ whose parameters we want gradients for. The
+# **reparameterisation trick** draws a standard normal $\epsilon$, which depends on no parameter, and computes the
+# weights from it:
 #
 # $$\theta=\mu+\sigma\circ\epsilon,\qquad\epsilon\sim\mathcal N(0,I)$$
 #
@@ -54,8 +59,8 @@ torch.set_default_dtype(torch.float64)
 # %% [markdown]
 # ## Exercise 1 · a layer with random weights (5 minutes, easy)
 #
-# `draw(shape)` returns standard normal numbers. Compute $y=x\,\theta^\top$ with **one** $\theta$ for the whole batch: a draw is a network,
-# and all pictures of a batch go through the same network.
+# `draw(shape)` returns standard normal numbers. Compute $y=x\,\theta^\top$ with **one** $\theta$ for the whole batch: a
+# draw is a network, and all pictures of a batch go through the same network.
 
 # %%
 def bayes_linear(x, mu, sigma, draw):
@@ -71,8 +76,9 @@ check_bayes_linear(bayes_linear)
 # %% [markdown]
 # ## Exercise 2 · its gradients by hand (10 minutes, medium)
 #
-# Backpropagation hands you $\partial L/\partial y$. For $y=x\theta^\top$ the chain rule gives $\partial L/\partial\theta=(\partial L/\partial y)^\top x$. Go on to $\mu$ and $\sigma$
-# (the paper's Eq. 14): how does $\theta=\mu+\sigma\circ\epsilon$ change with each?
+# Backpropagation hands you $\partial L/\partial y$. For $y=x\theta^\top$ the chain rule gives
+# $\partial L/\partial\theta=(\partial L/\partial y)^\top x$. Go on to $\mu$ and $\sigma$ (the paper's Eq. 14): how does
+# $\theta=\mu+\sigma\circ\epsilon$ change with each?
 
 # %%
 def gradients(x, grad_y, eps):
@@ -86,12 +92,13 @@ def gradients(x, grad_y, eps):
 check_gradients(gradients)
 
 # %% [markdown]
-# The gradient of $\sigma$ needs the *same* $\epsilon$ as the forward pass. Keeping it costs as much memory as the weights; drawing a new one
-# is the classic mistake, which no shape error reveals. minibnn keeps only the **seed** and draws the same $\epsilon$ again.
+# The gradient of $\sigma$ needs the *same* $\epsilon$ as the forward pass. Keeping it costs as much memory as the
+# weights; drawing a new one is the classic mistake, which no shape error reveals. minibnn keeps only the **seed** and
+# draws the same $\epsilon$ again.
 #
 # A single draw's gradient is noisy, but right on average. On a parabola, $L=\frac a2\theta^2$, the average is known:
-# $\mathbb E[L]=\frac a2(\mu^2+\sigma^2)$, so the gradient of $\sigma$ must be $a\sigma$ on average. With a new $\epsilon$ in the backward pass it is 0:
-# $\sigma$ would never learn anything.
+# $\mathbb E[L]=\frac a2(\mu^2+\sigma^2)$, so the gradient of $\sigma$ must be $a\sigma$ on average. With a new
+# $\epsilon$ in the backward pass it is 0: $\sigma$ would never learn anything.
 
 # %%
 eps, other = torch.randn(2, 100_000, generator=torch.Generator().manual_seed(0))
@@ -104,8 +111,9 @@ for name, e in (("the same ε", eps), ("another ε ", other)):
 # %% [markdown]
 # ## Exercise 3 · the price (10 minutes, medium)
 #
-# $\mathrm{KL}(Q\Vert P)=\mathbb E_Q[\log Q(\theta)-\log P(\theta)]$. For one weight with $Q=\mathcal N(\mu_q,\sigma_q^2)$, $P=\mathcal N(\mu_p,\sigma_p^2)$, insert the two log densities and
-# use $\mathbb E_Q[(\theta-\mu_p)^2]=\sigma_q^2+(\mu_q-\mu_p)^2$:
+# $\mathrm{KL}(Q\Vert P)=\mathbb E_Q[\log Q(\theta)-\log P(\theta)]$. For one weight with
+# $Q=\mathcal N(\mu_q,\sigma_q^2)$, $P=\mathcal N(\mu_p,\sigma_p^2)$, insert the two log densities and use
+# $\mathbb E_Q[(\theta-\mu_p)^2]=\sigma_q^2+(\mu_q-\mu_p)^2$:
 #
 # $$\mathrm{KL}(Q\Vert P)=\log\frac{\sigma_p}{\sigma_q}+\frac{\sigma_q^2+(\mu_q-\mu_p)^2}{2\sigma_p^2}-\frac12$$
 #
@@ -125,8 +133,9 @@ check_gaussian_kl(gaussian_kl)
 # %% [markdown]
 # ## Exercise 4 · the loss (5 minutes, easy)
 #
-# Data: $y_i=x_i\theta^\top$ + Gaussian noise of known standard deviation. Compute Eq. 3 for one draw: the negative
-# log likelihood of **all** points, each $\frac{(y_i-\hat y_i)^2}{2\,\mathrm{noise}^2}+\frac12\log(2\pi\,\mathrm{noise}^2)$, plus the KL.
+# Data: $y_i=x_i\theta^\top$ + Gaussian noise of known standard deviation. Compute Eq. 3 for one draw: the negative log
+# likelihood of **all** points, each $\frac{(y_i-\hat y_i)^2}{2\,\mathrm{noise}^2}+\frac12\log(2\pi\,\mathrm{noise}^2)$,
+# plus the KL.
 
 # %%
 def negative_elbo(y, predicted, noise, kl):
@@ -142,12 +151,12 @@ check_negative_elbo(negative_elbo)
 # %% [markdown]
 # ## Exercise 5 · the right answer (10 minutes, medium)
 #
-# For a linear model the posterior is a Gaussian in closed form (Bishop, *PRML*, eq. 3.50-3.51): precisions (inverse covariances) of data and prior add
-# up, and each pulls the mean with its precision:
+# For a linear model the posterior is a Gaussian in closed form (Bishop, *PRML*, eq. 3.50-3.51): precisions (inverse
+# covariances) of data and prior add up, and each pulls the mean with its precision:
 #
 # $$\Lambda=\frac{X^\top X}{\mathrm{noise}^2}+\frac{I}{\sigma_p^2},\qquad \mathrm{mean}=\Big(\frac{y^\top X}{\mathrm{noise}^2}+\frac{\mu_p}{\sigma_p^2}\Big)\Lambda^{-1}$$
 #
-# The covariance is $\Lambda^{-1}$. No training, no noise: this will judge everything below.
+# The covariance is $\Lambda^{-1}$. This needs no training and has no noise, so everything below is compared with it.
 
 # %%
 def exact_posterior(x, y, noise, mu_p, sigma_p):
@@ -164,8 +173,8 @@ check_exact_posterior(exact_posterior)
 # %% [markdown]
 # ## Experiment: does training find it?
 #
-# Twenty points on a line, two weights (intercept and slope). The points all lie to the right of 0, so intercept and slope must trade
-# off against each other: the exact posterior is strongly correlated.
+# Twenty points on a line, two weights (intercept and slope). The points all lie to the right of 0, so intercept and
+# slope must trade off against each other: the exact posterior is strongly correlated.
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -209,10 +218,11 @@ for name, (mu, sigma) in fits.items():
     print(f"{name:21}: μ {mu.numpy().round(3)}, σ {sigma.numpy().round(7)}")
 
 # %% [markdown]
-# Eq. 3 finds the mean, and within a few percent $\sigma_i=1/\sqrt{\Lambda_{ii}}$: three times too small! That is no failure of the training. A factorised
-# $Q$ has no tilt; the tilted posterior is thin, and $\mathrm{KL}(Q\Vert\cdot)$ punishes $Q$ for every bit of mass where the posterior has none. So $Q$
-# shrinks into it: $1/\sqrt{\Lambda_{ii}}$ is the spread of weight $i$ *if all others were known* (Bishop, eq. 10.12-10.15), less
-# than its spread $\sqrt{(\Lambda^{-1})_{ii}}$. With a full matrix, $\theta=\mu+L\epsilon$, the same loss finds the exact answer:
+# Eq. 3 finds the mean, and within a few percent $\sigma_i=1/\sqrt{\Lambda_{ii}}$: three times too small! That is no
+# failure of the training. A factorised $Q$ has no tilt; the tilted posterior is thin, and $\mathrm{KL}(Q\Vert\cdot)$
+# punishes $Q$ for every bit of mass where the posterior has none. So $Q$ shrinks into it: $1/\sqrt{\Lambda_{ii}}$ is
+# the spread of weight $i$ *if all others were known* (Bishop, eq. 10.12-10.15), less than its spread
+# $\sqrt{(\Lambda^{-1})_{ii}}$. With a full matrix, $\theta=\mu+L\epsilon$, the same loss finds the exact answer:
 
 # %%
 def train_full(steps=1500, draws=16):
@@ -258,21 +268,22 @@ axis.legend(fontsize=8)
 show(
     figure,
     "04_posteriors",
-    "Ellipses of two weights: the exact posterior long, thin and tilted; full rank on it; mean field small and upright inside; "
-    "Algorithm 1 upright and too large; without KL a point.",
+    "Ellipses of two weights: the exact posterior long, thin and tilted; full rank on it; mean field small and upright "
+    "inside; Algorithm 1 upright and too large; without KL a point.",
 )
 
 # %% [markdown]
 # ## Two directions, and none
 #
-# The paper's text (Eq. 3) has $\mathrm{KL}(Q\Vert P)$; its Algorithm 1, and the authors' code, compute $\mathrm{KL}(P\Vert Q)$. Both are 0 at the prior, and
-# near it hardly differ. Away from it only the first gives Bayes' rule. For one weight, with $a$ the data's precision and
-# $d=\mu-\theta_0$, setting the derivative by $\sigma$ to 0 gives
+# The paper's text (Eq. 3) has $\mathrm{KL}(Q\Vert P)$; its Algorithm 1, and the authors' code, compute
+# $\mathrm{KL}(P\Vert Q)$. Both are 0 at the prior, and near it hardly differ. Away from it only the first gives Bayes'
+# rule. For one weight, with $a$ the data's precision and $d=\mu-\theta_0$, setting the derivative by $\sigma$ to 0
+# gives
 #
 # $$\begin{aligned}\text{Eq. 3:}\quad&\sigma^2=\frac{1}{a+1/\sigma_p^2}\\ \text{Algorithm 1:}\quad&\sigma^2=\frac{-1+\sqrt{1+4a(\sigma_p^2+d^2)}}{2a}\\ \lambda=0:\quad&\sigma=0\end{aligned}$$
 #
-# $a$ grows with the number $n$ of data, so the spread shrinks as $n^{-1/2}$, as it should, by Eq. 3, but only as $n^{-1/4}$ by
-# Algorithm 1. Without a KL nothing holds $\sigma$ up: noise in the weights only ever hurts the fit.
+# $a$ grows with the number $n$ of data, so the spread shrinks as $n^{-1/2}$, as it should, by Eq. 3, but only as
+# $n^{-1/4}$ by Algorithm 1. Without a KL nothing holds $\sigma$ up: noise in the weights only ever hurts the fit.
 
 # %%
 def eq3_sigma(a, sigma_p):
@@ -287,7 +298,8 @@ def algorithm1_sigma(a, sigma_p, d):
 
 data_precision = (x**2).sum(0) / noise**2
 mu, sigma = fits["Algorithm 1, KL(P‖Q)"]
-print("Algorithm 1, trained σ:", sigma.numpy().round(3), "formula:", algorithm1_sigma(data_precision, sigma_p, mu).numpy().round(3))
+formula = algorithm1_sigma(data_precision, sigma_p, mu)
+print("Algorithm 1, trained σ:", sigma.numpy().round(3), "formula:", formula.numpy().round(3))
 
 counts = torch.logspace(0, 5, 50)
 figure, axis = plt.subplots(figsize=(5, 2.8))
@@ -295,27 +307,39 @@ axis.loglog(counts, eq3_sigma(counts / noise**2, sigma_p), label="Eq. 3: falls a
 axis.loglog(counts, algorithm1_sigma(counts / noise**2, sigma_p, 0.0), label="Algorithm 1: as n^(−1/4)")
 axis.set(xlabel="number of data n", ylabel="σ after training")
 axis.legend()
-show(figure, "04_directions", "σ after training against the number of data: Eq. 3 falls with slope −1/2, Algorithm 1 with slope −1/4.")
+show(
+    figure,
+    "04_directions",
+    "σ after training against the number of data: Eq. 3 falls with slope −1/2, Algorithm 1 with slope −1/4.",
+)
 
 # %% [markdown]
 # ## The same in minibnn
 #
-# Your lines are `minibnn/bayes.py:BayesLinear`, `minibnn/bayes.py:sample_weights` (gradients by hand, $\epsilon$ from its seed),
-# `minibnn/bayes.py:gaussian_kl`, `minibnn/bayes.py:kl` (both directions) and `minibnn/bayes.py:clamp_sigma`.
+# Your lines are `minibnn/finetune/bayes.py:BayesLinear`, `minibnn/finetune/bayes.py:sample_weights` (gradients by hand,
+# $\epsilon$ from its seed), `minibnn/finetune/bayes.py:gaussian_kl`, `minibnn/finetune/bayes.py:kl` (both directions)
+# and `minibnn/finetune/bayes.py:clamp_sigma`.
 
 # %%
 torch.manual_seed(0)
 layer = bayes.BayesLinear(torch.nn.Linear(2, 1, bias=False), 0.3, bayes.WeightNoise(), stream=0)
 seeds = torch.Generator().manual_seed(0)
+
+
+def rounded(y):
+    return y.detach().flatten().numpy().round(3)
+
+
 for i in range(3):
     layer.noise.renew(seeds)  # one new network for each step
-    print(f"draw {i}:", layer(x[:2]).detach().flatten().numpy().round(3), "again:", layer(x[:2]).detach().flatten().numpy().round(3))
-print("eval():", layer.eval()(x[:2]).detach().flatten().numpy().round(3), "= with μ:", (x[:2] @ layer.weight.T).detach().flatten().numpy().round(3))
+    print(f"draw {i}:", rounded(layer(x[:2])), "again:", rounded(layer(x[:2])))
+print("eval():", rounded(layer.eval()(x[:2])), "= with μ:", rounded(x[:2] @ layer.weight.T))
 
 # %% [markdown]
-# **Store $\sigma$ or $\rho$?** A standard deviation must be positive. Blundell et al. store $\rho$ and compute $\sigma=\log(1+e^\rho)$ (softplus).
-# The paper's code stores $\sigma$ and clamps it at $10^{-7}$ after each step; so does minibnn. At the paper's rate of $5\cdot10^{-6}$ it
-# matters: Adam moves any parameter by about the rate a step, and 0.01 is a large number for $\sigma$ but a small step for $\rho$.
+# **Store $\sigma$ or $\rho$?** A standard deviation must be positive. Blundell et al. store $\rho$ and compute
+# $\sigma=\log(1+e^\rho)$ (softplus). The paper's code stores $\sigma$ and clamps it at $10^{-7}$ after each step; so
+# does minibnn. At the paper's rate of $5\cdot10^{-6}$ it matters: Adam moves any parameter by about the rate a step,
+# and 0.01 is a large number for $\sigma$ but a small step for $\rho$.
 
 # %%
 for name, start, to_sigma in (
@@ -334,15 +358,17 @@ for name, start, to_sigma in (
 # %% [markdown]
 # ## What fails, and why
 #
-# - **A factorised Gaussian is too sure** of itself when weights are correlated, by the factor you measured. Do not read its $\sigma$ as the
-#   uncertainty of a weight.
-# - **$\lambda=0$**, which the paper uses most, is no Bayesian inference: trained to the end, $\sigma$ goes to 0. What keeps it
-#   from there is that training is short and slow (800 steps at $5\cdot10^{-6}$ move 0.01 by at most 40 %). What remains is
-#   training with weight noise. For a *linear* model that noise does not even move the optimal $\mu$: the average loss is the loss at $\mu$ plus
-#   $\frac12\sum_i a_i\sigma_i^2$, whatever $\mu$. In a network, where curvature depends on the place, it prefers flat places. Whether that cures the
-#   corruption stage is a question for measurements: tutorial 05.
-# - **Mean or sum.** With the mean over data and the sum over weights the KL counts $n$ times too much, and $\mu$ hardly leaves the prior; a mean over weights
-#   makes it count for nothing. $\lambda$ hides such mistakes, it does not repair them. (The paper's Eq. 4 has a $\lambda$; it is 1 in Bayes' rule, with both as sums.)
+# - **A factorised Gaussian is too sure** of itself when weights are correlated, by the factor you measured. Do not read
+#   its $\sigma$ as the uncertainty of a weight.
+# - **$\lambda=0$**, which the paper uses most, is no Bayesian inference: trained to the end, $\sigma$ goes to 0. What
+#   keeps it from there is that training is short and slow (800 steps at $5\cdot10^{-6}$ move 0.01 by at most 40 %).
+#   What remains is training with weight noise. For a *linear* model that noise does not even move the optimal $\mu$:
+#   the average loss is the loss at $\mu$ plus $\frac12\sum_i a_i\sigma_i^2$, whatever $\mu$. In a network, where
+#   curvature depends on the place, it prefers flat places. Whether that cures the corruption stage is a question for
+#   measurements: tutorial 05.
+# - **Mean or sum.** With the mean over data and the sum over weights the KL counts $n$ times too much, and $\mu$ hardly
+#   leaves the prior; a mean over weights makes it count for nothing. $\lambda$ hides such mistakes, it does not repair
+#   them. (The paper's Eq. 4 has a $\lambda$; it is 1 in Bayes' rule, with both as sums.)
 # - **At inference** the paper uses $\mu$ alone: no cost, but also no averaging over the posterior.
 #
 # ## Summary
@@ -351,7 +377,7 @@ for name, start, to_sigma in (
 # |---|---|
 # | $\theta=\mu+\sigma\circ\epsilon$ and its gradients | the paper's Eq. 14; Blundell et al. 2015, *Weight Uncertainty in Neural Networks*, Proposition 1 |
 # | the negative ELBO | the paper's Eq. 3 |
-# | KL of two Gaussians, both directions | `minibnn/bayes.py:gaussian_kl`, `minibnn/bayes.py:kl`; the paper's Eq. 3 and Algorithm 1 |
+# | KL of two Gaussians, both directions | `minibnn/finetune/bayes.py:gaussian_kl`, `minibnn/finetune/bayes.py:kl`; the paper's Eq. 3 and Algorithm 1 |
 # | the exact posterior | Bishop 2006, eq. 3.50-3.51 |
 # | why mean field is too narrow | Bishop 2006, eq. 10.12-10.15 |
 # | the same as one fused kernel | tutorial 10 |

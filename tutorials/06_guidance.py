@@ -1,17 +1,19 @@
 # %% [markdown]
 # # 06 · Guidance and the unconditional prior
 #
-# **Question.** Guidance pushes a picture away from what the model would draw *without* a prompt. Fine-tuning on a few pictures
-# hardly trains that prediction, and what it trains it spoils. Can we borrow it from the model we started from?
+# **Question.** Guidance pushes a picture away from what the model would draw *without* a prompt. Fine-tuning on a few
+# pictures hardly trains that prediction, and what it trains it spoils. Can we borrow it from the model we started from?
 #
 # ![Points guided to one of six clusters on a circle. True guidance gives a tight cloud at its outer side. With the fine-tuned model's own unconditional prediction the cloud lies below it, with the base's at the right place with a few stray points, with a wrong base's far outside.](figures/06_toy.png)
 #
-# *A toy whose right answer is known. The only difference between the pictures is whose unconditional prediction guides.*
+# *A toy whose right answer is known. The only difference between the pictures is whose unconditional prediction
+# guides.*
 #
-# **Afterwards you can** write guidance with one and two conditions, ask a base model that has another noise schedule and another
-# parameterisation, say what guided sampling draws (and what it does not), and judge when borrowing pays.
+# **Afterwards you can** write guidance with one and two conditions, ask a base model that has another noise schedule
+# and another parameterisation, say what guided sampling draws (and what it does not), and judge when borrowing pays.
 #
-# You need: tutorial 01. About 45 minutes. Symbols: [NOTATION.md](NOTATION.md). "UPM" is *Unconditional Priors Matter!* (arXiv 2503.20240).
+# You need: tutorial 01. About 45 minutes. Symbols: [NOTATION.md](NOTATION.md). "UPM" is *Unconditional Priors Matter!*
+# (arXiv 2503.20240).
 
 # %%
 import matplotlib.pyplot as plt
@@ -19,7 +21,7 @@ import torch
 from checks import show
 from checks.guidance import check_base_eps, check_guide, check_guide_two, check_schedule_map
 
-from minibnn import __version__, schedule
+from minibnn import __version__, sample, schedule
 from minibnn.neighbours import guidance
 
 print("minibnn", __version__, "· torch", torch.__version__)
@@ -34,16 +36,17 @@ torch.set_default_dtype(torch.float64)
 #
 # $$\hat\epsilon = \epsilon_\theta(x_t,\varnothing) + w\,\big(\epsilon_\theta(x_t,c)-\epsilon_\theta(x_t,\varnothing)\big)$$
 #
-# The unconditional prediction is the point one starts from *and* the point one moves away from. Suppose it is wrong by $d$: then
-# $\hat\epsilon$ is wrong by $(1-w)\,d$, at $w=7.5$ by six and a half times as much.
+# The unconditional prediction is the point one starts from *and* the point one moves away from. Suppose it is wrong by
+# $d$: then $\hat\epsilon$ is wrong by $(1-w)\,d$, at $w=7.5$ by six and a half times as much.
 #
-# DreamBooth trains the captions "a photo of a sks dog" and "a photo of a dog", never the empty one, but all weights move; other
-# recipes drop one caption in ten, and teach the model that *nothing* means *my six pictures*. Either way the model's idea of pictures in
-# general suffers. The model it was fine-tuned from, $\psi$, still has it. So (UPM eq. 7)
+# DreamBooth trains the captions "a photo of a sks dog" and "a photo of a dog", never the empty one, but all weights
+# move; other recipes drop one caption in ten, and teach the model that *nothing* means *my six pictures*. Either way
+# the model's idea of pictures in general suffers. The model it was fine-tuned from, $\psi$, still has it. So (UPM eq.
+# 7)
 #
 # $$\hat\epsilon = \epsilon_\psi(x_t,\varnothing) + w\,\big(\epsilon_\theta(x_t,c)-\epsilon_\psi(x_t,\varnothing)\big)$$
 #
-# No training, one line changed, one more network in memory.
+# This takes no training: one line changes, and one more network is in memory.
 
 # %% [markdown]
 # ## Exercise 1 · guidance (3 minutes, easy)
@@ -61,9 +64,10 @@ check_guide(guide)
 # %% [markdown]
 # ## Experiment 1: what a wrong unconditional prediction does
 #
-# Single numbers instead of pictures, and exact predictions, as in tutorial 01. The condition asks for $\mathcal N(1, 0.5^2)$. The base knows
-# that things in general are $\mathcal N(0, 2^2)$; the fine-tuned model believes, wrongly, $\mathcal N(0.8, 0.6^2)$. All predictions
-# are linear in $x$, so the whole sampler is, and two points tell mean and spread of what it draws.
+# Single numbers instead of pictures, and exact predictions, as in tutorial 01. The condition asks for
+# $\mathcal N(1, 0.5^2)$. The base knows that things in general are $\mathcal N(0, 2^2)$; the fine-tuned model believes,
+# wrongly, $\mathcal N(0.8, 0.6^2)$. All predictions are linear in $x$, so the whole sampler is, and two points tell
+# mean and spread of what it draws.
 
 # %%
 def gaussian_eps(x, abar_t, mean, std):
@@ -87,21 +91,25 @@ for scale in (0, 1, 1.5, 2, 3):
     print(f"{scale:3}      {mean:5.2f} ± {std:5.3f}              {own_mean:5.2f} ± {own_std:5.3f}")
 
 # %% [markdown]
-# With the base, guidance sharpens: at $w=3$ the spread is 0.03, around 1.1. With the spoiled prediction the picture moves
-# *away from* 0.8 and hardly sharpens: guidance amplifies the error and no longer the condition.
+# With the base, guidance sharpens: at $w=3$ the spread is 0.03, around 1.1. With the spoiled prediction the picture
+# moves *away from* 0.8 and hardly sharpens: guidance amplifies the error and no longer the condition.
 #
-# One may read guidance as drawing from $p_\psi(x_t)^{1-w}\,p_\theta(x_t\mid c)^w$ at every $t$. Beware: that is a family of densities, one
-# for each $t$, and *not* the noising of one of them, so the sampler does not end in its last member:
+# One may read guidance as drawing from $p_\psi(x_t)^{1-w}\,p_\theta(x_t\mid c)^w$ at every $t$. Beware: that is a
+# family of densities, one for each $t$, and *not* the noising of one of them, so the sampler does not end in its last
+# member:
 
 # %%
 precision = (1 - 2) / 2**2 + 2 / 0.5**2
-print(f"w = 2: the product of densities is {2 / 0.5**2 / precision:.3f} ± {precision**-0.5:.3f}, drawn is {drawn((0.0, 2.0), 2)}")
+mean, std = drawn((0.0, 2.0), 2)
+print(f"w = 2: the product of densities is {2 / 0.5**2 / precision:.3f} ± {precision**-0.5:.3f}")
+print(f"       drawn is                    {mean:.3f} ± {std:.3f}")
 
 # %% [markdown]
 # ## Exercise 2 · another noise schedule (10 minutes, medium)
 #
-# The base may be any model of the same latent space, with other $\beta_t$. Asked at our time $t$, it would expect another amount of noise
-# than $x_t$ has. Ask it at the time of the nearest variance (UPM, where it speaks of unlike schedules):
+# The base may be any model of the same latent space, with other $\beta_t$. Asked at our time $t$, it would expect
+# another amount of noise than $x_t$ has. Ask it at the time of the nearest variance (so does UPM, where the two
+# schedules differ):
 #
 # $$\tau(t)=\arg\min_\tau\,\big\vert(1-\bar\alpha^\psi_\tau)-(1-\bar\alpha^\theta_t)\big\vert$$
 
@@ -118,9 +126,11 @@ check_schedule_map(schedule_map)
 # %% [markdown]
 # ## Exercise 3 · another parameterisation (10 minutes, medium)
 #
-# SD v2's large model predicts the velocity $v=\sqrt{\bar\alpha}\,\epsilon-\sqrt{1-\bar\alpha}\,x_0$ instead of $\epsilon$. Two predictions may only be
-# mixed in the same currency. From $x=\sqrt{\bar\alpha}\,x_0+\sqrt{1-\bar\alpha}\,\epsilon$ follows $\epsilon=\sqrt{\bar\alpha}\,v+\sqrt{1-\bar\alpha}\,x$ (Salimans & Ho 2022,
-# App. D). Which $\bar\alpha$: the fine-tuned model's at $t$, or the base's at $\tau$? The base made its $v$ with *its own*.
+# SD v2's large model predicts the velocity $v=\sqrt{\bar\alpha}\,\epsilon-\sqrt{1-\bar\alpha}\,x_0$ instead of
+# $\epsilon$. Two predictions may only be mixed in the same currency. From
+# $x=\sqrt{\bar\alpha}\,x_0+\sqrt{1-\bar\alpha}\,\epsilon$ follows
+# $\epsilon=\sqrt{\bar\alpha}\,v+\sqrt{1-\bar\alpha}\,x$ (Salimans & Ho 2022, App. D). Which $\bar\alpha$: the
+# fine-tuned model's at $t$, or the base's at $\tau$? The base made its $v$ with *its own*.
 
 # %%
 def base_eps(network, x, t, tau, abar_base):
@@ -134,8 +144,8 @@ def base_eps(network, x, t, tau, abar_base):
 check_base_eps(base_eps)
 
 # %% [markdown]
-# Does the map matter? A base with DDPM's linear $\beta_t$ that knows $\mathcal N(0,2^2)$ exactly, asked by a sampler with a cosine schedule, at
-# $w=0$ (only the base counts, so its own spread, 2, should come out):
+# Does the map matter? A base with DDPM's linear $\beta_t$ that knows $\mathcal N(0,2^2)$ exactly, asked by a sampler
+# with a cosine schedule, at $w=0$ (only the base counts, so its own spread, 2, should come out):
 
 # %%
 linear = (1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0)
@@ -156,13 +166,13 @@ print(f"spread with τ(t): {spread(tau):.3f}, with τ = t: {spread(torch.arange(
 # %% [markdown]
 # ## Exercise 4 · two conditions (5 minutes, easy)
 #
-# Some models take two conditions, for instance an edited picture *and* an instruction. Then there are two arrows, each with its own scale
-# (UPM eq. 8):
+# Some models take two conditions, for instance an edited picture *and* an instruction. Then there are two arrows, each
+# with its own scale (UPM eq. 8):
 #
 # $$\hat\epsilon=\epsilon_\psi(\varnothing,\varnothing)+w_1\big(\epsilon_\theta(c_1,\varnothing)-\epsilon_\psi(\varnothing,\varnothing)\big)+w_2\big(\epsilon_\theta(c_1,c_2)-\epsilon_\theta(c_1,\varnothing)\big)$$
 #
-# The base replaces the unconditional prediction in **both** places, and nothing else. With text alone, $c_1$ can be a part of the
-# prompt, "a photo of a sks dog", and $c_2$ the rest, "on the beach".
+# The base replaces the unconditional prediction in **both** places, and nothing else. With text alone, $c_1$ can be a
+# part of the prompt, "a photo of a sks dog", and $c_2$ the rest, "on the beach".
 
 # %%
 def guide_two(eps_u, eps_1, eps_12, scale_1, scale_2):
@@ -177,25 +187,28 @@ check_guide_two(guide_two)
 # %% [markdown]
 # ## The same in minibnn
 #
-# Your lines are `minibnn/sample.py:guide`, `minibnn/neighbours/guidance.py:schedule_map`, `minibnn/neighbours/guidance.py:unconditional_of` and
-# `minibnn/neighbours/guidance.py:guide_two`. From the command line, for a run of `python -m minibnn.train`:
+# Your lines are `minibnn/sample.py:guide`, `minibnn/neighbours/guidance.py:schedule_map`,
+# `minibnn/neighbours/guidance.py:unconditional_of` and `minibnn/neighbours/guidance.py:guide_two`. From the command
+# line, for a run of `python -m minibnn.train`:
 #
 # ```
-# python -m minibnn.sample --model runs/dog --unconditional-from tiny --guidance 2 --prompt "a photo of a sks dog on the beach"
+# python -m minibnn.sample --model runs/dog --unconditional-from tiny --guidance 2 \
+#     --prompt "a photo of a sks dog on the beach"
 # ```
 #
-# A base of another latent space is refused (`minibnn/neighbours/guidance.py:check_same_latents`): the same numbers would mean another picture.
+# A base of another latent space is refused (`minibnn/neighbours/guidance.py:check_same_latents`): the same numbers
+# would mean another picture.
 
 # %%
 u, c = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.ones(2, 4, 8, 8)
-print("mine = minibnn's:", torch.equal(guide(u, c, 3.0), guidance.guide(u, c, 3.0)))
+print("mine = minibnn's:", torch.equal(guide(u, c, 3.0), sample.guide(u, c, 3.0)))
 print("τ: mine = minibnn's:", torch.equal(schedule_map(cosine, linear), guidance.schedule_map(cosine, linear)))
 
 # %% [markdown]
 # ## Experiment 2: a network that is really fine-tuned
 #
-# Points in the plane, in six clusters; the "caption" is the cluster's number, 6 stands for none. A small network learns all of it,
-# then is fine-tuned on 100 points of two clusters, with one label in ten dropped.
+# Points in the plane, in six clusters; the "caption" is the cluster's number, 6 stands for none. A small network learns
+# all of it, then is fine-tuned on 100 points of two clusters, with one label in ten dropped.
 
 # %%
 torch.set_default_dtype(torch.float32)
@@ -259,12 +272,13 @@ def without_label(network):
     return lambda x, t: network(x, torch.full((len(x),), t), torch.full((len(x),), 6))
 
 
-def sample(unconditional, scale, n=300):
+def points_drawn(unconditional, scale, n=300):
     """Points of cluster 0 by the fine-tuned network, guided by somebody's unconditional prediction."""
     x = torch.randn(n, 2, generator=torch.Generator().manual_seed(9))
     for t in range(199, -1, -4):
         eps_c = finetuned(x, torch.full((n,), t), torch.zeros(n, dtype=torch.int64))
-        x = schedule.ddim_step(x, guide(unconditional(x, t), eps_c, scale), TOY[t], TOY[t - 4] if t >= 4 else torch.ones(()))
+        eps = guide(unconditional(x, t), eps_c, scale)
+        x = schedule.ddim_step(x, eps, TOY[t], TOY[t - 4] if t >= 4 else torch.ones(()))
     return x
 
 
@@ -273,11 +287,14 @@ def energy_distance(a, b):
     return (2 * torch.cdist(a, b).mean() - torch.cdist(a, a).mean() - torch.cdist(b, b).mean()).item()
 
 
-sources = {"the true one": true_unconditional, "its own": without_label(finetuned), "the base's": without_label(base), "a wrong base's": without_label(wrong)}  # fmt: skip
+sources = {
+    "the true one": true_unconditional, "its own": without_label(finetuned),
+    "the base's": without_label(base), "a wrong base's": without_label(wrong),
+}
 print("energy distance to true guidance      own      base     wrong base")
 for scale in (1.5, 2, 3, 5, 7.5):
-    goal = sample(true_unconditional, scale)
-    distances = [energy_distance(sample(sources[name], scale), goal) for name in list(sources)[1:]]
+    goal = points_drawn(true_unconditional, scale)
+    distances = [energy_distance(points_drawn(sources[name], scale), goal) for name in list(sources)[1:]]
     print(f"                      w = {scale:3}    " + "".join(f"{d:9.3f}" for d in distances))
 
 # %%
@@ -285,7 +302,7 @@ figure, axes = plt.subplots(1, 4, figsize=(11, 2.9), sharex=True, sharey=True)
 for axis, (name, unconditional) in zip(axes, sources.items(), strict=True):
     axis.scatter(*points.T, s=1, color="lightgrey", label="data")
     axis.scatter(*points[labels == 0].T, s=1, color="grey", label="cluster asked for")
-    axis.scatter(*sample(unconditional, 3.0).T, s=2, label="drawn")
+    axis.scatter(*points_drawn(unconditional, 3.0).T, s=2, label="drawn")
     axis.set(xlim=(-3, 5), ylim=(-3, 5), aspect="equal")
     axis.set_title(f"unconditional: {name}", fontsize=9)
 axes[0].legend(fontsize=7, markerscale=4, loc="upper right")
@@ -293,37 +310,39 @@ figure.tight_layout()
 show(
     figure,
     "06_toy",
-    "Guidance 3. With the true unconditional prediction a tight cloud at the outer side of its cluster; with its own a cloud below "
-    "it; with the base's one at the right place with a few stray points; with a wrong base's one far outside.",
+    "Guidance 3. With the true unconditional prediction a tight cloud at the outer side of its cluster; with its own a "
+    "cloud below it; with the base's one at the right place with a few stray points; with a wrong base's one far "
+    "outside.",
 )
 
 # %% [markdown]
-# The fine-tuned network knows only two clusters, so its guidance points away from the other one: down. The base knows all six, and
-# points outwards, as the truth does. At $w=7.5$ hardly any gain is left: there the errors of the *conditional* prediction, too, are
-# multiplied by 7.5, and the few stray points are theirs.
+# The fine-tuned network knows only two clusters, so its guidance points away from the other one: down. The base knows
+# all six, and points outwards, as the truth does. At $w=7.5$ hardly any gain is left: there the errors of the
+# *conditional* prediction, too, are multiplied by 7.5, and they cause the few stray points.
 
 # %% [markdown]
 # ## Experiment 3: the dog
 #
-# The bundled model, fine-tuned on the six pictures of the dog with BNN and without (900 steps, all weights), drawn with its own and with
-# the pretrained model's unconditional prediction. This takes longer than a lesson: the figures come from
-# `python -m minibnn experiment guidance`; the ledger `RESULTS.md` has them all.
+# The bundled model, fine-tuned on the six pictures of the dog with BNN and without (900 steps, all weights), drawn with
+# its own and with the pretrained model's unconditional prediction. This takes longer than a lesson: the figures come
+# from `python -m minibnn experiment guidance`; [results/guidance.md](results/guidance.md) has them all.
 #
 # ![Pictures of the two runs without and with the base at guidance 1.5, 3 and 7.5. At 1.5 the rows with the base show the dog in its teal and magenta, those without in pale colours. At 7.5 the rows with the base show saturated blobs.](results/guidance-samples.png)
 #
-# At 1.5 the dog has its colours with the base, and only pale ones without. The fine-tuned model's own unconditional prediction has drifted
-# towards dogs (of 12 pictures drawn with an empty prompt the classifier calls 5 a dog, of the pretrained model's 1), so that guidance
-# moves away from what it should move to. But see 7.5: the pictures fall apart.
+# At 1.5 the dog has its colours with the base, and only pale ones without. The fine-tuned model's own unconditional
+# prediction has drifted towards dogs (of 12 pictures drawn with an empty prompt the classifier calls 5 a dog, of the
+# pretrained model's 1), so that guidance moves away from what it should move to. But see 7.5: the pictures fall apart.
 #
 # ## What fails, and why
 #
-# - **A large scale.** All weights moved at a large rate, so $\epsilon_\theta(c)-\epsilon_\psi(\varnothing)$ holds not only the prompt but
-#   everything in which the two networks differ, and $w$ multiplies that, too. On the dog the remedy helps at 1.5 and 2, does nothing at 3 and
-#   harms from 4 on: more noise, twice as many clipped values. The authors saw no such limit on their models.
-# - A base that is not the right prior makes it *worse* than no remedy (the last picture above): the method stands and falls with
-#   $p_\psi(x_t)$ being nearer to the truth than $p_\theta(x_t)$.
-# - Two evaluations that cannot share a batch, and a second network in memory. For LoRA and OFT the base is the same network with the
-#   adapter switched off: no second copy.
+# - **A large scale.** All weights moved at a large rate, so $\epsilon_\theta(c)-\epsilon_\psi(\varnothing)$ holds not
+#   only the prompt but everything in which the two networks differ, and $w$ multiplies that, too. On the dog the remedy
+#   helps at 1.5 and 2, does nothing at 3 and harms from 4 on: more noise, twice as many clipped values. The authors saw
+#   no such limit on their models.
+# - A base that is not the right prior makes it *worse* than no remedy (the last picture above): the method stands and
+#   falls with $p_\psi(x_t)$ being nearer to the truth than $p_\theta(x_t)$.
+# - It costs two evaluations that cannot share a batch, and a second network in memory. For LoRA and OFT the base is the
+#   same network with the adapter switched off: no second copy.
 # - The authors themselves report little gain for adapters, and for data that the fine-tuned model fits well.
 #
 # ## Summary

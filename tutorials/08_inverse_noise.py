@@ -1,13 +1,13 @@
 # %% [markdown]
 # # 08 · Inverse noise correction: start where the sampler needs it
 #
-# **Question.** A sampler draws *almost* the right pictures. Must the network be trained again, or is there other noise from
-# which the same network, with the same few steps, draws the right ones?
+# **Question.** A sampler draws *almost* the right pictures. Must the network be trained again, or is there other noise
+# from which the same network, with the same few steps, draws the right ones?
 #
 # ![Four point clouds. Two sharp half moons; a slanted blot with the outline of the moons, drawn by five steps; inverse noise, wide and with sharp inner edges; the moons again, their upper and lower arcs as dense as in the data, some blur left between them.](figures/08_moons.png)
 #
-# *Left: data. Then: what a flow draws in five steps; the noise it should have started from; what it draws from learned noise
-# of that kind: not perfect, but nine times nearer to the data in energy distance.*
+# *Left: data. Then: what a flow draws in five steps; the noise it should have started from; what it draws from learned
+# noise of that kind: not perfect, but nine times nearer to the data in energy distance.*
 #
 # **Afterwards you can** train a flow, invert its sampler exactly, say when that works, and judge whether a corrector
 # is worth its computing time.
@@ -35,30 +35,31 @@ torch.manual_seed(0)
 # %% [markdown]
 # ## The idea
 #
-# A **flow** moves noise to data along a field of velocities. The simplest one (*rectified flow*) connects a noise $e$ and a
-# datum $x$ by a straight line,
+# A **flow** moves noise to data along a field of velocities. The simplest one (*rectified flow*) connects a noise $e$
+# and a datum $x$ by a straight line,
 #
 # $$x_s = (1-s)\,e + s\,x,\qquad \frac{\mathrm d x_s}{\mathrm d s} = x - e$$
 #
-# and trains a network $v(x_s, s)$ to guess the velocity $x-e$ from the place $x_s$ alone, by least squares. To draw, begin at
-# noise and follow $v$ in $n$ Euler steps. Call that map $T$. It is a plain function from noise to picture, without chance
-# in it.
+# and trains a network $v(x_s, s)$ to guess the velocity $x-e$ from the place $x_s$ alone, by least squares. To draw,
+# begin at noise and follow $v$ in $n$ Euler steps. Call that map $T$. It is a plain function from noise to picture,
+# without chance in it.
 #
-# $T$ has two faults: $v$ is not perfect, and $n$ is finite. Both are *in* $T$, and the usual cure is to change it: train longer, or
-# take more steps. **Inverse noise correction** (INC) leaves $T$ alone. If $T$ can be inverted, there is for each picture $x$ of
-# the training data exactly one noise $z=T^{-1}(x)$ that $T$ takes to it. These $z$ are *not* normally distributed; the deviation is
-# the sum of all faults of $T$. But it is a small deviation, so a second, small flow (the *corrector*) learns it easily:
-# normal noise → corrector → $z$ → $T$ → picture.
+# $T$ has two faults: $v$ is not perfect, and $n$ is finite. Both are *in* $T$, and the usual cure is to change it:
+# train longer, or take more steps. **Inverse noise correction** (INC) leaves $T$ alone. If $T$ can be inverted, there
+# is for each picture $x$ of the training data exactly one noise $z=T^{-1}(x)$ that $T$ takes to it. These $z$ are *not*
+# normally distributed; the deviation is the sum of all faults of $T$. But it is a small deviation, so a second, small
+# flow (the *corrector*) learns it easily: normal noise → corrector → $z$ → $T$ → picture.
 #
-# Nothing is lost on the way: an invertible map keeps Kullback-Leibler divergences, $\mathrm{KL}(P\Vert T_\#q)=\mathrm{KL}(T^{-1}_\#P\Vert q)$. As well as
-# the corrector knows the noise, so well does $T$ draw the data.
+# Nothing is lost on the way: an invertible map keeps Kullback-Leibler divergences,
+# $\mathrm{KL}(P\Vert T_\#q)=\mathrm{KL}(T^{-1}_\#P\Vert q)$. The better the corrector knows the noise, the better $T$
+# draws the data.
 
 # %% [markdown]
 # ## Exercise 1 · what a flow learns from (5 minutes, easy)
 
 # %%
 def flow_pair(x, e, s):
-    """Data x (B, D), noise e (B, D), times s (B,) -> the point x_s and the velocity to be learnt.   (Liu et al. 2023, eq. 1)"""
+    """Data x (B, D), noise e (B, D), times s (B,) -> the point x_s, the velocity there.   (Liu et al. 2023, eq. 1)"""
     # --- exercise 1: a point on the straight line, and its velocity
     s = s[:, None]
     return (1 - s) * e + s * x, x - e
@@ -120,9 +121,10 @@ print(f"   real data against real data: {distance(data, fresh):.4f}")
 #
 # $$y + h\,v(y, s) = x$$
 #
-# $y = x - h\,v(x, s)$ is *not* it: that asks for the velocity at the wrong place. But it is a better guess than $x$, so do it again
-# from there: $y\leftarrow x-h\,v(y,s)$. Two guesses that differ by $d$ differ by at most $hL\,d$ after one round, if $v$ changes at
-# most $L$ times as fast as its argument. For $hL<1$ they close in on the one solution, a *contraction*.
+# $y = x - h\,v(x, s)$ is *not* it: that asks for the velocity at the wrong place. But it is a better guess than $x$, so
+# do it again from there: $y\leftarrow x-h\,v(y,s)$. Two guesses that differ by $d$ differ by at most $hL\,d$ after one
+# round, if $v$ changes at most $L$ times as fast as its argument. For $hL<1$ they close in on the one solution, a
+# *contraction*.
 
 # %%
 def inverse_step(velocity, x, s, h, iterations):
@@ -140,12 +142,15 @@ check_inverse_step(inverse_step)
 # %% [markdown]
 # ## Exercise 4 · undo them all (10 minutes, medium)
 #
-# In which order, and with which times? A round trip decides: $T^{-1}(T(z))=z$ for a $z$ that you know. (That $T(T^{-1}(x))=x$ is the
-# weaker test.)
+# In which order, and with which times? A round trip decides: $T^{-1}(T(z))=z$ for a $z$ that you know. (That
+# $T(T^{-1}(x))=x$ is the weaker test.)
 
 # %%
 def invert(velocity, x, steps):
-    """The noise z (B, D) with euler(velocity, z, steps) = x. Use flow.inverse_step(velocity, x, s, h, 60, 0.0)[0] or your own."""
+    """The noise z (B, D) with euler(velocity, z, steps) = x.
+
+    Use your own inverse_step, or minibnn's: flow.inverse_step(velocity, x, s, h, 60, 0.0)[0].
+    """
     # --- exercise 4: all steps, backwards
     for j in reversed(range(steps)):
         x, _ = flow.inverse_step(velocity, x, j / steps, 1 / steps, 60, 0.0)
@@ -167,8 +172,8 @@ print(f"inverse noise: standard deviation {z.std():.3f}, where the sampler was s
 # %% [markdown]
 # ## Exercise 5 · a case with an answer (10 minutes, medium)
 #
-# Let the "network" be wrong in a way that we can solve: $v(x,s)=ax+b$ for one-dimensional data $\mathcal N(m,\sigma^2)$. One step multiplies by
-# $1+ha$ and adds $hb$, so $T(z)=Az+B$ with
+# Let the "network" be wrong in a way that we can solve: $v(x,s)=ax+b$ for one-dimensional data
+# $\mathcal N(m,\sigma^2)$. One step multiplies by $1+ha$ and adds $hb$, so $T(z)=Az+B$ with
 #
 # $$A=(1+ha)^n,\qquad B=hb\sum_{k=0}^{n-1}(1+ha)^k$$
 #
@@ -198,12 +203,14 @@ for name, first in (("normal noise", start), ("inverse noise", mean + std * star
 #
 # ## The same in minibnn
 #
-# Your lines are `minibnn/neighbours/flow.py:flow_loss`, `minibnn/neighbours/flow.py:euler`, `minibnn/neighbours/flow.py:inverse_step` and `minibnn/neighbours/flow.py:invert`, which also
-# reports the residual $\lVert y+h\,v(y,s)-x\rVert$ of each sample and **refuses** where it does not get small.
+# Your lines are `minibnn/neighbours/flow.py:flow_loss`, `minibnn/neighbours/flow.py:euler`,
+# `minibnn/neighbours/flow.py:inverse_step` and `minibnn/neighbours/flow.py:invert`, which also reports the residual
+# $\lVert y+h\,v(y,s)-x\rVert$ of each sample and **refuses** where it does not get small.
 #
 # ## Experiment: does it pay?
 #
-# The corrector is a flow of half the width (a quarter of the computing) on the inverse noises, trained as long as the first.
+# The corrector is a flow of half the width (a quarter of the computing) on the inverse noises, trained as long as the
+# first.
 
 # %%
 z, residual = flow.inverse_noise(main, data, 5)
@@ -240,19 +247,22 @@ for axis, (title, cloud) in zip(axes, clouds.items(), strict=True):
 show(
     figure,
     "08_moons",
-    "Four point clouds: two half moons; what five steps draw, a slanted blot with the outline of the moons; the inverse noise, wide and with "
-    "sharp inner edges; what five steps draw from corrected noise, the arcs of the moons with some blur left between them.",
+    "Four point clouds: two half moons; what five steps draw, a slanted blot with the outline of the moons; the "
+    "inverse noise, wide and with sharp inner edges; what five steps draw from corrected noise, the arcs of the moons "
+    "with some blur left between them.",
 )
 
 # %% [markdown]
 # ## What fails, and why
 #
-# - **Too few steps**: $h$ grows, and with $hL>1$ the iteration runs away instead of closing in. `minibnn/neighbours/flow.py:invert` then stops
-#   with an error; noise that is not the inverse would teach the corrector nonsense. Below: the same flow with one step.
-# - **A corrector belongs to one $n$.** It knows the faults of *five* steps; with another $n$, $T$ is another map. Near by it may still
-#   help, because more steps mend something themselves; far off it brings in faults that are no longer there.
-# - **A good sampler needs none.** With many steps little is left to mend, and the corrector's own errors (it is a small flow with
-#   finitely many steps, too) are all that it adds.
+# - **Too few steps**: $h$ grows, and with $hL>1$ the iteration runs away instead of closing in.
+#   `minibnn/neighbours/flow.py:invert` then stops with an error; noise that is not the inverse would teach the
+#   corrector nonsense. Below: the same flow with one step.
+# - **A corrector belongs to one $n$.** It knows the faults of *five* steps; with another $n$, $T$ is another map. With
+#   a similar $n$ it may still help, because more steps mend something themselves; with a much larger $n$ it corrects
+#   faults that are no longer there.
+# - **A good sampler needs none.** With many steps little is left to mend, and the corrector's own errors (it is a small
+#   flow with finitely many steps, too) are all that it adds.
 # - The inversion costs several evaluations for each step and picture, once, before the corrector is trained.
 
 # %%
@@ -261,12 +271,14 @@ try:
 except Exception as error:
     print("refused:", error)
 for steps in (5, 10, 40):
-    drawn = flow.sample(main, noise, steps, corrector, 20)
-    print(f"corrector made for 5 steps, used with {steps:2}: {distance(drawn, fresh):.4f}; without {distance(euler(main, noise, steps), fresh):.4f}")
+    drawn, plain = flow.sample(main, noise, steps, corrector, 20), euler(main, noise, steps)
+    print(f"corrector made for 5 steps, used with {steps:2}: {distance(drawn, fresh):.4f}; "
+          f"without {distance(plain, fresh):.4f}")
 
 # %% [markdown]
-# What the paper claims for pictures (better FID with fewer FLOPs), and what of it holds with the bundled flow on the world's
-# pictures, stands in [results/inverse_noise.md](results/inverse_noise.md), measured with several seeds by `python -m minibnn experiment inverse-noise`.
+# What the paper claims for pictures (better FID with fewer FLOPs), and what of it holds with the bundled flow on the
+# world's pictures, stands in [results/inverse_noise.md](results/inverse_noise.md), measured with several seeds by
+# `python -m minibnn experiment inverse-noise`.
 #
 # ## Summary
 #

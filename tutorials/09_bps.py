@@ -1,19 +1,22 @@
 # %% [markdown]
 # # 09 · Bayesian Power Steering: a frozen model learns to follow sketches
 #
-# **Question.** A model knows what a dog looks like, and you have forty sketches with their drawings. Can it learn to put the dog
-# *where the sketch is*, without a single one of its weights being changed?
+# **Question.** A model knows what a dog looks like, and you have forty sketches with their drawings. Can it learn to
+# put the dog *where the sketch is*, without a single one of its weights being changed?
 #
 # ![Three rows of six pictures: sketches; what the frozen model draws from the captions; what it draws when a branch, trained for a few seconds, steers it.](figures/09_steered.png)
 #
-# *Sketches of subjects it was not trained on; the frozen model's drawings from the captions alone; the same noise, steered.*
+# *Sketches of subjects it was not trained on; the frozen model's drawings from the captions alone; the same noise,
+# steered.*
 #
-# **Afterwards you can** derive the term that a hint adds to a noise prediction, say why zero convolutions are safe and why they
-# still learn, and attach a branch to any UNet with hooks.
+# **Afterwards you can** derive the term that a hint adds to a noise prediction, say why zero convolutions are safe and
+# why they still learn, and attach a branch to any UNet with hooks.
 #
 # You need: tutorial 01; exercise 1 uses the Gaussian's log density. About 50 minutes.
 
 # %%
+import re
+
 import matplotlib.pyplot as plt
 import torch
 from checks import show
@@ -28,24 +31,27 @@ print("minibnn", __version__, "· torch", torch.__version__)
 # %% [markdown]
 # ## The idea
 #
-# A pretrained model is a *prior* over pictures $z_0$. A hint $y$ (a sketch) is data that belongs to an unknown picture. Bayes' rule,
-# $p(z_t\mid y)\propto p(z_t)\,p_t(y\mid z_t)$, becomes a sum after taking logarithms and gradients, and a noise prediction is such a
-# gradient: $\hat\epsilon=-\sqrt{1-\bar\alpha_t}\,\nabla\log p_t(z_t)$. So the right prediction for a model that knows the hint is
+# A pretrained model is a *prior* over pictures $z_0$. A hint $y$ (a sketch) is data that belongs to an unknown picture.
+# Bayes' rule, $p(z_t\mid y)\propto p(z_t)\,p_t(y\mid z_t)$, becomes a sum after taking logarithms and gradients, and a
+# noise prediction is such a gradient: $\hat\epsilon=-\sqrt{1-\bar\alpha_t}\,\nabla\log p_t(z_t)$. So the right
+# prediction for a model that knows the hint is
 #
 # $$\hat\epsilon(z_t,t,y)=\hat\epsilon(z_t,t)+M,\qquad M=-\sqrt{1-\bar\alpha_t}\,\nabla_{z_t}\log p_t(y\mid z_t)$$
 #
-# The first term we have: it is frozen. Only $M$ must be learned, and few pairs may do, because everything about *pictures* is in
-# the first term; $M$ says only what a sketch says.
+# The first term we have: it is frozen. Only $M$ must be learned, and few pairs may do, because everything about
+# *pictures* is in the first term; $M$ says only what a sketch says.
 #
-# $M$ depends on the time and on $z_t$: in pure noise no $z_t$ suits the hint better than another, and in the end $z_t$ itself says
-# more than an inexact hint can. BPS builds a *branch*, a U-shaped network that sees the hint and the time but **not** $z_t$, and
-# adds its features inside the frozen UNet, after every residual block and every attention. The dependence on $z_t$ comes from the frozen layers that they pass.
+# $M$ depends on the time and on $z_t$: in pure noise no $z_t$ suits the hint better than another, and in the end $z_t$
+# itself says more than an inexact hint can. BPS builds a *branch*, a U-shaped network that sees the hint and the time
+# but **not** $z_t$, and adds its features inside the frozen UNet, after every residual block and every attention. The
+# dependence on $z_t$ comes from the frozen layers that they pass.
 
 # %% [markdown]
 # ## Exercise 1 · M where it can be computed (15 minutes, medium)
 #
-# Pictures are numbers $z_0\sim\mathcal N(0,1)$, the hint is $y=a z_0+$ noise of standard deviation `noise`. Given $z_t$, the picture is
-# $\mathcal N(\sqrt{\bar\alpha_t}\,z_t,\ 1-\bar\alpha_t)$. So what is $p_t(y\mid z_t)$? Take the gradient of its logarithm.
+# Pictures are numbers $z_0\sim\mathcal N(0,1)$, the hint is $y=a z_0+$ noise of standard deviation `noise`. Given
+# $z_t$, the picture is $\mathcal N(\sqrt{\bar\alpha_t}\,z_t,\ 1-\bar\alpha_t)$. So what is $p_t(y\mid z_t)$? Take the
+# gradient of its logarithm.
 
 # %%
 def steering_term(z, c, abar, a, noise):
@@ -60,8 +66,8 @@ def steering_term(z, c, abar, a, noise):
 check_steering_term(steering_term)
 
 # %% [markdown]
-# Two things to see: $M$ changes with $z_t$ (a branch that is added to the *output* and blind for $z_t$ could never do that), and it
-# begins at 0 in pure noise, grows, and goes back to 0 at the end, the later the more exact the hint is.
+# Two things to see: $M$ changes with $z_t$ (a branch that is added to the *output* and blind for $z_t$ could never do
+# that), and it begins at 0 in pure noise, grows, and goes back to 0 at the end, the later the more exact the hint is.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(8, 2.7))
@@ -71,22 +77,26 @@ for abar in (0.1, 0.5, 0.9):
 axes[0].set(xlabel="z_t", ylabel="M", title="hint y = 1")
 axes[0].legend()
 share = torch.linspace(0.01, 0.99, 99)
+here, hint = torch.zeros(1), torch.ones(1)
 for noise in (0.1, 0.3, 1.0):
-    axes[1].plot(share, [-steering_term(torch.zeros(1), torch.ones(1), abar.item(), 1.0, noise).item() for abar in share], label=f"noise {noise}")
+    sizes = [-steering_term(here, hint, abar, 1.0, noise).item() for abar in share.tolist()]
+    axes[1].plot(share, sizes, label=f"noise {noise}")
 axes[1].set(xlabel="ᾱ (drawing goes from left to right)", title="size of M at z_t = 0")
 axes[1].legend()
 figure.tight_layout()
 show(
     figure,
     "09_steering",
-    "Left: M against z for three times, three rising straight lines, the steeper the later. Right: the size of M against ᾱ rises and falls again; for exact hints it is larger and falls later.",
+    "Left: M against z for three times, three rising straight lines, the steeper the later. Right: the size of M "
+    "against ᾱ rises and falls again; for exact hints it is larger and falls later.",
 )
 
 # %% [markdown]
 # ## Exercise 2 · a sketch at the size of a latent (10 minutes, medium)
 #
-# The sketch has 64 × 64 pixels, the latent 8 × 8 places. Averaging would wash the lines away. Instead each tile of $f\times f$
-# pixels becomes $f^2$ *channels* at one place: nothing is lost. Order of the channels: colour, row in the tile, column.
+# The sketch has 64 × 64 pixels, the latent 8 × 8 places. Averaging would wash the lines away. Instead each tile of
+# $f\times f$ pixels becomes $f^2$ *channels* at one place: nothing is lost. Order of the channels: colour, row in the
+# tile, column.
 
 # %%
 def pixels_to_channels(hint, factor):
@@ -102,8 +112,8 @@ check_pixels_to_channels(pixels_to_channels)
 # %% [markdown]
 # ## Exercise 3 · steer a frozen network (5 minutes, easy)
 #
-# The frozen network is a chain of blocks. After each block its feature is added, where there is one. (In PyTorch, a *forward
-# hook* does this without touching the network's code: see `minibnn/neighbours/bps_branch.py:added`.)
+# The frozen network is a chain of blocks. After each block its feature is added, where there is one. (In PyTorch, a
+# *forward hook* does this without touching the network's code: see `minibnn/neighbours/bps_branch.py:added`.)
 
 # %%
 def run_steered(blocks, features, h):
@@ -120,10 +130,10 @@ check_run_steered(run_steered)
 # %% [markdown]
 # ## Zero convolutions
 #
-# Each feature passes a convolution whose weights and biases are **zero** at first. So the first picture is exactly that of the frozen
-# model: nothing is spoilt before something is learned. Does it learn at all? For $f=w\cdot b$ the gradient for $w$ is the feature $b$, not
-# zero; the gradient for what made $b$ is $w=0$. After one step $w\neq0$, and the layer before begins. The branch
-# wakes up from its outputs backwards.
+# Each feature passes a convolution whose weights and biases are **zero** at first. So the first picture is exactly that
+# of the frozen model: nothing is spoilt before something is learned. Does it learn at all? For $f=w\cdot b$ the
+# gradient for $w$ is the feature $b$, not zero; the gradient for what made $b$ is $w=0$. After one step $w\neq0$, and
+# the layer before begins. The branch wakes up from its outputs backwards.
 
 # %%
 sd = StableDiffusion.load("tiny")
@@ -146,20 +156,22 @@ for step in range(3):
 # %% [markdown]
 # ## Head-heavy and foot-light
 #
-# Where is the branch strong? Its encoder and middle have heavy blocks that see the time, and their features are multiplied by fixed
-# **gains** 16, 8, 4, 2 (from fine to coarse) and 16 in the middle; its decoder has light blocks without time, with gain 1. A
-# gain before a convolution that starts at zero changes nothing at first. But Adam moves every weight about equally far
-# in a step, so a gain of 16 lets that feature grow 16 times as fast: a learning rate for each place, in disguise.
+# Where is the branch strong? Its encoder and middle have heavy blocks that see the time, and their features are
+# multiplied by fixed **gains** 16, 8, 4, 2 (from fine to coarse) and 16 in the middle; its decoder has light blocks
+# without time, with gain 1. A gain before a convolution that starts at zero changes nothing at first. But Adam moves
+# every weight about equally far in a step, so a gain of 16 lets that feature grow 16 times as fast: a learning rate for
+# each place, in disguise.
 
 # %%
+units = bps_branch.units(sd.unet)
 print("gains of encoder and middle:", branch.gains)
-print("units:", len(bps_branch.units(sd.unet)), "· additions:", sum(map(len, bps_branch.units(sd.unet))), "(SD v1.5: 25 and 38)")
+print("units:", len(units), "· additions:", sum(map(len, units)), "(SD v1.5: 25 and 38)")
 
 # %% [markdown]
 # ## Exercise 4 · guidance with a hint (5 minutes, easy)
 #
-# Guidance strengthens the prompt by comparing with an empty prompt. The hint is not an alternative to be compared with: BPS keeps
-# it in **both** predictions.
+# Guidance strengthens the prompt by comparing with an empty prompt. The hint is not an alternative to be compared with:
+# BPS keeps it in **both** predictions.
 
 # %%
 def guided_eps(eps, prompt, hint, w):
@@ -175,13 +187,15 @@ check_guided_eps(guided_eps)
 # %% [markdown]
 # ## The same in minibnn
 #
-# Your lines are `minibnn/neighbours/bps_branch.py:added` (exercise 3, with hooks), `minibnn/neighbours/bps_branch.py:Branch` (exercise 2: its first line) and
-# `minibnn/neighbours/bps.py:draw_steered` (exercise 4). The loss is that of every diffusion model; `minibnn/neighbours/bps.py:train_branch` moves the branch alone.
+# Your lines are `minibnn/neighbours/bps_branch.py:added` (exercise 3, with hooks),
+# `minibnn/neighbours/bps_branch.py:Branch` (exercise 2: the first line of its `forward`) and
+# `minibnn/neighbours/bps.py:draw_steered` (exercise 4). The loss is that of every diffusion model;
+# `minibnn/neighbours/bps.py:train_branch` moves the branch alone.
 #
 # ## Experiment: forty pairs, a few seconds
 #
-# The world draws subjects with exact outlines. We train on forty pairs for as long as a tutorial may take, then give sketches
-# of other drawings.
+# The world draws subjects with exact outlines. We train on forty pairs for as long as a tutorial may take, then give
+# sketches of other drawings.
 
 # %%
 def pairs_of_the_world(count, seed):
@@ -213,21 +227,22 @@ for row, cells, name in zip(axes, (new_sketches[:, 0], frozen, steered), ("sketc
         axis.set(xticks=[], yticks=[])
     row[0].set_ylabel(name)
 for axis, caption in zip(axes[0], new_captions, strict=True):
-    axis.set_title(caption.replace(" on ", "\non ").replace(" in ", "\nin ").replace(" at ", "\nat ").replace(" under ", "\nunder "), fontsize=7)
+    axis.set_title(re.sub(" (on|in|at|under) ", r"\n\1 ", caption), fontsize=7)
 figure.tight_layout()
 show(
     figure,
     "09_steered",
-    "Three rows of six: outlines; pictures by the frozen model, right in subject and colour but not in place; pictures by the steered model, nearer to the outlines.",
+    "Three rows of six: outlines; pictures by the frozen model, right in subject and colour but not in place; pictures "
+    "by the steered model, nearer to the outlines.",
 )
 
 # %% [markdown]
-# Sixty steps are a beginning: subjects move and turn towards their outlines. Longer training, and how well outlines are met with
-# 12, 40 and 200 pairs, beside ControlNet's places (skips only) and T2I-Adapter's (encoder only), stands in
+# Sixty steps are a beginning: subjects move and turn towards their outlines. Longer training, and how well outlines are
+# met with 12, 40 and 200 pairs, beside ControlNet's places (skips only) and T2I-Adapter's (encoder only), stands in
 # [results/bps.md](results/bps.md), measured by `python -m minibnn experiment bps`.
 #
-# Does the branch use the *sketch*, or has it only learned what forty drawings look like? Control: the same branch, the sketches
-# given to the wrong captions.
+# Does the branch use the *sketch*, or has it only learned what forty drawings look like? Control: the same branch, the
+# sketches given to the wrong captions.
 
 # %%
 t, eps = torch.full((40,), 600), torch.randn(40, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -236,8 +251,13 @@ pair = bps.Pairs(sd, test_sketches, test_images, test_captions)
 abar = sd.alphas_cumprod[600]
 x_t = abar.sqrt() * pair.mean * sd.vae.config.scaling_factor + (1 - abar).sqrt() * eps
 context = sd.encode_prompts(test_captions)
+hints = {
+    "its own sketch": test_sketches,
+    "another's sketch": test_sketches.roll(1, 0),
+    "an empty sketch": torch.zeros_like(test_sketches),
+}
 with torch.no_grad():
-    for name, given in (("its own sketch", test_sketches), ("another's sketch", test_sketches.roll(1, 0)), ("an empty sketch", 0 * test_sketches)):
+    for name, given in hints.items():
         error = (bps_branch.steered(sd.unet, branch, x_t, t, context, given) - eps).square().mean()
         print(f"error at t = 600 with {name:16}: {error:.4f}")
     print(f"error at t = 600, frozen model        : {(sd.unet(x_t, t, context) - eps).square().mean():.4f}")
@@ -245,10 +265,10 @@ with torch.no_grad():
 # %% [markdown]
 # ## What fails, and why
 #
-# - **Not light**: for SD v1.5 the branch has 692 M parameters, four fifths of the UNet. It is light in *data* and in what it
-#   computes (no attention), not in size.
-# - **A hint without information** should give $M=0$. The branch has never seen one: with an empty or a wrong sketch it is worse than
-#   the frozen model alone.
+# - **It is not light**: for SD v1.5 the branch has 692 M parameters, four fifths of the UNet. It is light in *data* and
+#   in what it computes (no attention), not in size.
+# - **A hint without information** should give $M=0$. The branch has never seen one: with an empty or a wrong sketch it
+#   is worse than the frozen model alone.
 # - **Guidance does not strengthen the hint**, since it is in both predictions.
 # - The gains belong to a task: the authors use them for sketches, and ones everywhere for layouts.
 # - The branch cannot see $z_t$. What depends on it must come from the frozen layers behind each addition.
@@ -261,6 +281,6 @@ with torch.no_grad():
 # | heavy, timed encoder; light decoder; gains; zero convolutions | the authors' code, `minibnn/neighbours/bps_branch.py:Branch` |
 # | where features are added | `minibnn/neighbours/bps_branch.py:units`, `minibnn/neighbours/bps_branch.py:added` |
 # | training, drawing | `minibnn/neighbours/bps.py:train_branch`, `minibnn/neighbours/bps.py:draw_steered` |
-# | exact sketches of drawings | `minibnn/world.py:outline` |
+# | exact sketches of drawings | `minibnn/world/scenes.py:outline` |
 #
 # Next: 10, the kernel.

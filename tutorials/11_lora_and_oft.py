@@ -1,17 +1,19 @@
 # %% [markdown]
 # # 11 · LoRA and OFT, and where they may be random
 #
-# **Question.** DreamBooth trains all 860 million weights of Stable Diffusion's UNet on four photos. What can be learned by training a few
-# of them, what cannot, and which of these few may be random variables?
+# **Question.** DreamBooth trains all 860 million weights of Stable Diffusion's UNet on four photos. What can be learned
+# by training a few of them, what cannot, and which of these few may be random variables?
 #
 # ![Bars of what is left after the best fit. For a change of rank 2, LoRA leaves nothing and OFT 71 % or more. For a rotation, OFT of one block leaves nothing and LoRA of rank 2 78 %. For weights that are all 10 % larger, OFT leaves everything and LoRA of rank 2 81 %.](figures/11_what_each_can_learn.png)
 #
-# *How much of a wanted change remains undone after the best fit: each method has its own language. You will write both.*
+# *How much of a wanted change remains undone after the best fit: each method has its own language. You will write
+# both.*
 #
-# **Afterwards you can** write LoRA and OFT in a few lines each, merge them, save them so that other programs read the same change, and
-# say why exactly one matrix of LoRA and the $Q$ of OFT are random in the paper.
+# **Afterwards you can** write LoRA and OFT in a few lines each, merge them, save them so that other programs read the
+# same change, and say why exactly one matrix of LoRA and the $Q$ of OFT are random in the paper.
 #
-# You need: linear layers, orthogonal matrices; tutorial 04 for the last part. About 50 minutes. Symbols: [NOTATION.md](NOTATION.md).
+# You need: linear layers, orthogonal matrices; tutorial 04 for the last part. About 50 minutes. Symbols:
+# [NOTATION.md](NOTATION.md).
 
 # %%
 import matplotlib.pyplot as plt
@@ -28,27 +30,29 @@ torch.set_default_dtype(torch.float64)
 # %% [markdown]
 # ## The idea
 #
-# Leave the pretrained weight $W$ (out × in) as it is and train a small description of a *change*. **LoRA** (Hu et al. 2021, eq. 3) adds a matrix
-# of low rank $r$:
+# Leave the pretrained weight $W$ (out × in) as it is and train a small description of a *change*. **LoRA** (Hu et al.
+# 2021, eq. 3) adds a matrix of low rank $r$:
 #
 # $$W' = W + \frac{\alpha}{r}\,B A,\qquad A\in\mathbb R^{r\times\text{in}},\quad B\in\mathbb R^{\text{out}\times r}$$
 #
 # $A$ ("down") starts random, $B$ ("up") at zero, so training starts from the pretrained model. For a layer of SD with
 # 1280 inputs and outputs, $r=4$ means 10,240 numbers instead of 1,638,400.
 #
-# **OFT** (Qiu et al. 2023) instead *rotates* what the layer sees, block by block: $W'=WR^\top$ with block-diagonal orthogonal $R$. An orthogonal
-# matrix cannot be trained number by number, for it would not stay orthogonal. The Cayley map makes one from *any* matrix $Q$ (the paper's App. D):
+# **OFT** (Qiu et al. 2023) instead *rotates* what the layer sees, block by block: $W'=WR^\top$ with block-diagonal
+# orthogonal $R$. An orthogonal matrix cannot be trained number by number, for it would not stay orthogonal. The Cayley
+# map makes one from *any* matrix $Q$ (the paper's App. D):
 #
 # $$S=\tfrac12(Q-Q^\top),\qquad R=(I+S)(I-S)^{-1}$$
 #
-# $S$ is skew: its eigenvalues are imaginary, $i\lambda$, so $I-S$ is always invertible, and $R$ has the eigenvalues $\frac{1+i\lambda}{1-i\lambda}$, of absolute
-# value 1. Hence $R^\top R=I$, and $Q=0$ gives $R=I$: training again starts from the pretrained model.
+# $S$ is skew: its eigenvalues are imaginary, $i\lambda$, so $I-S$ is always invertible, and $R$ has the eigenvalues
+# $\frac{1+i\lambda}{1-i\lambda}$, of absolute value 1. Hence $R^\top R=I$, and $Q=0$ gives $R=I$: training again starts
+# from the pretrained model.
 
 # %% [markdown]
 # ## Exercise 1 · LoRA (5 minutes, easy)
 #
-# Compute $y$ for a batch of rows. Do not form $BA$: two thin products are cheaper, and with $B=0$ the output must be that of $W$ to
-# the last bit. The rank is the number of rows of $A$.
+# Compute $y$ for a batch of rows. Do not form $BA$: two thin products are cheaper, and with $B=0$ the output must be
+# that of $W$ to the last bit. The rank is the number of rows of $A$.
 
 # %%
 def lora(x, weight, down, up, alpha):
@@ -63,9 +67,9 @@ check_lora(lora)
 # %% [markdown]
 # ## Exercise 2 · a file for another program (5 minutes, easy)
 #
-# diffusers stores a LoRA as `….lora.down.weight` and `….lora.up.weight` and computes $W+BA$: there is no place for $\alpha$. (Files in kohya's layout keep
-# `….alpha` beside the matrices.) A wrong scale raises no error; the subject just comes out too weak or burnt. Return the
-# $A$ and $B$ to be stored, with the factor in $B$.
+# diffusers stores a LoRA as `….lora.down.weight` and `….lora.up.weight` and computes $W+BA$: there is no place for
+# $\alpha$. (Files in kohya's layout keep `….alpha` beside the matrices.) A wrong scale raises no error; the subject
+# just comes out too weak or burnt. Return the $A$ and $B$ to be stored, with the factor in $B$.
 
 # %%
 def for_diffusers(down, up, alpha):
@@ -96,8 +100,8 @@ check_cayley(cayley)
 # %% [markdown]
 # ## Exercise 4 · rotate the inputs, block by block (5 minutes, easy)
 #
-# One $R$ for 1280 inputs would have 1.6 million numbers again. With $r$ blocks it has $1/r$ of that (for OFT, $r$ counts *blocks*: more
-# means fewer parameters!). `torch.block_diag` puts matrices on a diagonal.
+# One $R$ for 1280 inputs would have 1.6 million numbers again. With $r$ blocks it has $1/r$ of that (for OFT, $r$
+# counts *blocks*: more means fewer parameters!). `torch.block_diag` puts matrices on a diagonal.
 
 # %%
 def rotated_weight(weight, rotations):
@@ -112,8 +116,9 @@ check_rotated_weight(rotated_weight)
 # %% [markdown]
 # ## Experiment: what can each of them learn?
 #
-# A layer of 16 inputs and outputs, and three wanted changes: one of rank 2, a rotation of the inputs, and simply all weights 10 % larger. Every method is
-# trained directly towards the wanted weight; what it leaves undone is what it cannot say.
+# A layer of 16 inputs and outputs, and three wanted changes: one of rank 2, a rotation of the inputs, and simply all
+# weights 10 % larger. Every method is trained directly towards the wanted weight; what it leaves undone is what it
+# cannot say.
 
 # %%
 generator, d = torch.Generator().manual_seed(0), 16
@@ -157,30 +162,33 @@ axis.legend(fontsize=7, ncols=2)
 show(
     figure,
     "11_what_each_can_learn",
-    "What is left after the best fit: of a change of rank 2, LoRA leaves nothing and OFT most; of a rotation, OFT of one block leaves nothing "
-    "and LoRA of rank 2 most; of weights 10 % larger, OFT leaves everything and LoRA most.",
+    "What is left after the best fit: of a change of rank 2, LoRA leaves nothing and OFT most; of a rotation, OFT of "
+    "one block leaves nothing and LoRA of rank 2 most; of weights 10 % larger, OFT leaves everything and LoRA most.",
 )
 
 # %% [markdown]
-# OFT cannot make a single weight vector longer: $WR^\top(WR^\top)^\top=WW^\top$, so lengths of and angles between the neurons stay what they were.
-# That is its point: Qiu et al. hold that these angles carry what the pretrained model knows. LoRA can do anything, but only in
-# $r$ directions at once.
+# OFT cannot make a single weight vector longer: $WR^\top(WR^\top)^\top=WW^\top$, so lengths of and angles between the
+# neurons stay what they were. That is its point: Qiu et al. hold that these angles carry what the pretrained model
+# knows. LoRA can do anything, but only in $r$ directions at once.
 
 # %% [markdown]
 # ## Where may they be random?
 #
-# The paper's App. D makes **only the up matrix** of LoRA random, $B=\mu+\sigma\circ\epsilon$, and for OFT **only $Q$**. Why not everything?
+# The paper's App. D makes **only the up matrix** of LoRA random, $B=\mu+\sigma\circ\epsilon$, and for OFT **only $Q$**.
+# Why not everything?
 #
-# - Given $A$, the weight $W+\frac\alpha r BA$ is linear in $B$: it is Gaussian when $B$ is, and App. C's argument holds. If $A$ were random too, the
-#   weight would contain *products* of Gaussians.
-# - For OFT any noise on $R$ itself, or on $WR^\top$, would end the orthogonality. Noise on $Q$ does not: the Cayley map is orthogonal for every $Q$.
+# - Given $A$, the weight $W+\frac\alpha r BA$ is linear in $B$: it is Gaussian when $B$ is, and App. C's argument
+#   holds. If $A$ were random too, the weight would contain *products* of Gaussians.
+# - For OFT any noise on $R$ itself, or on $WR^\top$, would end the orthogonality. Noise on $Q$ does not: the Cayley map
+#   is orthogonal for every $Q$.
 #
-# (The paper writes $W=W_0+BA$ and calls $A$ the up matrix. What its code makes random is the one that starts at zero: our $B$.)
+# (The paper writes $W=W_0+BA$ and calls $A$ the up matrix. What its code makes random is the one that starts at zero:
+# our $B$.)
 #
 # ## Exercise 5 · how random is the weight? (10 minutes, medium)
 #
-# Let all entries of $B$ be independent with standard deviation $\sigma$. Then $W'_{ij}=W_{ij}+\frac\alpha r\sum_k B_{ik}A_{kj}$. What is its standard deviation?
-# It does not depend on $i$.
+# Let all entries of $B$ be independent with standard deviation $\sigma$. Then
+# $W'_{ij}=W_{ij}+\frac\alpha r\sum_k B_{ik}A_{kj}$. What is its standard deviation? It does not depend on $i$.
 
 # %%
 def weight_std(down, sigma, alpha):
@@ -198,10 +206,12 @@ down = torch.randn(rank, 1, generator=generator)
 b = sigma * torch.randn(draws, rank, generator=generator)
 one_random = (b @ down)[:, 0]
 both_random = (b * torch.randn(draws, rank, generator=generator)).sum(1)
-print(f"one random: standard deviation {one_random.std():.4f}, exercise 5 says {weight_std(down, sigma, rank).item():.4f}")
+expected = weight_std(down, sigma, rank).item()
+print(f"one random: standard deviation {one_random.std():.4f}, exercise 5 says {expected:.4f}")
 for name, values in (("one random ", one_random), ("both random", both_random)):
     z = (values - values.mean()) / values.std()
-    print(f"{name}: excess kurtosis {(z**4).mean() - 3:+.2f}   (a Gaussian has 0, a sum of {rank} products 6/{rank} = {6 / rank:.0f})")
+    print(f"{name}: excess kurtosis {(z**4).mean() - 3:+.2f}   "
+          f"(a Gaussian has 0, a sum of {rank} products 6/{rank} = {6 / rank:.0f})")
 q = 0.05 * torch.randn(2, 40, 40, generator=generator)
 noisy_r = cayley(q[0]) + 0.05 * q[1]
 for name, r in (("noise on Q", cayley(q[0] + q[1])), ("noise on R", noisy_r)):
@@ -210,16 +220,18 @@ for name, r in (("noise on Q", cayley(q[0] + q[1])), ("noise on R", noisy_r)):
 # %% [markdown]
 # ## The same in minibnn
 #
-# Your lines are `minibnn/lora.py:LoraLinear` (and `minibnn/lora.py:delta`), `minibnn/adapter_files.py:write_lora`,
-# `minibnn/oft.py:cayley`, `minibnn/oft.py:rotate`. `minibnn/adapters.py:attach_lora` puts a LoRA into every attention projection;
-# `minibnn/methods.py:make_trainable` is all that the training loop knows of methods:
+# Your lines are `minibnn/finetune/lora.py:LoraLinear` (and `minibnn/finetune/lora.py:delta`),
+# `minibnn/finetune/adapter_files.py:write_lora`, `minibnn/finetune/oft.py:cayley`, `minibnn/finetune/oft.py:rotate`.
+# `minibnn/finetune/adapters.py:attach_lora` puts a LoRA into every attention projection;
+# `minibnn/finetune/methods.py:make_trainable` is all that the training loop knows of methods:
 #
 # ```
 # python -m minibnn.train --images tutorials/dog --method lora --keep-posterior
 # python -m minibnn.train --images tutorials/dog --method oft --no-bayes --out runs/dog-oft
 # ```
 #
-# Let us look at the bundled model. First: what does $\sigma=0.01$ mean? The same number is a different amount of randomness for each method.
+# Let us look at the bundled model. First: what does $\sigma=0.01$ mean? The same number is a different amount of
+# randomness for each method.
 
 # %%
 torch.set_default_dtype(torch.float32)
@@ -255,19 +267,20 @@ for method in ("all weights", "lora", "oft"):
         moved.append(((model.unet(x_t, t, context) - before).norm() / before.norm()).item())
     trained = sum(p.numel() for n, p in model.unet.named_parameters() if p.requires_grad and not n.endswith("_sigma"))
     share = bayes.random_share(model.unet)
-    print(f"{method:12}: {trained / 1e3:5.0f} thousand trained, {100 * share:5.2f} % random: a draw moves ε̂ by {100 * sum(moved) / 4:.1f} %")
+    print(f"{method:12}: {trained / 1e3:5.0f} thousand trained, {100 * share:5.2f} % random: "
+          f"a draw moves ε̂ by {100 * sum(moved) / 4:.1f} %")
 
 # %% [markdown]
-# Then a very short training of both, sixty steps instead of the recipe's 600, and pictures of the trained prompt from the same noise. The last column
-# draws the weights five times from what was trained and shows where the pictures disagree (white: by 64 grey levels and more): what
-# `minibnn.sample --posterior-samples` does.
+# Then a very short training of both, sixty steps instead of the recipe's 600, and pictures of the trained prompt from
+# the same noise. The last column draws the weights five times from what was trained and shows where the pictures
+# disagree (white: by 64 grey levels and more): what `minibnn.sample --posterior-samples` does.
 
 # %%
 def fine_tune(method, steps=60, lr=5e-3):
     """Fine-tune on the dog, with random weights; returns the model at the mean and {name: (μ, σ)}."""
     model, noise = adapted(method, 0.01)
     unet, generator = model.unet.train(), torch.Generator().manual_seed(0)
-    optimiser = torch.optim.Adam([p for p in unet.parameters() if p.requires_grad], lr)
+    optimiser = torch.optim.Adam([p for p in unet.parameters() if p.requires_grad], lr, fused=True)  # fused: faster
     for step in range(steps):
         i, t = [step % len(x0)], torch.randint(0, 1000, (1,), generator=generator)
         eps = torch.randn(x0[i].shape, generator=generator)
@@ -290,7 +303,7 @@ rows = {"pretrained": (sd, None), "LoRA": fine_tune("lora"), "OFT": fine_tune("o
 for row, (name, (model, random)) in zip(axes, rows.items(), strict=True):
     shown = pictures(model, 3)
     if random:
-        drawn = posterior.draw(model, random, 5, seed=0, generate=lambda model=model: pictures(model, 1))[1:]
+        _, *drawn = posterior.generate_with_draws(model, random, 5, 0, lambda model=model: pictures(model, 1))
         _, deviation, average = posterior.mean_and_deviation([draw[0] for draw in drawn])
         print(f"{name}: five draws of the weights deviate by {average:.1f} of 255 grey levels")
         shown.append(deviation)
@@ -303,16 +316,16 @@ axes[1, 3].set_title("deviation of\nthe first", fontsize=9)
 show(
     figure,
     "11_dog",
-    "Three pictures from the same noise by the pretrained model, by LoRA and by OFT after 60 steps, and for the latter two the deviation "
-    "of the first picture over five draws of the weights.",
+    "Three pictures from the same noise by the pretrained model, by LoRA and by OFT after 60 steps, and for the latter "
+    "two the deviation of the first picture over five draws of the weights.",
 )
 
 # %% [markdown]
 # ## Exact, or nearly?
 #
-# In float32 a rotation of 320 inputs (SD's blocks of 1280/4) is orthogonal to a few $10^{-7}$, also with a drawn $Q$. In half precision it would not
-# be: so minibnn rotates the *weight* in float32 and rounds once, whatever autocast says. A LoRA merged into half-precision weights
-# loses changes below the weights' own rounding.
+# In float32 a rotation of 320 inputs (SD's blocks of 1280/4) is orthogonal to a few $10^{-7}$, also with a drawn $Q$.
+# In half precision it would not be: so minibnn rotates the *weight* in float32 and rounds once, whatever autocast says.
+# A LoRA merged into half-precision weights loses changes below the weights' own rounding.
 
 # %%
 q = 0.01 * torch.randn(1, 320, 320)
@@ -327,12 +340,16 @@ for dtype in (torch.float32, torch.bfloat16):
 # %% [markdown]
 # ## What fails, and why
 #
-# - **A forgotten $\alpha/r$** (exercise 2) is the commonest reason why "the same LoRA" looks different in two programs. Compare pictures, not file sizes.
-# - **Unmerging by subtraction** does not give the old weights back to the last bit. Whoever wants them back keeps the old layers.
-# - **One $\sigma$ does not fit all.** $0.01$ on every entry of $Q$ turns a block of $b$ inputs by about $0.014\sqrt b$; the wider the block, the more.
-#   LoRA's depends on the size of $A$ (exercise 5). Compare methods by how far a draw moves $\hat\epsilon$, not by $\sigma$.
+# - **A forgotten $\alpha/r$** (exercise 2) is the commonest reason why "the same LoRA" looks different in two programs.
+#   Compare pictures, not file sizes.
+# - **Unmerging by subtraction** does not give the old weights back to the last bit. Whoever wants them back keeps the
+#   old layers.
+# - **One $\sigma$ does not fit all.** $0.01$ on every entry of $Q$ turns a block of $b$ inputs by about $0.014\sqrt b$;
+#   the wider the block, the more. LoRA's depends on the size of $A$ (exercise 5). Compare methods by how far a draw
+#   moves $\hat\epsilon$, not by $\sigma$.
 # - **COFT** (`--coft`) keeps the *mean* of $Q$ in a ball; a draw may leave it.
-# - **Is random better?** `python -m minibnn experiment methods` measures six rows (DreamBooth, LoRA, OFT, each with and without) and says what it finds.
+# - **Is random better?** `python -m minibnn experiment methods` measures six rows (DreamBooth, LoRA, OFT, each with and
+#   without) and says what it finds.
 #
 # ## Summary
 #
@@ -342,4 +359,4 @@ for dtype in (torch.float32, torch.bfloat16):
 # | only the up matrix is random | the paper's App. D; its name for it is $A$ |
 # | $R=(I+S)(I-S)^{-1}$, $S=\frac12(Q-Q^\top)$ | the paper's App. D; Qiu et al. 2023, *Controlling Text-to-Image Diffusion by Orthogonal Finetuning* |
 # | rates and steps: 1e-4; 400 and 200 a picture | the paper's App. H.1 |
-# | files for diffusers, peft, kohya's tools | `minibnn/adapter_files.py` |
+# | files for diffusers, peft, kohya's tools | `minibnn/finetune/adapter_files.py` |
