@@ -42,7 +42,7 @@ def test_ddim_eq13_is_an_euler_step_in_sigma():
 
 @pytest.mark.parametrize("std", [0.05, 1.0])
 def test_the_exact_denoiser_is_the_mean_of_eps_given_x(schedules, std):
-    """By quadrature over x_0: p(x_0) p(x_t | x_0), with ε = (x_t − √ᾱ x_0)/√(1−ᾱ)."""
+    """Compared with quadrature over x_0: p(x_0) p(x_t | x_0), with ε = (x_t − √ᾱ x_0)/√(1−ᾱ)."""
     abar, x, mean = ABAR[300].item(), 0.9, 0.4
 
     def weight(x0):
@@ -125,9 +125,8 @@ def test_bishop_eq3_50_and_3_51_posterior(linear):
     np.testing.assert_allclose(mean.T, mn, rtol=1e-12)
 
     def minus_log_joint(w):
-        return ((y.numpy()[:, 0] - x.numpy() @ w) ** 2).sum() / (2 * noise**2) + ((w - 0.2) ** 2).sum() / (
-            2 * sigma_p**2
-        )
+        misfit = ((y.numpy()[:, 0] - x.numpy() @ w) ** 2).sum() / (2 * noise**2)
+        return misfit + ((w - 0.2) ** 2).sum() / (2 * sigma_p**2)
 
     np.testing.assert_allclose(mean[0], optimize.minimize(minus_log_joint, np.zeros(3)).x, atol=1e-5)
 
@@ -156,7 +155,7 @@ def test_bishop_eq10_12_to_10_15_mean_field_optimum(linear):
 
 @pytest.mark.parametrize(("a", "d"), [(0.3, 0.0), (40.0, 0.9)])
 def test_eq3_and_algorithm1_best_sigma(linear, a, d):
-    """The tutorial's formulas, against a minimiser of a·σ²/2 + KL in either direction."""
+    """The tutorial's formulas agree with a minimiser of a·σ²/2 + KL in either direction."""
     sigma_p, one = 0.8, torch.ones(1)
 
     def best(price):
@@ -166,12 +165,10 @@ def test_eq3_and_algorithm1_best_sigma(linear, a, d):
         return result.x
 
     kl = linear["gaussian_kl"]
-    assert linear["eq3_sigma"](a, sigma_p) == pytest.approx(
-        best(lambda s: kl(d * one, s * one, 0 * one, sigma_p * one)), rel=1e-5
-    )
-    assert linear["algorithm1_sigma"](a, sigma_p, d) == pytest.approx(
-        best(lambda s: kl(0 * one, sigma_p * one, d * one, s * one)), rel=1e-5
-    )
+    of_eq3 = best(lambda s: kl(d * one, s * one, 0 * one, sigma_p * one))
+    of_algorithm1 = best(lambda s: kl(0 * one, sigma_p * one, d * one, s * one))
+    assert linear["eq3_sigma"](a, sigma_p) == pytest.approx(of_eq3, rel=1e-5)
+    assert linear["algorithm1_sigma"](a, sigma_p, d) == pytest.approx(of_algorithm1, rel=1e-5)
 
 
 # --- 11 ---------------------------------------------------------------------------------------------------------------
@@ -206,13 +203,11 @@ def test_app_d_cayley_as_in_the_tutorial(adapters):
 
 
 def test_app_d_weight_std_as_in_the_tutorial(adapters):
-    """Against 200,000 draws of B; and a sum of r products of normals has an excess kurtosis of 6/r."""
+    """It agrees with 200,000 draws of B; and a sum of r products of normals has an excess kurtosis of 6/r."""
     generator = torch.Generator().manual_seed(0)
     down = torch.randn(3, 5, generator=generator)
     b = 0.2 * torch.randn(200_000, 3, generator=generator)
     torch.testing.assert_close(adapters["weight_std"](down, 0.2, 6.0), (2 * b @ down).std(0), rtol=0.01, atol=0)
     for rank in (1, 2, 4):
-        product = (
-            torch.randn(2_000_000, rank, generator=generator) * torch.randn(2_000_000, rank, generator=generator)
-        ).sum(1)
-        assert stats.kurtosis(product.numpy()) == pytest.approx(6 / rank, rel=0.1)
+        one, other = torch.randn(2, 2_000_000, rank, generator=generator)
+        assert stats.kurtosis((one * other).sum(1).numpy()) == pytest.approx(6 / rank, rel=0.1)

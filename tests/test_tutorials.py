@@ -5,6 +5,7 @@ What the text shows (links, names, figures, mathematics) is in order.
 
 import ast
 import base64
+import dataclasses
 import linecache
 import os
 import re
@@ -22,6 +23,8 @@ sys.path.insert(0, str(TUTORIALS))
 
 import build  # noqa: E402
 from checks import Mistake, compare, equal  # noqa: E402
+
+from minibnn.__main__ import COMMANDS  # noqa: E402
 
 SOURCES = build.sources()
 PAGES = [*SOURCES, *sorted(TUTORIALS.glob("*.md")), *sorted(TUTORIALS.glob("results/*.md"))]
@@ -156,7 +159,8 @@ def run(notebook, folder):
     kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
     assert kernel.kernel_spec.argv[0] == sys.executable
     client = NotebookClient(notebook, km=kernel, timeout=240, resources={"metadata": {"path": str(folder)}})
-    client.execute(env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"})
+    one_thread = {"OMP_NUM_THREADS": "1"}  # the networks are small: more threads would mostly wait for one another
+    client.execute(env=os.environ | one_thread | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"})
     return notebook
 
 
@@ -175,9 +179,8 @@ def test_the_solved_notebook_runs(source, tmp_path):
     for output in pictures:
         assert len(base64.b64decode(output.data["image/png"])) <= MAX_FIGURE
         assert output.metadata.get("image/png", {}).get("alt"), "show(figure, name, alt) gives a figure its words"
-    assert [
-        path for path in sorted(folder.rglob("*.*")) if "__pycache__" not in path.parts
-    ] == before  # nothing is written
+    after = [path for path in sorted(folder.rglob("*.*")) if "__pycache__" not in path.parts]
+    assert after == before  # nothing is written
 
 
 def test_a_notebook_that_names_what_minibnn_lacks_fails(tmp_path):
@@ -190,12 +193,17 @@ def test_a_notebook_that_names_what_minibnn_lacks_fails(tmp_path):
 # --- the text ---------------------------------------------------------------------------------------------------------
 
 
-def markdown_of(page):
-    """The text of a page, without its code."""
+def text_of(page):
+    """The text of a page; of a tutorial, without its cells of code."""
     text = page.read_text(encoding="utf-8")
     if page.suffix == ".py":
         text = "\n\n".join(body for markdown, body in build.cells(text) if markdown)
-    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return text
+
+
+def markdown_of(page):
+    """The text of a page, without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", text_of(page), flags=re.MULTILINE | re.DOTALL)
 
 
 def mathematics_faults(text):
@@ -254,7 +262,7 @@ def test_the_linter_of_mathematics_sees_faults():
 
 
 @each_page
-def test_links_pictures_and_names_exist(page):
+def test_links_and_pictures_exist(page):
     text = markdown_of(page)
     for alt, target in re.findall(r"!\[(.*?)\]\((.*?)\)", text, re.DOTALL):
         assert len(alt) > 10, f"{target} needs words for those who cannot see it"
@@ -262,17 +270,57 @@ def test_links_pictures_and_names_exist(page):
     for target in re.findall(r"\]\((.*?)\)", text):
         assert target.startswith("https://") or (page.parent / target.split("#")[0]).exists(), target
     assert "<img" not in text and "base64" not in text
-    for path, name in re.findall(r"`((?:minibnn|kernels|tutorials)/[\w/]+\.py)(?::(\w+))?", text):
+
+
+def wrong_references(text):
+    """The files, names in files (`file.py:name`), commands and options in a text that the repository does not have."""
+    wrong = []
+    folders = r"minibnn|kernels|tests|benchmarks|tutorials(?!/NN)"
+    for path, name in re.findall(rf"\b((?:{folders})/[\w/]+\.py)(?::(\w+))?", text):
+        if not (ROOT / path).is_file():
+            wrong.append(path)
+            continue
         tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
         defined = {n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
         defined |= {t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
-        assert not name or name in defined, f"{path} has no {name}"
+        if name and name not in defined:
+            wrong.append(f"{path}:{name}")
+    one_line = text.replace("\\\n", "")
+    for line in re.findall(r"(?:python -m minibnn[ .]|minibnn\.(?=sample |train ))(\w[^`\n]*)", one_line):
+        command = " ".join(line.split()[: 2 if line.startswith("experiment ") else 1])
+        if command not in COMMANDS:
+            wrong.append(command)
+            continue
+        known = {field.name for field in dataclasses.fields(COMMANDS[command][1])}
+        options = [option.replace("-", "_") for option in re.findall(r" --([a-z][\w-]*)", line)]
+        wrong += [f"{command} --{option}" for option in options if option.removeprefix("no_") not in known]
+    return wrong
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_page_names_exists(page):
+    assert not wrong_references(text_of(page))
+
+
+def test_a_wrong_reference_is_found():
+    right = "`minibnn/lab/eq2.py:expected_loss`, `python -m minibnn experiment corruption --settings all`, "
+    right += "`minibnn.sample --posterior-samples 8`,\npython -m minibnn.train --images dog \\\n    --no-bayes  # plain"
+    assert not wrong_references(right)
+    for old, new, found in (
+        ("lab/eq2.py", "corruption.py", "minibnn/corruption.py"),
+        (":expected_loss", ":expected", "minibnn/lab/eq2.py:expected"),
+        ("experiment corruption", "experiment dogs", "experiment dogs"),
+        ("experiment corruption", "metrics", "metrics"),
+        ("--posterior-samples", "--first-prompt", "sample --first_prompt"),
+        ("--no-bayes", "--no-noise", "train --no_noise"),
+    ):
+        assert wrong_references(right.replace(old, new)) == [found]
 
 
 def test_the_notation_page_names_what_the_code_has():
     """Every name of the column "in code" is a variable, argument or attribute somewhere in minibnn or in a tutorial."""
     known = {"B", "C", "H", "W"}
-    for path in [*ROOT.glob("minibnn/*.py"), *SOURCES]:
+    for path in [*ROOT.glob("minibnn/**/*.py"), *SOURCES]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             known |= {
                 getattr(node, field)
@@ -296,8 +344,16 @@ def test_the_index_lists_it(source):
 
 @each_tutorial
 def test_the_first_cell_of_code_is_short(source):
-    """At most six lines of imports, no paths, no downloads; it prints the versions."""
+    """It imports from at most six packages, has no paths and no downloads, and prints the versions."""
     first = next(body for markdown, body in build.cells(source.read_text(encoding="utf-8")) if not markdown)
     imports = [n for n in ast.parse(first).body if isinstance(n, (ast.Import, ast.ImportFrom))]
-    assert 1 <= len(imports) <= 6 and "__version__" in first
+    packages = {name.split(".")[0] for n in imports for name in [getattr(n, "module", None) or n.names[0].name]}
+    assert 1 <= len(packages) <= 6 and len(imports) <= 10 and "__version__" in first
     assert "sys.path" not in source.read_text(encoding="utf-8") and "chdir" not in source.read_text(encoding="utf-8")
+
+
+@each_tutorial
+def test_lines_have_at_most_120_characters(source):
+    """All code, and all text that can be wrapped: not tables, pictures and displayed equations."""
+    lines = source.read_text(encoding="utf-8").split("\n")
+    assert not [line for line in lines if len(line) > 120 and not line.startswith(("# |", "# ![", "# $$"))]
