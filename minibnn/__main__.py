@@ -1,5 +1,6 @@
 """The one door for all commands: `python -m minibnn COMMAND …`, or `minibnn COMMAND …` after an installation."""
 
+import difflib
 import os
 import sys
 from importlib import import_module
@@ -7,40 +8,54 @@ from importlib import import_module
 from .options import commands, experiments
 from .options.parsing import answer_ctrl_c_while_importing, fail, parse, run
 
-PHASES = "fine-tune on 1-6 pictures with and without BNN, and measure the three phases"
 COMMANDS = {  # name: (what it does, its options, module:function, what the function takes before the options)
     "train": ("fine-tune a model on a few pictures", commands.TrainOptions, "cli.train:fine_tune"),
     "sample": ("draw pictures with a model or a run", commands.SampleOptions, "cli.sample:sample"),
-    "world": ("drawings of the picture world", commands.WorldOptions, "world.scenes:make_drawings"),
+    "photo-measures": ("measure photographs: Clip-T, Clip-I, Dino, Lpips, Clip-IQA",
+                       commands.PhotoOptions, "photo.measures:measure_photos"),
+    # the picture world, of which the bundled model is made
+    "world": ("draw the picture world", commands.WorldOptions, "world.scenes:make_drawings"),
     "pretrain": ("make the bundled model from nothing", commands.PretrainOptions, "world.pretrain:pretrain"),
-    "evaluate": ("does it draw what the caption says?", commands.EvaluateOptions, "world.evaluate:evaluate"),
-    "world-measures": ("what each measure of drawings sees", commands.MeasuresOptions, "world.measures:validate"),
-    "world-eye": ("train the network behind fidelity", commands.EyeOptions, "world.eye:train_eye"),
-    "photo-measures": ("Clip-T, Clip-I, Dino, Lpips, Clip-IQA", commands.PhotoOptions, "photo.measures:measure_photos"),
-    "sigma1": ("σ₁ of Eq. 2 in a model (Fig. 4)", commands.ProbeOptions, "lab.probes:look", "sigma1"),
-    "eq2": ("pictures that Eq. 2 alone draws (§3.2)", commands.Eq2Options, "lab.drawn_by_eq2:draw_by_eq2"),
-    "probe-zero": ("x_t = 0 denoised (Fig. 3)", commands.ProbeOptions, "lab.probes:look", "probe-zero"),
-    "probe-local": ("noise in a small region (Fig. 5)", commands.ProbeOptions, "lab.probes:look", "probe-local"),
-    "probe-scaled": ("k times a picture denoised (Fig. 12)", commands.ProbeOptions, "lab.probes:look", "probe-scaled"),
-    "probe-blank": ("a blank picture denoised (Fig. 10b)", commands.ProbeOptions, "lab.probes:look", "probe-blank"),
-    "graft": ("learn from own samples that a reward accepts", commands.GraftOptions, "neighbours.graft:graft"),
-    "flow": ("a flow, and its inverse noise correction", commands.FlowOptions, "neighbours.flow:train_or_draw"),
-    "bps": ("steer a frozen model by hints", commands.BpsOptions, "neighbours.bps:train_or_draw"),
-    "experiment corruption": (PHASES, experiments.CorruptionOptions, "experiments.corruption:experiment"),
-    "experiment report": ("curves, verdicts, tables of these", experiments.ReportOptions, "experiments.report:report"),
-    "experiment methods": ("Table 1, small", experiments.MethodsOptions, "experiments.methods:table", "methods"),
-    "experiment where": ("Table 3, small", experiments.MethodsOptions, "experiments.methods:table", "where"),
-    "experiment guidance": ("with the base's ε(∅)", experiments.GuidanceOptions, "experiments.guidance:experiment"),
-    "experiment graft": ("GRAFT on the world", experiments.GraftExperimentOptions, "experiments.graft:experiment"),
-    "experiment inverse-noise": ("flows", experiments.InverseNoiseOptions, "experiments.inverse_noise:experiment"),
-    "experiment bps": ("hints from few pairs", experiments.BpsExperimentOptions, "experiments.bps:experiment"),
+    "evaluate": ("judge whether it draws what a caption says", commands.EvaluateOptions, "world.evaluate:evaluate"),
+    "world-measures": ("show what each measure of drawings sees", commands.MeasuresOptions, "world.measures:validate"),
+    "world-eye": ("train the network that measures fidelity", commands.EyeOptions, "world.eye:train_eye"),
+    # the laboratory: the paper's Eq. 2 and probes that look into models
+    "eq2": ("draw pictures by Eq. 2 alone (§3.2)", commands.Eq2Options, "lab.drawn_by_eq2:draw_by_eq2"),
+    "sigma1": ("measure σ₁ of Eq. 2 in a model (Fig. 4)", commands.ProbeOptions, "lab.probes:look", "sigma1"),
+    "probe-zero": ("denoise x_t = 0 (Fig. 3)", commands.ProbeOptions, "lab.probes:look", "probe-zero"),
+    "probe-local": ("add noise in a small region (Fig. 5)", commands.ProbeOptions, "lab.probes:look", "probe-local"),
+    "probe-scaled": ("denoise k times a picture (Fig. 12)", commands.ProbeOptions, "lab.probes:look", "probe-scaled"),
+    "probe-blank": ("denoise a blank picture (Fig. 10b)", commands.ProbeOptions, "lab.probes:look", "probe-blank"),
+    # the neighbours
+    "graft": ("train on own samples that a reward accepts", commands.GraftOptions, "neighbours.graft:graft"),
+    "flow": ("draw with a flow, and correct its noise", commands.FlowOptions, "neighbours.flow:train_or_draw"),
+    "bps": ("steer a frozen model by sketches or maps", commands.BpsOptions, "neighbours.bps:train_or_draw"),
+    # the experiments
+    "experiment corruption": ("measure the three phases of few-shot fine-tuning, with and without BNN",
+                              experiments.CorruptionOptions, "experiments.corruption:experiment"),
+    "experiment report": ("draw its curves, and judge whether there is a corruption stage",
+                          experiments.ReportOptions, "experiments.report:report"),
+    "experiment methods": ("compare DreamBooth, LoRA and OFT, with and without BNN (Table 1)",
+                           experiments.MethodsOptions, "experiments.methods:table", "methods"),
+    "experiment where": ("compare which layers are Bayesian (Table 3)",
+                         experiments.MethodsOptions, "experiments.methods:table", "where"),
+    "experiment guidance": ("guide with the base model's unconditional prediction",
+                            experiments.GuidanceOptions, "experiments.guidance:experiment"),
+    "experiment graft": ("compare GRAFT and P-GRAFT with their limits",
+                         experiments.GraftExperimentOptions, "experiments.graft:experiment"),
+    "experiment inverse-noise": ("measure flows with and without inverse noise correction",
+                                 experiments.InverseNoiseOptions, "experiments.inverse_noise:experiment"),
+    "experiment bps": ("measure how well pictures follow hints, from 12, 40 and 200 pairs",
+                       experiments.BpsExperimentOptions, "experiments.bps:experiment"),
 }
 
 
 def main(*words):
     """Run the command that the words and then the command line name. Exits with 2 after a mistake, 130 after Ctrl-C."""
     words = [*words, *sys.argv[1:]]
-    if not words or words[0] in ("-h", "--help"):
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? for what it lacks
+    if not words or words[0] in ("-h", "--help") or words in (["experiment"], ["experiment", "--help"]):
         print("python -m minibnn COMMAND …\n")
         for name, (what, *_) in COMMANDS.items():
             print(f"  {name:27s}{what}")
@@ -49,8 +64,8 @@ def main(*words):
     length = 2 if words[0] == "experiment" else 1
     name = " ".join(words[:length])
     if name not in COMMANDS:
-        near = [known for known in COMMANDS if known.startswith(words[0])] or ["python -m minibnn --help lists them"]
-        fail(f"no command {name}; {', '.join(near)}")
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        fail(f"no command {name}; " + (f"did you mean {near[0]}?" if near else "python -m minibnn --help lists them"))
     _, options_class, function, *leading = COMMANDS[name]
     options = parse(options_class, f"minibnn {name}", words[length:])  # before torch is imported: it answers at once
     # Threads that wait for others should sleep: on a busy machine those that spin take the time of those that compute.

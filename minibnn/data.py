@@ -92,14 +92,23 @@ def latent_moments(vae, images):
     return torch.cat(moments).chunk(2, dim=1)
 
 
+def generator_of(seed, number):
+    """A random generator of its own for each number (a step, an epoch) of a training with this seed."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
+
+
 def epoch_order(n, position, seed):
     """Which of n pictures is used at place `position` (0, 1, …) of the training: every epoch a new permutation.
 
     A function of its arguments alone, so that a resumed run goes on where it stopped.
     """
     epoch, place = divmod(position, n)
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-    return int(torch.randperm(n, generator=generator)[place])
+    return int(torch.randperm(n, generator=generator_of(seed, epoch))[place])
+
+
+def picked(n, i, size, seed):
+    """Which of n pictures are in batch i: a list of `size` numbers, in the order of `epoch_order`."""
+    return [epoch_order(n, i * size + k, seed) for k in range(size)]
 
 
 def own_class_pictures(folder):
@@ -115,8 +124,16 @@ def full_name(model):
     return model if model == "tiny" else str(Path(model).resolve())
 
 
+def class_record(prompt, model, resolution):
+    """What drawn class pictures depend on, to be kept beside them."""
+    return {"prompt": prompt, "model": full_name(model), "resolution": resolution}
+
+
 def check_class_pictures(folder, made_for):
-    """Refuse drawn class pictures of another prompt, model or size. made_for: dict. Raises UserError naming the key."""
+    """Refuse class pictures that were drawn for something else. made_for: a `class_record`.
+
+    Raises UserError naming the key that differs.
+    """
     record = Path(folder) / CLASS_RECORD
     before = read_json(record) if record.exists() else made_for
     for key, value in made_for.items():
@@ -127,7 +144,7 @@ def check_class_pictures(folder, made_for):
 def class_pictures(sd, folder, count, made_for, group=4):
     """Paths of `count` pictures in `folder`: the user's own first, then drawn ones; those missing are drawn now.
 
-    made_for: {"prompt", "resolution", …}, kept beside the pictures. Group i of 4 pictures is drawn with seed i: an
+    made_for: a `class_record`, kept beside the pictures. Group i of 4 pictures is drawn with seed i: an
     interrupted run goes on where it stopped, a larger count adds to it.
     """
     folder = Path(folder)

@@ -35,6 +35,16 @@ def unscaled_dtype(device):
     return "bfloat16" if device.startswith("cuda") and half_dtype(device) == "bfloat16" else "float32"
 
 
+def drawing_dtype(device):
+    """The type of the weights when only pictures are drawn: "float16" on a GPU, else "float32"."""
+    return "float16" if device.startswith("cuda") else "float32"
+
+
+def autocast(device, dtype):
+    """A context in which the layers compute in `dtype` (torch.float32: as they are). device: a name or torch.device."""
+    return torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)
+
+
 def choose_threads(device, network):
     """One thread for a small network on a CPU; for a large one, or where OMP_NUM_THREADS is set, nothing changes.
 
@@ -46,8 +56,10 @@ def choose_threads(device, network):
         torch.set_num_threads(1)
 
 
-def make_deterministic():
+def make_deterministic(device):
     """The same bits from the same seed also on a GPU, as far as PyTorch has such kernels; elsewhere it warns."""
+    if not device.startswith("cuda"):
+        return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False

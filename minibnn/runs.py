@@ -17,6 +17,7 @@ import json
 import platform
 import shutil
 import signal
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -265,6 +266,7 @@ class CtrlC:
 
     def _note(self, *_):
         self.asked = True
+        print("\nstopping after this step; Ctrl-C again stops at once, and the step is lost", file=sys.stderr)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def __exit__(self, *_):

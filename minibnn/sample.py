@@ -58,10 +58,7 @@ def generate(sd, prompts, steps=None, guidance=None, seed=0, negative_prompt="",
     guidance = sd.recipe["guidance"] if guidance is None else guidance
     width, height = picture_size(sd, size)
     check_numbers(sampler, eta, guidance, seed)
-    try:
-        times = schedule.timesteps(steps)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    times = schedule.timesteps(steps)
     generator = torch.Generator().manual_seed(seed)
     shape = (len(prompts), sd.vae.config.latent_channels, height // sd.vae.factor, width // sd.vae.factor)
     start = torch.randn(shape, generator=generator)

@@ -15,6 +15,8 @@ Every function takes ᾱ as a number or a tensor; a tensor of shape (B,) holds o
 
 import torch
 
+from .errors import UserError
+
 TRAIN_STEPS = 1000
 
 
@@ -123,10 +125,10 @@ def plms_eps(eps):
 def timesteps(steps, offset=1):
     """The falling times of a sampler with that many steps, in SD's "leading" spacing. (steps,) int64.
 
-    Example: timesteps(4) is [751, 501, 251, 1]. Raises ValueError unless 1 ≤ steps ≤ 999 (1000 without the offset).
+    Example: timesteps(4) is [751, 501, 251, 1]. Raises UserError unless 1 ≤ steps ≤ 999 (1000 without the offset).
     """
     if not 1 <= steps <= TRAIN_STEPS - offset:
-        raise ValueError(f"steps = {steps} is outside 1..{TRAIN_STEPS - offset}")
+        raise UserError(f"steps = {steps} is outside 1..{TRAIN_STEPS - offset}")
     return torch.arange(steps).flip(0) * (TRAIN_STEPS // steps) + offset
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from . import data, schedule
+from .devices import autocast
 from .errors import UserError
 from .finetune import bayes, methods
 from .networks.vae import sample_latents
@@ -47,7 +48,10 @@ class Training:
 
 
 def train(training, options, batches, observers=()):
-    """Train until `options.steps` optimiser steps are done. options: TrainOptions, with nothing left open.
+    """Train until `options.steps` optimiser steps are done.
+
+    options: TrainOptions; of these the loop reads steps, seed, batch_size, accumulate, lr, lr_warmup_steps, lambda_kl,
+    prior_sigma, kl, coft, and prior_weight where there are class pictures.
 
     batches(i, generator) -> x_0 (B, 4, h, w) and the condition of forward i. The first `options.batch_size` pictures of
     a batch are the subject's; the others, if any, are pictures of its class. The observers are called with the training
@@ -56,10 +60,10 @@ def train(training, options, batches, observers=()):
     """
     sd, network, optimiser, scaler = training.sd, training.network, training.optimiser, training.scaler
     abar = sd.alphas_cumprod.to(sd.device)
-    for look in observers:
-        look(training)
+    for observer in observers:
+        observer(training)
     while training.step < options.steps:
-        generator = torch.Generator().manual_seed((options.seed * 1_000_003 + training.step) % 2**63)
+        generator = data.generator_of(options.seed, training.step)
         training.losses = {"diffusion": 0.0, "prior": 0.0, "kl": 0.0}
         for forward in range(options.accumulate):
             x0, condition = batches(training.step * options.accumulate + forward, generator)
@@ -91,8 +95,8 @@ def train(training, options, batches, observers=()):
         optimiser.zero_grad()
         methods.constrain(network, options)
         training.step += 1
-        for look in observers:
-            look(training)
+        for observer in observers:
+            observer(training)
 
 
 class Diverged(UserError):
@@ -116,7 +120,7 @@ def fine_tuning(sd, options):
 
     def predict(x_t, t, context, generator):
         noise.renew(generator, sd.device)
-        with torch.autocast(sd.device.type, dtype, enabled=dtype != torch.float32):
+        with autocast(sd.device, dtype):
             return unet(x_t, t, context)
 
     optimiser = make_optimiser(unet, options.lr)
@@ -153,7 +157,7 @@ class Batches:
     def __call__(self, i, generator):
         latents, contexts = [], []
         for mean, logvar, context in self.sources:
-            picked = [data.epoch_order(len(mean), i * self.size + k, self.seed) for k in range(self.size)]
+            picked = data.picked(len(mean), i, self.size, self.seed)
             latents.append(sample_latents(mean[picked], logvar[picked], generator) * self.scale)
             contexts.append(context.expand(self.size, -1, -1))
         return torch.cat(latents), torch.cat(contexts)
@@ -165,7 +169,7 @@ def at_the_mean(sd, dtype=torch.float32):
     sd.to(sd.device)
     sd.unet.eval()
     try:
-        with torch.autocast(sd.device.type, dtype, enabled=dtype != torch.float32):
+        with autocast(sd.device, dtype):
             yield
     finally:
         sd.unet.train()

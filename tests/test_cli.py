@@ -40,8 +40,9 @@ def test_help_needs_no_torch(words):
     assert "[default" not in result.stdout and "--seed" in result.stdout
 
 
-def test_the_door_lists_every_command_once(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["minibnn", "--help"])
+@pytest.mark.parametrize("words", [[], ["--help"], ["experiment"], ["experiment", "--help"]])
+def test_the_door_lists_every_command_once(capsys, monkeypatch, words):
+    monkeypatch.setattr(sys, "argv", ["minibnn", *words])
     main()
     lines = capsys.readouterr().out.splitlines()
     listed = [line[2:].split("  ")[0] for line in lines if line.startswith("  ")]
@@ -74,11 +75,9 @@ def test_options_that_a_command_reads_are_those_it_has(name):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["minibnn", "trian"], "error: no command trian; python -m minibnn --help lists them"),
-        (
-            ["minibnn", "experiment", "graf"],
-            "error: no command experiment graf; experiment corruption, experiment report,",
-        ),
+        (["minibnn", "trian"], "error: no command trian; did you mean train?"),
+        (["minibnn", "toast"], "error: no command toast; python -m minibnn --help lists them"),
+        (["minibnn", "experiment", "graf"], "error: no command experiment graf; did you mean experiment graft?"),
         (["minibnn", "train", "--imges", "x"], "error: no option --imges; did you mean --images?"),
         (["minibnn.train", "--imges", "x"], "error: no option --imges; did you mean --images?"),
         (["minibnn.train"], "error: --images is required; python -m minibnn train --help explains it"),
@@ -109,6 +108,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, message, tmp_path):
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith(message)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_terminal_without_unicode_shows_the_help_all_the_same():
+    result = subprocess.run(
+        [sys.executable, "-m", "minibnn", "sigma1", "--help"], capture_output=True, text=True, timeout=60,
+        env=os.environ | {"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"},
+    )
+    assert result.returncode == 0 and "--draws" in result.stdout and not result.stderr
 
 
 @pytest.mark.parametrize("asked", [None, "ACTIVE"])

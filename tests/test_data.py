@@ -8,9 +8,7 @@ import torch
 from PIL import Image
 
 from minibnn import StableDiffusion, UserError, data
-from minibnn.cli.train import class_record
 from minibnn.files.store import write_json
-from minibnn.options.commands import TrainOptions
 
 
 def gradient(size=(40, 30)):
@@ -136,7 +134,7 @@ def test_class_pictures_know_their_model_by_any_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def record(model):
-        return class_record(TrainOptions(model=model, class_prompt="a dog"))
+        return data.class_record("a dog", model, 64)
 
     for was, now in (("sd", "./sd"), ("./sd", "sd"), ("sd", str(tmp_path / "sd")), ("tiny", "tiny")):
         write_json(tmp_path / data.CLASS_RECORD, record(was))

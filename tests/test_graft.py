@@ -432,7 +432,7 @@ def test_a_run_is_a_model_that_hands_over_to_its_base(run_folder, base, tmp_path
     assert [p.name for p in run_folder.parent.iterdir()] == ["run"]  # no temporary folder
     record = json.loads((run_folder / "graft.json").read_text())
     assert (record["base"], record["switch"], record["kept"], record["samples"]) == ("tiny", 400, 2, 4)
-    sd = graft.open_run(run_folder)
+    sd = graft.open_graft_run(run_folder)
     assert fingerprint(sd.unet.base) == fingerprint(base.unet) != fingerprint(sd.unet.finetuned)
     assert (sd.recipe["guidance"], sd.recipe["sample_steps"]) == (1.0, 4)
     words = {"prompt": ["a car"], "steps": 4, "seed": 1, "dtype": "float32"}
@@ -459,7 +459,7 @@ def test_training_sees_only_times_above_the_state(switch, lowest):
     x0, states = graft.draw_latents(sd, ["a car"] * 2, options, 0, [switch])
     seen = []
     sd.unet.forward = lambda x, t, context: (seen.append(t), x * sd.unet.conv_out.bias.sum())[1]
-    graft.fine_tune(sd, sd.encode_prompts(["a car"] * 2), x0, states[switch][1], options)
+    graft.train_on_accepted(sd, sd.encode_prompts(["a car"] * 2), x0, states[switch][1], options)
     times = torch.cat(seen)
     assert len(times) == 256 and times.min() >= lowest and times.min() < lowest + 60 and times.max() > 950
     assert not sd.unet.training
@@ -480,7 +480,7 @@ def test_training_raises_the_likelihood_of_what_was_kept(base):
             return (sd.predict_eps(x_t, t, context.expand(len(t), -1, -1)) - eps).square().mean().item()
 
     before = loss()
-    graft.fine_tune(sd, context, x0, 0, options)
+    graft.train_on_accepted(sd, context, x0, 0, options)
     assert loss() < 0.9 * before, (loss(), before)
 
 

@@ -8,6 +8,7 @@ from fill_rule import eps_fn, normal
 from scipy import integrate, stats
 
 from minibnn import schedule as s
+from minibnn.errors import UserError
 
 ARRAYS = np.load(DATA / "sched_A.npz")
 ABAR = (1 - s.betas()).cumprod(0)
@@ -121,7 +122,7 @@ def test_timesteps():
     assert s.timesteps(4).tolist() == [751, 501, 251, 1]
     assert s.timesteps(50)[0] == 981
     for bad in (0, -3, 1000):
-        with pytest.raises(ValueError, match=f"steps = {bad}"):
+        with pytest.raises(UserError, match=f"steps = {bad}"):
             s.timesteps(bad)
 
 

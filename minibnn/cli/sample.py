@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from .. import posterior
-from ..devices import choose_device, choose_threads
+from ..devices import choose_device, choose_threads, drawing_dtype
 from ..errors import UserError
 from ..neighbours import graft, guidance
 from ..pictures import grid, save_png
@@ -26,7 +26,7 @@ def sample(options):
     several = len(prompts) > 1 or options.posterior_samples > 0
     check(options, out, several)
     device = choose_device(options.device)
-    dtype = options.dtype or ("float16" if device.startswith("cuda") else "float32")
+    dtype = options.dtype or drawing_dtype(device)
     sd, random = open_model(options, getattr(torch, dtype))
     choose_threads(device, sd.unet)
     sd.to(device)
@@ -81,7 +81,7 @@ def open_model(options, dtype):
     if options.posterior_samples:
         sd, random = posterior.open_run(options.model, options.tokenizer, dtype)
     elif (Path(options.model) / graft.RECORD).exists():
-        sd = graft.open_run(options.model, dtype=dtype)
+        sd = graft.open_graft_run(options.model, dtype=dtype)
     else:
         sd = StableDiffusion.load(options.model, options.tokenizer, dtype, options.prediction_type)
     if options.adapter:
@@ -110,9 +110,9 @@ def posterior_pictures(draws):
     For each prompt: the picture at θ = μ, one for each of the K draws, their mean and their deviation.
     """
     named = {}
-    for i, (at_the_mean, *drawn) in enumerate(zip(*draws, strict=True)):
+    for i, (central, *drawn) in enumerate(zip(*draws, strict=True)):
         mean, deviation, average = posterior.mean_and_deviation(drawn)
-        named[f"{i:03d}"] = at_the_mean
+        named[f"{i:03d}"] = central
         named |= {f"{i:03d}-{k:02d}": picture for k, picture in enumerate(drawn, 1)}
         named |= {f"{i:03d}-mean": mean, f"{i:03d}-deviation": deviation}
         print(f"picture {i}: the {len(drawn)} draws deviate by {average:.1f} of 255 grey levels")

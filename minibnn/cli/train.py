@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from .. import data, runs
-from ..devices import choose_device, choose_threads, half_dtype, make_deterministic
+from ..devices import autocast, choose_device, choose_threads, half_dtype, make_deterministic
 from ..errors import UserError
 from ..finetune import methods
 from ..lab import monitor
@@ -34,19 +34,20 @@ def fine_tune(options, observers=()):
     options = settle(options, sd, len(files))
     sd.recipe |= {name: getattr(options, name) for name in ("prompt", "class_prompt", "resolution")}
     images = data.load_pictures(files, options.resolution)
+    made_for = data.class_record(options.class_prompt, options.model, options.resolution)
     if options.prior_weight:  # before the folder is made: own class pictures may be broken
-        data.check_class_pictures(options.class_images, class_record(options))
+        data.check_class_pictures(options.class_images, made_for)
         for path in data.own_class_pictures(options.class_images)[: options.class_count]:
             data.load_picture(path, options.resolution)
     if options.resume:
         runs.check_same_run(options, files)
     runs.start(options, files)
 
-    if options.device.startswith("cuda"):
-        make_deterministic()
+    make_deterministic(options.device)
     choose_threads(options.device, sd.unet)
     sd.to(options.device)
-    batches = Batches(sd, [(images, options.prompt), *class_source(options, sd)], options.batch_size, options.seed)
+    sources = [(images, options.prompt), *class_source(options, sd, made_for)]
+    batches = Batches(sd, sources, options.batch_size, options.seed)
     training = fine_tuning(sd, options)
     if options.resume:
         runs.load_checkpoint(out, training)
@@ -60,9 +61,15 @@ def fine_tune(options, observers=()):
             last = f"the last checkpoint, after {checkpoints.saved} steps, is good"
             raise UserError(f"{error}; {last if checkpoints.saved else 'there is no checkpoint'}") from None
     del training, batches, checkpoints  # their memory is wanted for drawing
-    finish(sd, options, out)
-    for look in watching:
-        print(look.advice())
+    kind = methods.save_result(sd, options, out)
+    if options.single_file:
+        sd.save_single_file(out / "model.safetensors")
+    save_samples(sd, options, out / "samples.png")
+    for monitored in watching:
+        print(monitored.advice())
+    shown = f"{out / 'samples.png'} shows it, " if options.samples else ""
+    print(f"done: {shown}{out} is a {kind}. Draw with another prompt:")
+    print(f'  python -m minibnn.sample --model {out} --prompt "{options.prompt} in the snow" --out picture.png')
 
 
 def settle(options, sd, pictures):
@@ -106,19 +113,13 @@ def default_kernel(device):
     return "triton" if cuda and torch.cuda.get_device_capability(device) >= (7, 5) else "torch"
 
 
-def class_record(options):
-    """What drawn class pictures depend on; kept beside them."""
-    return {"prompt": options.class_prompt, "model": data.full_name(options.model), "resolution": options.resolution}
-
-
-def class_source(options, sd):
+def class_source(options, sd, made_for):
     """The class pictures and their prompt as a list of one source for `Batches`; those missing are drawn first."""
     if not options.prior_weight:
         return []
-    dtype = getattr(torch, options.dtype)
     try:
-        with torch.autocast(sd.device.type, dtype, enabled=dtype != torch.float32):
-            paths = data.class_pictures(sd, options.class_images, options.class_count, class_record(options))
+        with autocast(sd.device, getattr(torch, options.dtype)):
+            paths = data.class_pictures(sd, options.class_images, options.class_count, made_for)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped while drawing class pictures: the same command goes on") from None
     return [((data.load_picture(path, options.resolution) for path in paths), options.class_prompt)]
@@ -130,7 +131,7 @@ def describe(options, unet, pictures):
     return f"{pictures} pictures, {training}; {methods.describe(unet, options)}"
 
 
-# --- samples and the result -------------------------------------------------------------------------------------------
+# --- samples -------------------------------------------------------------------------------------------------------
 
 
 class Samples:
@@ -159,14 +160,3 @@ def save_samples(sd, options, path):
             prompts = sample_prompts(options)
             pictures = sd.generate(prompts, seed=0, size=options.resolution, batch_size=4, progress=False)
         save_png(grid(pictures, 4, zoom=max(1, 192 // options.resolution)), path)
-
-
-def finish(sd, options, out):
-    """Write the result at the posterior mean, then the samples, and say how to use it."""
-    kind = methods.save_result(sd, options, out)
-    if options.single_file:
-        sd.save_single_file(out / "model.safetensors")
-    save_samples(sd, options, out / "samples.png")
-    shown = f"{out / 'samples.png'} shows it, " if options.samples else ""
-    print(f"done: {shown}{out} is a {kind}. Draw with another prompt:")
-    print(f'  python -m minibnn.sample --model {out} --prompt "{options.prompt} in the snow" --out picture.png')

@@ -1,6 +1,6 @@
 """A judge of drawn pictures: which pixels the subject covers, and which subject, colour and background it sees.
 
-Trained here on fresh drawings of the world, blurred and roughened as in `minibnn.evaluate`; about a minute on one core.
+Trained here on fresh drawings of the world, blurred and roughened by `blur_and_noise`; about a minute on one core.
 Its own errors on unseen drawings are reported beside what it judges.
 """
 

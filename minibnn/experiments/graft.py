@@ -110,7 +110,7 @@ def one_seed(seed, options, fresh_for_each):
         contexts = base.encode_prompts([p for p, k in zip(prompts, kept, strict=True) if k])
         x_t, t = states.get(switch, (x0, 0))
         sd = dataclasses.replace(base, unet=copy.deepcopy(base.unet))
-        graft.fine_tune(sd, contexts, x0[kept], t, dataclasses.replace(options, switch=switch, batch_size=8))
+        graft.train_on_accepted(sd, contexts, x0[kept], t, dataclasses.replace(options, switch=switch, batch_size=8))
         if switch:
             sd.unet = graft.Switched(sd.unet, base.unet, switch)
         drawn, kl = draw_and_compare(sd, base.unet, fresh, options, 2000 + seed)

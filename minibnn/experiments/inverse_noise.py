@@ -143,7 +143,7 @@ def inverted_world(options, sd, main):
     return read_tensors(path)
 
 
-def world(options, sd):
+def world_rows(options, sd):
     """The bundled flow: the same rows for each seed of the corrector."""
     main, _ = flow.load_flow(flow_file(options), flow.MAIN)
     kept, n = inverted_world(options, sd, main), options.euler_steps
@@ -224,7 +224,7 @@ def experiment(options):
                 seeds.append(plane(data, len(seeds)))
                 write_json(path, result)
     if "world" in options.parts:
-        new = world(options, sd)
+        new = world_rows(options, sd)
         old = [row for row in result.get("world", []) if row.get("seed", options.seeds[0]) not in options.seeds]
         result["world"] = old + new
         write_json(path, result)

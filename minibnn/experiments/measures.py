@@ -8,7 +8,7 @@ import torch
 from ..photo import loading
 from ..photo import measures as photo
 from ..pictures import to_pil, to_tensor
-from ..world import measures as world
+from ..world import measures as world_measures
 from ..world.classifier import reconstruct
 
 
@@ -22,7 +22,7 @@ def _diversity(images, prompts):
     for prompt in dict.fromkeys(prompts):
         group = [image for image, other in zip(images, prompts, strict=True) if other == prompt]
         if len(group) > 1:
-            alike.append(world.diversity(torch.stack(group)))
+            alike.append(world_measures.diversity(torch.stack(group)))
     return sum(alike) / len(alike) if alike else None
 
 
@@ -35,14 +35,14 @@ class WorldMeasures:
     def __call__(self, pictures, wanted):
         """List of B pictures, B pairs (prompt, what it shows) -> {measure: mean over the pictures}."""
         images, prompts = to_tensor(pictures), [prompt for prompt, _ in wanted]
-        mean, nearest = world.fidelity(images, self.seen)
-        noise = world.noise(images)
+        mean, nearest = world_measures.fidelity(images, self.seen)
+        noise = world_measures.noise(images)
         values = {
             "fidelity": mean.mean(), "nearest": nearest.mean(), "noise": noise.mean(),
-            "worst_noise": noise.quantile(0.9), "immerkaer": world.immerkaer(images).mean(),
+            "worst_noise": noise.quantile(0.9), "immerkaer": world_measures.immerkaer(images).mean(),
             "diversity": _diversity(images, prompts),
         }
-        right = world.prompt_fidelity(images, [want for _, want in wanted])
+        right = world_measures.prompt_fidelity(images, [want for _, want in wanted])
         for name in ("subject", "background"):
             known = [value for value in right[name] if value is not None]
             values[name] = sum(known) / len(known) if known else None
@@ -63,7 +63,7 @@ class PhotoMeasures:
         """As `WorldMeasures`, on photographs."""
         prompts = [prompt for prompt, _ in wanted]
         cosine = photo.dino_pictures(pictures, self.dino) @ self.seen.T
-        noise = 127.5 * world.immerkaer(to_tensor(pictures))
+        noise = 127.5 * world_measures.immerkaer(to_tensor(pictures))
         values = {
             "fidelity": cosine.mean(), "nearest": cosine.max(1).values.mean(), "noise": noise.mean(),
             "worst_noise": noise.quantile(0.9), "immerkaer": noise.mean() / 127.5, "diversity": None,

@@ -41,7 +41,7 @@ from .. import data
 from ..devices import choose_threads
 from ..errors import UserError
 from ..files.store import write_json, write_text
-from ..lab.intervals import interval
+from ..lab.intervals import interval, require_scipy
 from ..lab.sheets import sheet
 from ..pictures import grid, save_png, to_tensor
 from ..pipeline import StableDiffusion
@@ -95,6 +95,8 @@ def train_apart(row, seed, options, folder):
         *(("--steps", str(options.steps)) if options.steps else ()), "--samples", "0", "--no-monitor", "--overwrite",
         "--class-images", str(Path(options.out) / "class_images"), *ROWS[row],
     ]
+    if not hasattr(os, "wait4"):
+        raise UserError("this experiment measures processor time and memory in a way that Windows does not know")
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=one_thread, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     complaint = process.stderr.read().decode()
@@ -102,7 +104,8 @@ def train_apart(row, seed, options, folder):
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise UserError(f"{row}, seed {seed}: {complaint.splitlines()[-1]}")
-    return {"seconds": round(used.ru_utime + used.ru_stime, 1), "memory": round(used.ru_maxrss / 1024)}
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kilobytes
+    return {"seconds": round(used.ru_utime + used.ru_stime, 1), "memory": round(used.ru_maxrss / unit)}
 
 
 def measure(pictures, wanted, training):
@@ -186,7 +189,7 @@ def make_runs(todo, found, options, settings):
     choose_threads("cpu", sd.unet)
     files = data.list_pictures(options.images)
     training = reconstruct(sd, data.load_pictures(files, sd.recipe["resolution"]))
-    made_for = {"prompt": sd.recipe["class_prompt"], "model": "tiny", "resolution": sd.recipe["resolution"]}
+    made_for = data.class_record(sd.recipe["class_prompt"], "tiny", sd.recipe["resolution"])
     count = sd.recipe["class_pictures_per_picture"] * len(files)
     data.class_pictures(sd, out / "class_images", count, made_for)  # before any run, so that none is charged for them
     for row, seed in tqdm(todo, desc="runs"):
@@ -207,6 +210,7 @@ def table(name, options):
     print(f"{len(todo)} of {len(options.seeds) * len(TABLES[name])} runs are to be made")
     if options.plan:
         return
+    require_scipy()
     if todo:
         make_runs(todo, found, options, settings)
     rows, differences = summarise(name, found, options.seeds)

@@ -7,7 +7,7 @@ from ..errors import UserError
 
 
 def read_rows(path):
-    """The lines of a .jsonl file, oldest first; none if it does not exist. A torn last line is dropped."""
+    """The lines of a .jsonl file, oldest first; none if it does not exist. Damaged lines are dropped."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):

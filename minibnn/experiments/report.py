@@ -21,7 +21,7 @@ from PIL import Image
 from ..errors import UserError
 from ..files.store import write_text, write_whole
 from ..lab import plot
-from ..lab.intervals import interval
+from ..lab.intervals import interval, require_scipy
 from ..pictures import save_png
 from .records import read_rows
 from .settings import SETTINGS
@@ -208,6 +208,7 @@ def values_at(step, found):
 
 def report(options):
     """Write all of it."""
+    require_scipy()
     rows, out = read_all(options.runs), Path(options.out)
     write_text(out / "corruption.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     for setting, n, view in sorted({(s, n, v) for s, n, _, v in cases(rows)}):

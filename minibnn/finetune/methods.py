@@ -5,7 +5,8 @@
     lora         down and up matrices  the up matrices            pytorch_lora_weights.safetensors
     oft          Q of every block      Q                          adapter_config.json, adapter_model.safetensors
 
-Follows: the paper's App. D and H.1. The training loop in `train.py` knows nothing of this.
+Follows: the paper's App. D and H.1. The training in `train.py` calls `make_trainable` before its first step and
+`constrain` after each.
 """
 
 import dataclasses
@@ -83,7 +84,7 @@ def describe(unet, options):
     trained, total = sum(p.numel() for p in means if p.requires_grad) / 1e6, sum(p.numel() for p in means) / 1e6
     share = f"{100 * bayes.random_share(unet):.3g} %"
     random = f"{share} of the UNet random, σ₀ = {options.sigma:g}" if options.bayes else "no BNN"
-    return f"{options.method} trains {trained:.3g} M of {total:.4g} M parameters, {random}"
+    return f"{options.method} trains {trained:.4g} M of {total:.4g} M parameters, {random}"
 
 
 def write_result(sd, options, folder):
@@ -108,7 +109,7 @@ def plain_unet(unet):
 
 
 def save_result(sd, options, out):
-    """Write the run's result, in words the return value, and make sd.unet a plain UNet at the mean of the posterior."""
+    """Write the run's result and return in words what it is; sd.unet becomes a plain UNet at the posterior mean."""
     if options.keep_posterior:
         trained = {n: p for n, p in sd.unet.named_parameters() if p.requires_grad}
         write_tensors(out / "posterior.safetensors", trained)

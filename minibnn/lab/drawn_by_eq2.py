@@ -81,7 +81,7 @@ def manifold(options, sd):
 def measured_sigma1(path):
     """σ₁,t for all 1000 t from what the command sigma1 wrote, linear between its times. Raises UserError."""
     written = read_json(path)
-    if written.get("command") != "sigma1":
+    if written.get("command") != "sigma1" or not written.get("found"):
         raise UserError(f"--measured {path} was not written by the command sigma1")
     last = list(written["found"].values())[-1]  # the fine-tuned model, if there are two
     return torch.from_numpy(np.interp(np.arange(schedule.TRAIN_STEPS), last["t"], last["sigma1"]))

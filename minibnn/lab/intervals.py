@@ -7,15 +7,21 @@ import torch
 from ..errors import UserError
 
 
-def interval(differences):
-    """Mean and two-sided 95 % t-interval of n paired differences: (mean, low, high); of one alone (it, −inf, inf).
-
-    Raises UserError where scipy is missing.
-    """
+def require_scipy():
+    """scipy.stats. Raises UserError where scipy is missing: commands call it before they compute for long."""
     try:
         from scipy import stats
     except ImportError:
         raise UserError('intervals need scipy: pip install -e ".[experiments]"') from None
+    return stats
+
+
+def interval(differences):
+    """Mean and two-sided 95 % t-interval of n paired differences: (mean, low, high).
+
+    With a single difference it is (that difference, −inf, inf). Raises UserError where scipy is missing.
+    """
+    stats = require_scipy()
     values = torch.as_tensor(differences, dtype=torch.float64).cpu().numpy()
     n, mean = len(values), float(values.mean())
     if n < 2:

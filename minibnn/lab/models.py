@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from .. import data, runs, schedule
-from ..devices import choose_device, choose_threads
+from ..devices import choose_device, choose_threads, drawing_dtype
 from ..errors import UserError
 from ..files.store import write_json
 from ..options.commands import ProbeOptions
@@ -63,7 +63,7 @@ class Lab:
         return to_pil(next(iter(self.models.values())).decode_latents(latents))
 
     def sheet(self, rows, row_labels, column_labels):
-        """`pictures.sheet`, in which small pictures are enlarged."""
+        """`sheets.sheet`, in which small pictures are enlarged."""
         side = next(iter(self.models.values())).vae.factor * self.latents.shape[-1]
         return sheet(rows, row_labels, column_labels, max(1, 144 // side))
 
@@ -71,7 +71,7 @@ class Lab:
 def open_lab(options):
     """Open the model, the one it was trained from, and the training pictures of ProbeOptions. Raises UserError."""
     device = choose_device(options.device)
-    dtype = getattr(torch, options.dtype or ("float16" if device.startswith("cuda") else "float32"))
+    dtype = getattr(torch, options.dtype or drawing_dtype(device))
     given = (options.tokenizer, dtype, options.prediction_type)
     run = runs.options_of(options.model)
     images = options.images or (run and run.images)
@@ -91,9 +91,13 @@ def open_lab(options):
         models["pretrained"] = StableDiffusion.load(options.base, *given).to(device)
     elif run:
         models["pretrained"] = open_base(options.model, *given).to(device)
-    sd = models["fine-tuned" if models else "model"] = StableDiffusion.load(options.model, *given).to(device)
+    if options.base and runs.is_adapter_run(options.model):  # the base that it names may have been moved
+        sd = StableDiffusion.load(options.base, *given).merge_adapter(options.model).to(device)
+    else:
+        sd = StableDiffusion.load(options.model, *given).to(device)
+    models["fine-tuned" if models else "model"] = sd
     choose_threads(device, sd.unet)
-    prompt = options.prompt or sd.recipe["prompt"]
+    prompt = options.prompt or (run and run.prompt) or sd.recipe["prompt"]
     if not prompt:
         raise UserError('--prompt is required for this model: the one it was trained with, e.g. "a photo of a sks dog"')
     pictures = data.load_pictures(files, sd.recipe["resolution"])

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from .. import data, runs, schedule
-from ..devices import choose_device, choose_threads, make_deterministic, unscaled_dtype
+from ..devices import autocast, choose_device, choose_threads, make_deterministic, unscaled_dtype
 from ..errors import UserError
 from ..files.store import read_json, read_tensors, write_json, write_tensors
 from ..networks.vae import sample_latents
@@ -31,7 +31,7 @@ from .bps_branch import Branch, added, steered
 
 FORMAT = "minibnn bps"
 CONFIG = {"model", "hint_channels", "factor", "gains"}  # what opening a branch needs
-TRAINING = ("hint_channels", "gains", "steps", "lr", "batch_size", "resolution")  # options without use beside --branch
+TRAINING = ("hint_channels", "gains", "steps", "lr", "batch_size", "resolution")  # options that --branch does not allow
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------
@@ -109,23 +109,28 @@ def train_branch(sd, branch, pairs, steps, lr, batch_size=16, seed=0, dtype=torc
     contexts = sd.encode_prompts([*pairs.captions, ""])
 
     def batches(i, generator):
-        picked = [data.epoch_order(len(pairs.captions), i * batch_size + k, seed) for k in range(batch_size)]
+        picked = data.picked(len(pairs.captions), i, batch_size, seed)
         x0 = sample_latents(pairs.mean[picked], pairs.logvar[picked], generator).to(sd.device)
         return x0 * sd.vae.config.scaling_factor, picked
 
     def predict(x_t, t, picked, generator):
         silent = torch.rand(batch_size, generator=generator) < 0.1
         context = contexts[torch.where(silent, len(contexts) - 1, torch.tensor(picked))]
-        with torch.autocast(sd.device.type, dtype, enabled=dtype != torch.float32):
+        with autocast(sd.device, dtype):
             return steered(sd.unet, branch, x_t, t, context, pairs.hints[picked].to(sd.device), inject)
 
     optimiser, scaler = torch.optim.AdamW(branch.parameters(), lr, fused=True), torch.amp.GradScaler(enabled=False)
     training = Training(sd, branch, predict, optimiser, scaler, max_norm=math.inf)
     options = TrainOptions(steps=steps, lr=lr, batch_size=batch_size, seed=seed)
     losses = []
+
+    def note(training):
+        if training.losses:  # there are none before the first step
+            losses.append(training.losses["diffusion"])
+
     with runs.Progress(None, training, steps, "training the branch") as progress:
-        train(training, options, batches, [progress, lambda now: losses.append(now.losses.get("diffusion"))])
-    return losses[1:]  # the first call comes before the first step
+        train(training, options, batches, [progress, note])
+    return losses
 
 
 @torch.no_grad()
@@ -191,8 +196,8 @@ def with_hints(pictures, hints):
     return grid(cells, 8, zoom=max(1, 128 // pictures[0].width))
 
 
-def check(options, sd):
-    """Refuse, before the long training, what drawing could not do. Raises UserError naming an option."""
+def check(options):
+    """Refuse, before anything is opened, what cannot be done. Raises UserError."""
     for name in TRAINING if options.branch else ():
         if getattr(options, name) != getattr(BpsOptions, name):
             raise UserError(f"--{name.replace('_', '-')} is for training; with --branch nothing is trained")
@@ -206,12 +211,11 @@ def train_or_draw(options):
     out = Path(options.out or ("runs/bps-drawn" if options.branch else "runs/bps"))
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not options.overwrite:
         raise UserError(f"--out {out} exists: name another folder or pass --overwrite")
+    check(options)
     device = choose_device(options.device)
-    if device.startswith("cuda"):
-        make_deterministic()
+    make_deterministic(device)
     dtype = getattr(torch, options.dtype or unscaled_dtype(device))
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
-    check(options, sd)
     choose_threads(device, sd.unet)
     if options.branch:
         branch = load_branch(options.branch, sd).to(device)
@@ -224,7 +228,7 @@ def train_or_draw(options):
     else:
         branch, hints, prompts = train_on_pairs(sd.to(device), out, options, dtype)
         files = []
-    with torch.autocast(device.split(":")[0], dtype, enabled=dtype != torch.float32):
+    with autocast(device, dtype):
         settings = options.sample_steps, options.guidance, options.seed
         pictures = draw_steered(sd, branch.eval(), hints, prompts, *settings)
     for name, picture in zip(files, pictures, strict=False):

@@ -216,6 +216,8 @@ def train_or_draw(options):
         raise UserError(f"--out {out} exists: name another or pass --overwrite")
     if not options.train and out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: the name must end with .png")
+    if options.train and out.is_file():
+        raise UserError(f"--out {out} is a file; with --train name a folder")
     sd = StableDiffusion.load("tiny")
     choose_threads("cpu", sd.unet)
     flow, corrector, n = train_both(sd, out, options) if options.train else bundled_or_own(options.flow)
@@ -230,10 +232,10 @@ def train_both(sd, out, options):
     """Train a flow, or take that of --flow, and a corrector for it, and save both in a folder: (flow, corrector, n)."""
     torch.manual_seed(options.seed)
     flow, corrector, n = LatentFlow(MAIN), LatentFlow(CORRECTOR), options.euler_steps
-    latents = world_latents(sd, options.pictures, options.seed)
     if options.flow:
         flow, note = load_flow(Path(options.flow) / "flow.safetensors", MAIN)
-    else:
+    latents = world_latents(sd, options.pictures, options.seed)
+    if not options.flow:
         fit(flow, latents, options.steps, options.lr, 64, options.seed)
         note = {"seed": str(options.seed)}
     (out / "corrector.safetensors").unlink(missing_ok=True)  # it belonged to another flow

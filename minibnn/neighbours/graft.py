@@ -31,8 +31,8 @@ from torch import nn
 from tqdm import tqdm
 
 from .. import runs, schedule
-from ..data import epoch_order, full_name
-from ..devices import choose_device, choose_threads, make_deterministic, unscaled_dtype
+from ..data import full_name, picked
+from ..devices import autocast, choose_device, choose_threads, make_deterministic, unscaled_dtype
 from ..errors import UserError
 from ..files.store import read_json, write_json
 from ..options.commands import GraftOptions, TrainOptions
@@ -162,20 +162,20 @@ def renoise(x_t, abar_t, abar_s, eps):
     return rho2.sqrt() * x_t + (share * (1 - abar_s)).sqrt() * eps, eps / share.sqrt(), share
 
 
-def fine_tune(sd, contexts, x0, t, options):
+def train_on_accepted(sd, contexts, x0, t, options):
     """Train the UNet in place on accepted samples. Raises UserError when the loss is not finite.
 
     contexts (n, 77, d), x0 (n, 4, h, w). Noise is added for times above t, the time of the state at the switch; for
-    GRAFT, which has no switch, for all times.
+    GRAFT, which has no switch, for all times. A model that predicts v is trained on v, as in `train.py`.
     """
     device, dtype, size = sd.device, getattr(torch, options.dtype), options.batch_size
 
     def batches(i, generator):
-        picked = [epoch_order(len(contexts), i * size + k, options.seed) for k in range(size)]
-        return x0[picked].to(device), contexts[picked].to(device)
+        batch = picked(len(contexts), i, size, options.seed)
+        return x0[batch].to(device), contexts[batch].to(device)
 
     def predict(x_t, t, context, generator):
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with autocast(device, dtype):
             return sd.unet(x_t, t, context)
 
     optimiser, scaler = make_optimiser(sd.unet.train(), options.lr), torch.amp.GradScaler(enabled=False)
@@ -249,8 +249,7 @@ def graft(options):
     reward = load_reward(options.reward)
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
     options = settle(options, sd)
-    if options.device.startswith("cuda"):
-        make_deterministic()
+    make_deterministic(options.device)
     choose_threads(options.device, sd.unet)
     sd.to(options.device)
     prompts = [prompt for prompt in options.prompt for _ in range(options.groups * options.candidates)]
@@ -269,7 +268,7 @@ def graft(options):
     print(f"{count} of {samples} samples kept: mean reward {before:.4g}, of the kept {of_kept:.4g}")
 
     contexts = torch.cat([sd.encode_prompts([prompts[i]]).cpu() for i in kept.nonzero()[:, 0].tolist()])
-    fine_tune(sd, contexts, x0[kept], states[options.switch][1], options)
+    train_on_accepted(sd, contexts, x0[kept], states[options.switch][1], options)
     sd.recipe |= {name: getattr(options, name) for name in ("guidance", "sample_steps", "resolution")}
     record = {
         "base": full_name(options.model), "switch": options.switch, "options": dataclasses.asdict(options),
@@ -278,7 +277,7 @@ def graft(options):
     with new_folder(out) as temporary:
         sd.to("cpu").save(temporary)
         if options.evaluate:
-            sd = open_run(temporary, record).to(options.device)
+            sd = open_graft_run(temporary, record).to(options.device)
             fresh = [options.prompt[i % len(options.prompt)] for i in range(options.evaluate)]
             pictures = pictures_of(sd, draw_latents(sd, fresh, options, options.seed + 1)[0])
             after = record["reward_after"] = rewards_of(reward, pictures, fresh).mean().item()
@@ -306,7 +305,7 @@ def new_folder(out):
         shutil.rmtree(old, ignore_errors=True)
 
 
-def open_run(folder, record=None, dtype=None):
+def open_graft_run(folder, record=None, dtype=None):
     """Open a run of this command: a StableDiffusion whose UNet is `Switched`, or plain for GRAFT. Raises UserError.
 
     `StableDiffusion.load(folder)` opens the fine-tuned model alone. record: the content of graft.json, if it is not

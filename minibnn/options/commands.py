@@ -160,7 +160,7 @@ class PhotoOptions:
     clip_iqa: str = option(None, "timm/resnet50_clip.openai, for Clip-IQA", "networks", metavar="DIR")
     device: str = device_option("networks")
 
-    out: str = option("photo-metrics.json", "a JSON file", "output", metavar="FILE")
+    out: str = option("photo-measures.json", "a JSON file", "output", metavar="FILE")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
 
 
@@ -283,9 +283,9 @@ class Eq2Options:
 
 @dataclass(frozen=True)
 class MeasuresOptions:
-    """Show what each measure of the picture world sees, and write the energy of clean drawings again."""
+    """Show what each measure of the picture world sees."""
 
-    out: str = option(None, "a JSON file [minibnn/assets/clean.json]", "what", metavar="FILE")
+    out: str = option(None, "write the energy of clean drawings, as minibnn/assets/clean.json holds it", "what", metavar="FILE")
 
 
 @dataclass(frozen=True)

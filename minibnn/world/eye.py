@@ -26,6 +26,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..devices import choose_threads
+from ..errors import UserError
 from ..files.store import ASSETS, read_tensors, write_tensors
 from ..pictures import to_tensor
 from ..pipeline import StableDiffusion
@@ -123,6 +124,8 @@ def contrastive_loss(features):
 
 def train_eye(options):
     """Train the eye of EyeOptions from nothing and write it in half precision."""
+    if options.steps < 20:
+        raise UserError(f"--steps {options.steps}: at least 20, for the rate rises over the first tenth")
     torch.manual_seed(0)
     crisp, drawn = pictures(2000, 3), pictures(1000, 4)
     decoded = reconstruct(StableDiffusion.load("tiny"), drawn)  # what the decoder changes must not count as damage

@@ -23,7 +23,6 @@ texture as noise, and does not see blotches.
 
 import math
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -144,14 +143,15 @@ def dogs(background, count, seed, main=None, accent=None):
 
 
 def validate(options):
-    """Write the energy of clean drawings to MeasuresOptions.out, and print all measures of damaged pictures."""
+    """Print all measures of damaged pictures; write the energy of clean drawings if MeasuresOptions.out is given."""
     sd = StableDiffusion.load("tiny")
     choose_threads("cpu", sd.unet)
     energies = calm_energy(clean_drawings(sd, 40, 11)).view(len(world.BACKGROUNDS), -1).mean(1)
     values = {name: float(f"{e:.4g}") for name, e in zip(world.BACKGROUNDS, energies.tolist(), strict=True)}
-    out = Path(options.out) if options.out else ASSETS / "clean.json"
-    write_json(out, {"command": "python -m minibnn world-measures", "calm_energy": values})
-    _clean.cache_clear()
+    if options.out:
+        command = "python -m minibnn world-measures --out minibnn/assets/clean.json"
+        write_json(options.out, {"command": command, "calm_energy": values})
+        _clean.cache_clear()
 
     training = reconstruct(sd, to_tensor([world.draw(scene) for scene in world.dog_scenes()]))
     same = torch.cat([dogs(b, 8, 21) for b in world.BACKGROUNDS])

@@ -160,3 +160,4 @@ def make_drawings(options):
     if options.out:
         rng = np.random.default_rng(options.seed)
         save_png(grid([draw(random_scene(rng)) for _ in range(66)] + dogs, 12), options.out)
+    print("drawn: " + ", ".join(str(path) for path in (options.pairs, options.dog, options.out) if path))
