@@ -316,7 +316,7 @@ def test_pairs_show_two_things_at_one_place_and_never_the_tutorials_dog():
 def test_training_leaves_a_network_that_the_measures_can_use(tmp_path, monkeypatch):
     few = eye.pictures(6, 15)
     monkeypatch.setattr(eye, "pictures", lambda pairs, seed: few)
-    eye.train_eye(EyeOptions(steps=3, out=str(tmp_path / "fidelity.safetensors")))
+    eye.train_eye(EyeOptions(steps=11, out=str(tmp_path / "fidelity.safetensors")))
     monkeypatch.setattr(eye, "ASSETS", tmp_path)
     eye.bundled_eye.cache_clear()
     try:

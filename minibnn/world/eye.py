@@ -124,8 +124,8 @@ def contrastive_loss(features):
 
 def train_eye(options):
     """Train the eye of EyeOptions from nothing and write it in half precision."""
-    if options.steps < 20:
-        raise UserError(f"--steps {options.steps}: at least 20, for the rate rises over the first tenth")
+    if options.steps <= 10:
+        raise UserError(f"--steps {options.steps}: at least 11, because the rate rises over the first tenth")
     torch.manual_seed(0)
     crisp, drawn = pictures(2000, 3), pictures(1000, 4)
     decoded = reconstruct(StableDiffusion.load("tiny"), drawn)  # what the decoder changes must not count as damage
