@@ -130,10 +130,7 @@ def class_record(prompt, model, resolution):
 
 
 def check_class_pictures(folder, made_for):
-    """Refuse class pictures that were drawn for something else. made_for: a `class_record`.
-
-    Raises UserError naming the key that differs.
-    """
+    """Refuse class pictures drawn for something else than the `class_record` made_for. Raises UserError naming it."""
     record = Path(folder) / CLASS_RECORD
     before = read_json(record) if record.exists() else made_for
     for key, value in made_for.items():

@@ -28,10 +28,7 @@ def half_dtype(device):
 
 
 def unscaled_dtype(device):
-    """The type for a training without loss scaling: "bfloat16" where it is fast, else "float32".
-
-    In float16 the gradients of such a training would vanish.
-    """
+    """The type for a training without loss scaling: "bfloat16" where it is fast, else "float32", never "float16"."""
     return "bfloat16" if device.startswith("cuda") and half_dtype(device) == "bfloat16" else "float32"
 
 
@@ -46,10 +43,10 @@ def autocast(device, dtype):
 
 
 def choose_threads(device, network):
-    """One thread for a small network on a CPU; for a large one, or where OMP_NUM_THREADS is set, nothing changes.
+    """One thread for a small network on a CPU, unless the user has set OMP_NUM_THREADS.
 
-    The tiny model's operations are so short that a second thread gains nothing, and on a busy machine each of them
-    waits for the thread that happens not to run: `python benchmarks/busy.py` measures both.
+    A second thread gains little with operations so short, and where other programs run, each operation waits for the
+    thread that happens not to run (`python benchmarks/busy.py`).
     """
     size = sum(parameter.numel() for parameter in network.parameters())
     if str(device) == "cpu" and "OMP_NUM_THREADS" not in os.environ and size < SMALL:

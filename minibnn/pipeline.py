@@ -106,10 +106,8 @@ class StableDiffusion:
         if v2 and prediction_type is None:
             log.warning('%s is SD v2; taking prediction_type "epsilon": for a 768-v model pass "v_prediction"', path)
         if tokenizer is None:
-            raise UserError(
-                f"{path} holds no tokenizer: pass a folder with vocab.json and merges.txt (--tokenizer), for instance "
-                "tokenizer/ of the model's diffusers repository"
-            )
+            folder = "tokenizer/ of the model's diffusers repository, which has vocab.json and merges.txt"
+            raise UserError(f"{path} holds no tokenizer: pass a folder (--tokenizer), for instance {folder}")
         unet = UNet.from_file(path, SD2_UNET if v2 else None, dtype)
         vae = VAE.from_file(path, None, dtype)
         text_encoder = TextEncoder.from_file(path, SD2_TEXT if v2 else None, dtype)

@@ -85,8 +85,7 @@ def base_of(folder):
 
 
 def is_fresh(out):
-    """True if nothing would be lost: an absent or empty folder, or a run stopped before its first checkpoint and before
-    its monitor kept a model."""
+    """True if nothing would be lost: an empty folder, or a run stopped before it had a checkpoint or a kept model."""
     names = {p.name for p in out.iterdir()} if out.exists() else set()
     if names <= {"class_images"}:
         return True
@@ -193,8 +192,7 @@ def load_checkpoint(out, training):
 def mean_sigma(network):
     """Mean of σ over all random parameters; 0 without any."""
     sigmas = [sigma.detach() for _, sigma in bayes.sigmas(network).values()]
-    count = sum(sigma.numel() for sigma in sigmas)
-    return (sum(sigma.sum() for sigma in sigmas) / count).item() if count else 0.0
+    return (sum(s.sum() for s in sigmas) / sum(s.numel() for s in sigmas)).item() if sigmas else 0.0
 
 
 class Checkpoints:

@@ -123,10 +123,9 @@ def fine_tuning(sd, options):
         with autocast(sd.device, dtype):
             return unet(x_t, t, context)
 
-    optimiser = make_optimiser(unet, options.lr)
     scaler = torch.amp.GradScaler(sd.device.type, enabled=dtype == torch.float16)
     means = {name: mu.detach().clone() for name, (mu, _) in bayes.sigmas(unet).items()} if options.lambda_kl else {}
-    return Training(sd, unet, predict, optimiser, scaler, means)
+    return Training(sd, unet, predict, make_optimiser(unet, options.lr), scaler, means)
 
 
 def make_optimiser(network, lr):
