@@ -162,7 +162,7 @@ MUTATIONS = (
     Mutation("train-latents-unscaled", TRAIN, "generator) * self.scale", "generator)",
              BATCHES,
              "Latents lack SD's factor 0.18215."),
-    Mutation("data-one-order", DATA, "(seed * 1_000_003 + epoch)", "(seed * 1_000_003)", "test_data.py",
+    Mutation("data-one-order", DATA, "generator_of(seed, epoch)", "generator_of(seed, 0)", "test_data.py",
              "Pictures come in the same order in each epoch."),
     # --- a run's folder
     Mutation("runs-other-pictures", RUNS, 'if config["pictures"] != fingerprint(pictures):', "if False:",
