@@ -45,8 +45,8 @@ def autocast(device, dtype):
 def choose_threads(device, network):
     """One thread for a small network on a CPU, unless the user has set OMP_NUM_THREADS.
 
-    A second thread gains little with operations so short, and where other programs run, each operation waits for the
-    thread that happens not to run (`python benchmarks/busy.py`).
+    With operations so short a second thread does not help training, though it helps drawing; and where other programs
+    run, each operation waits for the thread that happens not to run (`python benchmarks/busy.py` measures all three).
     """
     size = sum(parameter.numel() for parameter in network.parameters())
     if str(device) == "cpu" and "OMP_NUM_THREADS" not in os.environ and size < SMALL:
