@@ -14,10 +14,10 @@ No random state is saved: every step draws from a generator seeded by (seed, ste
 import dataclasses
 import hashlib
 import json
+import os
 import platform
 import shutil
 import signal
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -264,7 +264,8 @@ class CtrlC:
 
     def _note(self, *_):
         self.asked = True
-        print("\nstopping after this step; Ctrl-C again stops at once, and the step is lost", file=sys.stderr)
+        # not print: what is interrupted may itself be writing to the buffered stderr
+        os.write(2, b"\nstopping after this step; Ctrl-C again stops at once, and the step is lost\n")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def __exit__(self, *_):
