@@ -8,7 +8,8 @@ import torch
 
 from minibnn import StableDiffusion, UserError, posterior, runs
 from minibnn.cli.train import fine_tune
-from minibnn.options.commands import TrainOptions
+from minibnn.lab.models import open_lab
+from minibnn.options.commands import ProbeOptions, TrainOptions
 from minibnn.options.parsing import parse
 from minibnn.pipeline import open_base
 
@@ -92,6 +93,19 @@ def test_a_base_that_is_gone_is_named(adapter_run):
             StableDiffusion.load(adapter_run)
     finally:
         base.with_name("moved").rename(base)
+
+
+def test_the_laboratory_takes_a_base_by_hand_where_the_runs_own_is_gone(adapter_run, micro, dog):
+    base = adapter_run.parent / "base.safetensors"
+    base.rename(base.with_name("moved"))
+    try:
+        lab = open_lab(ProbeOptions(model=str(adapter_run), base=str(micro), images=str(dog), device="cpu"))
+    finally:
+        base.with_name("moved").rename(base)
+    plain, adapted = (dict(lab.models[name].unet.named_parameters()) for name in ("pretrained", "fine-tuned"))
+    changed = {name for name in plain if not torch.equal(plain[name], adapted[name])}
+    assert changed and all(".attn" in name for name in changed)
+    assert lab.prompt == "a photo of a sks dog"
 
 
 def test_an_unfinished_adapter_run_is_no_model(adapter_run, tmp_path):
