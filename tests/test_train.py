@@ -148,6 +148,7 @@ def test_a_run_is_a_model_to_start_from(options, tmp_path):
         ["--dtype", "bfloat16"],
         ["--gradient-checkpointing"],
         ["--dtype", "float16", "--prior-weight", "0"],
+        ["--null-dropout", "0.5"],
     ],
     ids=lambda a: " ".join(a) or "default",
 )
@@ -214,6 +215,66 @@ def test_batches_hold_subject_first_then_class(options, dog):
     assert x0.shape == (4, 4, 8, 8) and context.shape == (4, 77, 128)
     expected = sd.encode_prompts([settled.prompt, settled.class_prompt])
     assert torch.equal(context, expected.repeat_interleave(2, 0))
+
+
+@pytest.fixture(scope="module")
+def two_sources():
+    """make(null_dropout, size) -> Batches of five pictures of a subject and three of its class; prompts by hand."""
+    sd = StableDiffusion.load("tiny")
+    images = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    sources = [(images[:5], "a photo of a sks dog"), (images[5:], "a photo of a dog")]
+    return lambda null_dropout, size=2, seed=0: Batches(sd, sources, size, seed, null_dropout), sd
+
+
+def test_null_dropout_is_the_share_of_pictures_with_the_empty_prompt(two_sources):
+    make, sd = two_sources
+    names = ("a photo of a sks dog", "a photo of a dog", "")
+    contexts = dict(zip(names, sd.encode_prompts(names), strict=True))
+    batches, seen = make(0.1, size=4), []
+    for i in range(500):
+        _, context = batches(i, torch.Generator().manual_seed(i))
+        of_place = [[name for name, own in contexts.items() if torch.equal(row, own)] for row in context]
+        assert all(len(found) == 1 for found in of_place)
+        own = [*[names[0]] * 4, *[names[1]] * 4]
+        assert all(found in ([name], [""]) for found, name in zip(of_place, own, strict=True))
+        seen.append([found == [""] for found in of_place])
+    seen = torch.tensor(seen, dtype=torch.float64)
+    for part, expected in ((seen, 0.1), (seen[:, :4], 0.1), (seen[:, 4:], 0.1), (seen[:, 0] * seen[:, 1], 0.01)):
+        error = (expected * (1 - expected) / part.numel()) ** 0.5
+        assert abs(part.mean().item() - expected) < 4 * error  # subject, class, and each picture on its own
+
+
+def test_null_dropout_changes_prompts_and_nothing_else(two_sources):
+    """The same latents, and the same numbers from the step's generator afterwards, whatever the share."""
+    make, sd = two_sources
+    left = []
+    for share in (0.0, 0.3, 1.0):
+        generator = torch.Generator().manual_seed(3)
+        x0, context = make(share)(7, generator)
+        left.append((x0, torch.rand(4, generator=generator)))
+        assert torch.equal(x0, left[0][0]) and torch.equal(left[-1][1], left[0][1])
+    assert torch.equal(context, sd.encode_prompts([""] * 4))  # of the share 1
+    dropped = [make(0.5, size=8, seed=seed)(i, generator)[1] for seed, i in ((0, 0), (0, 0), (0, 1), (1, 0))]
+    assert torch.equal(dropped[0], dropped[1])  # a function of seed and step
+    assert not torch.equal(dropped[0], dropped[2]) and not torch.equal(dropped[0], dropped[3])
+
+
+def test_null_dropout_trains_the_unconditional_prediction(options, tmp_path):
+    """All pictures at the share 1: the same weights as a training with another prompt, since none is ever seen."""
+    common = ["--null-dropout", "1", "--prior-weight", "0"]
+    fine_tune(options(*common, out="a"))
+    fine_tune(options(*common, "--prompt", "a sks cat", out="b"))
+    assert_same_state(tmp_path / "a", tmp_path / "b")
+    fine_tune(options("--prior-weight", "0", out="c"))
+    with pytest.raises(AssertionError):
+        assert_same_state(tmp_path / "a", tmp_path / "c")
+
+
+@pytest.mark.parametrize("share", ["-0.1", "1.5", "nan", "often"])
+def test_null_dropout_is_a_share(options, share, capsys):
+    with pytest.raises(SystemExit):
+        options("--null-dropout", share)
+    assert f"--null-dropout: '{share}' is not a number from 0 to 1" in capsys.readouterr().err
 
 
 # --- stopping ---------------------------------------------------------------------------------------------------------
