@@ -143,10 +143,15 @@ class Batches:
 
     sources: (pictures, prompt) of the subject, and perhaps of its class; the pictures are an iterable of tensors
     (3, H, W) in [-1, 1]. VAE and text encoder run once, here, and leave the GPU afterwards.
+
+    null_dropout: the share of the pictures, of subject and class alike, that get the empty prompt instead of theirs, so
+    that the unconditional prediction is trained beside the conditional one (Ho & Salimans 2022, Algorithm 1). Which
+    they are is a random stream of its own: latents, times and noise are those of a training without it.
     """
 
-    def __init__(self, sd, sources, size, seed):
+    def __init__(self, sd, sources, size, seed, null_dropout=0.0):
         self.size, self.seed, self.scale = size, seed, sd.vae.config.scaling_factor
+        self.null_dropout, self.null = null_dropout, sd.encode_prompts([""]) if null_dropout else None
         self.sources = [
             (*data.latent_moments(sd.vae, images), sd.encode_prompts([prompt])) for images, prompt in sources
         ]
@@ -159,7 +164,12 @@ class Batches:
             picked = data.picked(len(mean), i, self.size, self.seed)
             latents.append(sample_latents(mean[picked], logvar[picked], generator) * self.scale)
             contexts.append(context.expand(self.size, -1, -1))
-        return torch.cat(latents), torch.cat(contexts)
+        latents, contexts = torch.cat(latents), torch.cat(contexts)
+        if self.null_dropout:
+            own = data.generator_of(self.seed, -1 - i)  # the steps have the numbers from 0 on
+            dropped = torch.rand(len(contexts), generator=own) < self.null_dropout
+            contexts = torch.where(dropped[:, None, None].to(contexts.device), self.null, contexts)
+        return latents, contexts
 
 
 @contextlib.contextmanager

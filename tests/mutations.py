@@ -38,6 +38,7 @@ UNET, TOKENIZER = "minibnn/networks/unet.py", "minibnn/networks/tokenizer.py"
 BAYES, LORA, OFT, ADAPTERS = (f"minibnn/finetune/{name}.py" for name in ("bayes", "lora", "oft", "adapter_files"))
 LAYOUTS, STORE, RUNS = "minibnn/files/layouts.py", "minibnn/files/store.py", "minibnn/runs.py"
 GUIDANCE, PICTURES, DATA = "minibnn/neighbours/guidance.py", "minibnn/pictures.py", "minibnn/data.py"
+GAINS = "minibnn/lab/gains.py"
 REFERENCE, PHILOX, KERNEL = "kernels/reference.py", "kernels/philox.py", "kernels/bayes_linear.py"
 
 DREAMBOOTH = "test_train_oracle.py::test_three_steps_of_dreambooth"
@@ -156,6 +157,12 @@ MUTATIONS = (
              "Weight decay pulls σ to 0."),
     Mutation("train-no-warm-up", TRAIN, "min(1, (training.step + 1) / (options.lr_warmup_steps or 1))", "1", DREAMBOOTH,
              "--lr-warmup-steps is ignored."),
+    Mutation("train-null-dropout-always-the-same", TRAIN, "-1 - i)", "-1)", "test_train.py",
+             "Null dropout drops the prompts of the same places of the batch at each step, or of none."),
+    Mutation("gains-guidance", GAINS, "- (guidance - 1) * self.u", "- guidance * self.u", "test_gains.py",
+             "The guided gain takes away the unconditional one once too often."),
+    Mutation("gains-one-sided", GAINS, "(plus - minus) / 2", "plus", "test_gains.py",
+             "A gain carries the chance overlap of the noise with the remembered picture."),
     Mutation("train-latents-at-the-mean", TRAIN, "sample_latents(mean[picked], logvar[picked], generator)",
              "mean[picked]", BATCHES,
              "Latents are the VAE's means and not its samples."),

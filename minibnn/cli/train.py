@@ -47,7 +47,7 @@ def fine_tune(options, observers=()):
     choose_threads(options.device, sd.unet)
     sd.to(options.device)
     sources = [(images, options.prompt), *class_source(options, sd, made_for)]
-    batches = Batches(sd, sources, options.batch_size, options.seed)
+    batches = Batches(sd, sources, options.batch_size, options.seed, options.null_dropout)
     training = fine_tuning(sd, options)
     if options.resume:
         runs.load_checkpoint(out, training)

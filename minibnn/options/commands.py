@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .parsing import natural, nonnegative, option, positive, seed_number, whole, words
+from .parsing import natural, nonnegative, option, positive, seed_number, share, whole, words
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -60,6 +60,7 @@ class TrainOptions:
     lr: float = option(None, "learning rate of AdamW [recipe]", "training", type=positive)
     lr_warmup_steps: int = option(0, "the rate rises linearly over the first N steps", "training", type=natural, metavar="N")
     batch_size: int = option(1, "pictures for each forward; as many class pictures beside them", "training", type=whole)
+    null_dropout: float = option(0.0, "share of the pictures, of subject and class, that are trained with the empty prompt, so that guidance's unconditional prediction is trained too; 0: none", "training", type=share, metavar="P")
     accumulate: int = option(1, "forwards for each optimiser step", "training", type=whole)
     resolution: int = option(None, "pixels of the square crop [recipe]", "training", type=whole)
     dtype: str = option(None, "of the computation; weights train in float32 [float32; CUDA: bfloat16 or float16]", "training", choices=DTYPES)

@@ -57,6 +57,13 @@ def nonnegative(text):
     return float(text)
 
 
+def share(text):
+    """A number from 0 to 1."""
+    if not 0 <= float(text) <= 1:
+        raise ValueError
+    return float(text)
+
+
 def words(text):
     """A text that is not empty."""
     if not text.strip():
@@ -67,7 +74,8 @@ def words(text):
 _KINDS = {
     whole: "a whole number of at least 1", natural: "a whole number of at least 0",
     seed_number: "a whole number from 0 to 2^63 - 1", positive: "a number above 0",
-    nonnegative: "a number of at least 0", words: "a text that is not empty", int: "a whole number", float: "a number",
+    nonnegative: "a number of at least 0", share: "a number from 0 to 1", words: "a text that is not empty",
+    int: "a whole number", float: "a number",
 }
 
 
