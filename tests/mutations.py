@@ -38,7 +38,7 @@ UNET, TOKENIZER = "minibnn/networks/unet.py", "minibnn/networks/tokenizer.py"
 BAYES, LORA, OFT, ADAPTERS = (f"minibnn/finetune/{name}.py" for name in ("bayes", "lora", "oft", "adapter_files"))
 LAYOUTS, STORE, RUNS = "minibnn/files/layouts.py", "minibnn/files/store.py", "minibnn/runs.py"
 GUIDANCE, PICTURES, DATA = "minibnn/neighbours/guidance.py", "minibnn/pictures.py", "minibnn/data.py"
-GAINS = "minibnn/lab/gains.py"
+GAINS, LAW = "minibnn/lab/gains.py", "minibnn/lab/gain_law.py"
 REFERENCE, PHILOX, KERNEL = "kernels/reference.py", "kernels/philox.py", "kernels/bayes_linear.py"
 
 DREAMBOOTH = "test_train_oracle.py::test_three_steps_of_dreambooth"
@@ -161,6 +161,10 @@ MUTATIONS = (
              "Null dropout drops the prompts of the same places of the batch at each step, or of none."),
     Mutation("gains-guidance", GAINS, "- (guidance - 1) * self.u", "- guidance * self.u", "test_gains.py",
              "The guided gain takes away the unconditional one once too often."),
+    Mutation("law-fresh-noise", LAW, "+ schedule.ddim_sigma(abar_t, abar_prev, eta) ** 2", "", "test_gain_law.py",
+             "Ancestral sampling adds no noise."),
+    Mutation("law-interpolates-in-t", LAW, "places[times], places[known[0]]", "times, known[0]", "test_gain_law.py",
+             "Between measured times the gain is taken linear in t."),
     Mutation("gains-one-sided", GAINS, "(plus - minus) / 2", "plus", "test_gains.py",
              "A gain carries the chance overlap of the noise with the remembered picture."),
     Mutation("train-latents-at-the-mean", TRAIN, "sample_latents(mean[picked], logvar[picked], generator)",
