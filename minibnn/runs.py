@@ -14,6 +14,7 @@ No random state is saved: every step draws from a generator seeded by (seed, ste
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -27,11 +28,28 @@ from tqdm import tqdm
 
 from .data import full_name
 from .errors import UserError
-from .files.store import open_weights, read_json, write_json, write_tensors, write_text
+from .files.schema import integer, number, record, text
+from .files.store import (
+    WeightsError,
+    check_finite,
+    fitting,
+    open_weights,
+    parse_json,
+    read_json,
+    shapes_of,
+    write_json,
+    write_tensors,
+    write_text,
+)
 from .finetune import bayes
 from .finetune.adapter_files import is_adapter
 
 STATE = Path("checkpoint") / "state.safetensors"
+SCALER = {  # of GradScaler's state; {} where it is not used
+    "scale": number(above=0), "growth_factor": number(above=1), "backoff_factor": number(above=0, high=1),
+    "growth_interval": integer(1), "_growth_tracker": integer(0),
+}
+HEADER = {"completed_steps": integer(0), "scaler": record(SCALER)}  # of a checkpoint's file, as JSON
 FORMAT = "minibnn run"
 NOT_COMPARED = ("steps", "resume", "overwrite", "out", "class_images")  # the options that may differ on --resume
 PATHS = ("images", "model", "tokenizer")
@@ -130,8 +148,7 @@ def check_same_run(options, pictures):
         if name not in NOT_COMPARED and not same:
             differs = f"--{name.replace('_', '-')} is {value!r} but the run in {options.out} has {was!r}"
             raise UserError(f"{differs}; only --steps may change on --resume")
-    with open_weights(Path(options.out) / STATE) as file:
-        done = int(file.metadata()["completed_steps"])
+    done, _ = read_progress(Path(options.out) / STATE)
     if done > options.steps:
         raise UserError(f"--steps {options.steps} lies before the checkpoint, which is after step {done}")
     if config["pictures"] != fingerprint(pictures):
@@ -172,18 +189,47 @@ def save_checkpoint(out, training):
     write_tensors(Path(out) / STATE, tensors, {"completed_steps": str(training.step), "scaler": scale})
 
 
+def read_progress(path):
+    """(completed steps, state of the loss scaling) of a checkpoint's file. Raises UserError when it is damaged."""
+    with open_weights(path) as file:
+        header = fitting(file.metadata(), record({"completed_steps": text, "scaler": text}, HEADER), path)
+    values = {key: parse_json(header[key], f"{path}: {key}") for key in HEADER}
+    fitting(values, record(HEADER), path)
+    return values["completed_steps"], values["scaler"]
+
+
 @torch.no_grad()
 def load_checkpoint(out, training):
-    """Restore the network, the optimiser, the loss scaling and the number of completed steps in place."""
-    with open_weights(Path(out) / STATE) as file:
-        for name, parameter in _trainable(training.network):
-            parameter.copy_(file.get_tensor(f"weight/{name}"))
-            training.optimiser.state[parameter] = {
-                key: file.get_tensor(f"{key}/{name}").to(parameter.device, copy=True)
-                for key in ("step", "exp_avg", "exp_avg_sq")
-            }
-        training.scaler.load_state_dict(json.loads(file.metadata()["scaler"]))
-        training.step = int(file.metadata()["completed_steps"])
+    """Restore the network, the optimiser, the loss scaling and the number of completed steps in place.
+
+    Raises UserError unless the file holds just what is trained, in the same shapes and finite: the optimiser trusts
+    its state, and one of another shape makes it write beyond the end of a tensor.
+    """
+    path = Path(out) / STATE
+    step, scaler = read_progress(path)
+    if training.scaler.is_enabled():
+        fitting(scaler, record(SCALER, required=SCALER), f"{path}: scaler")
+    trained = dict(_trainable(training.network))
+    wanted = {f"{key}/{name}": p.shape for name, p in trained.items() for key in ("weight", "exp_avg", "exp_avg_sq")}
+    wanted |= {f"step/{name}": () for name in trained}
+    with open_weights(path) as file:
+        shapes = shapes_of(file)
+        for name in [*wanted, *shapes]:
+            there, needed = (list(of[name]) if name in of else "none" for of in (shapes, wanted))
+            if there != needed:
+                raise WeightsError(f"{path} is no checkpoint of this training: {name} is {there}, but needs {needed}")
+        for name, parameter in trained.items():
+            keys = [f"{key}/{name}" for key in ("weight", "step", "exp_avg", "exp_avg_sq")]
+            tensors = check_finite({key: file.get_tensor(key) for key in keys}, path)
+            for key, tensor in tensors.items():
+                least = 0 if key.startswith(("step/", "exp_avg_sq/")) else -math.inf  # Adam takes a root of exp_avg_sq
+                if tensor.dtype != torch.float32 or (tensor.numel() and tensor.min() < least):
+                    raise WeightsError(f"{path}: {key} cannot be a state of the optimiser")
+            weight, *state = (tensor.to(parameter.device, copy=True) for tensor in tensors.values())
+            parameter.copy_(weight)
+            training.optimiser.state[parameter] = dict(zip(("step", "exp_avg", "exp_avg_sq"), state, strict=True))
+    training.scaler.load_state_dict(scaler)
+    training.step = step
 
 
 # --- observers of a training ------------------------------------------------------------------------------------------

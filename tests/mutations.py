@@ -92,6 +92,10 @@ MUTATIONS = (
              "A half-precision file takes twice its memory."),
     Mutation("store-not-whole", STORE, 'path.with_name(f".{path.name}.{os.getpid()}.tmp")', "path", "test_weights.py",
              "A write that fails leaves half a file in the place of the old one."),
+    Mutation("store-not-finite", STORE, "if not all(end.isfinite() for end in wide.aminmax()):",
+             "if not wide.max().isfinite():", "test_checkpoints.py", "An infinite minimum is not seen."),
+    Mutation("runs-checkpoint-shapes", RUNS, "            if there != needed:\n", "            if False:\n",
+             "test_checkpoints.py", "A checkpoint's tensors may have other shapes than the network's."),
     Mutation("store-pickles", STORE, "if path.suffix in PICKLES:", "if False:", "test_weights.py",
              "A pickle, which can run code, is not refused by its name."),
     # --- Bayesian layers

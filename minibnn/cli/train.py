@@ -14,6 +14,7 @@ import torch
 from .. import data, runs
 from ..devices import autocast, choose_device, choose_threads, half_dtype, make_deterministic
 from ..errors import UserError
+from ..files.store import NotFinite
 from ..finetune import methods
 from ..lab import monitor
 from ..pictures import grid, save_png
@@ -57,7 +58,7 @@ def fine_tune(options, observers=()):
         checkpoints = runs.Checkpoints(options, stop, training.step)
         try:
             train(training, options, batches, [progress, Samples(options), *observers, *watching, checkpoints])
-        except Diverged as error:
+        except (Diverged, NotFinite) as error:
             last = f"the last checkpoint, after {checkpoints.saved} steps, is good"
             raise UserError(f"{error}; {last if checkpoints.saved else 'there is no checkpoint'}") from None
     del training, batches, checkpoints  # their memory is wanted for drawing

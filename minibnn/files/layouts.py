@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import UserError
 from . import ldm
-from .store import WeightsError, open_weights, shapes_of
+from .store import WeightsError, check_finite, open_weights, shapes_of
 
 log = logging.getLogger("minibnn")
 
@@ -162,9 +162,11 @@ class Network(nn.Module):
             for name, tensor in network.state_dict().items():
                 key, third = found[name]
                 value = file.get_tensor(key)
+                if not value.is_floating_point():
+                    raise WeightsError(f"{path}: {key} holds {str(value.dtype).removeprefix('torch.')}, no weights")
                 value = value if third is None else value.chunk(3)[third].clone()
                 state[name] = value.reshape(tensor.shape).to(dtype or value.dtype)
-        network.load_state_dict(state, strict=True, assign=True)
+        network.load_state_dict(check_finite(state, path), strict=True, assign=True)
         return network.eval()
 
 

@@ -8,10 +8,12 @@ import json
 import os
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import UserError
+from .schema import Unfit
 
 ASSETS = Path(__file__).parents[1] / "assets"  # the bundled model and the other files of the package
 UMASK = os.umask(0)
@@ -23,20 +25,58 @@ class WeightsError(UserError):
     """A weight file that is missing, damaged, or does not fit the network."""
 
 
-def read_json(path):
-    """The object in a JSON file, a dict. Raises UserError when it is missing or damaged."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise UserError(f"{path} holds no JSON object")
-        return value
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from None
+class NotFinite(UserError):
+    """Tensors that were about to be written hold NaN or infinite values; what was there before still is."""
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_json(path, kind=None):
+    """The object in a JSON file, a dict. kind: what it must be (`schema.py`).
+
+    Raises UserError, naming the file, when it is missing, damaged or of another kind.
+    """
+    value = parse_json(read_text(path), path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return fitting(value, kind, path) if kind else value
+
+
+def read_text(path):
+    """The text of a file in UTF-8. Raises UserError, naming the file."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def parse_json(text, place):
+    """The value that a JSON text holds; NaN and Infinity, which are no JSON, are refused. Raises UserError.
+
+    place: what the text is, for the message.
+    """
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits; brackets within brackets
+        raise UserError(f"{place} is not valid JSON ({error})") from None
+
+
+def _no_constant(word):
+    raise ValueError(f"{word} is no JSON number")
+
+
+def fitting(value, kind, place):
+    """The value, if it is of this kind (`schema.py`). Raises UserError with the place, the key and the value."""
+    try:
+        kind(value, "")
+    except Unfit as error:
+        raise UserError(f"{place}: {error}") from None
+    return value
 
 
 def open_weights(path):
@@ -59,9 +99,30 @@ def open_weights(path):
 
 
 def read_tensors(path):
-    """All tensors of a file, {name: tensor}. Raises WeightsError, as `open_weights` does."""
+    """All tensors of a file, {name: tensor}. Raises WeightsError, as `open_weights` does, or for NaN among them."""
     with open_weights(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return check_finite({name: file.get_tensor(name) for name in file.keys()}, path)  # noqa: SIM118
+
+
+def check_finite(tensors, path):
+    """The tensors {name: tensor} that were read from a file. Raises WeightsError, naming one that is not finite."""
+    if name := not_finite(tensors):
+        raise WeightsError(f"{path}: {name} holds NaN or infinite values, with which nothing can be computed")
+    return tensors
+
+
+@torch.no_grad()
+def not_finite(tensors):
+    """The name of the first of the tensors {name: tensor} that holds NaN or an infinite value; None if none does.
+
+    A minimum and a maximum take a hundredth of the time of `isfinite().all()`: 0.2 s for the UNet of SD v1.5.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel():
+            wide = tensor.float() if tensor.element_size() == 1 else tensor  # the types of 8 bits lack aminmax
+            if not all(end.isfinite() for end in wide.aminmax()):  # NaN is passed on
+                return name
+    return None
 
 
 def shapes_of(file):
@@ -104,6 +165,11 @@ def write_json(path, value):
 
 
 def write_tensors(path, tensors, metadata=None):
-    """Write {name: tensor} as a whole safetensors file. metadata: {str: str} to write beside "format": "pt"."""
+    """Write {name: tensor} as a whole safetensors file. metadata: {str: str} to write beside "format": "pt".
+
+    Raises UserError as `write_whole`, and NotFinite before anything is written.
+    """
+    if name := not_finite(tensors):
+        raise NotFinite(f"{path} is not written: {name} holds NaN or infinite values")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_whole(path, lambda temporary: save_file(tensors, temporary, {"format": "pt"} | (metadata or {})))

@@ -29,6 +29,7 @@ from ..files.store import ASSETS, open_weights, read_tensors, write_tensors
 from ..networks.unet import UNet, UNetConfig, time_sinusoid
 from ..pictures import grid, save_png, to_pil, to_tensor
 from ..pipeline import StableDiffusion
+from ..train import stop_if_not_finite
 from ..world import scenes as world
 
 BUNDLED = ASSETS / "flow"
@@ -153,15 +154,19 @@ class LatentFlow(nn.Module):
 
 
 def fit(velocity, x, steps, lr, batch, seed, label="flow"):
-    """Train on data x (N, …) with Adam, the rate falling to 0 along half a cosine; returns the losses."""
+    """Train on data x (N, …) with Adam, the rate falling to 0 along half a cosine; returns the losses.
+
+    Raises UserError when the loss is not finite.
+    """
     optimiser = torch.optim.Adam(velocity.parameters(), lr)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     generator, losses = torch.Generator().manual_seed(seed), []
     bar = tqdm(range(steps), desc=label, mininterval=2)
-    for _ in bar:
+    for step in bar:
         picked = x[torch.randint(len(x), (batch,), generator=generator)]
         e = torch.randn(picked.shape, generator=generator, dtype=x.dtype)
         loss = flow_loss(velocity, picked, e, torch.rand(batch, generator=generator, dtype=x.dtype))
+        stop_if_not_finite(loss, f"{label}'s loss", step)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(velocity.parameters(), 1.0)

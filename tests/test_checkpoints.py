@@ -1,0 +1,136 @@
+"""Checkpoints and weights that are damaged, hostile or not finite: refused when read, and before they are written."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from minibnn import StableDiffusion, UserError, runs
+from minibnn.cli.train import fine_tune
+from minibnn.files import store
+from minibnn.neighbours import flow
+from minibnn.options.commands import FlowOptions, TrainOptions
+from minibnn.options.parsing import parse
+
+
+def options_of(dog, micro, out, *more):
+    words = ["--images", str(dog), "--model", str(micro), "--out", str(out), "--samples", "0", "--prior-weight", "0"]
+    return parse(TrainOptions, "train", [*words, "--method", "lora", "--lr", "0.01", *more])
+
+
+@pytest.fixture(scope="module")
+def trained(dog, micro, tmp_path_factory):
+    """A run of two steps: its folder, and the tensors and the header of its checkpoint."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    fine_tune(options_of(dog, micro, out, "--steps", "2"))
+    with store.open_weights(out / runs.STATE) as file:
+        return out, store.read_tensors(out / runs.STATE), file.metadata()
+
+
+def first(tensors, key):
+    return min(name for name in tensors if name.startswith(key))
+
+
+def changed(key, change):
+    return lambda tensors, header: tensors.update({first(tensors, key): change(tensors[first(tensors, key)])})
+
+
+DAMAGES = {
+    "a moment of another shape": (changed("exp_avg/", lambda t: t.flatten()[:2]), "exp_avg/.* is .2., but needs"),
+    "a moment of another rank": (changed("exp_avg_sq/", lambda t: t[None]), "exp_avg_sq/.* is .1, .*, but needs"),
+    "a weight of another shape": (changed("weight/", lambda t: t[:, :1]), "weight/.* but needs"),
+    "a step that is a vector": (changed("step/", lambda t: t.repeat(3)), "step/.* is .3., but needs .."),
+    "another type": (changed("exp_avg/", lambda t: t.half()), "exp_avg/.* cannot be a state of the optimiser"),
+    "an integer": (changed("weight/", lambda t: t.int()), "weight/.* cannot be a state of the optimiser"),
+    "a negative square": (changed("exp_avg_sq/", lambda t: t - 1), "exp_avg_sq/.* cannot be a state of the optimiser"),
+    "a negative step": (changed("step/", lambda t: t - 9), "step/.* cannot be a state of the optimiser"),
+    "NaN": (changed("weight/", lambda t: t * float("nan")), "weight/.* holds NaN or infinite values"),
+    "an infinite moment": (changed("exp_avg/", lambda t: t + float("inf")), "exp_avg/.* holds NaN or infinite values"),
+    "a missing tensor": (lambda tensors, header: tensors.pop(first(tensors, "exp_avg/")), "exp_avg/.* is none, but"),
+    "a surplus tensor": (lambda tensors, header: tensors.update(more=torch.zeros(3)), "more is .3., but needs none"),
+    "no header": (lambda tensors, header: header.clear(), "completed_steps is missing"),
+    "no scaler": (lambda tensors, header: header.pop("scaler"), "scaler is missing"),
+    "a scaler that is no JSON": (lambda tensors, header: header.update(scaler="{"), "scaler is not valid JSON"),
+    "a scaler that is a list": (lambda tensors, header: header.update(scaler="[]"), "scaler is a list, but must be an"),
+    "negative steps": (lambda tensors, header: header.update(completed_steps="-3"), "completed_steps is -3, but must"),
+    "half a step": (lambda tensors, header: header.update(completed_steps="1.5"), "completed_steps is 1.5, but must"),
+    "steps in words": (lambda tensors, header: header.update(completed_steps="two"), "completed_steps is not valid"),
+    "steps without end": (lambda tensors, header: header.update(completed_steps="9" * 5000), "is not valid JSON"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_refused_and_named(trained, dog, micro, damage):
+    """Bug of an earlier version: a moment of another shape crashed the process in the optimiser's fused kernel."""
+    out, tensors, header = trained
+    tensors, header = dict(tensors), {k: v for k, v in header.items() if k != "format"}
+    hurt, message = DAMAGES[damage]
+    hurt(tensors, header)
+    written = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    store.save_file(written, out / runs.STATE, header)
+    with pytest.raises(UserError, match=f"state.safetensors.*{message}"):
+        fine_tune(options_of(dog, micro, out, "--steps", "3", "--resume"))
+
+
+def test_an_undamaged_checkpoint_is_accepted(trained, dog, micro):
+    out, tensors, header = trained
+    store.save_file(tensors, out / runs.STATE, header)
+    fine_tune(options_of(dog, micro, out, "--steps", "3", "--resume"))
+
+
+@pytest.mark.parametrize("checkpoints", [0, 1])
+def test_weights_that_are_not_finite_are_not_saved(dog, micro, tmp_path, checkpoints):
+    """Bug of an earlier version: "the last checkpoint, after 1 steps, is good", and a quarter of it was NaN."""
+    words = ["--steps", "3", "--lr", "3e38", "--checkpoint-every", str(checkpoints)]
+    with pytest.raises(UserError, match="(NaN or infinite values|is nan at step 2.*); there is no checkpoint"):
+        fine_tune(options_of(dog, micro, tmp_path / "run", *words))
+    assert not (tmp_path / "run" / runs.STATE).exists()
+    with pytest.raises(UserError, match="NaN or infinite values; there is no checkpoint"):  # after its only step
+        fine_tune(options_of(dog, micro, tmp_path / "one", "--steps", "1", "--lr", "3e38"))
+    assert not list((tmp_path / "one").glob("*.safetensors"))
+
+
+def test_a_flow_that_diverges_is_not_saved(tmp_path):
+    words = ["--train", "--lr", "1e30", "--pictures", "64", "--inverted", "48", "--steps", "3"]
+    with pytest.raises(UserError, match="flow's loss is (nan|inf) at step|holds NaN or infinite values"):
+        flow.train_or_draw(parse(FlowOptions, "flow", [*words, "--out", str(tmp_path / "f")]))
+    words += ["--flow", str(flow.BUNDLED), "--out", str(tmp_path / "c")]
+    with pytest.raises(UserError, match="corrector's loss is (nan|inf) at step|holds NaN or infinite values"):
+        flow.train_or_draw(parse(FlowOptions, "flow", words))
+    assert not list(tmp_path.rglob("*corrector.safetensors")) and not (tmp_path / "f" / "flow.safetensors").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
+def test_one_value_among_many_that_is_not_finite_is_found(value, dtype):
+    tensors = {"empty": torch.zeros(0), "whole": torch.arange(5), "large": torch.full((999,), 6e4).to(dtype)}
+    if dtype != torch.float8_e5m2:  # whose largest value is 57344
+        assert store.not_finite(tensors) is None
+    tensors = {"good": torch.ones(7).to(dtype), "bad": torch.ones(33, 31).to(dtype)}
+    assert store.not_finite(tensors) is None
+    tensors["bad"][17, 5] = value
+    assert store.not_finite(tensors) == "bad"
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_model_with_nan_or_whole_numbers_for_weights_is_refused(micro, tmp_path, part):
+    shutil.copytree(micro, tmp_path / "m")
+    (path,) = (tmp_path / "m" / part).glob("*.safetensors")
+    tensors = store.read_tensors(path)
+    name = max(tensors)
+    store.save_file(tensors | {name: tensors[name] * float("nan")}, path, {"format": "pt"})
+    with pytest.raises(UserError, match=f"{path.name}: .* holds NaN or infinite values"):
+        StableDiffusion.load(tmp_path / "m")
+    store.save_file(tensors | {name: tensors[name].int()}, path, {"format": "pt"})
+    with pytest.raises(UserError, match=f"{path.name}: {name} holds int32, no weights"):
+        StableDiffusion.load(tmp_path / "m")
+
+
+def test_what_was_there_stays_when_new_tensors_are_not_finite(tmp_path):
+    path = tmp_path / "a.safetensors"
+    store.write_tensors(path, {"a": torch.ones(3)}, {"note": json.dumps("good")})
+    before = path.read_bytes()
+    with pytest.raises(store.NotFinite, match="a.safetensors is not written: b holds NaN"):
+        store.write_tensors(path, {"a": torch.ones(3), "b": torch.tensor([float("nan")])})
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
