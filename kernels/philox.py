@@ -9,7 +9,10 @@ import triton.language as tl
 
 from . import reference
 
-LOG, SIN, COS = (tl.constexpr(coefficients) for coefficients in (reference.LOG, reference.SIN, reference.COS))
+# single numbers, because not every Triton can take numbers out of a constant tuple
+L0, L1, L2, L3, L4, L5, L6, L7, L8 = (tl.constexpr(coefficient) for coefficient in reference.LOG)
+S0, S1, S2 = (tl.constexpr(coefficient) for coefficient in reference.SIN)
+C0, C1, C2 = (tl.constexpr(coefficient) for coefficient in reference.COS)
 
 
 @triton.jit
@@ -24,15 +27,6 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 
 @triton.jit
-def polynomial(coefficients, x):
-    """Horner's scheme, one rounding for each operation."""
-    value = x * coefficients[0] + coefficients[1]
-    for i in tl.static_range(2, len(coefficients)):
-        value = value * x + coefficients[i]
-    return value
-
-
-@triton.jit
 def log(u):
     """ln u for u in (0, 1)."""
     bits = u.to(tl.int32, bitcast=True)
@@ -41,7 +35,8 @@ def log(u):
     e = ((bits >> 23) - 127 + large.to(tl.int32)).to(tl.float32)
     f = tl.where(large, m * 0.5, m) - 1.0
     z = f * f
-    y = polynomial(LOG.value, f) * f * z + e * -2.12194440e-4 + z * -0.5
+    p = (((((((f * L0 + L1) * f + L2) * f + L3) * f + L4) * f + L5) * f + L6) * f + L7) * f + L8
+    y = p * f * z + e * -2.12194440e-4 + z * -0.5
     return f + y + e * 0.693359375
 
 
@@ -52,8 +47,8 @@ def box_muller(w_radius, w_angle):
     r = tl.sqrt_rn(log(u) * -2.0)
     x = ((((w_angle >> 7) & 0x7FFFFF).to(tl.float32) + 0.5) * 1.1920928955078125e-07 - 0.5) * 1.57079632679
     z = x * x
-    sin = polynomial(SIN.value, z) * z * x + x
-    cos = polynomial(COS.value, z) * z * z + z * -0.5 + 1.0
+    sin = ((z * S0 + S1) * z + S2) * z * x + x
+    cos = ((z * C0 + C1) * z + C2) * z * z + z * -0.5 + 1.0
     odd, turned = (w_angle >> 30) % 2 == 1, w_angle >> 31 == 1  # the quadrant
     a, b = tl.where(odd, -sin, cos), tl.where(odd, cos, sin)
     return r * tl.where(turned, -a, a), r * tl.where(turned, -b, b)
