@@ -6,7 +6,8 @@ import sys
 from importlib import import_module
 
 from .options import commands, experiments
-from .options.parsing import answer_ctrl_c_while_importing, fail, parse, run
+from .options.parsing import fail, parse
+from .options.running import answer_while_importing, one_line, own_output, run
 
 COMMANDS = {  # name: (what it does, its options, module:function, what the function takes before the options)
     "train": ("fine-tune a model on a few pictures", commands.TrainOptions, "cli.train:fine_tune"),
@@ -51,10 +52,13 @@ COMMANDS = {  # name: (what it does, its options, module:function, what the func
 
 
 def main(*words):
-    """Run the command that the words and then the command line name. Exits with 2 after a mistake, 130 after Ctrl-C."""
-    words = [*words, *sys.argv[1:]]
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? for what it lacks
+    """Run the command that the words and then the command line name. Exits as `options/running.py` says."""
+    with own_output(), one_line():
+        dispatch([*words, *sys.argv[1:]])
+
+
+def dispatch(words):
+    """The same for a whole command line, with plain output; raises what `one_line` explains."""
     if not words or words[0] in ("-h", "--help") or words in (["experiment"], ["experiment", "--help"]):
         print("python -m minibnn COMMAND …\n")
         for name, (what, *_) in COMMANDS.items():
@@ -70,7 +74,7 @@ def main(*words):
     options = parse(options_class, f"minibnn {name}", words[length:])  # before torch is imported: it answers at once
     # Threads that wait for others should sleep: on a busy machine those that spin take the time of those that compute.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    answer_ctrl_c_while_importing()
+    answer_while_importing()
     module, function = function.split(":")
     run(getattr(import_module(f"minibnn.{module}"), function), *leading, options)
 

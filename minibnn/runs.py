@@ -11,6 +11,7 @@
 No random state is saved: every step draws from a generator seeded by (seed, step).
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -31,6 +32,7 @@ from .errors import UserError
 from .files.schema import integer, number, record, text
 from .files.store import (
     WeightsError,
+    append_text,
     check_finite,
     fitting,
     open_weights,
@@ -43,6 +45,7 @@ from .files.store import (
 )
 from .finetune import bayes
 from .finetune.adapter_files import is_adapter
+from .options.running import interrupt, note_signal, on_stop
 
 STATE = Path("checkpoint") / "state.safetensors"
 SCALER = {  # of GradScaler's state; {} where it is not used
@@ -288,32 +291,32 @@ class Progress:
         if self.path:
             values = {"step": training.step, **training.losses, "sigma": mean_sigma(training.network)}
             line = json.dumps({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()})
-            with open(self.path, "a") as file:
-                file.write(line + "\n")
+            append_text(self.path, line + "\n")
         self.bar.set_postfix(loss=f"{training.losses['diffusion']:.3f}", refresh=False)
         self.bar.update()
 
 
 class CtrlC:
-    """`with CtrlC() as stop:` turns the first Ctrl-C into `stop.asked`, so that a step ends before training stops.
+    """`with CtrlC() as stop:` turns the first Ctrl-C, SIGTERM or SIGHUP into `stop.asked`: a step ends before training.
 
-    A second Ctrl-C interrupts at once.
+    A second Ctrl-C interrupts at once. SIGTERM and SIGHUP may come several times, and then mean nothing more.
     """
 
     def __enter__(self):
         self.asked = False
-        try:
-            self.before = signal.signal(signal.SIGINT, self._note)
-        except ValueError:  # not in the main thread, as in some notebooks
-            self.before = None
+        self.before = on_stop(self._note)
         return self
 
-    def _note(self, *_):
-        self.asked = True
-        # not print: what is interrupted may itself be writing to the buffered stderr
-        os.write(2, b"\nstopping after this step; Ctrl-C again stops at once, and the step is lost\n")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def _note(self, number, _frame):
+        note_signal(number)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, interrupt)
+        if not self.asked:
+            self.asked = True
+            # not print: what is interrupted may itself be writing to the buffered stderr; and there may be no terminal
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nstopping after this step; Ctrl-C again stops at once, and the step is lost\n")
 
     def __exit__(self, *_):
-        if self.before is not None:
-            signal.signal(signal.SIGINT, self.before)
+        for each, handler in self.before.items():
+            signal.signal(each, handler)

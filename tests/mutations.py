@@ -96,6 +96,8 @@ MUTATIONS = (
              "if not wide.max().isfinite():", "test_checkpoints.py", "An infinite minimum is not seen."),
     Mutation("runs-checkpoint-shapes", RUNS, "            if there != needed:\n", "            if False:\n",
              "test_checkpoints.py", "A checkpoint's tensors may have other shapes than the network's."),
+    Mutation("running-broken-pipe", "minibnn/options/running.py", "            if not _received:\n",
+             "            if False:\n", "test_running.py", "Training goes on when nobody reads its output."),
     Mutation("store-pickles", STORE, "if path.suffix in PICKLES:", "if False:", "test_weights.py",
              "A pickle, which can run code, is not refused by its name."),
     # --- Bayesian layers

@@ -14,7 +14,8 @@ import pytest
 
 from minibnn.__main__ import COMMANDS, main
 from minibnn.options.commands import FlowOptions, SampleOptions, TrainOptions
-from minibnn.options.parsing import parse, run
+from minibnn.options.parsing import parse
+from minibnn.options.running import run
 
 
 def command(*words, cwd=None):
@@ -121,7 +122,7 @@ def test_a_terminal_without_unicode_shows_the_help_all_the_same():
 @pytest.mark.parametrize("asked", [None, "ACTIVE"])
 def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch, asked):
     monkeypatch.setattr("minibnn.__main__.run", lambda function, *arguments: None)
-    monkeypatch.setattr("minibnn.__main__.answer_ctrl_c_while_importing", lambda: None)
+    monkeypatch.setattr("minibnn.__main__.answer_while_importing", lambda: None)
     monkeypatch.setattr(sys, "argv", ["minibnn", "--prompt", "a dog"])
     monkeypatch.setenv("OMP_WAIT_POLICY", asked or "")
     if not asked:

@@ -159,6 +159,15 @@ def write_text(path, text):
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def append_text(path, text):
+    """Add text to the end of a file, in UTF-8; a kill may leave a part of it. Raises UserError, naming the file."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; free some space, or let it be written to") from None
+
+
 def write_json(path, value):
     """Write a JSON file whole, readable by people."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

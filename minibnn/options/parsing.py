@@ -8,13 +8,10 @@ But: no configuration files. A run is repeated from the options in its config.js
 import argparse
 import dataclasses
 import difflib
-import logging
-import os
-import signal
 import sys
 from dataclasses import field
 
-from ..errors import UserError
+from ..errors import visible
 
 
 def option(default, help, group, **argparse_settings):
@@ -79,16 +76,9 @@ _KINDS = {
 }
 
 
-LESS_MEMORY = {  # option: what to try, if the command has it
-    "gradient_checkpointing": "--gradient-checkpointing", "dtype": "--dtype bfloat16",
-    "batch_size": "a smaller --batch-size", "resolution": "a smaller --resolution",
-    "width": "a smaller --width and --height",
-}
-
-
 def fail(message):
     """Say in one line what is wrong, and exit with 2."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {visible(message)}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -151,36 +141,3 @@ def readable(kind):
             raise argparse.ArgumentTypeError(f"{text!r} is not {_KINDS.get(kind, 'valid')}") from None
 
     return convert
-
-
-def run(function, *arguments):
-    """Call a command's function, whose last argument is its options.
-
-    What a user can cause becomes one line and an exit code: 2 for a mistake, 130 for Ctrl-C.
-    """
-    from torch import OutOfMemoryError
-
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    try:
-        function(*arguments)
-        return
-    except (UserError, OSError) as error:
-        message = " ".join(str(error).split())
-    except (OutOfMemoryError, MemoryError):
-        tries = [words for name, words in LESS_MEMORY.items() if hasattr(arguments[-1], name)]
-        message = "out of memory" + (f": try {', '.join(tries)}" if tries else "")
-    except KeyboardInterrupt as stop:
-        print(str(stop) or "stopped", file=sys.stderr)
-        raise SystemExit(130) from None
-    fail(message)
-
-
-def answer_ctrl_c_while_importing():
-    """Importing torch takes seconds; a Ctrl-C then ends in one word, not in a traceback. `run` undoes this."""
-
-    def stop(*_):
-        print("stopped", file=sys.stderr)
-        os._exit(130)
-
-    signal.signal(signal.SIGINT, stop)

@@ -1,0 +1,182 @@
+"""How a command ends: one line and an exit code for whatever a user or a machine can cause, and nothing lost.
+
+    0     done
+    2     a mistake, or something that the machine refuses: memory, a full disk, a damaged file, a missing package
+    130   Ctrl-C, or the reader of the output is gone, as in `… | head`
+    143   SIGTERM: `kill`, the end of a cluster's time;  129   SIGHUP: the terminal was closed
+
+A traceback that still appears is a bug of minibnn.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+
+from ..errors import UserError, visible
+
+LESS_MEMORY = {  # option: what to try, if the command has it
+    "gradient_checkpointing": "--gradient-checkpointing", "dtype": "--dtype bfloat16",
+    "batch_size": "a smaller --batch-size", "resolution": "a smaller --resolution",
+    "width": "a smaller --width and --height", "draws": "fewer --draws", "processes": "fewer --processes",
+}
+NO_MEMORY = (  # how libraries without an exception of their own for it say that memory does not suffice
+    "out of memory", "allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED", "calculation overflowed",
+    "multiplication overflow", "array is too big", "Maximum allowed dimension", "too large to convert",
+    "Overflow when unpacking",
+)
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_received = []  # the signals that have stopped the command
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+def on_stop(handler):
+    """Let `handler(number, frame)` answer Ctrl-C, SIGTERM and SIGHUP; returns {number: what did so before}.
+
+    A SIGHUP that is ignored, as after `nohup`, stays ignored. Empty where signals cannot be set: outside the main
+    thread, as in some notebooks.
+    """
+    before = {}
+    for number in STOPPING:
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+            with contextlib.suppress(ValueError):
+                before[number] = signal.signal(number, handler)
+    return before
+
+
+def interrupt(number, _frame=None):
+    """The answer to a signal that a command gives: KeyboardInterrupt, whatever the signal was."""
+    note_signal(number)
+    raise KeyboardInterrupt
+
+
+def note_signal(number):
+    """Remember that this signal stopped the command: the first decides the exit code."""
+    _received.append(number)
+
+
+def answer_while_importing():
+    """Importing torch takes seconds; a signal then ends in one word, not in a traceback. `run` undoes this."""
+
+    def stop(number, _):
+        print("stopped", file=sys.stderr)
+        os._exit(128 + number)
+
+    on_stop(stop)
+
+
+# --- output -----------------------------------------------------------------------------------------------------------
+
+
+class Output:
+    """stdout or stderr of a command. When nobody reads it any more the command is stopped as by Ctrl-C, and saves.
+
+    clean: show control characters, which names of files may hold and a terminal would obey, as \\x1b.
+    """
+
+    def __init__(self, stream, clean):
+        self.stream, self.clean = stream, clean
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        return self._try(self.stream.write, visible(text, "\n\t") if self.clean else text)
+
+    def flush(self):
+        return self._try(self.stream.flush)
+
+    def _try(self, function, *arguments):
+        try:
+            return function(*arguments)
+        except OSError:
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self.stream.fileno())  # what is still buffered goes there
+            os.close(nothing)
+            if not _received:
+                signal.raise_signal(signal.SIGINT)
+            return 0
+
+
+@contextlib.contextmanager
+def own_output():
+    """Inside, what a command prints goes through Output, line by line; a terminal without Unicode shows ? instead."""
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        stream.reconfigure(errors="replace", line_buffering=True)
+    sys.stdout, sys.stderr = Output(sys.stdout, clean=True), Output(sys.stderr, clean=False)
+    try:
+        yield
+    finally:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except KeyboardInterrupt:  # nobody reads the last lines
+            pass
+        finally:
+            sys.stdout, sys.stderr = before
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record):
+        return visible(super().format(record))
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+def explain(error, options=None):
+    """An exception that a user or a machine can cause, in one line; None for any other. options: of the command."""
+    said, kind = " ".join(str(error).split()), type(error).__name__  # by name where the class would need an import
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or any(words in said for words in NO_MEMORY):
+        tries = [words for name, words in LESS_MEMORY.items() if hasattr(options, name)]
+        return "out of memory" + (f": try {', '.join(tries)}" if tries else "")
+    if isinstance(error, (UserError, OSError)):
+        return said
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("minibnn"):
+        return f"the package {error.name} is missing: pip install it, or all with pip install -r requirements.txt"
+    if isinstance(error, UnicodeError):
+        return f"a text is not valid in its encoding ({said}): save it as UTF-8"
+    if kind == "SafetensorError":
+        return f"a file of weights is damaged ({said})"
+    if kind == "JSONDecodeError":
+        return f"a file is not valid JSON ({said})"
+    if kind in ("BrokenProcessPool", "ProcessExitedException"):
+        return f"a worker process was stopped from outside, perhaps for lack of memory ({said}): give the command again"
+    return None
+
+
+@contextlib.contextmanager
+def one_line(options=None):
+    """Inside, what `explain` knows becomes one line and exit code 2, and a signal one line and 128 + its number."""
+    try:
+        yield
+        return
+    except KeyboardInterrupt as stop:
+        _say(visible(str(stop)) or "stopped")
+        code = 128 + (_received or [signal.SIGINT])[0]
+    except Exception as error:
+        if (message := explain(error, options)) is None:
+            raise
+        _say(f"error: {visible(message)}")
+        code = 2
+    raise SystemExit(code)
+
+
+def _say(line):
+    with contextlib.suppress(KeyboardInterrupt):  # nobody reads it
+        print(line, file=sys.stderr)
+
+
+def run(function, *arguments):
+    """Call a command's function, whose last argument is its options. Ends as this file's head says."""
+    _received.clear()
+    on_stop(interrupt)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(message)s"))
+    logging.basicConfig(handlers=[handler])
+    with one_line(arguments[-1]):
+        function(*arguments)
