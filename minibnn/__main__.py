@@ -27,6 +27,8 @@ COMMANDS = {  # name: (what it does, its options, module:function, what the func
     "probe-local": ("add noise in a small region (Fig. 5)", commands.ProbeOptions, "lab.probes:look", "probe-local"),
     "probe-scaled": ("denoise k times a picture (Fig. 12)", commands.ProbeOptions, "lab.probes:look", "probe-scaled"),
     "probe-blank": ("denoise a blank picture (Fig. 10b)", commands.ProbeOptions, "lab.probes:look", "probe-blank"),
+    "gains": ("does guidance leave noise? the gains with and without the prompt",
+              commands.GainsOptions, "cli.gains:show_gains"),
     # the neighbours
     "graft": ("train on own samples that a reward accepts", commands.GraftOptions, "neighbours.graft:graft"),
     "flow": ("draw with a flow, and correct its noise", commands.FlowOptions, "neighbours.flow:train_or_draw"),

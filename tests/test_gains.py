@@ -1,13 +1,20 @@
-"""The gains of a noise prediction: against denoisers whose gain is known, and by hand on a network."""
+"""Gains: against denoisers whose gain is known, by hand on a network; the advice that follows; the command."""
 
 import dataclasses
+import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from minibnn import StableDiffusion, schedule
+from minibnn import StableDiffusion, data, schedule
+from minibnn.cli.gains import show_gains
+from minibnn.cli.train import fine_tune
+from minibnn.errors import UserError
 from minibnn.finetune import bayes
-from minibnn.lab import eq2, gains, sigma1_estimate
+from minibnn.lab import eq2, gain_advice, gain_law, gains, sigma1_estimate
+from minibnn.options.commands import GainsOptions, TrainOptions
+from minibnn.options.parsing import parse
 
 ABAR = schedule.alphas_cumprod().double()
 TIMES = (1, 20, 300, 999)
@@ -151,3 +158,128 @@ def test_another_unconditional_prediction(model):
     zero = gains.measure(model, latents, "a car", draws=1, unconditional=lambda x, t: torch.zeros_like(x))
     assert torch.equal(own.c, zero.c) and not zero.u.any()
     assert dataclasses.astuple(own)[0] == gains.TIMES
+
+
+# --- what follows from them -------------------------------------------------------------------------------------------
+
+
+def reading(c, u, steps=50):
+    times = gains.TIMES
+    return gain_advice.Reading(times, [c] * 5, [u] * 5, schedule.alphas_cumprod(), steps)
+
+
+def test_a_verdict_names_the_cause_and_only_remedies_that_work():
+    seen, train = 0.05, ["--null-dropout 0.1"]
+    case = reading(0.98, 1.01)  # guided: 0.785 with 7.5, 0.92 with 3
+    added = case.added(7.5)
+    left = [gain_law.noise_left([g] * 50, schedule.timesteps(50), schedule.alphas_cumprod()) for g in (0.785, 0.98)]
+    assert added == pytest.approx((left[0] ** 2 - left[1] ** 2) ** 0.5, rel=1e-6) and added > seen
+    assert gain_advice.remedies(case, 7.5, seen) == ["--eta 1", "--guidance 3"]
+    assert gain_advice.verdict(case, 7.5, seen, train) == (
+        "guidance 7.5 leaves noise: its gain is 0.78 at t = 20, because that of the unconditional prediction, 1.010, "
+        f"is above that with the prompt, 0.980; it adds {added:.2f}, where 0.05 is seen; draw with --eta 1 or "
+        "--guidance 3, or train with --null-dropout 0.1"
+    )
+    assert gain_advice.verdict(case, 7.5, seen, []).endswith("draw with --eta 1 or --guidance 3")
+    assert gain_advice.verdict(case, 3.0, seen, train).startswith("guidance 3 adds no visible noise: 0.")
+    assert gain_advice.remedies(case, 3.0, seen) == [] == gain_advice.remedies(case, 1.0, 0.0)
+
+
+def test_where_ancestral_sampling_cannot_help_it_is_not_advised():
+    """At guided gains below one half it does not forget, and a guidance of 1.5 still adds too much."""
+    case = reading(1.0, 1.2)
+    assert case.guided(7.5) == pytest.approx([-0.3] * 5)
+    assert case.added(1.5) > 0.02 and gain_advice.remedies(case, 7.5, 0.02) == ["--guidance 1"]
+
+
+def test_gains_far_above_one_overshoot_in_large_steps():
+    c, u = [1.0] * 5, [0.3, 1.0, 1.0, 1.0, 1.0]  # guided with 7.5: 5.55 at t = 20, 1 from 100 on
+    case = gain_advice.Reading(gains.TIMES, c, u, schedule.alphas_cumprod(), 20)
+    named = dict(remedy.split() for remedy in gain_advice.remedies(case, 7.5, 0.03))
+    assert case.added(7.5) > 0.03 >= case.added(float(named["--guidance"]))
+    assert dataclasses.replace(case, steps=int(named["--steps"])).added(7.5) <= 0.03
+    said = gain_advice.verdict(case, 7.5, 0.03, ["--null-dropout 0.1"])
+    assert "its gains, up to 5.55, overshoot in 20 steps" in said and "train" not in said
+
+
+def test_noise_that_the_decoder_hides_is_not_kept_quiet():
+    said = gain_advice.verdict(reading(0.98, 1.01), 7.5, float("inf"), [])
+    assert said.endswith("but the decoder does not show it as noise")
+    assert "adds no visible noise" in gain_advice.verdict(reading(0.98, 0.98), 7.5, float("inf"), [])
+
+
+def test_what_training_may_still_do():
+    trained = lambda **o: gain_advice.training_remedies(SimpleNamespace(**o))  # noqa: E731
+    assert trained(null_dropout=0.0, bayes=True) == ["--null-dropout 0.1"] == gain_advice.training_remedies(None)
+    assert trained(null_dropout=0.2, bayes=True) == [] and trained(null_dropout=0.2, bayes=False) == ["--bayes"]
+    assert trained(bayes=False) == ["--null-dropout 0.1", "--bayes"]  # a run of an earlier version
+
+
+def test_visible_noise_is_where_the_measure_has_risen():
+    """A decoder that shows latents as they are, and the standard deviation as the measure, in closed form."""
+    sd = SimpleNamespace(device=torch.device("cpu"), decode_latents=lambda x: x)
+    measure = lambda images: images.std().reshape(1)  # noqa: E731
+    picture = normal(2, 3, 64, 64)
+    noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).double()
+    found = gain_advice.visible_noise(sd, picture, measure, 0.005)
+    assert 0.08 < found < 0.16  # √(1 + 0.1²) is 1.005
+    assert (picture[:1] + found * noise).std() - picture[:1].std() == pytest.approx(0.005, rel=0.2)
+    assert gain_advice.visible_noise(sd, picture, measure, 9.0) == float("inf")
+    assert gain_advice.visible_noise(sd, 0 * picture, measure, 0.005) == pytest.approx(0.005, rel=0.02)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def command(*words):
+    return show_gains(parse(GainsOptions, "minibnn gains", list(map(str, words))))
+
+
+def test_the_command_on_a_model(micro, dog, tmp_path, capsys):
+    words = ["--model", micro, "--images", dog, "--prompt", "a photo of a sks dog", "--times", 100, 600, "--draws", 2]
+    found = command(*words, "--guidance", 1, 7.5, "--out", tmp_path / "gains.json")
+    said = capsys.readouterr().out
+    assert found["verdict"] in said and "guidance 7.5" in said and "with eta 1" in said
+    assert said.startswith("6 pictures, 2 draws each, prompt 'a photo of a sks dog'")
+    written = json.loads((tmp_path / "gains.json").read_text())
+    assert written["found"] == found and written["options"]["guidance"] == [1.0, 7.5]
+
+    sd = StableDiffusion.load(micro)
+    latents = sigma1_estimate.latents_of(sd, data.load_pictures(data.list_pictures(dog), 64))
+    own = gains.measure(sd, latents, "a photo of a sks dog", times=(100, 600), draws=2)
+    assert found["guided"]["7.5"]["mean"] == pytest.approx(gains.mean(own.guided(7.5)), abs=1e-5)
+    assert found["without"]["standard error"] == pytest.approx(gains.standard_error(own.u), rel=1e-3)
+    law = gain_law.predicted_noise((100, 600), gains.mean(own.guided(7.5)), sd.alphas_cumprod, 25)
+    assert found["noise"]["7.5"]["eta 0"] == pytest.approx(law, rel=1e-4)
+    with pytest.raises(UserError, match="gains.json exists; name another file or pass --overwrite"):
+        command(*words, "--out", tmp_path / "gains.json")
+    found = command(*words, "--out", tmp_path / "gains.json", "--overwrite", "--draws", 1)
+    assert found["without"]["standard error"] == [None, None]
+
+
+@pytest.mark.parametrize("method", ["dreambooth", "lora"])
+def test_the_command_on_a_run(micro, dog, tmp_path, method, capsys):
+    """It finds pictures and prompt by itself, merges the adapter, and takes another's unconditional prediction."""
+    words = ["--images", dog, "--model", micro, "--out", tmp_path / "run", "--method", method, "--lr", 0.01]
+    words += ["--steps", 2, "--prior-weight", 0, "--samples", 0]
+    fine_tune(parse(TrainOptions, "minibnn train", list(map(str, words))))
+    fast = ["--model", tmp_path / "run", "--times", 300, "--draws", 1]
+    own, base = command(*fast), command(*fast, "--unconditional-from", micro)
+    before = command("--model", micro, *fast[2:], "--images", dog)
+    assert own["with the prompt"] == base["with the prompt"] != before["with the prompt"]
+    assert own["without"] != base["without"] == before["without"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "nowhere"], "--model nowhere: there is no such file or folder"),
+        ([], "--images is required: tiny is no run"),
+        (["--images", "tutorials/dog", "--times", "1000"], r"--times 1000 is outside 0\.\.999"),
+        (["--images", "tutorials/dog", "--guidance", "nan"], "--guidance nan is no finite number"),
+        (["--images", "tutorials/dog", "--steps", "1000"], r"steps = 1000 is outside 1\.\.999"),
+    ],
+)
+def test_refusals(words, message):
+    with pytest.raises(UserError, match=message):
+        command(*words)

@@ -18,7 +18,7 @@ Seen at the scale x_t/√ᾱ_t, whose noise is σ = √((1−ᾱ)/ᾱ), all of t
 **η = 0.** f = 1 − g·(1 − σ′/σ). A perfect gain, 1, shrinks the noise exactly as σ shrinks; whatever is missing stays
 for ever: in small steps a constant gain leaves σ_0·(σ_T/σ_0)^(1−g), and a changing one σ_0·exp(∫(1−g) d ln σ). For SD
 σ falls by a factor of 500, so that g = 0.8 leaves 3.5 times the noise of g = 1. That is no matter of few steps, and no
-later step repairs it. In large steps a gain above 1 leaves noise too: f changes its sign beyond g = 1/(1 − σ′/σ).
+later step repairs it. In a large step a gain above 1 can leave noise too: f changes its sign beyond g = 1/(1 − σ′/σ).
 
 **η = 1.** f = 1 − g·(1 − σ′²/σ²): the deviation shrinks twice as fast, and fresh noise of the right size takes its
 place. Too much noise is forgotten: V tends to σ²/(2g − 1), which is 1.29 times the standard deviation at g = 0.8.
@@ -29,8 +29,7 @@ This is why ancestral sampling repairs what guidance spoils, as long as g > 1/2.
 g = s·c − (s−1)·u can have such a deficit though neither c nor u has: all that it takes is u > c.
 
 **Guidance with a base model's unconditional prediction** ("Unconditional Priors Matter", `neighbours/guidance.py`)
-takes u from the model before fine-tuning, where it has not risen: g = s·c − (s−1)·u_base. That mends g < 1; but if c
-has risen far above u_base, g is far above 1, and few large steps overshoot.
+takes u from the model before fine-tuning, where it has not risen: g = s·c − (s−1)·u_base. That mends g < 1.
 
 But: a network is linear only near x′, and has many gains, one for each direction: the mean gain foretells the noise of
 the mean direction, which is less than the mean noise. Noise that has become stronger than x_t should have at its time

@@ -267,6 +267,31 @@ class ProbeOptions:
 
 
 @dataclass(frozen=True)
+class GainsOptions:
+    """Does guidance leave noise? The gains of a model's predictions with and without the prompt, and what follows."""
+
+    model: str = model_option()
+    images: str = option(None, "folder with the training pictures [those of the run]", "what", metavar="DIR")
+    prompt: str = option(None, "the training prompt [of the run, or the model's recipe]", "what", type=words)
+    negative_prompt: str = option("", "of the unconditional prediction", "what")
+    guidance: list = option((1.0, 3.0, 7.5), "values of classifier-free guidance, 1: none; the verdict is on the last", "what", type=float, nargs="+", metavar="X")
+    tokenizer: str = tokenizer_option()
+    prediction_type: str = prediction_type_option()
+    adapter: str = option(None, "a LoRA or OFT to add to MODEL: a run's folder, or a file", "what", metavar="PATH")
+    unconditional_from: str = option(None, 'take the unconditional prediction from this base model: "tiny", a folder or a file', "what", metavar="MODEL")
+
+    times: list = option((20, 100, 300, 600, 900), "times at which gains are measured, 0..999", "measuring", type=natural, nargs="+", metavar="T")
+    draws: int = option(4, "draws of noise for each picture and time", "measuring", type=whole)
+    steps: int = option(None, "sampling steps of DDIM for which the noise is foretold [recipe]", "measuring", type=whole)
+    batch_size: int = option(16, "latents predicted at once", "measuring", type=whole)
+    seed: int = seed_option("measuring", "of the noise")
+    dtype: str = option(None, "of the weights [float32; CUDA: float16]", "measuring", choices=DTYPES)
+    device: str = device_option("measuring")
+    out: str = option(None, "a JSON file with the figures [none]", "output", metavar="JSON")
+    overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+
+@dataclass(frozen=True)
 class Eq2Options:
     """Draw what Eq. 2 alone predicts, without any network: for sets of pictures, large to one, and for values of σ₁."""
 
