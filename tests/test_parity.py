@@ -18,6 +18,7 @@ SD2 = {
     "attention_head_dim": [2, 4, 8, 8], "use_linear_projection": True, "cross_attention_dim": 40,
     "upcast_attention": True,
 }
+IF = {"resnet_time_scale_shift": "scale_shift", "addition_embed_type": "text", "addition_embed_type_num_heads": 8}
 ODD_LEVELS = {
     "block_out_channels": [32, 64, 96], "layers_per_block": 1, "attention_head_dim": 4, "norm_num_groups": 16,
     "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
@@ -45,7 +46,7 @@ def unet_pair(vectors, **changes):
     return pair(vectors, "unet", diffusers.UNet2DConditionModel.from_config, **changes)
 
 
-@pytest.mark.parametrize("changes", [{}, SD2, ODD_LEVELS], ids=["SD v1", "SD v2", "three levels"])
+@pytest.mark.parametrize("changes", [{}, SD2, ODD_LEVELS, IF], ids=["SD v1", "SD v2", "three levels", "IF"])
 @pytest.mark.parametrize("size", [(16, 24), (13, 10), (8, 8)])
 def test_unet(vectors, changes, size):
     ours, theirs = unet_pair(vectors, **changes)

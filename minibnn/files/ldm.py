@@ -45,6 +45,8 @@ def _unet(name, config):
     module, leaf = name.rsplit(".", 1)
     if module in _UNET_TOP:
         return f"{_UNET_TOP[module]}.{leaf}"
+    if module.startswith("add_embedding"):  # in no model of CompVis, so that there is no other name
+        return name
     if match := re.match(r"mid_block\.(resnets|attentions)\.(\d)\.(.*)", name):
         kind, i, rest = match.groups()
         return f"middle_block.{1 if kind == 'attentions' else 2 * int(i)}.{_resnet(kind, rest)}"

@@ -25,14 +25,16 @@ def attention(q, k, v, heads, causal=False):
 class ResnetBlock(nn.Module):
     """x -> shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))) + time))); (B, in, H, W) -> (B, out, H, W).
 
-    `time_channels=None` leaves the time out, for the VAE. `eps` is 1e-5 in SD's UNet and 1e-6 in its VAE.
+    `time_channels=None` leaves the time out, for the VAE. `eps` is 1e-5 in SD's UNet and 1e-6 in its VAE. With
+    `scale_shift` the time gives two values for each channel: norm2(…)·(1 + scale) + shift.   (Perez et al. 2018)
     """
 
-    def __init__(self, in_channels, out_channels, time_channels, groups, eps):
+    def __init__(self, in_channels, out_channels, time_channels, groups, eps, scale_shift=False):
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels, eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time_emb_proj = nn.Linear(time_channels, out_channels) if time_channels else None
+        self.scale_shift, given = scale_shift, out_channels * (1 + scale_shift)
+        self.time_emb_proj = nn.Linear(time_channels, given) if time_channels else None
         self.norm2 = nn.GroupNorm(groups, out_channels, eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
@@ -40,9 +42,13 @@ class ResnetBlock(nn.Module):
     def forward(self, x, time=None):
         """`time` (B, T) is the time embedding after its SiLU, which all residual blocks of a UNet share."""
         h = self.conv1(F.silu(self.norm1(x)))
-        if self.time_emb_proj is not None:
-            h = h + self.time_emb_proj(time)[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+        given = None if self.time_emb_proj is None else self.time_emb_proj(time)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = given.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h if given is None else h + given)
+        h = self.conv2(F.silu(h))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 

@@ -4,7 +4,8 @@ Follows: diffusers' `UNet2DConditionModel` as configured by Stable Diffusion v1.
 architecture of Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models". Attribute names
 are the names in `unet/diffusion_pytorch_model.safetensors`.
 
-But: no class or size embeddings (SDXL), and only one transformer layer in each block.
+But: no class or size embeddings (SDXL), and only one transformer layer in each block. Beyond SD, the prompt may also
+reach the residual blocks, as in DeepFloyd IF: see the last three values of UNetConfig.
 
 Shapes: B pictures, C channels, H × W latent pixels, L prompt tokens, D context width, T time-embedding channels.
 The way of a 512 × 512 picture through SD v1.5:
@@ -30,8 +31,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..errors import UserError
 from ..files.layouts import Network
 from .layers import Downsample, ResnetBlock, Upsample, attention
+from .text_time import TextTimeEmbedding
+
+TIME_SCALE_SHIFTS = ("default", "scale_shift")
+ADDITIONS = (None, "text")
 
 
 @dataclass(frozen=True)
@@ -51,18 +57,23 @@ class UNetConfig:
     upcast_attention: bool = False
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
+    resnet_time_scale_shift: str = "default"  # or "scale_shift": the time embedding also scales (FiLM)
+    addition_embed_type: str = None  # or "text": the prompt is also added to the time embedding
+    addition_embed_type_num_heads: int = 64
 
     # The code below always computes with these values. A configuration that gives another value is refused.
     FIXED = {
         "center_input_sample": False, "flip_sin_to_cos": True, "freq_shift": 0, "act_fn": "silu",
         "mid_block_type": "UNetMidBlock2DCrossAttn", "mid_block_scale_factor": 1, "transformer_layers_per_block": 1,
-        "resnet_time_scale_shift": "default", "time_embedding_type": "positional", "conv_in_kernel": 3,
-        "conv_out_kernel": 3, "downsample_type": "conv", "attention_type": "default", "dropout": 0.0,
-        "only_cross_attention": False, "resnet_out_scale_factor": 1.0,
+        "time_embedding_type": "positional", "conv_in_kernel": 3, "conv_out_kernel": 3, "downsample_type": "conv",
+        "attention_type": "default", "dropout": 0.0, "only_cross_attention": False, "resnet_out_scale_factor": 1.0,
     }
-    IGNORED = (
-        "sample_size", "downsample_padding", "projection_class_embeddings_input_dim", "addition_embed_type_num_heads",
-    )
+    IGNORED = ("sample_size", "downsample_padding", "projection_class_embeddings_input_dim")
+
+    def __post_init__(self):
+        for key, known in (("resnet_time_scale_shift", TIME_SCALE_SHIFTS), ("addition_embed_type", ADDITIONS)):
+            if getattr(self, key) not in known:
+                raise UserError(f"unet config: {key} = {getattr(self, key)!r} is not implemented")
 
     @property
     def heads(self):
@@ -174,7 +185,8 @@ class SpatialTransformer(nn.Module):
 
 def resnet(in_channels, channels, config):
     """A residual block with the settings of this UNet."""
-    return ResnetBlock(in_channels, channels, 4 * config.block_out_channels[0], config.norm_num_groups, config.norm_eps)
+    time_channels, scale_shift = 4 * config.block_out_channels[0], config.resnet_time_scale_shift == "scale_shift"
+    return ResnetBlock(in_channels, channels, time_channels, config.norm_num_groups, config.norm_eps, scale_shift)
 
 
 class Level(nn.Module):
@@ -254,6 +266,9 @@ class UNet(Network):
         channels, heads = config.block_out_channels, config.heads
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(channels[0], 4 * channels[0])
+        if config.addition_embed_type == "text":
+            text_heads = config.addition_embed_type_num_heads
+            self.add_embedding = TextTimeEmbedding(config.cross_attention_dim, 4 * channels[0], text_heads)
 
         self.down_blocks = nn.ModuleList()
         skip_channels = [channels[0]]
@@ -283,7 +298,10 @@ class UNet(Network):
             return block(*arguments)
 
         sinusoid = time_sinusoid(t, self.config.block_out_channels[0]).to(x.dtype)  # (B,) -> (B, C)
-        time = F.silu(self.time_embedding(sinusoid))  # (B, T)
+        time = self.time_embedding(sinusoid)  # (B, T)
+        if self.config.addition_embed_type == "text":
+            time = time + self.add_embedding(context)
+        time = F.silu(time)
 
         x = self.conv_in(x)
         skips = [x]
