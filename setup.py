@@ -1,7 +1,7 @@
 from setuptools import setup
 
 ROOMS = ("cli", "experiments", "files", "finetune", "lab", "neighbours", "networks", "options", "photo", "world")
-ASSETS = ("*.safetensors", "*.json", "flow/*", "tiny/*", "tiny/*/*")
+ASSETS = ("*.safetensors", "*.json", "flow/*", "t*/*", "t*/*/*")
 
 setup(
     name="minibnn",

@@ -17,6 +17,8 @@ COMMANDS = {  # name: (what it does, its options, module:function, what the func
     # the picture world, of which the bundled model is made
     "world": ("draw the picture world", commands.WorldOptions, "world.scenes:make_drawings"),
     "pretrain": ("make the bundled model from nothing", commands.PretrainOptions, "world.pretrain:pretrain"),
+    "pretrain-textured": ("make the textured model from nothing",
+                          commands.PretrainTexturedOptions, "world.textured:pretrain"),
     "evaluate": ("judge whether it draws what a caption says", commands.EvaluateOptions, "world.evaluate:evaluate"),
     "world-measures": ("show what each measure of drawings sees", commands.MeasuresOptions, "world.measures:validate"),
     "world-eye": ("train the network that measures fidelity", commands.EyeOptions, "world.eye:train_eye"),

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from .errors import UserError
-from .files.store import read_json, write_json
+from .files.store import BUNDLED, read_json, write_json
 from .pictures import save_png
 
 log = logging.getLogger("minibnn")
@@ -120,8 +120,8 @@ def own_class_pictures(folder):
 
 
 def full_name(model):
-    """What --model names, wherever one stands: "tiny", or an absolute path."""
-    return model if model == "tiny" else str(Path(model).resolve())
+    """What --model names, wherever one stands: a bundled model's name, or an absolute path."""
+    return model if model in BUNDLED else str(Path(model).resolve())
 
 
 def class_record(prompt, model, resolution):

@@ -16,7 +16,7 @@ from .errors import UserError
 from .files import ldm
 from .files.configs import FILES, RECIPE, SD2_TEXT, SD2_UNET, SD_SCHEDULER, check_scheduler, official_configs
 from .files.layouts import is_single_file, single_file_tensors
-from .files.store import ASSETS, WeightsError, open_weights, read_json, shapes_of, write_json, write_tensors
+from .files.store import ASSETS, BUNDLED, WeightsError, open_weights, read_json, shapes_of, write_json, write_tensors
 from .finetune import adapter_files
 from .networks.text_encoder import TextEncoder
 from .networks.tokenizer import Tokenizer
@@ -49,14 +49,14 @@ class StableDiffusion:
 
     @classmethod
     def load(cls, path, tokenizer=None, dtype=None, prediction_type=None):
-        """Load "tiny" (bundled), a diffusers folder, a run of any method, or a single LDM file.
+        """Load "tiny" or "textured" (bundled), a diffusers folder, a run of any method, or a single LDM file.
 
         tokenizer: a folder with vocab.json and merges.txt, which a single file needs.
         dtype: of the weights in memory; None keeps the files' (the bundled model's recipe says float32).
         prediction_type: "epsilon" or "v_prediction", only for single files of SD v2, which do not say it.
         Raises UserError naming the file, key or value at fault.
         """
-        path = ASSETS / "tiny" if str(path) == "tiny" else Path(path)
+        path = ASSETS / path if str(path) in BUNDLED else Path(path)
         if not path.exists():
             raise UserError(f'no model at {path}: give a folder, a .safetensors file, or "tiny" for the bundled model')
         if path.is_file():

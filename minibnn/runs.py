@@ -31,6 +31,7 @@ from .data import full_name
 from .errors import UserError
 from .files.schema import integer, number, record, text
 from .files.store import (
+    BUNDLED,
     WeightsError,
     append_text,
     check_finite,
@@ -96,7 +97,7 @@ def base_of(folder):
     config = read_config(folder)
     options = config["options"]
     places = (config["base"], options["model"])
-    model = next((place for place in places if place == "tiny" or Path(place).exists()), None)
+    model = next((place for place in places if place in BUNDLED or Path(place).exists()), None)
     if model is None:
         gone = f"{folder} was trained from the model {options['model']}, which is not there"
         raise UserError(f"{gone}: put it back, or pass --model BASE --adapter {folder} (in the laboratory --base BASE)")

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from ..errors import UserError
 from .schema import Unfit
 
-ASSETS = Path(__file__).parents[1] / "assets"  # the bundled model and the other files of the package
+ASSETS = Path(__file__).parents[1] / "assets"  # the bundled models and the other files of the package
+BUNDLED = ("tiny", "textured")  # names of models there, wherever a model can be named
 UMASK = os.umask(0)
 os.umask(UMASK)
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")

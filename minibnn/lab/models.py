@@ -8,7 +8,7 @@ import torch
 from .. import data, runs, schedule
 from ..devices import choose_device, choose_threads, drawing_dtype
 from ..errors import UserError
-from ..files.store import write_json
+from ..files.store import BUNDLED, write_json
 from ..options.commands import ProbeOptions
 from ..pictures import save_png, to_pil
 from ..pipeline import StableDiffusion, open_base
@@ -76,7 +76,7 @@ def open_lab(options):
     run = runs.options_of(options.model)
     images = options.images or (run and run.images)
     if not images:
-        if options.model != "tiny" and not Path(options.model).exists():
+        if options.model not in BUNDLED and not Path(options.model).exists():
             StableDiffusion.load(options.model)  # raises UserError, and says that there is no such model
         raise UserError(f"--images is required: {options.model} is no run, which would name its training pictures")
     files = data.list_pictures(images)

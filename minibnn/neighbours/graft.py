@@ -34,7 +34,7 @@ from .. import runs, schedule
 from ..data import full_name, picked
 from ..devices import autocast, choose_device, choose_threads, make_deterministic, unscaled_dtype
 from ..errors import UserError
-from ..files.store import read_json, write_json
+from ..files.store import BUNDLED, read_json, write_json
 from ..options.commands import GraftOptions, TrainOptions
 from ..pictures import grid, save_png, to_pil
 from ..pipeline import StableDiffusion
@@ -196,9 +196,9 @@ def check_folder(options, out):
         raise UserError(f"--out {out} exists: name another{why}")
     for name in ("model", "tokenizer", "prompts_from"):
         value = getattr(options, name)
-        if value and (name, value) != ("model", "tiny") and Path(value).resolve().is_relative_to(out.resolve()):
+        if value and not (name == "model" and value in BUNDLED) and Path(value).resolve().is_relative_to(out.resolve()):
             raise UserError(f"--out {out} would replace --{name.replace('_', '-')} {value}: name another")
-    if options.model != "tiny" and out.resolve().is_relative_to(Path(options.model).resolve()):
+    if options.model not in BUNDLED and out.resolve().is_relative_to(Path(options.model).resolve()):
         raise UserError(f"--out {out} lies inside --model {options.model}: name another")
 
 

@@ -237,6 +237,17 @@ class PretrainOptions:
 
 
 @dataclass(frozen=True)
+class PretrainTexturedOptions:
+    """Make the textured model from nothing; run again to resume."""
+
+    work: str = option("runs/pretrain-textured", "folder of the checkpoint", "what", metavar="DIR")
+    out: str = option(None, "folder of the finished model", "what", metavar="DIR")
+
+    steps: int = option(1800, "of 32 pictures", "training", type=whole)
+    seed: int = seed_option("training", "another seed, another model")
+
+
+@dataclass(frozen=True)
 class EvaluateOptions:
     """Does a model of the picture world draw what the caption says?"""
 

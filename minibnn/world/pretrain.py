@@ -118,7 +118,7 @@ def _restore(path, parameters, ema, optimiser):
     return step
 
 
-def _generator(rng):
+def generator_of_rng(rng):
     """A generator of PyTorch whose seed comes from `rng`, a numpy Generator."""
     return torch.Generator().manual_seed(int(rng.integers(2**62)))
 
@@ -150,7 +150,7 @@ def train_vae(options, rank):
 
     def loss_of_step(step):
         rng = np.random.default_rng([1, step, rank])
-        generator = _generator(rng)
+        generator = generator_of_rng(rng)
         pictures, masks = zip(*(wide_picture(rng) for _ in range(VAE_BATCH // options.processes)), strict=True)
         images = to_tensor(pictures)
         weight = 1 + SUBJECT_WEIGHT * torch.from_numpy(np.stack(masks))[:, None]
@@ -237,7 +237,7 @@ def train_unet(vae, encoder, tokenizer, options, rank):
     def loss_of_step(step):
         scenes, mean, logvar = data()
         rng = np.random.default_rng([4, step, rank])
-        generator = _generator(rng)
+        generator = generator_of_rng(rng)
         picked = rng.integers(len(scenes), size=UNET_BATCH // options.processes)
         captions = ["" if rng.random() < 0.1 else random_caption(scenes[i], rng) for i in picked]
         x0 = sample_latents(mean[picked], logvar[picked], generator) * scale

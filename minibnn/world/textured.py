@@ -1,0 +1,136 @@
+"""Make the textured model from nothing: `python -m minibnn pretrain-textured --out minibnn/assets/textured`.
+
+It takes about a quarter of an hour on one CPU core, and a run that was stopped goes on when the command is given again.
+The model draws 24 × 24 pixels of twenty materials (`textures.py`) at three distances and in four lights, as a caption
+asks. It exists because the bundled `tiny` model cannot show noise: there is no VAE that blurs (`pixel_vae.py`), and
+the pictures are full of texture. The laboratory of the corruption stage (`experiments/stage.py`) fine-tunes it.
+
+UNet and text encoder learn together, by ε-prediction with SD's β schedule and 10 % empty captions (Ho et al. 2020,
+Algorithm 1; Ho & Salimans 2022). In fine-tuning the text encoder is frozen, as in SD.
+
+But: no photograph is among the training pictures. Whatever is fine-tuned on is new to the model.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .. import schedule
+from ..files.configs import RECIPE, SD_SCHEDULER, official_configs
+from ..networks.text_encoder import TextEncoder, TextEncoderConfig
+from ..networks.tokenizer import END, START, Tokenizer
+from ..networks.unet import UNet, UNetConfig
+from ..options.commands import PretrainOptions
+from ..pipeline import StableDiffusion
+from . import textures
+from .captions import RARE_WORDS, make_vocabulary
+from .pixel_vae import pixel_vae
+from .pretrain import bfloat16, generator_of_rng, load_ema, optimise
+
+SIDE = 24  # pixels of its pictures
+TOKENS = 10  # of a prompt; in 77, as in CLIP, the few words of its captions would drown among padding
+BATCH = 32
+PIECES = 8  # of each material
+SPARE_WORDS = ("cat", "coffee", "rocket", "dog", "thing", "the", "my", "and", "on", "in", "with")
+TEXT_CONFIG = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
+UNET_CONFIG = UNetConfig(
+    in_channels=3, out_channels=3, block_out_channels=(32, 64, 96), layers_per_block=1, cross_attention_dim=64,
+    attention_head_dim=4, norm_num_groups=8, resnet_time_scale_shift="scale_shift", addition_embed_type="text",
+    addition_embed_type_num_heads=4,
+    down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+)
+TEXTURED_RECIPE = {
+    "prompt": "a photo of sks", "class_prompt": "a photo", "resolution": SIDE, "steps_per_picture": 300, "lr": 2e-4,
+    "class_pictures_per_picture": 32, "sigma": 0.01, "sample_steps": 20, "guidance": 7.5, "dtype": "float32",
+    "prior_weight": 0.0,
+}
+
+
+def caption(material, distance="", light=""):
+    """For instance "a warm photo of bricks close"; material "" leaves it open."""
+    of = f"of {material}" if material else ""
+    return " ".join(word for word in ("a", light, "photo", of, distance) if word)
+
+
+def all_words():
+    """The set of all words of captions, and those that are free to name something new."""
+    captions = [caption("", distance, light) for distance in textures.DISTANCES for light in textures.TINTS]
+    return {*" ".join(captions).split(), "of", *textures.MATERIALS, *RARE_WORDS, *SPARE_WORDS}
+
+
+def random_view(rng):
+    """A picture (3, SIDE, SIDE) in [-1, 1] as an array, and what its caption says: (material, distance, light)."""
+    material, distance = str(rng.choice(list(textures.MATERIALS))), str(rng.choice(list(textures.DISTANCES)))
+    light = "" if rng.random() < 0.5 else str(rng.choice(list(textures.TINTS)[1:]))
+    share = min(1.0, textures.DISTANCES[distance] * rng.uniform(0.9, 1.1))
+    piece = textures.draw(material, int(rng.integers(PIECES)))
+    pixels = textures.crop(piece, share, SIDE, rng.random(2))
+    if rng.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    pixels = textures.tint(pixels, light)
+    return np.clip(2 * pixels.transpose(2, 0, 1) - 1, -1, 1), (material, distance, light)
+
+
+def random_batch(rng, count):
+    """`count` pictures (count, 3, SIDE, SIDE) and captions: one in ten is empty, one in ten names no material."""
+    views = [random_view(rng) for _ in range(count)]
+    chance, captions = rng.random(count), []
+    for (_, (material, distance, light)), drawn in zip(views, chance, strict=True):
+        captions.append("" if drawn < 0.1 else caption("" if drawn < 0.2 else material, distance, light))
+    return torch.from_numpy(np.stack([pixels for pixels, _ in views])).float(), captions
+
+
+def networks(tokenizer):
+    """An untrained UNet and text encoder."""
+    config = TextEncoderConfig(vocab_size=len(tokenizer.vocab), max_position_embeddings=TOKENS, **TEXT_CONFIG)
+    encoder = TextEncoder(config)
+    nn.init.normal_(encoder.text_model.embeddings.token_embedding.weight)  # so that an unknown word is far from none
+    nn.init.normal_(encoder.text_model.embeddings.position_embedding.weight, std=0.1)
+    unet = UNet(UNET_CONFIG)
+    nn.init.zeros_(unet.conv_out.weight)
+    return unet, encoder
+
+
+def pretrain(options):
+    """Train in PretrainTexturedOptions.work and, if `out` is given, write the model there. Raises UserError."""
+    torch.set_num_threads(1)
+    torch.manual_seed(options.seed)
+    tokenizer = make_vocabulary(all_words(), Path(options.work) / "tokenizer")
+    tokenizer.max_length = TOKENS
+    unet, encoder = networks(tokenizer)
+    abar, alone = schedule.alphas_cumprod(), PretrainOptions(work=options.work, processes=1)
+
+    def loss_of_step(step):
+        rng = np.random.default_rng([6, options.seed, step])
+        generator = generator_of_rng(rng)
+        x0, captions = random_batch(rng, BATCH)
+        t = torch.randint(0, schedule.TRAIN_STEPS, (BATCH,), generator=generator)
+        eps = torch.randn(x0.shape, generator=generator)
+        with bfloat16():
+            predicted = unet(schedule.q_sample(x0, eps, abar[t]), t, encoder(tokenizer(captions)))
+        return F.mse_loss(predicted.float(), eps)
+
+    optimise("textured", nn.ModuleList([unet, encoder]), loss_of_step, options.steps, 1.5e-3, alone, 0)
+    if options.out:
+        assemble(options.work, options.out)
+
+
+def assemble(work, out):
+    """Write what is in `work` as a diffusers folder, UNet and text encoder in half precision."""
+    work = Path(work)
+    tokenizer = Tokenizer(work / "tokenizer")
+    tokenizer.max_length = TOKENS
+    unet, encoder = networks(tokenizer)
+    load_ema(unet, work / "textured.safetensors", "0.")
+    load_ema(encoder, work / "textured.safetensors", "1.")
+    vae = pixel_vae()
+    configs = official_configs(unet, vae, encoder)
+    configs["unet"]["sample_size"], configs["vae"]["sample_size"] = SIDE, SIDE
+    tokens = {"bos_token_id": START, "eos_token_id": END, "pad_token_id": END}
+    configs["text_encoder"] |= {key: tokenizer.vocab[token] for key, token in tokens.items()}
+    configs["scheduler"] = SD_SCHEDULER | {"_class_name": "DDIMScheduler"}
+    StableDiffusion(unet, vae, encoder, tokenizer, configs, RECIPE | TEXTURED_RECIPE).save(out, torch.float16)
