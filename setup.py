@@ -7,7 +7,7 @@ setup(
     name="minibnn",
     version="0.1.0",
     description="Bayesian few-shot fine-tuning of Stable Diffusion, from scratch: a minimal, educational reference",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=["minibnn", *(f"minibnn.{room}" for room in ROOMS), "minibnn_kernels"],
     # kernels/ has no __init__.py, because the package `kernels` is Hugging Face's
     package_dir={"minibnn": "minibnn", "minibnn_kernels": "kernels"},

@@ -1,11 +1,16 @@
 """The one door for all commands: `python -m minibnn COMMAND …`, or `minibnn COMMAND …` after an installation."""
 
 import difflib
+import json
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
 
+from . import __version__
+from .files.configs import RECIPE
 from .options import commands, experiments
+from .options.examples import EXAMPLES
 from .options.parsing import fail, parse
 from .options.running import answer_while_importing, one_line, own_output, run
 
@@ -55,6 +60,12 @@ COMMANDS = {  # name: (what it does, its options, module:function, what the func
 }
 
 
+def recipes():
+    """The numbers that --help shows: {whose: recipe}."""
+    own = json.loads((Path(__file__).parent / "assets" / "tiny" / "recipe.json").read_text(encoding="utf-8"))
+    return {"SD": RECIPE, "bundled model": RECIPE | own}
+
+
 def main(*words):
     """Run the command that the words and then the command line name. Exits as `options/running.py` says."""
     with own_output(), one_line():
@@ -63,6 +74,9 @@ def main(*words):
 
 def dispatch(words):
     """The same for a whole command line, with plain output; raises what `one_line` explains."""
+    if words == ["--version"]:
+        print(f"minibnn {__version__}")
+        return
     if not words or words[0] in ("-h", "--help") or words in (["experiment"], ["experiment", "--help"]):
         print("python -m minibnn COMMAND …\n")
         for name, (what, *_) in COMMANDS.items():
@@ -75,7 +89,8 @@ def dispatch(words):
         near = difflib.get_close_matches(name, COMMANDS, 1)
         fail(f"no command {name}; " + (f"did you mean {near[0]}?" if near else "python -m minibnn --help lists them"))
     _, options_class, function, *leading = COMMANDS[name]
-    options = parse(options_class, f"minibnn {name}", words[length:])  # before torch is imported: it answers at once
+    # before torch is imported, so that it answers at once
+    options = parse(options_class, f"minibnn {name}", words[length:], EXAMPLES.get(name, ()), recipes())
     # Threads that wait for others should sleep: on a busy machine those that spin take the time of those that compute.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     answer_while_importing()

@@ -3,7 +3,7 @@
 Follows: DreamBooth (Ruiz et al. 2023, §3.3) and diffusers' `train_dreambooth.py`: pictures are centre-cropped to a
 square; the latents' mean and log-variance are computed once and sampled at each step.
 
-But: no augmentation, no captions for single pictures.
+But: no augmentation.
 """
 
 import logging
@@ -32,13 +32,48 @@ def list_pictures(folder, option="--images"):
         raise UserError(f"{option} {folder}: no such folder")
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     pictures = [p for p in files if p.suffix.lower() in SUFFIXES]
-    skipped = [p.name for p in files if p not in pictures]
+    captions = {caption_file(p) for p in pictures}
+    skipped = [p.name for p in files if p not in pictures and p not in captions]
     if skipped:
         log.warning("%s: skipping %d files that are not read: %s", folder, len(skipped), ", ".join(skipped[:4]))
     if not pictures:
         kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
         raise UserError(f"{option} {folder}: no pictures in it ({kinds} are read, HEIC is not)")
     return pictures
+
+
+def caption_file(picture):
+    """The text file that holds a picture's own caption, if it exists: NAME.txt beside NAME.png."""
+    return picture.with_suffix(".txt")
+
+
+def captions(pictures, prompt):
+    """The caption of each picture: the words of its own file, or else the prompt. Raises UserError for an empty one."""
+    found = []
+    for path in map(caption_file, pictures):
+        try:
+            text = " ".join(path.read_text(encoding="utf-8-sig").split()) if path.exists() else prompt
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is no caption in UTF-8 ({error})") from None
+        if not text:
+            raise UserError(f"{path} is empty: write the picture's caption into it, or remove it")
+        found.append(text)
+    return found
+
+
+def read_prompts(path, option):
+    """The prompts of a text file, one in each line; empty lines and those that begin with # count for nothing.
+
+    Raises UserError naming the option when the file cannot be read or holds none.
+    """
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{option} {path}: {error}") from None
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise UserError(f"{option} {path}: there is no prompt in it; write one in each line")
+    return prompts
 
 
 def open_picture(path):

@@ -64,7 +64,7 @@ class StableDiffusion:
         if not runs.is_adapter_run(path):
             return cls._load_folder(path, tokenizer, dtype)
         sd, options = open_base(path, tokenizer, dtype, prediction_type), runs.options_of(path)
-        sd.recipe |= {name: getattr(options, name) for name in ("prompt", "class_prompt", "resolution")}
+        sd.recipe |= runs.subject_of(options)
         return sd.merge_adapter(path)
 
     @classmethod

@@ -27,7 +27,7 @@ from types import SimpleNamespace
 import torch
 from tqdm import tqdm
 
-from .data import full_name
+from .data import caption_file, full_name
 from .errors import UserError
 from .files.schema import integer, number, record, text
 from .files.store import (
@@ -46,6 +46,7 @@ from .files.store import (
 )
 from .finetune import bayes
 from .finetune.adapter_files import is_adapter
+from .options.configs import PATHS
 from .options.running import interrupt, note_signal, on_stop
 
 STATE = Path("checkpoint") / "state.safetensors"
@@ -55,8 +56,12 @@ SCALER = {  # of GradScaler's state; {} where it is not used
 }
 HEADER = {"completed_steps": integer(0), "scaler": record(SCALER)}  # of a checkpoint's file, as JSON
 FORMAT = "minibnn run"
-NOT_COMPARED = ("steps", "resume", "overwrite", "out", "class_images")  # the options that may differ on --resume
-PATHS = ("images", "model", "tokenizer")
+MAY_CHANGE = (  # on --resume: what leaves the weights as they would be. Pictures are compared by their content.
+    "steps", "resume", "overwrite", "out", "images", "class_images", "device", "gradient_checkpointing",
+    "samples", "sample_every", "sample_prompts", "checkpoint_every", "monitor", "monitor_every", "monitor_dino",
+    "single_file", "export", "keep_posterior",
+)
+SAME_WEIGHTS = ("reference", "triton")  # values of --kernel that draw the same
 
 
 def read_config(out):
@@ -71,13 +76,24 @@ def find_config(folder):
     """config.json of the run in this folder; None if there is no run, as in the folder of another program's model."""
     path = Path(folder) / "config.json"
     config = read_json(path) if path.exists() else {}
-    return config if config.get("format") == FORMAT and "options" in config else None
+    if config.get("format") != FORMAT or "options" not in config:
+        return None
+    options = config["options"]
+    for name in ("images", "prompt", "class_prompt"):  # runs of the first version had one subject, and no lists
+        options[name] = [options[name]] if isinstance(options.get(name), str) else options.get(name)
+    return config
 
 
 def options_of(folder):
     """The options that the run in this folder was trained with, as attributes; None if there is no run."""
     config = find_config(folder)
     return None if config is None else SimpleNamespace(**config["options"])
+
+
+def subject_of(options):
+    """What a result's recipe says of its training: {"prompt", "class_prompt", "resolution"}, of the first subject."""
+    of_class = options.class_prompt[0] if options.class_prompt else None
+    return {"prompt": options.prompt[0], "class_prompt": of_class, "resolution": options.resolution}
 
 
 def is_adapter_run(folder):
@@ -131,33 +147,46 @@ def check_folder(options):
             go_on = "go on with --resume, " if (out / STATE).exists() else ""
             raise UserError(f"--out {out} exists: {go_on}replace it with --overwrite, or name another")
         read_config(out)
-        for name in ("images", "model", "tokenizer", "class_images"):
-            value = getattr(options, name)
-            if value and Path(value).resolve().is_relative_to(out.resolve()) and Path(value) != out / "class_images":
-                raise UserError(f"--overwrite would delete --{name.replace('_', '-')} {value}, which is inside {out}")
+        for name in PATHS:
+            value, option = getattr(options, name), f"--{name.replace('_', '-')}"
+            for path in value if isinstance(value, list) else filter(None, [value]):
+                if Path(path).resolve().is_relative_to(out.resolve()) and Path(path) != out / "class_images":
+                    raise UserError(f"--overwrite would delete {option} {path}, which is inside {out}")
 
 
 def fingerprint(paths):
-    """{file name: first half of its SHA-256}: resuming with other pictures would not be the same run."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:32] for path in paths}
+    """{file name: first half of its SHA-256}: resuming with other pictures or captions would not be the same run.
+
+    Names begin with the number of their folder where there are several.
+    """
+    folders = list(dict.fromkeys(path.parent for path in paths))
+    names = {}
+    for path in paths:
+        for file in (path, caption_file(path)) if caption_file(path).exists() else (path,):
+            number = f"{folders.index(path.parent)}/" if len(folders) > 1 else ""
+            names[number + file.name] = hashlib.sha256(file.read_bytes()).hexdigest()[:32]
+    return names
 
 
 def check_same_run(options, pictures):
     """Refuse to resume with other options or pictures, or to fewer steps than are done. Raises UserError."""
     config = read_config(options.out)
-    before = config["options"]
-    for name, value in dataclasses.asdict(options).items():
-        was = before.get(name)
-        same = was == value or (name in PATHS and was and value and Path(was).resolve() == Path(value).resolve())
-        if name not in NOT_COMPARED and not same:
+    before = vars(options_of(options.out))
+    for field in dataclasses.fields(options):
+        name, value = field.name, getattr(options, field.name)
+        was = before.get(name, field.default)  # an older version may not have known the option
+        if name in MAY_CHANGE or was == value or (name == "kernel" and {was, value} == set(SAME_WEIGHTS)):
+            continue
+        here = name in PATHS and was and value and (Path(config.get("folder", ".")) / was).resolve()
+        if here != Path(str(value)).resolve():
             differs = f"--{name.replace('_', '-')} is {value!r} but the run in {options.out} has {was!r}"
-            raise UserError(f"{differs}; only --steps may change on --resume")
+            raise UserError(f"{differs}, which decides what is trained: leave it out, or start another run")
     done, _ = read_progress(Path(options.out) / STATE)
     if done > options.steps:
         raise UserError(f"--steps {options.steps} lies before the checkpoint, which is after step {done}")
     if config["pictures"] != fingerprint(pictures):
         began = f"those that the run in {options.out} began with"
-        raise UserError(f"--images {options.images}: the pictures are not {began}")
+        raise UserError(f"--images {' '.join(options.images)}: the pictures are not {began}")
 
 
 def start(options, pictures):
@@ -169,7 +198,7 @@ def start(options, pictures):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     write_json(out / "config.json", {
         "format": FORMAT, "options": dataclasses.asdict(options), "base": full_name(options.model),
-        "base_tokenizer": options.tokenizer and str(Path(options.tokenizer).resolve()),
+        "base_tokenizer": options.tokenizer and str(Path(options.tokenizer).resolve()), "folder": os.getcwd(),
         "pictures": fingerprint(pictures), "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "numpy", "safetensors", "pillow")},
     })

@@ -141,8 +141,8 @@ def make_optimiser(network, lr):
 class Batches:
     """batches(i, generator) -> x_0 (size·n, 4, h, w) and context (size·n, 77, d) on the device, for n sources.
 
-    sources: (pictures, prompt) of the subject, and perhaps of its class; the pictures are an iterable of tensors
-    (3, H, W) in [-1, 1]. VAE and text encoder run once, here, and leave the GPU afterwards.
+    sources: (pictures, prompts) of the subjects, and perhaps of their classes: an iterable of tensors (3, H, W) in
+    [-1, 1], and as many prompts. VAE and text encoder run once, here, and leave the GPU afterwards.
 
     null_dropout: the share of the pictures, of subject and class alike, that get the empty prompt instead of theirs, so
     that the unconditional prediction is trained beside the conditional one (Ho & Salimans 2022, Algorithm 1). Which
@@ -152,18 +152,20 @@ class Batches:
     def __init__(self, sd, sources, size, seed, null_dropout=0.0):
         self.size, self.seed, self.scale = size, seed, sd.vae.config.scaling_factor
         self.null_dropout, self.null = null_dropout, sd.encode_prompts([""]) if null_dropout else None
-        self.sources = [
-            (*data.latent_moments(sd.vae, images), sd.encode_prompts([prompt])) for images, prompt in sources
-        ]
+        self.sources = []
+        for images, prompts in sources:
+            different = list(dict.fromkeys(prompts))
+            which = torch.tensor([different.index(prompt) for prompt in prompts])
+            self.sources.append((*data.latent_moments(sd.vae, images), sd.encode_prompts(different), which))
         sd.vae.cpu()
         sd.text_encoder.cpu()
 
     def __call__(self, i, generator):
         latents, contexts = [], []
-        for mean, logvar, context in self.sources:
+        for mean, logvar, context, which in self.sources:
             picked = data.picked(len(mean), i, self.size, self.seed)
             latents.append(sample_latents(mean[picked], logvar[picked], generator) * self.scale)
-            contexts.append(context.expand(self.size, -1, -1))
+            contexts.append(context[which[picked].to(context.device)])
         latents, contexts = torch.cat(latents), torch.cat(contexts)
         if self.null_dropout:
             own = data.generator_of(self.seed, -1 - i)  # the steps have the numbers from 0 on

@@ -185,7 +185,7 @@ MUTATIONS = (
     Mutation("runs-other-pictures", RUNS, 'if config["pictures"] != fingerprint(pictures):', "if False:",
              "test_train.py::test_a_moved_run_resumes_but_not_with_other_pictures",
              "A run goes on with other pictures than it began with."),
-    Mutation("runs-overwrite-deletes", RUNS, 'and Path(value) != out / "class_images":', "and False:",
+    Mutation("runs-overwrite-deletes", RUNS, 'and Path(path) != out / "class_images":', "and False:",
              "test_train.py::test_overwrite_never_deletes_what_it_is_given",
              "--overwrite deletes the pictures that it was given."),
     Mutation("runs-log-twice", RUNS, "[: training.step] if", "if",

@@ -94,7 +94,7 @@ def test_a_run_leaves_curves_and_says_what_it_saw(quick, options, tmp_path, caps
     places = ("on the beach", "in the snow", "on a wooden floor")
     prompts = ["a photo of a sks dog"] * 3 + [f"a photo of a sks dog {place}" for place in places]
     images = to_tensor(sd.generate(prompts, 3, seed=0, batch_size=6, progress=False))
-    pictures = data.load_pictures(data.list_pictures(options().images), 64)
+    pictures = data.load_pictures(data.list_pictures(options().images[0]), 64)
     seen = reconstruct(sd, pictures)
     assert rows[-1]["fidelity"] == pytest.approx(world_measures.fidelity(images, seen)[0].mean().item(), abs=1e-3)
     assert rows[-1]["noise"] == pytest.approx(world_measures.noise(images).mean().item(), abs=1e-2)
@@ -132,7 +132,7 @@ def test_when_it_looks(options, tmp_path, told, tiny, monkeypatch, steps, every,
 
 def test_measures_are_of_full_precision_whatever_the_dtype(quick, options, tiny, monkeypatch):
     """Under bfloat16 the pictures are drawn in bfloat16; what is measured on them must not be."""
-    pictures = data.load_pictures(data.list_pictures(options().images), 64)
+    pictures = data.load_pictures(data.list_pictures(options().images[0]), 64)
     watch = Monitor(settle(options("--dtype", "bfloat16", "--steps", "2"), tiny, 6), tiny, pictures)
     drawn, inside = [], []
     generate = StableDiffusion.generate

@@ -370,7 +370,7 @@ def test_the_paper_settings_measure_photographs(folders, tmp_path, dog, monkeypa
     it = Run("paper-celeba", 2, True, 0)
     assert experiment.steps_of(it, replace(options, steps=None)) == 4 * 250 * 2
     asked = experiment.train_options(it, options, tmp_path)
-    assert (asked.prompt, asked.class_prompt) == ("a photo of a sks person", "a photo of a person")
+    assert (asked.prompt, asked.class_prompt) == (["a photo of a sks person"], ["a photo of a person"])
     assert asked.prior_weight is None
 
     setting = SETTINGS["paper-celeba"]

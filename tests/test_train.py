@@ -210,10 +210,10 @@ def test_batches_hold_subject_first_then_class(options, dog):
     sd = StableDiffusion.load("tiny")
     settled = settle(options("--batch-size", "2"), sd, 6)
     images = torch.rand(6, 3, 64, 64) * 2 - 1
-    sources = [(images, settled.prompt), (images[:2], settled.class_prompt)]
+    sources = [(images, settled.prompt * 6), (images[:2], settled.class_prompt * 2)]
     x0, context = Batches(sd, sources, 2, 0)(0, torch.Generator().manual_seed(0))
     assert x0.shape == (4, 4, 8, 8) and context.shape == (4, 77, 128)
-    expected = sd.encode_prompts([settled.prompt, settled.class_prompt])
+    expected = sd.encode_prompts([*settled.prompt, *settled.class_prompt])
     assert torch.equal(context, expected.repeat_interleave(2, 0))
 
 
@@ -222,7 +222,7 @@ def two_sources():
     """make(null_dropout, size) -> Batches of five pictures of a subject and three of its class; prompts by hand."""
     sd = StableDiffusion.load("tiny")
     images = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    sources = [(images[:5], "a photo of a sks dog"), (images[5:], "a photo of a dog")]
+    sources = [(images[:5], ["a photo of a sks dog"] * 5), (images[5:], ["a photo of a dog"] * 3)]
     return lambda null_dropout, size=2, seed=0: Batches(sd, sources, size, seed, null_dropout), sd
 
 
@@ -405,7 +405,7 @@ def test_existing_folders_are_kept(options, tmp_path):
     fine_tune(options("--steps", "1"))
     with pytest.raises(UserError, match="exists: go on with --resume, replace it with --overwrite"):
         fine_tune(options("--steps", "1"))
-    with pytest.raises(UserError, match=r"--lr is 0.1 but the run in .* has .*only --steps may change"):
+    with pytest.raises(UserError, match="--lr is 0.1 but the run in .* has .*, which decides what is trained"):
         fine_tune(options("--lr", "0.1", "--resume"))
     fine_tune(options("--steps", "1", "--overwrite", "--seed", "9"))
     assert json.loads((tmp_path / "run" / "config.json").read_text())["options"]["seed"] == 9

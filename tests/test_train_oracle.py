@@ -286,7 +286,7 @@ def test_batches_are_draws_of_diffusers_vae_in_a_new_order_each_epoch():
     vae.load_state_dict(sd.vae.state_dict())
     images = [torch.rand(n, 3, 64, 64, generator=torch.Generator().manual_seed(n)) * 2 - 1 for n in (5, 3)]
     prompts = ["a photo of a sks dog", "a photo of a dog"]
-    batches = Batches(sd, [(images[0], prompts[0]), (iter(images[1]), prompts[1])], 2, SEED)
+    batches = Batches(sd, [(images[0], prompts[:1] * 5), (iter(images[1]), prompts[1:] * 3)], 2, SEED)
     for i in range(4):
         x0, context = batches(i, torch.Generator().manual_seed(i))
         generator, expected = torch.Generator().manual_seed(i), []

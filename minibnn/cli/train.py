@@ -7,6 +7,8 @@ observers (progress, samples, monitor, checkpoints), and writes the result at th
 import dataclasses
 import importlib.util
 import os
+import re
+import shlex
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from ..errors import UserError
 from ..files.store import NotFinite
 from ..finetune import methods
 from ..lab import monitor
+from ..options.commands import run_folder
 from ..pictures import grid, save_png
 from ..pipeline import StableDiffusion
 from ..train import Batches, Diverged, at_the_mean, fine_tuning, train
@@ -27,18 +30,22 @@ def fine_tune(options, observers=()):
 
     observers: functions of the Training (`minibnn/train.py`), called before the first step and after each.
     """
-    options = dataclasses.replace(options, out=str(options.out or Path("runs") / Path(options.images).resolve().name))
+    options = dataclasses.replace(options, out=str(options.out or run_folder(options.images)))
     out = Path(options.out)
     runs.check_folder(options)
-    files = data.list_pictures(options.images)
+    folders = [data.list_pictures(folder) for folder in options.images]
+    files = [path for folder in folders for path in folder]
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
     options = settle(options, sd, len(files))
-    sd.recipe |= {name: getattr(options, name) for name in ("prompt", "class_prompt", "resolution")}
+    sd.recipe |= runs.subject_of(options)
+    samples = Samples(options)
+    of_folders = zip(folders, options.prompt, strict=True)
+    captions = [caption for folder, prompt in of_folders for caption in data.captions(folder, prompt)]
     images = data.load_pictures(files, options.resolution)
-    made_for = data.class_record(options.class_prompt, options.model, options.resolution)
-    if options.prior_weight:  # before the folder is made: own class pictures may be broken
-        data.check_class_pictures(options.class_images, made_for)
-        for path in data.own_class_pictures(options.class_images)[: options.class_count]:
+    classes = class_folders(options, [len(folder) for folder in folders]) if options.prior_weight else []
+    for each in classes:  # before the folder is made: own class pictures may be broken
+        data.check_class_pictures(each.folder, each.made_for)
+        for path in data.own_class_pictures(each.folder)[: each.count]:
             data.load_picture(path, options.resolution)
     if options.resume:
         runs.check_same_run(options, files)
@@ -47,17 +54,17 @@ def fine_tune(options, observers=()):
     make_deterministic(options.device)
     choose_threads(options.device, sd.unet)
     sd.to(options.device)
-    sources = [(images, options.prompt), *class_source(options, sd, made_for)]
+    sources = [(images, captions), *class_source(options, sd, classes)]
     batches = Batches(sd, sources, options.batch_size, options.seed, options.null_dropout)
     training = fine_tuning(sd, options)
     if options.resume:
         runs.load_checkpoint(out, training)
-    print(describe(options, sd.unet, len(files)))
-    watching = [monitor.Monitor(options, sd, images)] if options.monitor else []
+    print(describe(options, sd.unet, captions))
+    watching = [monitor.Monitor(options, sd, images[: len(folders[0])])] if options.monitor else []
     with runs.Progress(out, training, options.steps) as progress, runs.CtrlC() as stop:
         checkpoints = runs.Checkpoints(options, stop, training.step)
         try:
-            train(training, options, batches, [progress, Samples(options), *observers, *watching, checkpoints])
+            train(training, options, batches, [progress, samples, *observers, *watching, checkpoints])
         except (Diverged, NotFinite) as error:
             last = f"the last checkpoint, after {checkpoints.saved} steps, is good"
             raise UserError(f"{error}; {last if checkpoints.saved else 'there is no checkpoint'}") from None
@@ -65,12 +72,13 @@ def fine_tune(options, observers=()):
     kind = methods.save_result(sd, options, out)
     if options.single_file:
         sd.save_single_file(out / "model.safetensors")
-    save_samples(sd, options, out / "samples.png")
+    samples.draw(sd, out / "samples.png")
     for monitored in watching:
         print(monitored.advice())
-    shown = f"{out / 'samples.png'} shows it, " if options.samples else ""
+    shown = f"{out / 'samples.png'} shows it, " if samples.prompts else ""
     print(f"done: {shown}{out} is a {kind}. Draw with another prompt:")
-    print(f'  python -m minibnn.sample --model {out} --prompt "{options.prompt} in the snow" --out picture.png')
+    model, prompt = shlex.quote(str(out)), shlex.quote(f"{options.prompt[0]} in the snow")
+    print(f"  python -m minibnn.sample --model {model} --prompt {prompt} --out picture.png")
 
 
 def settle(options, sd, pictures):
@@ -80,11 +88,13 @@ def settle(options, sd, pictures):
     """
     options, recipe = methods.settle(options, sd.recipe)
     device = choose_device(options.device)
-    own_prompt = options.prompt and options.prompt != recipe["prompt"]
+    one = [recipe["prompt"]] if recipe["prompt"] else None  # the recipe knows a single subject
+    of_class = [recipe["class_prompt"]] if recipe["class_prompt"] and options.prompt in (None, one) else None
+    prompts, subjects = options.prompt or one, len(options.images)
     options = dataclasses.replace(
         options,
-        prompt=options.prompt or recipe["prompt"],
-        class_prompt=options.class_prompt or (None if own_prompt else recipe["class_prompt"]),
+        prompt=prompts,
+        class_prompt=for_each(options.class_prompt or of_class, subjects, "--class-prompt"),
         class_images=options.class_images or str(Path(options.out) / "class_images"),
         class_count=options.class_count or recipe["class_pictures_per_picture"] * pictures,
         steps=options.steps or recipe["steps_per_picture"] * pictures,
@@ -95,6 +105,8 @@ def settle(options, sd, pictures):
     )
     if not options.prompt:
         raise UserError('--prompt is required for this model, for instance --prompt "a photo of a sks dog"')
+    if len(options.prompt) != subjects:
+        raise UserError(f"--prompt: {len(options.prompt)} given for {subjects} folders of --images; give one for each")
     if options.prior_weight and not options.class_prompt:
         raise UserError('--class-prompt is required, for instance "a photo of a dog"; or --prior-weight 0')
     if options.resolution % sd.vae.factor:
@@ -108,56 +120,101 @@ def settle(options, sd, pictures):
     return options
 
 
+def for_each(values, number, option):
+    """A list of `number` values: one value counts for all. None stays None. Raises UserError naming the option."""
+    if values is None or len(values) == number:
+        return values
+    if len(values) > 1:
+        raise UserError(f"{option}: {len(values)} given for {number} folders of --images; give one, or one for each")
+    return values * number
+
+
 def default_kernel(device):
     """"triton" on a GPU where it is installed and can compile (from a T4 on), else "torch"."""
     cuda = device.startswith("cuda") and importlib.util.find_spec("triton") is not None
     return "triton" if cuda and torch.cuda.get_device_capability(device) >= (7, 5) else "torch"
 
 
-def class_source(options, sd, made_for):
-    """The class pictures and their prompt as a list of one source for `Batches`; those missing are drawn first."""
-    if not options.prior_weight:
-        return []
+@dataclasses.dataclass(frozen=True)
+class ClassFolder:
+    """Where the pictures of one class are, how many are wanted, and what the drawn ones are made for."""
+
+    folder: str
+    count: int
+    made_for: dict
+
+
+def class_folders(options, pictures):
+    """A ClassFolder for each class prompt; several prompts share --class-count as their subjects share the pictures.
+
+    pictures: how many each subject has. With several prompts each has a folder of its own in --class-images.
+    """
+    prompts = list(dict.fromkeys(options.class_prompt))
+    folders = []
+    for prompt in prompts:
+        own = sum(n for n, other in zip(pictures, options.class_prompt, strict=True) if other == prompt)
+        name = re.sub(r"\W+", "-", prompt) if len(prompts) > 1 else ""
+        made_for = data.class_record(prompt, options.model, options.resolution)
+        count = max(1, round(options.class_count * own / sum(pictures)))
+        folders.append(ClassFolder(str(Path(options.class_images) / name), count, made_for))
+    return folders
+
+
+def class_source(options, sd, classes):
+    """The class pictures and their prompts as a list of one source for `Batches`; those missing are drawn first."""
+    paths, prompts = [], []
     try:
         with autocast(sd.device, getattr(torch, options.dtype)):
-            paths = data.class_pictures(sd, options.class_images, options.class_count, made_for)
+            for each in classes:
+                paths += data.class_pictures(sd, each.folder, each.count, each.made_for)
+                prompts += [each.made_for["prompt"]] * each.count
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped while drawing class pictures: the same command goes on") from None
-    return [((data.load_picture(path, options.resolution) for path in paths), options.class_prompt)]
+    return [((data.load_picture(path, options.resolution) for path in paths), prompts)] if classes else []
 
 
-def describe(options, unet, pictures):
-    """One line about what is about to happen."""
+def describe(options, unet, captions):
+    """One line about what is about to happen. captions: one for each picture."""
+    subjects, own = len(options.images), sum(caption not in options.prompt for caption in captions)
+    said = f"{len(captions)} picture{'s' if len(captions) > 1 else ''}"
+    said += f" of {subjects} subjects" if subjects > 1 else ""
+    said += f", {own} with a caption of {'their' if own > 1 else 'its'} own" if own else ""
     training = f"{options.steps} steps at lr {options.lr:g}, {options.dtype} on {options.device}"
-    return f"{pictures} pictures, {training}; {methods.describe(unet, options)}"
+    return f"{said}, {training}; {methods.describe(unet, options)}"
 
 
 # --- samples -------------------------------------------------------------------------------------------------------
 
 
 class Samples:
-    """An observer that draws samples-NNNNNN.png every `--sample-every` steps."""
+    """Draws the fixed prompts with fixed seeds; as an observer samples-NNNNNN.png every `--sample-every` steps."""
 
     def __init__(self, options):
-        self.options, self.every = options, options.sample_every
+        self.options, self.every, self.prompts = options, options.sample_every, sample_prompts(options)
 
     def __call__(self, training):
         if self.every and training.losses and training.step % self.every == 0:
-            save_samples(training.sd, self.options, Path(self.options.out) / f"samples-{training.step:06d}.png")
+            self.draw(training.sd, Path(self.options.out) / f"samples-{training.step:06d}.png")
+
+    def draw(self, sd, path):
+        """Draw at θ = μ, and save the pictures as one; nothing with --samples 0."""
+        if self.prompts:
+            side = self.options.resolution
+            with at_the_mean(sd, getattr(torch, self.options.dtype)):
+                pictures = sd.generate(self.prompts, seed=0, size=side, batch_size=4, progress=False)
+            save_png(grid(pictures, 4, zoom=max(1, 192 // side)), path)
 
 
 def sample_prompts(options):
-    """The training prompt four times, the same with other places, the class, and so on."""
+    """The prompts of samples.png: those of --sample-prompts; or the training prompt four times, the same with other
+    places, the class, and so on. Several subjects take turns, each beginning with its prompt and then the places."""
+    if options.sample_prompts:
+        prompts = data.read_prompts(options.sample_prompts, "--sample-prompts")
+        return [prompts[i % len(prompts)] for i in range(len(prompts) if options.samples is None else options.samples)]
     places = ("on the beach", "in the snow", "on a wooden floor")
-    eight = [options.prompt] * 4 + [f"{options.prompt} {place}" for place in places]
-    eight.append(options.class_prompt or options.prompt)
-    return [eight[i % 8] for i in range(options.samples)]
-
-
-def save_samples(sd, options, path):
-    """Draw the fixed prompts with fixed seeds at θ = μ, and save them as one picture."""
-    if options.samples:
-        with at_the_mean(sd, getattr(torch, options.dtype)):
-            prompts = sample_prompts(options)
-            pictures = sd.generate(prompts, seed=0, size=options.resolution, batch_size=4, progress=False)
-        save_png(grid(pictures, 4, zoom=max(1, 192 // options.resolution)), path)
+    of_each = []
+    for number, prompt in enumerate(options.prompt):
+        own = [prompt] * (4 if len(options.prompt) == 1 else 1) + [f"{prompt} {place}" for place in places]
+        of_each.append([*own, options.class_prompt[number] if options.class_prompt else prompt])
+    prompts = [prompt for turn in zip(*of_each, strict=True) for prompt in turn]
+    return [prompts[i % len(prompts)] for i in range(8 if options.samples is None else options.samples)]

@@ -74,7 +74,7 @@ def open_lab(options):
     dtype = getattr(torch, options.dtype or drawing_dtype(device))
     given = (options.tokenizer, dtype, options.prediction_type)
     run = runs.options_of(options.model)
-    images = options.images or (run and run.images)
+    images = options.images or (run and run.images[0])
     if not images:
         if options.model not in BUNDLED and not Path(options.model).exists():
             StableDiffusion.load(options.model)  # raises UserError, and says that there is no such model
@@ -97,7 +97,7 @@ def open_lab(options):
         sd = StableDiffusion.load(options.model, *given).to(device)
     models["fine-tuned" if models else "model"] = sd
     choose_threads(device, sd.unet)
-    prompt = options.prompt or (run and run.prompt) or sd.recipe["prompt"]
+    prompt = options.prompt or (run and run.prompt[0]) or sd.recipe["prompt"]
     if not prompt:
         raise UserError('--prompt is required for this model: the one it was trained with, e.g. "a photo of a sks dog"')
     pictures = data.load_pictures(files, sd.recipe["resolution"])

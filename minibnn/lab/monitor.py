@@ -89,11 +89,12 @@ class Monitor:
 
     def look(self, sd):
         """Draw six pictures and measure them, and σ₁: {name of the curve: number}."""
-        prompts = [self.options.prompt] * 3 + [f"{self.options.prompt} {place}" for place in PLACES]
+        prompt = self.options.prompt[0]  # of several subjects the first is watched
+        prompts = [prompt] * 3 + [f"{prompt} {place}" for place in PLACES]
         size, at_once = self.options.resolution, 6 if self.world else 1
         with at_the_mean(sd, getattr(torch, self.options.dtype)):
             pictures = sd.generate(prompts, STEPS, seed=0, size=size, batch_size=at_once, progress=False)
-            predict, latents = sigma1_estimate.predictor(sd, self.options.prompt), self.latents.to(sd.device)
+            predict, latents = sigma1_estimate.predictor(sd, prompt), self.latents.to(sd.device)
             sigma1 = sigma1_estimate.estimate_sigma1(predict, latents, sd.alphas_cumprod, TIMES, DRAWS, resamples=10)
         images, fidelity = to_tensor(pictures), None  # measured in full precision
         if self.world:

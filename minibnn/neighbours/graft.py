@@ -31,7 +31,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .. import runs, schedule
-from ..data import full_name, picked
+from ..data import full_name, picked, read_prompts
 from ..devices import autocast, choose_device, choose_threads, make_deterministic, unscaled_dtype
 from ..errors import UserError
 from ..files.store import BUNDLED, read_json, write_json
@@ -206,11 +206,7 @@ def settle(options, sd):
     """Fill in what the command line left open, from the model's recipe, and check the whole. Raises UserError."""
     prompts = list(options.prompt or [])
     if options.prompts_from:
-        try:
-            lines = Path(options.prompts_from).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--prompts-from {options.prompts_from}: {error}") from None
-        prompts += [line.strip() for line in lines if line.strip()]
+        prompts += read_prompts(options.prompts_from, "--prompts-from")
     if not prompts and options.model == "tiny":
         prompts = [world.article(f"{subject} on the grass") for subject in world.SUBJECTS]
     if not prompts:

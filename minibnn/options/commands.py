@@ -1,15 +1,18 @@
 """The options of each command, one frozen dataclass each; those of the experiments are in `experiments.py`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from .parsing import natural, nonnegative, option, positive, seed_number, share, whole, words
+from ..errors import UserError
+from .configs import run_options
+from .kinds import natural, nonnegative, option, positive, seed_number, share, whole, words
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def model_option(more=""):
     """--model of every command that opens one; more: what its help adds."""
-    return option("tiny", '"tiny" (bundled), a diffusers folder, a run, or an LDM .safetensors file' + more, "what")
+    return option("tiny", '"tiny" (bundled), a diffusers folder, a run, or an LDM .safetensors file' + more, "what", metavar="MODEL")
 
 
 def tokenizer_option():
@@ -21,26 +24,31 @@ def prediction_type_option():
 
 
 def device_option(group):
-    return option(None, "cpu, cuda, cuda:1, ... [cuda if there is one]", group)
+    return option(None, "cpu, cuda, cuda:1, mps, ... [cuda if there is one]", group, metavar="DEVICE")
 
 
 def seed_option(group, help="fixes everything on one device"):
     return option(0, help, group, type=seed_number)
 
 
+def run_folder(images):
+    """Where a run lies unless --out says otherwise: runs/NAMES OF THE PICTURE FOLDERS."""
+    return str(Path("runs") / "-".join(Path(folder).resolve().name for folder in images))
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     """Fine-tune a model on a few pictures of one subject, as a Bayesian neural network or plainly."""
 
-    images: str = option(None, "folder with the pictures of your subject", "what", required=True, metavar="DIR")
+    images: list = option(None, "folder with the pictures of your subject; several subjects: a folder each", "what", required=True, nargs="+", metavar="DIR")
     model: str = model_option()
     tokenizer: str = tokenizer_option()
     prediction_type: str = prediction_type_option()
-    prompt: str = option(None, 'caption of your pictures, e.g. "a photo of a sks dog"', "what", type=words)
-    class_prompt: str = option(None, 'the class without the name, e.g. "a photo of a dog"', "what", type=words)
+    prompt: list = option(None, 'caption of your pictures, e.g. "a photo of a sks dog", one for each folder; NAME.txt beside a picture is its own caption', "what", nargs="+", type=words)
+    class_prompt: list = option(None, 'the class without the name, e.g. "a photo of a dog", one for all folders or one for each', "what", nargs="+", type=words)
     class_images: str = option(None, "folder of class pictures; missing ones are drawn first [OUT/class_images]", "what", metavar="DIR")
-    prior_weight: float = option(None, "weight of the prior-preservation loss; 0: none [recipe: 1; lora and oft: 0]", "what", type=nonnegative)
-    class_count: int = option(None, "how many class pictures [recipe]", "what", type=whole)
+    prior_weight: float = option(None, "weight of the prior-preservation loss; 0: none [{prior_weight}]", "what", type=nonnegative)
+    class_count: int = option(None, "how many class pictures [for each picture: {class_pictures_per_picture}]", "what", type=whole)
 
     method: str = option("dreambooth", "what is trained: all of the UNet; a low-rank correction (lora) or a rotation (oft) of chosen layers", "method", choices=("dreambooth", "lora", "oft"))
     bayes: bool = option(True, "random weights, or the plain baseline", "method")
@@ -50,26 +58,27 @@ class TrainOptions:
     blocks: int = option(None, "oft: number of blocks of the rotation; each layer's inputs must divide by it [4]", "method", type=whole)
     coft: float = option(None, "oft: keep each block's rotation within X/√BLOCKS (constrained OFT)", "method", type=positive, metavar="X")
     layers: str = option(None, "lora, oft: ends of the names of the linear layers that are adapted, joined by commas [to_q,to_k,to_v,to_out.0]", "method", metavar="NAMES")
-    sigma: float = option(None, "initial standard deviation of random weights [recipe]", "method", type=positive)
+    sigma: float = option(None, "initial standard deviation of random weights [{sigma}]", "method", type=positive)
     kernel: str = option(None, "what draws the random weights: PyTorch's generator (torch); the Philox stream, the same on every device, in PyTorch (reference) or in fused Triton kernels (triton) [triton on a GPU, else torch]", "method", choices=("torch", "reference", "triton"))
     lambda_kl: float = option(0.0, "weight λ of the KL divergence to the prior, a sum over parameters", "method", type=nonnegative)
     prior_sigma: float = option(0.01, "standard deviation of the prior, centred at the start: the pretrained weights; 0 for lora and oft", "method", type=positive)
     kl: str = option("q-p", "direction: q-p as in the paper's Eq. 3, p-q as in its Algorithm 1", "method", choices=("q-p", "p-q"))
 
-    steps: int = option(None, "optimiser steps [recipe: so many for each picture]", "training", type=whole)
-    lr: float = option(None, "learning rate of AdamW [recipe]", "training", type=positive)
+    steps: int = option(None, "optimiser steps [for each picture: {steps_per_picture}]", "training", type=whole)
+    lr: float = option(None, "learning rate of AdamW [{lr}]", "training", type=positive)
     lr_warmup_steps: int = option(0, "the rate rises linearly over the first N steps", "training", type=natural, metavar="N")
     batch_size: int = option(1, "pictures for each forward; as many class pictures beside them", "training", type=whole)
     null_dropout: float = option(0.0, "share of the pictures, of subject and class, that are trained with the empty prompt, so that guidance's unconditional prediction is trained too; 0: none", "training", type=share, metavar="P")
     accumulate: int = option(1, "forwards for each optimiser step", "training", type=whole)
-    resolution: int = option(None, "pixels of the square crop [recipe]", "training", type=whole)
+    resolution: int = option(None, "pixels of the square crop [{resolution}]", "training", type=whole)
     dtype: str = option(None, "of the computation; weights train in float32 [float32; CUDA: bfloat16 or float16]", "training", choices=DTYPES)
     device: str = device_option("training")
     gradient_checkpointing: bool = option(False, "recompute blocks in backward: less memory, more time", "training")
     seed: int = seed_option("training")
 
     out: str = option(None, "the run's folder [runs/NAME OF THE PICTURE FOLDER]", "output", metavar="DIR")
-    samples: int = option(8, "pictures in samples.png, always the same prompts and seeds; 0: none", "output", type=natural, metavar="N")
+    samples: int = option(None, "pictures in samples.png, always the same prompts and seeds; 0: none [8, or one for each of --sample-prompts]", "output", type=natural, metavar="N")
+    sample_prompts: str = option(None, "text file with one prompt in each line, for samples.png", "output", metavar="FILE")
     sample_every: int = option(0, "draw samples every N steps; 0: only at the end", "output", type=natural, metavar="N")
     checkpoint_every: int = option(0, "write a checkpoint every N steps; 0: only at the end", "output", type=natural, metavar="N")
     monitor: bool = option(None, "watch fidelity, noise and σ₁ while training; keep the most faithful steps [on for the bundled model, and with --monitor-every or --monitor-dino]", "output")
@@ -78,8 +87,32 @@ class TrainOptions:
     single_file: bool = option(False, "also write model.safetensors for ComfyUI and AUTOMATIC1111", "output")
     export: str = option(None, "lora: also write files for other programs, joined by commas: kohya (ComfyUI, AUTOMATIC1111), peft", "output", metavar="FORMATS")
     keep_posterior: bool = option(False, "also write posterior.safetensors with μ and σ", "output")
-    resume: bool = option(False, "go on from OUT/checkpoint", "output")
+    resume: bool = option(False, "go on from OUT/checkpoint, with the options of that run; more steps and other output are possible", "output")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+    def __post_init__(self):
+        for name in ("images", "prompt", "class_prompt"):  # one subject may be given without a list
+            if isinstance(getattr(self, name), (str, Path)):
+                object.__setattr__(self, name, [str(getattr(self, name))])
+
+    @staticmethod
+    def complete(given):
+        """Add to the options given {name: value} what follows from them: OUT, and on --resume the run's own options.
+
+        Raises UserError when there is no run to resume.
+        """
+        if given.get("out") is None and given.get("images"):
+            given = given | {"out": run_folder(given["images"])}
+        if not given.get("resume"):
+            return given
+        if given.get("out") is None:
+            raise UserError("--resume needs --out, the folder of the run that is to go on")
+        if given.get("images") and not Path(given["out"], "config.json").exists():
+            return given  # the command itself says, more clearly, what is there instead
+        of_run = run_options(given["out"], TrainOptions)
+        if given.get("monitor_every") or given.get("monitor_dino"):  # asking for them asks for the monitor
+            of_run.pop("monitor", None)
+        return of_run | given
 
 
 @dataclass(frozen=True)
@@ -96,12 +129,12 @@ class SampleOptions:
 
     count: int = option(1, "pictures for each prompt", "drawing", type=whole)
     posterior_samples: int = option(0, "also draw each picture with N draws of the weights, and show mean and deviation; needs a run with --keep-posterior", "drawing", type=natural, metavar="N")
-    steps: int = option(None, "sampling steps [recipe]", "drawing", type=whole)
-    guidance: float = option(None, "classifier-free guidance, 1: none [recipe]", "drawing", type=float)
+    steps: int = option(None, "sampling steps [{sample_steps}]", "drawing", type=whole)
+    guidance: float = option(None, "classifier-free guidance, 1: none [{guidance}]", "drawing", type=float)
     sampler: str = option("ddim", "DDIM, or PNDM as in SD's own configuration", "drawing", choices=("ddim", "pndm"))
     eta: float = option(0.0, "noise added by DDIM: 0 none, 1 as DDPM", "drawing", type=nonnegative)
-    width: int = option(None, "pixels [recipe]", "drawing", type=whole)
-    height: int = option(None, "pixels [recipe]", "drawing", type=whole)
+    width: int = option(None, "pixels [{resolution}]", "drawing", type=whole)
+    height: int = option(None, "pixels [{resolution}]", "drawing", type=whole)
     batch_size: int = option(8, "pictures drawn at once", "drawing", type=whole)
     seed: int = seed_option("drawing", "the same pictures on every device, up to rounding")
     dtype: str = option(None, "of the weights [float32; CUDA: float16]", "drawing", choices=DTYPES)
@@ -131,14 +164,14 @@ class GraftOptions:
 
     switch: int = option(0, "time 0..999 at which the base takes over; 0: never, which is GRAFT", "training", type=natural)
     steps: int = option(300, "optimiser steps", "training", type=whole)
-    lr: float = option(None, "learning rate of AdamW [recipe]", "training", type=positive)
+    lr: float = option(None, "learning rate of AdamW [{lr}]", "training", type=positive)
     batch_size: int = option(8, "samples at once, drawing and training", "training", type=whole)
-    resolution: int = option(None, "pixels [recipe]", "training", type=whole)
+    resolution: int = option(None, "pixels [{resolution}]", "training", type=whole)
     dtype: str = option(None, "of the computation; weights train in float32 [float32; CUDA: bfloat16 if it is fast there]", "training", choices=("float32", "bfloat16"))
     device: str = device_option("training")
     seed: int = seed_option("training")
 
-    sample_steps: int = option(None, "sampling steps [recipe]", "drawing", type=whole)
+    sample_steps: int = option(None, "sampling steps [{sample_steps}]", "drawing", type=whole)
     guidance: float = option(1.0, "classifier-free guidance of all samples, 1: none; the run keeps it", "drawing", type=float)
     eta: float = option(1.0, "noise added by DDIM: 0 none, 1 as DDPM", "drawing", type=nonnegative)
 
@@ -180,13 +213,13 @@ class BpsOptions:
     steps: int = option(None, "optimiser steps [1000; bundled model: 400]", "training", type=whole)
     lr: float = option(None, "learning rate of AdamW [1e-5; bundled model: 5e-4]", "training", type=positive)
     batch_size: int = option(16, "pairs for each step", "training", type=whole)
-    resolution: int = option(None, "pixels of the square crop [recipe]", "training", type=whole)
+    resolution: int = option(None, "pixels of the square crop [{resolution}]", "training", type=whole)
     dtype: str = option(None, "of the computation [float32; CUDA: bfloat16 if it is fast there]", "training", choices=("float32", "bfloat16"))
     device: str = device_option("training")
     seed: int = seed_option("training")
 
-    sample_steps: int = option(None, "sampling steps [recipe]", "drawing", type=whole)
-    guidance: float = option(None, "classifier-free guidance on the text [recipe]", "drawing", type=float)
+    sample_steps: int = option(None, "sampling steps [{sample_steps}]", "drawing", type=whole)
+    guidance: float = option(None, "classifier-free guidance on the text [{guidance}]", "drawing", type=float)
     out: str = option(None, "folder of the result [runs/bps; with --branch: runs/bps-drawn]", "output", metavar="DIR")
     overwrite: bool = option(False, "write into OUT if it exists", "output")
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from .commands import tokenizer_option
-from .parsing import natural, option, positive, seed_number, whole, words
+from .kinds import natural, option, positive, seed_number, whole, words
 
 
 def seeds_option(group, help="seeds of training"):

@@ -1,79 +1,21 @@
 """From a command line to a frozen dataclass, and from a mistake to one line.
 
 Each command's options are one dataclass (`commands.py`); argparse is built from its fields, config.json holds them.
-
-But: no configuration files. A run is repeated from the options in its config.json.
+Where several places name an option the command line wins, then the file of --config, then what the command itself
+completes (`TrainOptions.complete`), then the default.
 """
 
 import argparse
 import dataclasses
 import difflib
+import re
+import shlex
 import sys
-from dataclasses import field
 
-from ..errors import visible
-
-
-def option(default, help, group, **argparse_settings):
-    """A dataclass field with what argparse needs. `default=None` means: the model's recipe, or none."""
-    return field(default=default, metadata={"help": help, "group": group, "argparse": argparse_settings})
-
-
-def whole(text):
-    """An integer ≥ 1."""
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
-
-
-def natural(text):
-    """An integer ≥ 0."""
-    if int(text) < 0:
-        raise ValueError
-    return int(text)
-
-
-def seed_number(text):
-    """An integer 0 ≤ n < 2⁶³, which every generator takes."""
-    if not 0 <= int(text) < 2**63:
-        raise ValueError
-    return int(text)
-
-
-def positive(text):
-    """A finite number > 0."""
-    if not 0 < float(text) < float("inf"):
-        raise ValueError
-    return float(text)
-
-
-def nonnegative(text):
-    """A finite number ≥ 0."""
-    if not 0 <= float(text) < float("inf"):
-        raise ValueError
-    return float(text)
-
-
-def share(text):
-    """A number from 0 to 1."""
-    if not 0 <= float(text) <= 1:
-        raise ValueError
-    return float(text)
-
-
-def words(text):
-    """A text that is not empty."""
-    if not text.strip():
-        raise ValueError
-    return text
-
-
-_KINDS = {
-    whole: "a whole number of at least 1", natural: "a whole number of at least 0",
-    seed_number: "a whole number from 0 to 2^63 - 1", positive: "a number above 0",
-    nonnegative: "a number of at least 0", share: "a number from 0 to 1", words: "a text that is not empty",
-    int: "a whole number", float: "a number",
-}
+from .. import __version__
+from ..errors import UserError, visible
+from . import aliases, configs
+from .kinds import KINDS
 
 
 def fail(message):
@@ -91,21 +33,62 @@ class _Parser(argparse.ArgumentParser):
     def unknown(self, words):
         """Complain about the first word that is no option, and suggest one."""
         wrong = next((word for word in words if word.startswith("-")), words[0]).split("=")[0]
-        near = difflib.get_close_matches(wrong, self._option_string_actions, 1)
-        self.error(f"no option {wrong}; " + (f"did you mean {near[0]}?" if near else f"{self.prog} --help lists all"))
+        flags = self._option_string_actions
+        if advice := aliases.instead(wrong, flags):
+            self.error(f"no option {wrong}; {advice}")
+        ours = {flag: flag for flag in flags} | {name: flag for name, flag in aliases.SAME.items() if flag in flags}
+        near = difflib.get_close_matches(wrong.replace("_", "-"), ours, 1)
+        hint = f"did you mean {ours[near[0]]}?" if near else f"{self.prog} --help lists all"
+        self.error(f"no option {wrong}; {hint}")
 
 
-def parse(options_class, prog, argv=None):
-    """Command line -> an `options_class`; exits with 2 and one line on a mistake."""
-    parser = _Parser(prog=f"python -m {prog}", description=options_class.__doc__, allow_abbrev=False)
-    groups, required = {}, []
+def parse(options_class, prog, argv=None, examples=(), recipes=()):
+    """Command line -> an `options_class`; exits with 2 and one line on a mistake. Others as for `build`."""
+    parser = build(options_class, prog, examples, recipes)
+    words = aliases.translate(sys.argv[1:] if argv is None else argv, parser._option_string_actions)
+    values, rest = parser.parse_known_args(words)
+    if rest:
+        parser.unknown(rest)
+    given = vars(values)
+    config, save = given.pop("config", None), given.pop("save_config", None)
+    try:
+        given = (configs.read_options(config, options_class) if config else {}) | given
+        if save:
+            configs.write_options(save, given)
+            print(f"written; to use it: {parser.prog} --config {shlex.quote(save)}")
+            raise SystemExit(0)
+        if hasattr(options_class, "complete"):
+            given = options_class.complete(given)
+    except UserError as error:
+        parser.error(error)
+    for f in dataclasses.fields(options_class):
+        if f.metadata["argparse"].get("required") and given.get(f.name) is None:
+            parser.error(f"--{f.name.replace('_', '-')} is required; {parser.prog} --help explains it")
+    return options_class(**given)
+
+
+def build(options_class, prog, examples=(), recipes=()):
+    """The argparse parser of a command; an option that is not given is absent from what it returns.
+
+    examples: command lines for the end of --help. recipes: as `recipe_notes` takes them.
+    """
+    parser = _Parser(
+        prog=f"python -m {prog}", description=options_class.__doc__, allow_abbrev=False,
+        epilog="\n".join(["examples:", *(f"  {line}" for line in examples)]) if examples else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
+    )
+    needed = [f for f in dataclasses.fields(options_class) if f.metadata["argparse"].get("required")]
+    shown = "".join(f" --{f.name.replace('_', '-')} {f.metadata['argparse'].get('metavar', 'TEXT')}" for f in needed)
+    parser.usage = f"%(prog)s{shown} [option …]"
+    version = f"minibnn {__version__}"
+    parser.add_argument("--version", action="version", version=version, help="show the version and exit")
+    groups, notes = {}, recipe_notes(recipes)
     for f in dataclasses.fields(options_class):
         name, meta = f.metadata["group"], f.metadata
         if name not in groups:
             groups[name] = parser.add_argument_group(name)
         settings, help = dict(meta["argparse"]), meta["help"]
-        if settings.pop("required", False):  # checked below: a mistyped option is told first
-            required.append(f.name)
+        if settings.pop("required", False):  # `parse` checks it: a mistyped option is told first
             help += " (required)"
         if f.type is bool:
             if f.default is False:
@@ -120,15 +103,32 @@ def parse(options_class, prog, argv=None):
             if f.default not in (None, ""):
                 shown = " ".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
                 help += f" [{shown}]"
-        flag = "--" + f.name.replace("_", "-")
-        groups[name].add_argument(flag, default=f.default, help=help.replace("%", "%%"), **settings)
-    values, rest = parser.parse_known_args(argv)
-    if rest:
-        parser.unknown(rest)
-    for name in required:
-        if getattr(values, name) is None:
-            parser.error(f"--{name} is required; {parser.prog} --help explains it")
-    return options_class(**vars(values))
+        help = re.sub(r"\{(\w+)\}", lambda name: notes.get(name[1], "recipe"), help)
+        groups[name].add_argument("--" + f.name.replace("_", "-"), help=help.replace("%", "%%"), **settings)
+    files = parser.add_argument_group("options in files")
+    files.add_argument("--config", metavar="FILE", help="take options from a TOML file, or from a run's config.json")
+    files.add_argument("--save-config", metavar="FILE", help="write the given options as a TOML file, and stop")
+    return parser
+
+
+def recipe_notes(recipes):
+    """{name: its values in words} for the help, as in "SD 5e-06, lora and oft 0.0001; bundled model 0.0002".
+
+    recipes: {whose: recipe}, where recipe["methods"] holds what differs in a method. Equal values are said once.
+    """
+    recipes, notes = dict(recipes), {}
+    numbers = {key for recipe in recipes.values() for key, value in recipe.items() if isinstance(value, (int, float))}
+    for name in numbers:
+        said = {}
+        for whose, recipe in recipes.items():
+            others = {}  # value: the methods that have it instead
+            for method, own in recipe["methods"].items():
+                if own.get(name, recipe[name]) != recipe[name]:
+                    others.setdefault(own[name], []).append(method)
+            said[whose] = ", ".join([f"{recipe[name]:g}", *(f"{' and '.join(m)} {v:g}" for v, m in others.items())])
+        same = len(set(said.values())) == 1
+        notes[name] = next(iter(said.values())) if same else "; ".join(f"{w} {text}" for w, text in said.items())
+    return notes
 
 
 def readable(kind):
@@ -138,6 +138,6 @@ def readable(kind):
         try:
             return kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {_KINDS.get(kind, 'valid')}") from None
+            raise argparse.ArgumentTypeError(f"{text!r} is not {KINDS.get(kind, 'valid')}") from None
 
     return convert

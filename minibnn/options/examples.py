@@ -1,0 +1,110 @@
+"""Two examples of each command, for the end of its --help."""
+
+TRAIN = "python -m minibnn train"
+SAMPLE = "python -m minibnn sample"
+
+EXAMPLES = {
+    "train": (
+        f"{TRAIN} --images tutorials/dog",
+        f'{TRAIN} --images photos/rex --model SD_FOLDER --prompt "a photo of a sks dog" '
+        '--class-prompt "a photo of a dog" --method lora --out runs/rex',
+        f"{TRAIN} --resume --out runs/rex --steps 2000",
+    ),
+    "sample": (
+        f'{SAMPLE} --prompt "a red car on the beach" --out car.png',
+        f'{SAMPLE} --model runs/dog --prompt "a photo of a sks dog in the snow" --count 4 --seed 7 --out dog.png',
+    ),
+    "photo-measures": (
+        "python -m minibnn photo-measures --pictures drawn --training photos/rex --dino nets/dino",
+        "python -m minibnn photo-measures --pictures drawn --prompts prompts.txt --clip nets/clip --out clip.json",
+    ),
+    "world": (
+        "python -m minibnn world --out world.png",
+        "python -m minibnn world --pairs pairs --count 12 --hint mask",
+    ),
+    "pretrain": (
+        "python -m minibnn pretrain",
+        "python -m minibnn pretrain --work runs/pretrain --out runs/tiny --processes 4",
+    ),
+    "evaluate": (
+        "python -m minibnn evaluate --captions 100",
+        "python -m minibnn evaluate --model runs/tiny --out runs/evaluate-tiny",
+    ),
+    "world-measures": (
+        "python -m minibnn world-measures",
+        "python -m minibnn world-measures --out clean.json",
+    ),
+    "world-eye": (
+        "python -m minibnn world-eye --out fidelity.safetensors",
+        "python -m minibnn world-eye --out fidelity.safetensors --steps 3000",
+    ),
+    "eq2": (
+        "python -m minibnn eq2 --images tutorials/dog",
+        "python -m minibnn eq2 --images tutorials/dog --sigma1 0 0.5 2 --out runs/eq2.png",
+    ),
+    "sigma1": (
+        "python -m minibnn sigma1 --model runs/dog",
+        "python -m minibnn sigma1 --model tiny --images tutorials/dog --draws 8 --out runs/sigma1.png",
+    ),
+    "probe-zero": (
+        "python -m minibnn probe-zero --model runs/dog",
+        "python -m minibnn probe-zero --model runs/dog --picture 2 --out runs/zero.png",
+    ),
+    "probe-local": (
+        "python -m minibnn probe-local --model runs/dog",
+        "python -m minibnn probe-local --model runs/dog --t 300 --out runs/local.png",
+    ),
+    "probe-scaled": (
+        "python -m minibnn probe-scaled --model runs/dog",
+        "python -m minibnn probe-scaled --model runs/dog --t 300 --out runs/scaled.png",
+    ),
+    "probe-blank": (
+        "python -m minibnn probe-blank --model runs/dog",
+        "python -m minibnn probe-blank --model runs/dog --draws 8 --out runs/blank.png",
+    ),
+    "graft": (
+        "python -m minibnn graft --reward red_thing_on_grass",
+        'python -m minibnn graft --reward rewards.py:roundness --prompt "a ball on the grass" --rule threshold '
+        "--minimum 0.7 --out runs/round",
+    ),
+    "flow": (
+        "python -m minibnn flow --out flow.png",
+        "python -m minibnn flow --train --pictures 2000 --out runs/flow",
+    ),
+    "bps": (
+        "python -m minibnn bps --hints pairs --out runs/bps",
+        "python -m minibnn bps --hints sketches --branch runs/bps --out runs/bps-drawn",
+    ),
+    "experiment corruption": (
+        "python -m minibnn experiment corruption --plan",
+        "python -m minibnn experiment corruption --settings main --pictures 1 4 --seeds 0 --processes 2",
+    ),
+    "experiment report": (
+        "python -m minibnn experiment report",
+        "python -m minibnn experiment report --runs runs/corruption --out runs/report",
+    ),
+    "experiment methods": (
+        "python -m minibnn experiment methods --plan",
+        "python -m minibnn experiment methods --seeds 0 --steps 300 --out runs/methods",
+    ),
+    "experiment where": (
+        "python -m minibnn experiment where --plan",
+        "python -m minibnn experiment where --seeds 0 --steps 300 --out runs/where",
+    ),
+    "experiment guidance": (
+        "python -m minibnn experiment guidance --runs runs/dog",
+        "python -m minibnn experiment guidance --runs runs/dog runs/lora --out runs/guidance",
+    ),
+    "experiment graft": (
+        "python -m minibnn experiment graft",
+        "python -m minibnn experiment graft --seeds 0 --fresh 8 --out runs/graft-table",
+    ),
+    "experiment inverse-noise": (
+        "python -m minibnn experiment inverse-noise --parts plane",
+        "python -m minibnn experiment inverse-noise --seeds 0 --tests 100 --out runs/inverse-noise",
+    ),
+    "experiment bps": (
+        "python -m minibnn experiment bps",
+        "python -m minibnn experiment bps --seeds 0 --variants base bps --out runs/bps-table",
+    ),
+}

@@ -1,0 +1,66 @@
+"""What an option is, and the kinds of values that options take."""
+
+import math
+from dataclasses import field
+
+
+def option(default, help, group, **argparse_settings):
+    """A dataclass field with what argparse needs. `default=None` means: the model's recipe, or none."""
+    return field(default=default, metadata={"help": help, "group": group, "argparse": argparse_settings})
+
+
+def whole(text):
+    """An integer ≥ 1."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def natural(text):
+    """An integer ≥ 0."""
+    if int(text) < 0:
+        raise ValueError
+    return int(text)
+
+
+def seed_number(text):
+    """An integer 0 ≤ n < 2⁶³, which every generator takes."""
+    if not 0 <= int(text) < 2**63:
+        raise ValueError
+    return int(text)
+
+
+def positive(text):
+    """A finite number > 0."""
+    if not 0 < float(text) < math.inf:
+        raise ValueError
+    return float(text)
+
+
+def nonnegative(text):
+    """A finite number ≥ 0."""
+    if not 0 <= float(text) < math.inf:
+        raise ValueError
+    return float(text)
+
+
+def share(text):
+    """A number from 0 to 1."""
+    if not 0 <= float(text) <= 1:
+        raise ValueError
+    return float(text)
+
+
+def words(text):
+    """A text that is not empty."""
+    if not text.strip():
+        raise ValueError
+    return text
+
+
+KINDS = {
+    whole: "a whole number of at least 1", natural: "a whole number of at least 0",
+    seed_number: "a whole number from 0 to 2^63 - 1", positive: "a number above 0",
+    nonnegative: "a number of at least 0", share: "a number from 0 to 1", words: "a text that is not empty",
+    int: "a whole number", float: "a number",
+}

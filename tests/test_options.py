@@ -1,0 +1,236 @@
+"""Options: from files, from an earlier run, under the names of other programs, and how --help shows them."""
+
+import argparse
+import dataclasses
+import json
+import re
+import shlex
+import tomllib
+
+import pytest
+
+from minibnn import UserError
+from minibnn.__main__ import COMMANDS, recipes
+from minibnn.options import aliases, configs
+from minibnn.options.commands import SampleOptions, TrainOptions
+from minibnn.options.examples import EXAMPLES
+from minibnn.options.parsing import build, parse, recipe_notes
+
+
+def read(text, tmp_path, *words, options_class=TrainOptions):
+    (tmp_path / "a.toml").write_text(text, encoding="utf-8")
+    return parse(options_class, "x", ["--config", str(tmp_path / "a.toml"), *words])
+
+
+# --- files of options -------------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path):
+    text = 'images = ["p", "q"]\nlr = 1e-4\nbayes = false\nlr-warmup-steps = 3\nseed = 5\nsigma = 1\n'
+    options = read(text, tmp_path, "--seed", "7")
+    assert (options.images, options.lr, options.bayes, options.lr_warmup_steps) == (["p", "q"], 1e-4, False, 3)
+    assert options.seed == 7 and options.accumulate == 1 and type(options.sigma) is float
+    assert read('images = "p"', tmp_path).images == ["p"]
+    assert read('prompt = ["a", "b"]\nseed = 2', tmp_path, options_class=SampleOptions).prompt == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lrr = 1", "no option lrr; did you mean lr?"),
+        ("toast = 1", "no option toast\n"),
+        ('lr = "fast"', "lr = 'fast' is not a number above 0"),
+        ("lr = true", "lr = True is not a number above 0"),
+        ("lr = nan", "lr = nan is not a number above 0"),
+        ("steps = 2.5", "steps = 2.5 is not a whole number of at least 1"),
+        ("steps = [3]", "steps = [3] is not a whole number of at least 1"),
+        ("bayes = 1", "bayes = 1 is not true or false"),
+        ('kernel = "fast"', "kernel = 'fast' is not one of torch, reference, triton"),
+        ("out = 3", "out = 3 is not a text"),
+        ("images = []", "images = [] is not a text"),
+        ('prompt = ["a", ""]', "prompt = ['a', ''] is not a text that is not empty"),
+        ("seed = -1", "seed = -1 is not a whole number from 0 to 2^63 - 1"),
+        ("[what]\nimages = 1", "no option what\n"),
+        ("lr = ", "is no valid TOML"),
+    ],
+)
+def test_mistakes_in_a_file_are_named(tmp_path, capsys, text, message):
+    with pytest.raises(SystemExit) as stop:
+        read(text, tmp_path, "--images", "p")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and len(error.splitlines()) == 1 and f"{tmp_path / 'a.toml'}" in error
+    assert message in error
+
+
+def test_other_files_are_refused_as_configuration(tmp_path, capsys):
+    (tmp_path / "a.json").write_text('{"lr": 1}')
+    for name, message in (("none.toml", "no such file"), ("a.json", "is no config.json of a run")):
+        with pytest.raises(UserError, match=message):
+            configs.read_options(tmp_path / name, TrainOptions)
+
+
+HARD = {
+    "images": ["C:\\new\\photos", 'the "dog"'], "prompt": ["ein Hündchen\tσ\n\x7f\x01 🐕"], "lr": 5e-06, "bayes": False,
+    "steps": 3, "alpha": 1e300, "where": "",
+}
+
+
+def test_saved_options_are_valid_toml_and_read_back_the_same(tmp_path):
+    path = tmp_path / "a.toml"
+    configs.write_options(path, HARD)
+    assert tomllib.loads(path.read_text(encoding="utf-8")) == HARD == configs.read_options(path, TrainOptions)
+    with pytest.raises(UserError, match="--save-config .*a.toml: File exists; name another file"):
+        configs.write_options(path, HARD)
+
+
+def test_save_config_writes_what_was_given_and_stops(tmp_path, capsys):
+    path = tmp_path / "my options.toml"
+    words = ["--images", "p", "q", "--learning-rate", "1e-4", "--no-monitor", "--dtype", "bfloat16"]
+    with pytest.raises(SystemExit) as stop:
+        parse(TrainOptions, "minibnn train", [*words, "--save-config", str(path)])
+    assert stop.value.code == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1].split(": ")[1])
+    assert command[:3] == ["python", "-m", "minibnn"] and command[-2:] == ["--config", str(path)]
+    assert parse(TrainOptions, "x", ["--config", str(path)]) == parse(TrainOptions, "x", words)
+
+
+# --- a run's own options ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """The config.json of a run that was started, with relative paths, in another folder."""
+    home = tmp_path / "home"
+    (home / "runs" / "dog").mkdir(parents=True)
+    options = TrainOptions(images="photos", out="runs/dog", class_images="runs/dog/class_images", lr=0.5, monitor=False,
+                           tokenizer="/words", overwrite=True, prompt="a dog", sample_prompts="lines.txt", steps=9)
+    record = {"format": "minibnn run", "options": dataclasses.asdict(options), "folder": str(home), "pictures": {}}
+    (home / "runs" / "dog" / "config.json").write_text(json.dumps(record))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return home / "runs" / "dog"
+
+
+def test_resume_takes_its_options_from_the_run(run, monkeypatch):
+    options = parse(TrainOptions, "x", ["--resume", "--out", str(run)])
+    assert (options.lr, options.steps, options.prompt) == (0.5, 9, ["a dog"])
+    assert options.resume and not options.overwrite and options.out == str(run)
+    home = run.parents[1]
+    assert options.images == [str(home / "photos")] and options.sample_prompts == str(home / "lines.txt")
+    assert (options.model, options.tokenizer, options.class_images) == ("tiny", "/words", None)
+    options = parse(TrainOptions, "x", ["--resume", "--out", str(run), "--steps", "20", "--monitor-every", "2"])
+    assert (options.steps, options.lr, options.monitor) == (20, 0.5, None)
+    monkeypatch.chdir(home)  # where it was started, its paths stand as they were given
+    assert parse(TrainOptions, "x", ["--resume", "--out", "runs/dog"]).images == ["photos"]
+
+
+def test_a_run_can_be_repeated_from_its_config(run):
+    options = parse(TrainOptions, "x", ["--config", str(run), "--images", "others", "--lr", "1"])
+    assert (options.images, options.lr, options.prompt) == (["others"], 1.0, ["a dog"])
+    assert (options.out, options.resume, options.overwrite) == ("runs/others", False, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--resume"], "--resume needs --out, the folder of the run that is to go on"),
+        (["--resume", "--out", "nowhere"], "no checkpoint in nowhere: nothing to resume; start without --resume"),
+    ],
+)
+def test_resuming_nothing_is_refused(words, message, capsys):
+    with pytest.raises(SystemExit):
+        parse(TrainOptions, "x", words)
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+# --- names of other programs ------------------------------------------------------------------------------------------
+
+
+def test_the_names_of_diffusers_and_kohya_are_taken():
+    theirs = shlex.split(
+        'x --instance_data_dir=p --instance_prompt="a sks dog" --class_prompt "a dog" --learning_rate=1e-4 '
+        "--max_train_steps 5 --train_batch_size=2 --gradient_accumulation_steps=3 --output_dir o --seed 4 "
+        "--gradient_checkpointing --prior_loss_weight=0.5 --num_class_images 7 --lr_warmup_steps=1"
+    )[1:]
+    ours = shlex.split(
+        'x --images p --prompt "a sks dog" --class-prompt "a dog" --lr 1e-4 --steps 5 --batch-size 2 --accumulate 3 '
+        "--out o --seed 4 --gradient-checkpointing --prior-weight 0.5 --class-count 7 --lr-warmup-steps 1"
+    )[1:]
+    assert parse(TrainOptions, "x", theirs) == parse(TrainOptions, "x", ours)
+    kohya = shlex.split("--train_data_dir p --network_dim 8 --network_alpha 4 --method lora --save_every_n_steps 2")
+    options = parse(TrainOptions, "x", kohya)
+    assert (options.rank, options.alpha, options.checkpoint_every) == (8, 4.0, 2)
+
+
+def test_values_are_left_alone():
+    assert aliases.translate(["--prompt", "a_b", "-x", "--out=a_b=c"], {"--prompt", "--out"}) == [
+        "--prompt", "a_b", "-x", "--out=a_b=c",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--mixed_precision=fp16", "write --dtype bfloat16 or --dtype float16"),
+        ("--resume_from_checkpoint", "write --resume --out RUN"),
+        ("--learning-rat", "did you mean --lr?"),
+        ("--instance-promt", "did you mean --prompt?"),
+        ("--xformers", "leave it out: PyTorch's own fast attention is always used"),
+        ("--imges", "did you mean --images?"),
+        ("--qqq", "python -m x --help lists all"),
+    ],
+)
+def test_other_names_are_answered_with_the_right_one(word, message, capsys):
+    with pytest.raises(SystemExit):
+        parse(TrainOptions, "x", ["--images", "p", word])
+    assert capsys.readouterr().err == f"error: no option {word.split('=')[0]}; {message}\n"
+
+
+def test_aliases_name_options_that_exist():
+    flags = {f"--{f.name.replace('_', '-')}" for _, o, *_ in COMMANDS.values() for f in dataclasses.fields(o)}
+    flags |= {"--config"}
+    assert not [ours for ours in aliases.SAME.values() if ours not in flags]
+    assert not [name for name in (*aliases.SAME, *aliases.INSTEAD) if name in flags or "_" in name]
+    assert not set(aliases.SAME) & set(aliases.INSTEAD)
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_examples_that_its_options_take(name):
+    assert len(EXAMPLES[name]) >= 2
+    for line in EXAMPLES[name]:
+        words = shlex.split(line)
+        assert words[: 3 + len(name.split())] == ["python", "-m", "minibnn", *name.split()]
+        values, rest = build(COMMANDS[name][1], "x").parse_known_args(words[3 + len(name.split()):])
+        assert not rest and len(vars(values)) == sum(word.startswith("--") for word in words)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_numbers_and_examples(name):
+    text = build(COMMANDS[name][1], f"minibnn {name}", EXAMPLES[name], recipes()).format_help()
+    assert all(line in text for line in EXAMPLES[name])
+    assert not re.search(r"(\[|: )(recipe|\{\w+\})\]", text)
+
+
+def test_recipes_are_told_in_words():
+    recipe = {"lr": 1e-5, "sigma": 0.01, "steps": 200, "dtype": None,
+              "methods": {"lora": {"lr": 1e-4}, "oft": {"lr": 1e-4, "steps": 100}}}
+    notes = recipe_notes({"SD": recipe, "bundled": recipe | {"steps": 50}})
+    assert notes == {
+        "lr": "1e-05, lora and oft 0.0001", "sigma": "0.01", "steps": "SD 200, oft 100; bundled 50, oft 100",
+    }
+
+
+def test_version(capsys):
+    import minibnn
+
+    for words in (["--version"], ["--images", "x", "--version"]):
+        with pytest.raises(SystemExit):
+            parse(TrainOptions, "x", words)
+        assert capsys.readouterr().out == f"minibnn {minibnn.__version__}\n"
+
+
+def test_a_parser_gives_only_what_was_given():
+    assert build(TrainOptions, "x").parse_args(["--seed", "0"]) == argparse.Namespace(seed=0)
