@@ -62,6 +62,10 @@ EXAMPLES = {
         "python -m minibnn probe-blank --model runs/dog",
         "python -m minibnn probe-blank --model runs/dog --draws 8 --out runs/blank.png",
     ),
+    "gains": (
+        "python -m minibnn gains --model runs/dog",
+        "python -m minibnn gains --model runs/dog --guidance 1 3 7.5 --unconditional-from tiny --draws 8",
+    ),
     "graft": (
         "python -m minibnn graft --reward red_thing_on_grass",
         'python -m minibnn graft --reward rewards.py:roundness --prompt "a ball on the grass" --rule threshold '

@@ -60,7 +60,7 @@ def parse(options_class, prog, argv=None, examples=(), recipes=()):
         if hasattr(options_class, "complete"):
             given = options_class.complete(given)
     except UserError as error:
-        parser.error(error)
+        parser.error(str(error))
     for f in dataclasses.fields(options_class):
         if f.metadata["argparse"].get("required") and given.get(f.name) is None:
             parser.error(f"--{f.name.replace('_', '-')} is required; {parser.prog} --help explains it")
