@@ -26,6 +26,10 @@ EXAMPLES = {
         "python -m minibnn pretrain",
         "python -m minibnn pretrain --work runs/pretrain --out runs/tiny --processes 4",
     ),
+    "pretrain-textured": (
+        "python -m minibnn pretrain-textured",
+        "python -m minibnn pretrain-textured --out runs/textured",
+    ),
     "evaluate": (
         "python -m minibnn evaluate --captions 100",
         "python -m minibnn evaluate --model runs/tiny --out runs/evaluate-tiny",
