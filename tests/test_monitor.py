@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from minibnn import StableDiffusion, data, runs
+from minibnn import StableDiffusion, data, runs, schedule
 from minibnn.cli.train import fine_tune, settle
 from minibnn.errors import UserError
 from minibnn.files.store import ASSETS
-from minibnn.lab import monitor, sigma1_estimate
+from minibnn.lab import gain_law, gains, monitor, sigma1_estimate
 from minibnn.lab.monitor import KEPT, Monitor
 from minibnn.options.commands import TrainOptions
 from minibnn.options.parsing import parse
@@ -24,6 +24,7 @@ from minibnn.world import measures as world_measures
 from minibnn.world.classifier import reconstruct
 
 NAMES = {"step", "fidelity", "noise", "sigma1 at 100", "sigma1 at 500", "sigma1 at 900"}
+NAMES |= {f"gain {name} at {t}" for name in "cu" for t in (20, 100, 300, 600, 900)}
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_a_run_leaves_curves_and_says_what_it_saw(quick, options, tmp_path, caps
     run = tmp_path / "run"
     rows = read(run)
     assert [row["step"] for row in rows] == [0, 2, 3] and all(row.keys() == NAMES for row in rows)
-    assert Image.open(run / "curves.png").size == (3 * 440, 300)
+    assert Image.open(run / "curves.png").size == (2 * 440, 600)
     assert set(kept(run)) <= {"000002", "000003"} and kept(run)
     last = capsys.readouterr().out.splitlines()[-3]  # then comes how to draw with the run
     assert last.startswith("noise ") and str(run / "curves.png") in last
@@ -101,6 +102,8 @@ def test_a_run_leaves_curves_and_says_what_it_saw(quick, options, tmp_path, caps
     predict, latents = sigma1_estimate.predictor(sd, prompts[0]), sigma1_estimate.latents_of(sd, pictures)
     found = sigma1_estimate.estimate_sigma1(predict, latents, sd.alphas_cumprod, (100, 500, 900), 2)
     assert [rows[-1][f"sigma1 at {t}"] for t in (100, 500, 900)] == pytest.approx(found.sigma1, rel=1e-3)
+    measured = gains.measure(sd, latents[:2], prompts[0], draws=1)
+    assert [rows[-1][f"gain u at {t}"] for t in gains.TIMES] == pytest.approx(gains.mean(measured.u), abs=1e-4)
 
 
 def test_watching_does_not_change_training(quick, options, tmp_path):
@@ -244,8 +247,13 @@ def test_what_a_killed_run_kept_is_not_lost(options, tmp_path, told):
 def watch_of(tmp_path, rows, steps):
     """A monitor that has seen these (step, fidelity, noise), the models of all steps being there."""
     watch = Monitor.__new__(Monitor)
-    watch.out, watch.world, watch.options = tmp_path, True, SimpleNamespace(steps=steps)
-    watch.rows = [{"step": step, "fidelity": fidelity, "noise": noise} for step, fidelity, noise in rows]
+    watch.out, watch.world = tmp_path, True
+    watch.options = SimpleNamespace(steps=steps, null_dropout=0.0, bayes=True)
+    watch.drawing, watch.visible = (schedule.alphas_cumprod(), 50, 7.5), 0.03
+    watch.rows = [{"step": step, "fidelity": fidelity, "noise": noise} for step, fidelity, noise, *_ in rows]
+    for row, (*_, gain) in zip(watch.rows, rows, strict=True):
+        if isinstance(gain, tuple):  # c and u, the same at each time
+            row |= {f"gain {name} at {t}": g for name, g in zip("cu", gain, strict=True) for t in gains.TIMES}
     for row in watch.rows:
         watch.folder(row["step"]).mkdir(parents=True, exist_ok=True)
     return watch
@@ -269,6 +277,56 @@ def test_advice_when_every_step_is_noisy(tmp_path):
         "noise rose at step 10, from 0.20 to 0.80: at no step was it as low as before; try a smaller --lr  "
         f"({tmp_path / 'curves.png'})"
     )
+
+
+def test_advice_names_the_cause_and_remedies_that_fit(tmp_path):
+    """Gains as they were measured in a network that fine-tuning made noisy; at step 20 they are harmless."""
+    rows = [(0, 0.1, 0.2, (0.87, 0.87)), (10, 0.5, 0.3, (0.95, 0.94)), (20, 0.8, 0.4, (0.96, 0.96)),
+            (30, 0.7, 1.8, (0.97, 0.985)), (40, 0.6, 2.5, (0.967, 0.994))]
+    watch = watch_of(tmp_path, rows, 40)
+    pictures, guidance = watch.advice().splitlines()
+    assert pictures.startswith("noise rose at step 30, from 0.20 to 1.80; use step 20: --model ")
+    guided = 7.5 * 0.967 - 6.5 * 0.994
+    law = [gain_law.predicted_noise((500,), [g], schedule.alphas_cumprod(), 50) for g in (guided, 0.967)]
+    assert guidance == (
+        "from step 30 on guidance 7.5 leaves noise: its gain is 0.79 at t = 20, because that of the unconditional "
+        f"prediction, 0.994, is above that with the prompt, 0.967; it adds {(law[0] ** 2 - law[1] ** 2) ** 0.5:.2f}, "
+        "where 0.03 is seen; draw with --eta 1 or --guidance 2, or train with --null-dropout 0.1"
+    )
+    watch.options.null_dropout, watch.options.bayes = 0.1, False  # what was done is not advised
+    assert watch.advice().endswith("draw with --eta 1 or --guidance 2, or train with --bayes")
+    watch.visible = math.inf  # a decoder that hides all noise
+    assert watch.advice().splitlines()[1].startswith("guidance is not the cause: guidance 7.5 adds noise to latents")
+
+
+def test_advice_warns_before_the_pictures_show_it(tmp_path):
+    rows = [(0, 0.1, 0.2, (0.87, 0.87)), (10, 0.5, 0.3, (0.96, 0.96)), (20, 0.8, 0.4, (0.967, 0.994))]
+    assert watch_of(tmp_path, rows, 20).advice().endswith("; the pictures drawn here do not show it yet")
+    assert "from step 20 on guidance 7.5 leaves noise" in watch_of(tmp_path / "b", rows, 20).advice()
+
+
+def test_advice_does_not_blame_guidance_for_what_it_did_not_do(tmp_path):
+    """Noise rose, but the gains say that guidance adds none: no way of drawing is advised. Without noise no word."""
+    rows = [(0, 0.1, 0.2, (0.87, 0.87)), (10, 0.5, 2.3, (0.96, 0.95))]
+    said = watch_of(tmp_path, rows, 10).advice()
+    assert "guidance is not the cause: guidance 7.5 adds no visible noise" in said and "--eta" not in said
+    rows[1] = (10, 0.5, 0.3, (0.96, 0.95))
+    assert len(watch_of(tmp_path / "b", rows, 10).advice().splitlines()) == 1
+
+
+def test_the_chart_marks_the_advised_step_and_has_gaps_for_looks_without_gains(tmp_path):
+    rows = [(0, 0.1, 0.2), (10, 0.9, 0.3, (0.95, 0.94)), (20, 0.5, 0.3, (0.96, 0.96))]
+    watch = watch_of(tmp_path, rows, 20)
+    for row in watch.rows:
+        row |= {f"sigma1 at {t}": 0.1 for t in monitor.TIMES}
+    panels = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(monitor.plot, "chart", lambda found, columns: panels.extend(found))
+        watch.chart()
+    assert [panel.mark for panel in panels] == [10] * 4
+    assert [line.y for line in panels[3].lines] == [
+        [None, pytest.approx(c), pytest.approx(d)] for c, d in ((0.95, 0.96), (0.94, 0.96), (1.015, 0.96))
+    ]
 
 
 def test_advice_names_no_model_that_is_not_there(tmp_path):
@@ -324,7 +382,7 @@ def test_photographs_without_dino(quick, options, tmp_path):
     fine_tune(options("--model", str(tmp_path / "model"), "--steps", "1", "--monitor", "--method", "lora"))
     rows = read(tmp_path / "run")
     assert [row["fidelity"] for row in rows] == [None] * 2 and all(0.2 < row["noise"] < 20 for row in rows)
-    assert Image.open(tmp_path / "run" / "curves.png").size == (3 * 440, 300)
+    assert Image.open(tmp_path / "run" / "curves.png").size == (2 * 440, 600)
     sd = StableDiffusion.load(tmp_path / "run")
     prompts = ["a photo of a sks dog"] * 3 + [f"a photo of a sks dog {place}" for place in monitor.PLACES]
     drawn = sd.generate(prompts, 3, seed=0, batch_size=6, progress=False)

@@ -1,6 +1,7 @@
 """Line charts: where points, bands and ticks are, what is left out, and that the font has every letter."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,7 +131,8 @@ def test_every_letter_of_the_charts_can_be_drawn(monkeypatch):
     monkeypatch.setattr(plot, "chart", lambda panels, columns: drawn.extend(panels))
     for world in (True, False):
         watch = monitor.Monitor.__new__(monitor.Monitor)
-        watch.world, watch.rows = world, []
+        watch.world, watch.out, watch.drawing = world, Path("nowhere"), (None, 50, 7.5)
+        watch.rows = [{"step": 0, "fidelity": 0.0, "noise": 0.0} | {f"sigma1 at {t}": 0.0 for t in monitor.TIMES}]
         watch.chart()
     report.curves([], "main", 1, "view")
     report.by_pictures([], "main", "view", [])
@@ -140,5 +142,13 @@ def test_every_letter_of_the_charts_can_be_drawn(monkeypatch):
     text = "plain BNN 1 pictures 0123456789e+-."
     for panel in drawn:
         text += panel.title + panel.x_label + "".join(line.label for line in panel.lines)
-    assert len(drawn) == 15
+    assert len(drawn) == 17
     assert [letter for letter in set(text) - {" "} if bytes(font.getmask(letter)) == box] == []
+
+
+def test_a_mark_stands_at_its_place_and_nowhere_without():
+    ends = Line("", [0, 100], [0, 1], colour="#ffffff")
+    rows, columns = where(pixels(ends, mark=25), (0x44, 0x44, 0x44))
+    middle = LEFT + (WIDTH - RIGHT - LEFT) / 4
+    assert set(columns.tolist()) <= {int(middle), round(middle)} and len(set(rows.tolist())) > 100
+    assert not len(where(pixels(ends), (0x44, 0x44, 0x44))[0])

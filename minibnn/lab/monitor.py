@@ -1,12 +1,16 @@
-"""Early warning while training (`--monitor`): fidelity and noise of a few fixed pictures, and σ₁, at even intervals.
+"""Early warning while training (`--monitor`): a few fixed pictures, σ₁ and the gains of guidance, at even intervals.
 
     curves.jsonl      one line for each look
-    curves.png        fidelity, noise and σ₁ against the step, drawn again at each look
+    curves.png        fidelity, noise, σ₁ and gains against the step, drawn again at each look
     faithful/NNNNNN/  the two most faithful of the steps at which noise had not risen, as models to draw with
 
 For the bundled world the measures are those of `minibnn/world/measures.py`. For photographs noise is Immerkær's
 estimate, and fidelity is Dino's if --monitor-dino names its folder. Without it the latest of the steps at which noise
 had not risen counts as the most faithful.
+
+The gains (`gains.py`) tell why noise rises, often before the pictures do: from them the law of gains foretells how much
+noise the recipe's guidance and sampling steps leave. It counts as seen when as much noise in the latents of a training
+picture makes the measure of noise rise by RISEN, the same limit as for the pictures that are drawn.
 
 But: the pictures are drawn at θ = μ with few steps of DDIM. That shows a trend, but not how good a picture can be.
 """
@@ -28,11 +32,12 @@ from ..train import at_the_mean
 from ..world import measures as world_measures
 from ..world.classifier import reconstruct
 from ..world.drawing import SIZE
-from . import plot, sigma1_estimate
+from . import gain_advice, gains, plot, sigma1_estimate
 
 STEPS = 8  # of DDIM
 TIMES = (100, 500, 900)  # at which σ₁ is measured
 DRAWS = 2
+PAIRS = 2  # of noise at each time at which gains are measured
 KEPT = 2
 LOOKS = 6  # in a run after the first, if --monitor-every is not given
 PLACES = ("on the beach", "in the snow", "on a wooden floor")
@@ -68,7 +73,8 @@ class Monitor:
         if options.resume and self.path.exists():
             self.rows = [json.loads(line) for line in self.path.read_text().splitlines()]
         self.world = is_world(options)
-        self.dino = self.seen = None
+        self.dino = self.seen = self.visible = None
+        self.drawing = sd.alphas_cumprod.cpu(), sd.recipe["sample_steps"], sd.recipe["guidance"]
         with at_the_mean(sd):
             self.latents = sigma1_estimate.latents_of(sd, images)
             if self.world:
@@ -88,7 +94,7 @@ class Monitor:
         self.keep(training.sd)
 
     def look(self, sd):
-        """Draw six pictures and measure them, and σ₁: {name of the curve: number}."""
+        """Draw six pictures and measure them, σ₁ and the gains: {name of the curve: number}."""
         prompt = self.options.prompt[0]  # of several subjects the first is watched
         prompts = [prompt] * 3 + [f"{prompt} {place}" for place in PLACES]
         size, at_once = self.options.resolution, 6 if self.world else 1
@@ -96,33 +102,60 @@ class Monitor:
             pictures = sd.generate(prompts, STEPS, seed=0, size=size, batch_size=at_once, progress=False)
             predict, latents = sigma1_estimate.predictor(sd, prompt), self.latents.to(sd.device)
             sigma1 = sigma1_estimate.estimate_sigma1(predict, latents, sd.alphas_cumprod, TIMES, DRAWS, resamples=10)
+            few = latents[:PAIRS]
+            gain = gains.measure(sd, few, prompt, draws=PAIRS // len(few), batch_size=2 * at_once)
+            if self.visible is None:
+                self.visible = gain_advice.visible_noise(sd, latents, self.noise_of, self.risen())
         images, fidelity = to_tensor(pictures), None  # measured in full precision
+        noise = self.noise_of(images)
         if self.world:
-            fidelity, noise = world_measures.fidelity(images, self.seen)[0], world_measures.noise(images)
-        else:
-            noise = 127.5 * world_measures.immerkaer(images)
-            if self.dino:
-                shown = photo_measures.dino_pictures(pictures, self.dino)
-                fidelity = photo_measures.mean_similarity(shown, self.seen)
+            fidelity = world_measures.fidelity(images, self.seen)[0]
+        elif self.dino:
+            shown = photo_measures.dino_pictures(pictures, self.dino)
+            fidelity = photo_measures.mean_similarity(shown, self.seen)
         row = {"fidelity": None if fidelity is None else fidelity.mean().item(), "noise": noise.mean().item()}
-        return row | {f"sigma1 at {t}": s for t, s in zip(TIMES, sigma1.sigma1, strict=True)}
+        row |= {f"sigma1 at {t}": s for t, s in zip(TIMES, sigma1.sigma1, strict=True)}
+        for name, values in (("c", gain.c), ("u", gain.u)):
+            row |= {f"gain {name} at {t}": g for t, g in zip(gain.times, gains.mean(values), strict=True)}
+        return row
+
+    def noise_of(self, images):
+        """Noise of pictures (B, 3, H, W) in [-1, 1]: (B,)."""
+        return world_measures.noise(images) if self.world else 127.5 * world_measures.immerkaer(images)
+
+    def risen(self):
+        return RISEN["world" if self.world else "photo"]
+
+    def reading(self, row):
+        """What a look found out about the gains, a `gain_advice.Reading`; None for a look of an earlier version."""
+        if f"gain c at {gains.TIMES[0]}" not in row:
+            return None
+        c, u = ([row[f"gain {name} at {t}"] for t in gains.TIMES] for name in "cu")
+        abar, steps, _ = self.drawing
+        return gain_advice.Reading(gains.TIMES, c, u, abar, steps)
 
     def chart(self):
         """The curves as a PIL picture."""
         noise = "noise above clean drawings (x 1000)" if self.world else "noise (grey levels, Immerkaer)"
         curves = {
             "fidelity to the training pictures": ["fidelity"], noise: ["noise"],
-            "sigma_1 of Eq. 2": [f"sigma1 at {t}" for t in TIMES],
+            "sigma_1 of Eq. 2": [f"sigma1 at {t}" for t in TIMES], "gains, mean over t (below 1 noise stays)": [],
         }
-        steps = [row["step"] for row in self.rows]
-        return plot.chart([
-            plot.Panel(title, [plot.Line(name, steps, [row[name] for row in self.rows]) for name in names])
+        steps, best = [row["step"] for row in self.rows], (self.faithful() or [None])[0]
+        panels = [
+            plot.Panel(title, [plot.Line(name, steps, [row[name] for row in self.rows]) for name in names],
+                       "step (dashed: the one to use)", mark=best)
             for title, names in curves.items()
-        ], 3)
+        ]
+        readings, guidance = [self.reading(row) for row in self.rows], self.drawing[2]
+        for name, s in (("with the prompt", 1.0), ("without", 0.0), (f"guidance {guidance:g}", guidance)):
+            means = [reading and sum(reading.guided(s)) / len(gains.TIMES) for reading in readings]
+            panels[-1].lines.append(plot.Line(name, steps, means))
+        return plot.chart(panels, 2)
 
     def calm(self):
         """The rows at which noise had not risen above that of the first."""
-        limit = self.rows[0]["noise"] + RISEN["world" if self.world else "photo"]
+        limit = self.rows[0]["noise"] + self.risen()
         return [row for row in self.rows if row["noise"] <= limit]
 
     def faithful(self):
@@ -146,6 +179,27 @@ class Monitor:
         return self.out / "faithful" / f"{step:06d}"
 
     def advice(self):
+        """When noise rose and which step to use; and, in a second line where there is something to say, the cause."""
+        return "\n".join(filter(None, [self.about_pictures(), self.about_guidance()]))
+
+    def about_guidance(self):
+        """Whether guidance leaves noise with the last weights, why and what helps; None where there is none at all."""
+        readings = [(row["step"], reading) for row in self.rows if (reading := self.reading(row))]
+        if not readings:
+            return None
+        (*_, guidance), (_, last) = self.drawing, readings[-1]
+        said = gain_advice.verdict(last, guidance, self.visible, gain_advice.training_remedies(self.options))
+        noisy = self.rows[-1] not in self.calm()
+        if last.added(guidance) <= self.visible:
+            return f"guidance is not the cause: {said}" if noisy else None
+        onset = readings[-1][0]
+        for step, reading in reversed(readings):
+            if reading.added(guidance) <= self.visible:
+                break
+            onset = step
+        return f"from step {onset} on {said}" + ("" if noisy else "; the pictures drawn here do not show it yet")
+
+    def about_pictures(self):
         """One line: when noise rose, and which step to use."""
         first, calm, best = self.rows[0]["noise"], self.calm(), self.faithful()
         said, seen = "noise never rose", f"({self.out / 'curves.png'})"

@@ -31,12 +31,16 @@ class Line:
 
 @dataclass
 class Panel:
-    """One set of axes. stretch: show x as log(1 + x/stretch), on which 0 has a place; with None x is linear."""
+    """One set of axes. stretch: show x as log(1 + x/stretch), on which 0 has a place; with None x is linear.
+
+    mark: an x between the ends at which a dashed line stands.
+    """
 
     title: str
     lines: list = field(default_factory=list)
     x_label: str = "step"
     stretch: float = None
+    mark: float = None
 
 
 def ticks(low, high, count=5):
@@ -94,6 +98,10 @@ def _draw(panel):
             last = across
     pen.text((WIDTH - RIGHT, HEIGHT - 16), panel.x_label, "#444444", small, anchor="ra")
     pen.line([(LEFT, TOP), (LEFT, HEIGHT - BOTTOM), (WIDTH - RIGHT, HEIGHT - BOTTOM)], "#888888")
+    if panel.mark is not None:
+        across = place(panel.mark, y0)[0]
+        for y in range(TOP, HEIGHT - BOTTOM, 8):
+            pen.line([(across, y), (across, y + 4)], "#444444")
 
     colours = [line.colour or COLOURS[i % len(COLOURS)] for i, line in enumerate(panel.lines)]
     for line, colour in zip(panel.lines, colours, strict=True):
