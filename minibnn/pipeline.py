@@ -208,6 +208,7 @@ def open_base(run, tokenizer=None, dtype=None, prediction_type=None):
 
     tokenizer, prediction_type: take the place of those of the run. Raises UserError when the model is not where it was.
     """
+    runs.check_bases(run)
     model, own_tokenizer, own_type = runs.base_of(run)
     return StableDiffusion.load(model, tokenizer or own_tokenizer, dtype, prediction_type or own_type)
 

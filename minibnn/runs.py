@@ -1,4 +1,4 @@
-"""A run's folder: what is in it, when it may be written to, and how training resumes bit for bit.
+"""A run's folder: what is in it, and how training resumes bit for bit. When it may be written to: `ownership.py`.
 
     config.json               the options, all of them, and the versions
     log.jsonl                 one line for each step
@@ -15,10 +15,10 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
 import platform
-import shutil
 import signal
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from .data import caption_file, full_name
 from .errors import UserError
-from .files.schema import integer, number, record, text
+from .files.schema import fields_of, integer, mapping, number, optional, record, text
 from .files.store import (
     BUNDLED,
     WeightsError,
@@ -46,6 +46,7 @@ from .files.store import (
 )
 from .finetune import bayes
 from .finetune.adapter_files import is_adapter
+from .options.commands import TrainOptions
 from .options.configs import PATHS
 from .options.running import interrupt, note_signal, on_stop
 
@@ -53,6 +54,10 @@ STATE = Path("checkpoint") / "state.safetensors"
 SCALER = {  # of GradScaler's state; {} where it is not used
     "scale": number(above=0), "growth_factor": number(above=1), "backoff_factor": number(above=0, high=1),
     "growth_interval": integer(1), "_growth_tracker": integer(0),
+}
+CONFIG = {  # config.json
+    "options": record(fields_of(TrainOptions)), "base": text, "base_tokenizer": optional(text),
+    "pictures": mapping(text), "threads": integer(1, 4096),
 }
 HEADER = {"completed_steps": integer(0), "scaler": record(SCALER)}  # of a checkpoint's file, as JSON
 FORMAT = "minibnn run"
@@ -62,6 +67,8 @@ MAY_CHANGE = (  # on --resume: what leaves the weights as they would be. Picture
     "single_file", "export", "keep_posterior",
 )
 SAME_WEIGHTS = ("reference", "triton")  # values of --kernel that draw the same
+
+log = logging.getLogger("minibnn")
 
 
 def read_config(out):
@@ -73,11 +80,15 @@ def read_config(out):
 
 
 def find_config(folder):
-    """config.json of the run in this folder; None if there is no run, as in the folder of another program's model."""
+    """config.json of the run in this folder; None if there is no run, as in the folder of another program's model.
+
+    Raises UserError, naming the key, when it is a run's but a value is not what a run writes.
+    """
     path = Path(folder) / "config.json"
     config = read_json(path) if path.exists() else {}
     if config.get("format") != FORMAT or "options" not in config:
         return None
+    fitting(config, record(CONFIG), path)
     options = config["options"]
     for name in ("images", "prompt", "class_prompt"):  # runs of the first version had one subject, and no lists
         options[name] = [options[name]] if isinstance(options.get(name), str) else options.get(name)
@@ -85,9 +96,13 @@ def find_config(folder):
 
 
 def options_of(folder):
-    """The options that the run in this folder was trained with, as attributes; None if there is no run."""
+    """The options that the run in this folder was trained with, as attributes; None if there is no run.
+
+    Those that it does not name, because its version did not know them, have their defaults.
+    """
     config = find_config(folder)
-    return None if config is None else SimpleNamespace(**config["options"])
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
+    return None if config is None else SimpleNamespace(**defaults | config["options"])
 
 
 def subject_of(options):
@@ -110,9 +125,8 @@ def base_of(folder):
 
     Raises UserError when the model is not where it was.
     """
-    config = read_config(folder)
-    options = config["options"]
-    places = (config["base"], options["model"])
+    config, options = read_config(folder), vars(options_of(folder))
+    places = (config.get("base", options["model"]), options["model"])
     model = next((place for place in places if place in BUNDLED or Path(place).exists()), None)
     if model is None:
         gone = f"{folder} was trained from the model {options['model']}, which is not there"
@@ -122,36 +136,14 @@ def base_of(folder):
     return model, tokenizer, options["prediction_type"]
 
 
-def is_fresh(out):
-    """True if nothing would be lost: an empty folder, or a run stopped before it had a checkpoint or a kept model."""
-    names = {p.name for p in out.iterdir()} if out.exists() else set()
-    if names <= {"class_images"}:
-        return True
-    begun = {"config.json", "class_images", "log.jsonl", "curves.jsonl", "curves.png"}
-    return names <= begun and find_config(out) is not None
-
-
-def check_folder(options):
-    """Refuse, before anything is written, a folder that may not be used. Raises UserError."""
-    out = Path(options.out)
-    if options.resume and options.overwrite:
-        raise UserError("--resume and --overwrite exclude each other")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; name a folder")
-    if options.resume:
-        if not (out / STATE).exists():
-            raise UserError(f"no checkpoint in {out}: nothing to resume; start without --resume")
-        read_config(out)
-    elif not is_fresh(out):
-        if not options.overwrite:
-            go_on = "go on with --resume, " if (out / STATE).exists() else ""
-            raise UserError(f"--out {out} exists: {go_on}replace it with --overwrite, or name another")
-        read_config(out)
-        for name in PATHS:
-            value, option = getattr(options, name), f"--{name.replace('_', '-')}"
-            for path in value if isinstance(value, list) else filter(None, [value]):
-                if Path(path).resolve().is_relative_to(out.resolve()) and Path(path) != out / "class_images":
-                    raise UserError(f"--overwrite would delete {option} {path}, which is inside {out}")
+def check_bases(run):
+    """Raises UserError when an adapter run's base, or the base of that, …, is the run itself."""
+    seen, base = set(), run
+    while Path(base).is_dir() and is_adapter_run(base):
+        if Path(base).resolve() in seen:
+            raise UserError(f"{run} names itself as the model that it was trained from; its config.json is damaged")
+        seen.add(Path(base).resolve())
+        base = base_of(base)[0]
 
 
 def fingerprint(paths):
@@ -189,17 +181,20 @@ def check_same_run(options, pictures):
         raise UserError(f"--images {' '.join(options.images)}: the pictures are not {began}")
 
 
+def restore_threads(out):
+    """Compute with as many threads as the run in this folder did: on a CPU their number changes the last bits."""
+    threads = read_config(out).get("threads")
+    if threads and threads != torch.get_num_threads():
+        log.warning("%s began with %d threads (now %d): going on with as many", out, threads, torch.get_num_threads())
+        torch.set_num_threads(threads)
+
+
 def start(options, pictures):
-    """Make the folder, empty unless resuming, and write config.json. Overwriting keeps OUT/class_images."""
-    out = Path(options.out)
-    if options.overwrite and out.exists():
-        for path in out.iterdir():
-            if path.name != "class_images":
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    write_json(out / "config.json", {
+    """Write config.json into the folder."""
+    write_json(Path(options.out) / "config.json", {
         "format": FORMAT, "options": dataclasses.asdict(options), "base": full_name(options.model),
         "base_tokenizer": options.tokenizer and str(Path(options.tokenizer).resolve()), "folder": os.getcwd(),
-        "pictures": fingerprint(pictures), "python": platform.python_version(),
+        "pictures": fingerprint(pictures), "threads": torch.get_num_threads(), "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "numpy", "safetensors", "pillow")},
     })
 

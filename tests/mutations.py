@@ -37,6 +37,7 @@ SCHEDULE, TRAIN, SAMPLE, PIPELINE = (f"minibnn/{name}.py" for name in ("schedule
 UNET, TOKENIZER = "minibnn/networks/unet.py", "minibnn/networks/tokenizer.py"
 BAYES, LORA, OFT, ADAPTERS = (f"minibnn/finetune/{name}.py" for name in ("bayes", "lora", "oft", "adapter_files"))
 LAYOUTS, STORE, RUNS = "minibnn/files/layouts.py", "minibnn/files/store.py", "minibnn/runs.py"
+OWNERSHIP, LOCKS = "minibnn/ownership.py", "minibnn/files/locks.py"
 GUIDANCE, PICTURES, DATA = "minibnn/neighbours/guidance.py", "minibnn/pictures.py", "minibnn/data.py"
 GAINS, LAW = "minibnn/lab/gains.py", "minibnn/lab/gain_law.py"
 REFERENCE, PHILOX, KERNEL = "kernels/reference.py", "kernels/philox.py", "kernels/bayes_linear.py"
@@ -96,6 +97,11 @@ MUTATIONS = (
              "if not wide.max().isfinite():", "test_checkpoints.py", "An infinite minimum is not seen."),
     Mutation("runs-checkpoint-shapes", RUNS, "            if there != needed:\n", "            if False:\n",
              "test_checkpoints.py", "A checkpoint's tensors may have other shapes than the network's."),
+    Mutation("ownership-first-checkpoint", OWNERSHIP, "        begun.add(STATE.parent.name)", "        pass",
+             "test_ownership.py::test_a_run_killed_before_its_first_checkpoint_has_a_way_on",
+             "A run killed while its first checkpoint is written can neither resume nor start."),
+    Mutation("locks-not-locked", LOCKS, "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass",
+             "test_ownership.py::test_a_lock_is_taken_over_only_when_its_process_is_gone", "Two runs share a folder."),
     Mutation("running-broken-pipe", "minibnn/options/running.py", "            if not _received:\n",
              "            if False:\n", "test_running.py", "Training goes on when nobody reads its output."),
     Mutation("store-pickles", STORE, "if path.suffix in PICKLES:", "if False:", "test_weights.py",
@@ -185,7 +191,7 @@ MUTATIONS = (
     Mutation("runs-other-pictures", RUNS, 'if config["pictures"] != fingerprint(pictures):', "if False:",
              "test_train.py::test_a_moved_run_resumes_but_not_with_other_pictures",
              "A run goes on with other pictures than it began with."),
-    Mutation("runs-overwrite-deletes", RUNS, 'and Path(path) != out / "class_images":', "and False:",
+    Mutation("runs-overwrite-deletes", OWNERSHIP, 'and path != out / "class_images":', "and False:",
              "test_train.py::test_overwrite_never_deletes_what_it_is_given",
              "--overwrite deletes the pictures that it was given."),
     Mutation("runs-log-twice", RUNS, "[: training.step] if", "if",

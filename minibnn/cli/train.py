@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from .. import data, runs
+from .. import data, ownership, runs
 from ..devices import autocast, choose_device, choose_threads, half_dtype, make_deterministic
 from ..errors import UserError
 from ..files.store import NotFinite
@@ -31,8 +31,12 @@ def fine_tune(options, observers=()):
     observers: functions of the Training (`minibnn/train.py`), called before the first step and after each.
     """
     options = dataclasses.replace(options, out=str(options.out or run_folder(options.images)))
-    out = Path(options.out)
-    runs.check_folder(options)
+    with ownership.owned(options):
+        fine_tune_there(options, observers)
+
+
+def fine_tune_there(options, observers):
+    """The same in a folder that belongs to this process and may be used."""
     folders = [data.list_pictures(folder) for folder in options.images]
     files = [path for folder in folders for path in folder]
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
@@ -49,10 +53,13 @@ def fine_tune(options, observers=()):
             data.load_picture(path, options.resolution)
     if options.resume:
         runs.check_same_run(options, files)
-    runs.start(options, files)
-
     make_deterministic(options.device)
     choose_threads(options.device, sd.unet)
+    out = Path(options.out)
+    if options.resume:
+        runs.restore_threads(out)
+    ownership.clear(options)
+    runs.start(options, files)
     sd.to(options.device)
     sources = [(images, captions), *class_source(options, sd, classes)]
     batches = Batches(sd, sources, options.batch_size, options.seed, options.null_dropout)

@@ -146,7 +146,7 @@ def _within(name, key):
 
 def fields_of(options_class):
     """The schema {field: kind} of a dataclass of options (`options/commands.py`), for values read back from JSON."""
-    plain = {int: integer(), float: number(), str: text, bool: truth, list: items(anything), tuple: items(anything)}
+    plain = {int: integer(), float: number(), str: text, bool: truth, list: either(text, items(anything))}
     schema = {}
     for field in dataclasses.fields(options_class):
         kind = plain[typing.get_origin(field.type) or field.type]

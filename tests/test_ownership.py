@@ -1,0 +1,239 @@
+"""A run's folder: one process at a time, no dead ends after a kill, and nothing deleted that a run did not write."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from minibnn import UserError, ownership, runs
+from minibnn.cli.train import fine_tune
+from minibnn.files import locks, store
+from minibnn.options.commands import TrainOptions
+from minibnn.options.parsing import parse
+
+
+@pytest.fixture
+def options(dog, micro, tmp_path):
+    """options("--steps", "1", …) -> TrainOptions of a quick LoRA training into tmp_path/run."""
+
+    def make(*words, out="run", method="lora"):
+        common = ["--images", dog, "--model", micro, "--samples", 0, "--prior-weight", 0, "--method", method]
+        return parse(TrainOptions, "train", [*map(str, common), "--out", str(tmp_path / out), "--steps", "1", *words])
+
+    return make
+
+
+# --- one process at a time --------------------------------------------------------------------------------------------
+
+
+def holder(folder):
+    """A process that has locked a folder, and has said so."""
+    script = ("import sys; sys.path.insert(0, '.'); from minibnn.files.locks import locked\n"
+              "with locked(sys.argv[1]): print('locked', flush=True); sys.stdin.read()")
+    process = subprocess.Popen([sys.executable, "-c", script, str(folder)], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "locked\n"
+    return process
+
+
+def test_a_second_run_in_a_folder_is_refused_and_names_the_first(options, tmp_path):
+    out = tmp_path / "run"
+    process = holder(out)
+    try:
+        for words in ([], ["--overwrite"]):
+            with pytest.raises(UserError, match=f"run is in use by process {process.pid} on .*, since 2.*; wait"):
+                fine_tune(options(*words))
+        assert [p.name for p in out.iterdir()] == [".lock"]
+    finally:
+        process.kill()  # leaves its lock's file
+        process.wait()
+    assert (out / ".lock").exists()
+    fine_tune(options())  # which is taken over
+    assert not (out / ".lock").exists() and (out / runs.STATE).exists()
+
+
+def test_a_lock_is_taken_over_only_when_its_process_is_gone(tmp_path):
+    again = locks.locked(tmp_path / "a")
+    with locks.locked(tmp_path / "a"), pytest.raises(UserError, match=f"in use by process {os.getpid()} on"), again:
+        pass
+    assert not (tmp_path / "a").exists()  # nothing was put in
+    with locks.locked(tmp_path / "a"):
+        (tmp_path / "a" / "x").touch()
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["x"]
+    (tmp_path / "a" / ".lock").write_text("no JSON")
+    with locks.locked(tmp_path / "a"):
+        assert json.loads((tmp_path / "a" / ".lock").read_text())["process"] == os.getpid()
+
+
+def test_two_runs_that_begin_together_do_not_mix(options, tmp_path, monkeypatch):
+    """The second passes the first look, and before it has the lock the first begins and ends."""
+
+    def meanwhile(folder):
+        monkeypatch.undo()
+        fine_tune(options("--seed", "1"))
+        return ownership.locked(folder)
+
+    monkeypatch.setattr(ownership, "locked", meanwhile)
+    with pytest.raises(UserError, match="exists: go on with --resume, replace it"):
+        fine_tune(options("--seed", "2"))
+    assert runs.read_config(tmp_path / "run")["options"]["seed"] == 1
+
+
+# --- leftovers, and no dead ends --------------------------------------------------------------------------------------
+
+
+def test_leftovers_of_killed_writes_go_with_the_next_run(options, tmp_path):
+    out = tmp_path / "run"
+    fine_tune(options())
+    left = [out / ".config.json.123.tmp", out / "checkpoint" / ".state.safetensors.45.tmp", out / ".samples.png.1.tmp"]
+    mine = [out / ".notes.tmp", out / "x.12.tmp", out / ".x.12.tmp.bak"]
+    for path in left + mine:
+        path.touch()
+    fine_tune(options("--steps", "2", "--resume"))
+    assert not any(path.exists() for path in left) and all(path.exists() for path in mine)
+
+
+def test_leftovers_in_a_shared_folder_go_only_when_old_and_of_the_dead(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    old, new, alive = (tmp_path / f".a.png.{pid}.tmp" for pid in (process.pid, f"0{process.pid}", os.getpid()))
+    for path in (old, new, alive):
+        path.touch()
+    for path in (old, alive):
+        os.utime(path, (time.time() - 99,) * 2)
+    locks.remove_leftovers(tmp_path, own=False)
+    assert [path.exists() for path in (old, new, alive)] == [False, True, True]
+
+
+STOPPED = {  # what a kill may leave before the first checkpoint is whole
+    "nothing yet": [],
+    "the lock": [".lock"],
+    "a part of config.json": [".lock", ".config.json.7.tmp"],
+    "config.json": ["config.json"],
+    "a part of log.jsonl": ["config.json", ".log.jsonl.8.tmp"],
+    "an empty checkpoint/": ["config.json", "log.jsonl", "checkpoint/"],
+    "a part of the first checkpoint": ["config.json", "log.jsonl", "checkpoint/.state.safetensors.9.tmp"],
+    "the same with curves": ["config.json", "curves.jsonl", ".curves.png.3.tmp", "checkpoint/.state.safetensors.9.tmp"],
+}
+
+
+@pytest.mark.parametrize("stage", STOPPED)
+def test_a_run_killed_before_its_first_checkpoint_has_a_way_on(options, tmp_path, stage, micro):
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in STOPPED[stage]:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).mkdir() if name.endswith("/") else (out / name).touch()
+    if (out / "config.json").exists():
+        runs.start(options(), [])
+    with pytest.raises(UserError, match="nothing to resume; start without --resume"):
+        fine_tune(options("--resume"))
+    ownership.check(options("--overwrite"))
+    fine_tune(options())
+    assert (out / runs.STATE).exists() and not list(out.rglob("*.tmp")) and not (out / ".lock").exists()
+
+
+def test_a_run_with_a_damaged_checkpoint_has_a_way_on(options, tmp_path):
+    fine_tune(options())
+    (tmp_path / "run" / runs.STATE).write_bytes(b"torn")
+    with pytest.raises(UserError, match="state.safetensors .4 bytes. is damaged"):
+        fine_tune(options("--resume"))
+    fine_tune(options("--overwrite"))
+
+
+# --- nothing of the user's is deleted or written into -----------------------------------------------------------------
+
+
+def test_class_pictures_are_not_drawn_into_the_photographs(options, dog, tmp_path):
+    shutil.copytree(dog, tmp_path / "photos")
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    before = sorted(p.name for p in (tmp_path / "photos").iterdir())
+    for folder in ("photos", "link", "photos/../photos"):
+        words = ["--images", str(tmp_path / "photos"), "--class-images", str(tmp_path / folder), "--prior-weight", "1"]
+        with pytest.raises(UserError, match="--class-images .* is --images too, and class pictures are drawn into it"):
+            fine_tune(options(*words))
+    with pytest.raises(UserError, match="--class-images .* is --out too"):
+        fine_tune(options("--class-images", str(tmp_path / "run"), "--prior-weight", "1"))
+    with pytest.raises(UserError, match="00.png is a file; name a folder"):
+        fine_tune(options("--class-images", str(tmp_path / "photos" / "00.png"), "--prior-weight", "1"))
+    assert sorted(p.name for p in (tmp_path / "photos").iterdir()) == before and not (tmp_path / "run").exists()
+
+
+def test_overwriting_keeps_what_a_run_did_not_write(options, tmp_path, caplog):
+    out = tmp_path / "run"
+    fine_tune(options("--keep-posterior", method="dreambooth"))
+    mine = ["notes.txt", "unet/mine.txt", "faithful/best/model.safetensors", "samples-best.png", "checkpoint/x"]
+    for name in mine:
+        (out / name).parent.mkdir(exist_ok=True, parents=True)
+        (out / name).write_text("mine")
+    (out / "class_images").mkdir()
+    (out / "class_images" / "drawn-00000.png").write_text("kept")
+    (out / "elsewhere").symlink_to(tmp_path)
+    fine_tune(options("--overwrite"))
+    assert all((out / name).read_text() == "mine" for name in mine) and (out / "elsewhere").is_symlink()
+    assert (out / "class_images" / "drawn-00000.png").exists()
+    assert not (out / "posterior.safetensors").exists() and not list(out.glob("unet/*.safetensors"))
+    assert "notes.txt, samples-best.png, unet stay, which this run did not write" in caplog.text
+    assert not (out / "vae").exists() and not (out / "model_index.json").exists()
+
+
+def test_everything_a_run_writes_is_known_as_its_own(options, tmp_path):
+    """A file of a new kind must be added to ownership.OURS, or it would survive --overwrite."""
+    fine_tune(options("--monitor", "--samples", "1", "--sample-every", "1", "--single-file", "--keep-posterior",
+                      method="dreambooth"))
+    fine_tune(options("--export", "kohya,peft", out="lora"))
+    fine_tune(options(out="oft", method="oft"))
+    for name in ("run", "lora", "oft"):
+        out = tmp_path / name
+        there = {path for path in out.rglob("*") if path.is_file() and "class_images" not in path.parts}
+        assert there and not {p.relative_to(out).as_posix() for p in there - set(ownership.own_files(out))}
+
+
+@pytest.mark.parametrize("option", ["--images", "--tokenizer", "--monitor-dino"])
+def test_overwriting_deletes_nothing_that_it_is_given(options, tmp_path, dog, option):
+    fine_tune(options())
+    (tmp_path / "run" / "nets").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "run" / "nets")
+    for folder in (tmp_path / "run" / "nets", tmp_path / "link"):
+        with pytest.raises(UserError, match=f"--overwrite would delete {option} .*, which is inside"):
+            fine_tune(options(option, str(folder), "--overwrite"))
+    assert (tmp_path / "run" / runs.STATE).exists()
+
+
+def test_overwriting_deletes_no_run_from_which_the_model_was_made(options, tmp_path):
+    fine_tune(options())
+    fine_tune(options("--model", str(tmp_path / "run"), out="second"))
+    fine_tune(options("--model", str(tmp_path / "second"), out="third"))
+    with pytest.raises(UserError, match="--overwrite would delete --model .*run, which is inside"):
+        fine_tune(options("--model", str(tmp_path / "third"), "--overwrite"))
+
+
+def test_a_run_that_is_its_own_base_is_refused(options, tmp_path):
+    fine_tune(options())
+    fine_tune(options("--model", str(tmp_path / "run"), out="second"))
+    path = tmp_path / "run" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base": str(tmp_path / "second")}))
+    with pytest.raises(UserError, match="names itself as the model that it was trained from"):
+        runs.check_bases(tmp_path / "run")
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_resumes_with_the_threads_that_it_began_with(options, tmp_path, caplog):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        runs.start(options(), [])
+        assert store.read_json(tmp_path / "run" / "config.json")["threads"] == 2
+        torch.set_num_threads(1)
+        runs.restore_threads(tmp_path / "run")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert "began with 2 threads (now 1): going on with as many" in caplog.text
