@@ -12,8 +12,8 @@ SMALL = 50_000_000  # parameters; the bundled UNet has 8.8 million, that of SD v
 def choose_device(asked=None):
     """--device, or "cuda" if there is one, else "cpu". Raises UserError when it does not exist here."""
     device = asked or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.split(":")[0] not in ("cpu", "cuda"):
-        raise UserError(f"--device {device} is not one of cpu, cuda, cuda:N")
+    if device.split(":")[0] not in ("cpu", "cuda", "mps"):
+        raise UserError(f"--device {device} is not one of cpu, cuda, cuda:N, mps")
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -71,6 +71,16 @@ def eps_from_v(x, v, abar_t):
     return abar_t.sqrt() * v + (1 - abar_t).sqrt() * x
 
 
+def min_snr_weight(abar_t, gamma, v_prediction):
+    """The weight of a squared error at time t: min(SNR, γ)/SNR for ε, min(SNR, γ)/(SNR + 1) for v; shape of ᾱ_t.
+
+    SNR = ᾱ_t / (1 − ᾱ_t). Late, noisy times keep their weight; early ones no longer outweigh them.
+    (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", §3.4)
+    """
+    snr = abar_t / (1 - abar_t)
+    return snr.clamp(max=gamma) / (snr + 1 if v_prediction else snr)
+
+
 # --- one step ---------------------------------------------------------------------------------------------------------
 
 

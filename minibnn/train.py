@@ -50,8 +50,8 @@ class Training:
 def train(training, options, batches, observers=()):
     """Train until `options.steps` optimiser steps are done.
 
-    options: TrainOptions; of these the loop reads steps, seed, batch_size, accumulate, lr, lr_warmup_steps, lambda_kl,
-    prior_sigma, kl, coft, and prior_weight where there are class pictures.
+    options: TrainOptions; of these the loop reads steps, seed, batch_size, accumulate, lr, lr_warmup_steps, min_snr,
+    lambda_kl, prior_sigma, kl, coft, and prior_weight where there are class pictures.
 
     batches(i, generator) -> x_0 (B, 4, h, w) and the condition of forward i. The first `options.batch_size` pictures of
     a batch are the subject's; the others, if any, are pictures of its class. The observers are called with the training
@@ -72,7 +72,11 @@ def train(training, options, batches, observers=()):
             x_t = schedule.q_sample(x0, eps, abar[t])
             target = schedule.velocity(x0, eps, abar[t]) if sd.v_prediction else eps
             predicted = training.predict(x_t, t, condition, generator)
-            subject, *of_class = (predicted.to(x0.dtype) - target).square().split(options.batch_size)
+            squares = (predicted.to(x0.dtype) - target).square()
+            if options.min_snr:
+                weight = schedule.min_snr_weight(sd.alphas_cumprod.double(), options.min_snr, sd.v_prediction)
+                squares = squares * weight[t.cpu()].to(squares)[:, None, None, None]
+            subject, *of_class = squares.split(options.batch_size)
             terms = {"diffusion": (1.0, subject.mean())}
             if of_class:
                 terms["prior"] = (options.prior_weight, of_class[0].mean())

@@ -52,6 +52,8 @@ MUTATIONS = (
     Mutation("schedule-velocity", SCHEDULE, "abar_t.sqrt() * eps - (1 - abar_t).sqrt() * x0",
              "abar_t.sqrt() * eps + (1 - abar_t).sqrt() * x0", "test_schedule.py",
              "The target of v-models has the wrong sign before x_0."),
+    Mutation("schedule-min-snr-of-v", SCHEDULE, "snr + 1 if v_prediction else snr", "snr", "test_schedule.py",
+             "Min-SNR weighs v-prediction as ε-prediction."),
     Mutation("schedule-ddim-variance", SCHEDULE, "(1 - abar_prev - sigma**2).sqrt()", "(1 - abar_prev).sqrt()",
              "test_schedule.py", "With η > 0, DDIM adds noise without taking its variance from the direction to x_t."),
     Mutation("schedule-last-step", SCHEDULE, "abar[0])):\n        x = ddim_step",

@@ -31,6 +31,9 @@ def test_a_cpu_trains_in_float32():
 
 def test_devices_that_do_not_exist():
     assert choose_device("cpu") == "cpu"
+    if not torch.backends.mps.is_available():
+        with pytest.raises(UserError, match="--device mps: .*; try --device cpu"):
+            choose_device("mps")
     with pytest.raises(UserError, match="--device tpu is not one of cpu, cuda"):
         choose_device("tpu")
     with pytest.raises(UserError, match="--device cuda:99: .*try --device cpu"):

@@ -184,3 +184,19 @@ def test_pndm_equals_diffusers_scheduler(prediction, steps):
     ours = s.sample_pndm(predicted_eps, start, s.timesteps(steps), abar, is_v)
     # measured: 1.7e-6, since diffusers' coefficients are float32; combining ε for a network of v: 0.2 and more
     assert (ours - theirs).abs().max() < 5e-6 * theirs.std()
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0, 20.0])
+def test_min_snr_weights_are_those_of_diffusers(gamma):
+    """Their formula for ε as in train_dreambooth.py and for v as in train_text_to_image.py, from their compute_snr."""
+    diffusers = pytest.importorskip("diffusers")
+    from diffusers.training_utils import compute_snr
+
+    t = torch.arange(1000)
+    snr = compute_snr(diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"), t)
+    base = torch.stack([snr, gamma * torch.ones_like(t)], dim=1).min(dim=1)[0]
+    # float32 loses digits of 1 − ᾱ at early times: measured 2e-5
+    abar = s.alphas_cumprod()
+    torch.testing.assert_close(s.min_snr_weight(abar, gamma, False), base / snr, rtol=1e-4, atol=0)
+    torch.testing.assert_close(s.min_snr_weight(abar, gamma, True), base / (snr + 1), rtol=1e-4, atol=0)
+    assert s.min_snr_weight(abar, gamma, False)[-1] == 1 and s.min_snr_weight(abar, gamma, False)[0] < 0.1

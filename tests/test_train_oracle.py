@@ -109,11 +109,15 @@ def oracle(sd, options, call, parameters, sigmas, streams, batches):
             kind = noiser.config.prediction_type
             target = noise if kind == "epsilon" else noiser.get_velocity(x0, noise, t)
             predicted = call(theta_of(parameters, sigmas, streams, seed), x_t, t, context)
-            of_subject, of_class = predicted.split((options.batch_size, len(x0) - options.batch_size))
-            loss = torch.nn.functional.mse_loss(of_subject, target[: options.batch_size])
+            squares = torch.nn.functional.mse_loss(predicted, target, reduction="none").mean((1, 2, 3))
+            if options.min_snr:
+                snr = noiser.alphas_cumprod[t] / (1 - noiser.alphas_cumprod[t])
+                squares = squares * torch.minimum(snr, torch.tensor(options.min_snr)) / (snr + (kind != "epsilon"))
+            of_subject, of_class = squares.split((options.batch_size, len(x0) - options.batch_size))
+            loss = of_subject.mean()
             logged["diffusion"] += loss.item() / options.accumulate
             if len(of_class):
-                prior = torch.nn.functional.mse_loss(of_class, target[options.batch_size :])
+                prior = of_class.mean()
                 logged["prior"] += prior.item() / options.accumulate
                 loss = loss + options.prior_weight * prior
             if options.lambda_kl:
@@ -180,6 +184,8 @@ CASES = {
     "prior, accumulated, warm-up": {"prior_weight": 0.5, "accumulate": 2, "lr_warmup_steps": 2},
     "v-prediction": {"prediction_type": "v_prediction", "prior_weight": 0.5},
     "no prior": {"prior_weight": 0.0},
+    "min-SNR": {"prior_weight": 0.5, "min_snr": 5.0},
+    "min-SNR, v": {"prior_weight": 0.5, "min_snr": 2.0, "prediction_type": "v_prediction"},
     "BNN": {"bayes": True, "prior_weight": 0.5, "accumulate": 2, "lr_warmup_steps": 2},
     "BNN, all layers, KL": {"bayes": True, "prior_weight": 0.0, "where": "all", "lambda_kl": 1e-7, "prior_sigma": 0.02},
     "BNN, v, the other KL": {

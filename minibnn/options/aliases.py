@@ -20,6 +20,7 @@ SAME = {  # the same meaning and the same kind of value
     "--network-alpha": "--alpha", "--lora-alpha": "--alpha",
     "--checkpointing-steps": "--checkpoint-every", "--save-every-n-steps": "--checkpoint-every",
     "--sample-every-n-steps": "--sample-every", "--validation-steps": "--sample-every",
+    "--snr-gamma": "--min-snr", "--min-snr-gamma": "--min-snr",
     "--guidance-scale": "--guidance",
     "--num-images-per-prompt": "--count",
     "--config-file": "--config",
