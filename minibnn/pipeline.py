@@ -14,8 +14,18 @@ import torch
 from . import runs, sample, schedule
 from .errors import UserError
 from .files import ldm
-from .files.configs import FILES, RECIPE, SD2_TEXT, SD2_UNET, SD_SCHEDULER, check_scheduler, official_configs
+from .files.configs import (
+    FILES,
+    RECIPE,
+    RECIPE_KINDS,
+    SD2_TEXT,
+    SD2_UNET,
+    SD_SCHEDULER,
+    check_scheduler,
+    official_configs,
+)
 from .files.layouts import is_single_file, single_file_tensors
+from .files.schema import fitting, integer, record
 from .files.store import ASSETS, BUNDLED, WeightsError, open_weights, read_json, shapes_of, write_json, write_tensors
 from .finetune import adapter_files
 from .networks.text_encoder import TextEncoder
@@ -76,7 +86,7 @@ class StableDiffusion:
         configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
         check_scheduler(configs["scheduler"])
         own_recipe = folder / "recipe.json"
-        recipe = RECIPE | (read_json(own_recipe) if own_recipe.exists() else {})
+        recipe = RECIPE | (read_json(own_recipe, record(RECIPE_KINDS)) if own_recipe.exists() else {})
         dtype = dtype or (getattr(torch, recipe["dtype"]) if recipe["dtype"] else None)
         tokenizer = Tokenizer(tokenizer or folder / "tokenizer")
         parts = {
@@ -90,7 +100,9 @@ class StableDiffusion:
                 f"{unet.cross_attention_dim}, VAE and text encoder give {vae.latent_channels} and {text.hidden_size}"
             )
         if not own_recipe.exists():  # SD v2's 768 models say 96
+            fitting(configs["unet"], record({"sample_size": integer(1, 2**13)}), folder / "unet" / "config.json")
             recipe["resolution"] = configs["unet"].get("sample_size", 64) * parts["vae"].factor
+        check_tokenizer(tokenizer, text)
         return cls(**parts, tokenizer=tokenizer, configs=configs, recipe=recipe)
 
     @classmethod
@@ -115,7 +127,9 @@ class StableDiffusion:
         check_scheduler(scheduler)
         configs = official_configs(unet, vae, text_encoder) | {"scheduler": scheduler}
         recipe = RECIPE | {"resolution": 768 if prediction_type == "v_prediction" else 512}
-        return cls(unet, vae, text_encoder, Tokenizer(tokenizer), configs, recipe)
+        tokenizer = Tokenizer(tokenizer)
+        check_tokenizer(tokenizer, text_encoder.config)
+        return cls(unet, vae, text_encoder, tokenizer, configs, recipe)
 
     def merge_adapter(self, path):
         """Add a LoRA or OFT, a run's folder or a file, to the UNet's weights; returns self. Raises WeightsError."""
@@ -201,6 +215,16 @@ class StableDiffusion:
         z = (x / self.vae.config.scaling_factor).to(self.vae.quant_conv.weight)
         at_once = max(1, 64 * 64 // (z.shape[2] * z.shape[3]))  # one of 512 × 512 pixels: the decoder takes the memory
         return torch.cat([self.vae.decode(part).float().clamp(-1, 1) for part in z.split(at_once)])
+
+
+def check_tokenizer(tokenizer, config):
+    """Raises UserError when a tokenizer gives ids or lengths that the text encoder of this TextEncoderConfig lacks."""
+    known = {"ids": (max(tokenizer.vocab.values()) + 1, config.vocab_size)}
+    known["positions"] = (tokenizer.max_length, config.max_position_embeddings)
+    for what, (given, there) in known.items():
+        if given > there:
+            raise UserError(f"the tokenizer in {tokenizer.folder} has {given} {what}, the text encoder only {there}: "
+                            "they belong to different models")
 
 
 def open_base(run, tokenizer=None, dtype=None, prediction_type=None):

@@ -40,6 +40,11 @@ def open_run(run, tokenizer=None, dtype=torch.float32):
         sd = StableDiffusion.load(run, tokenizer, dtype)
     parameters, random = dict(sd.unet.named_parameters()), {}
     tensors = read_tensors(path)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    for name, shape in shapes.items():
+        mu = name.removesuffix("_sigma")
+        if mu not in parameters or mu not in shapes or {shape, parameters[mu].shape} != {shapes[mu]}:
+            raise UserError(f"{path}: {name} belongs to no parameter of this run's model; it is damaged")
     for name, tensor in tensors.items():
         if name.endswith("_sigma"):
             mu = name.removesuffix("_sigma")

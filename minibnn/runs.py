@@ -29,16 +29,16 @@ from tqdm import tqdm
 
 from .data import caption_file, full_name
 from .errors import UserError
-from .files.schema import fields_of, integer, mapping, number, optional, record, text
+from .files.schema import fields_of, fitting, integer, mapping, number, optional, record, text
 from .files.store import (
     BUNDLED,
     WeightsError,
     append_text,
     check_finite,
-    fitting,
     open_weights,
     parse_json,
     read_json,
+    read_text,
     shapes_of,
     write_json,
     write_tensors,
@@ -300,7 +300,7 @@ class Progress:
     def __init__(self, out, training, steps, label="training"):
         self.path = out and Path(out) / "log.jsonl"
         if self.path:
-            lines = self.path.read_text().splitlines()[: training.step] if self.path.exists() and training.step else []
+            lines = read_text(self.path).splitlines()[: training.step] if self.path.exists() and training.step else []
             write_text(self.path, "".join(line + "\n" for line in lines))
         self.bar = tqdm(total=steps, initial=training.step, desc=label)
 

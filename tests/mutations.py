@@ -105,6 +105,8 @@ MUTATIONS = (
              "A run killed while its first checkpoint is written can neither resume nor start."),
     Mutation("locks-not-locked", LOCKS, "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass",
              "test_ownership.py::test_a_lock_is_taken_over_only_when_its_process_is_gone", "Two runs share a folder."),
+    Mutation("schema-true-is-one", "minibnn/files/schema.py", "if type(value) is not int or not low",
+             "if not isinstance(value, int) or not low", "test_schema.py", "A file may say true for a whole number."),
     Mutation("running-broken-pipe", "minibnn/options/running.py", "            if not _received:\n",
              "            if False:\n", "test_running.py", "Training goes on when nobody reads its output."),
     Mutation("store-pickles", STORE, "if path.suffix in PICKLES:", "if False:", "test_weights.py",

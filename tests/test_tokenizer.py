@@ -84,7 +84,11 @@ def test_words():
     [
         ({}, "vocab.json is missing"),
         ({"vocab.json": "{}"}, "merges.txt is missing"),
-        ({"vocab.json": "{", "merges.txt": ""}, "damaged"),
+        ({"vocab.json": "{", "merges.txt": ""}, "vocab.json is not valid JSON"),
+        ({"vocab.json": '{"a": "b"}', "merges.txt": ""}, "vocab.json: a is 'b', but must be a whole number"),
+        ({"vocab.json": '{"a": -1}', "merges.txt": ""}, "vocab.json: a is -1, but must be a whole number from 0"),
+        ({"vocab.json": "[]", "merges.txt": ""}, "vocab.json holds no JSON object"),
+        ({"tokenizer.json": '{"model": {"vocab": [], "merges": 3}}'}, "added_tokens is missing|vocab is a list"),
         ({"vocab.json": '{"a": 0}', "merges.txt": ""}, "not CLIP's format"),
     ],
 )

@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from ..devices import choose_threads
+from ..files.schema import number, record
 from ..files.store import read_json, write_json
 from ..neighbours import bps, bps_branch
 from ..pictures import grid, save_png, to_pil, to_tensor
@@ -35,6 +36,7 @@ from .bps_judge import drawn, judged, train_judge
 BATCH, LR, SAMPLE_STEPS, TESTS = 8, 3e-4, 8, 24
 RUNS = [("base", 0), ("bps", 40), ("skip", 40), ("encoder", 40), ("bps", 12), ("bps", 200)]
 JUDGED = ("IoU", "subject", "colour", "background")
+RESULT = record(dict.fromkeys(JUDGED, number()), JUDGED)  # of a single run
 
 
 @contextlib.contextmanager
@@ -130,7 +132,7 @@ def experiment(options):
                 save_png(grid(pictures[:8], 8), path.with_suffix(".png"))
                 write_json(path, result)
                 print(path.stem, result, flush=True)
-            results.setdefault(f"{variant} {count}", []).append(read_json(path))
+            results.setdefault(f"{variant} {count}", []).append(read_json(path, RESULT))
 
     out = Path(options.out)
     scenes, hints, images, masks = world_pairs(TESTS, 12)

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from .. import data
 from ..cli.train import fine_tune
 from ..errors import UserError
+from ..files.schema import integer
 from ..files.store import read_json, write_json, write_text
 from ..lab import sigma1_estimate
 from ..neighbours import guidance
@@ -58,7 +59,7 @@ class Observer:
         self.steps = log_spaced(steps_of(it, options))
         self.path = Path(options.out) / f"{it.name}.jsonl"
         self.strips = work_folder(it, options, "strips")  # a picture for each measured step
-        self.rows = read_rows(self.path)
+        self.rows = read_rows(self.path, {"step": integer(0)}, required=("step",))
         self.done = {row["step"] for row in self.rows}
         self.average, self.base, self.latents, self.measures = {}, None, None, None
         self.began = time.monotonic()

@@ -23,6 +23,7 @@ from PIL import Image
 
 from .. import schedule
 from ..devices import choose_threads
+from ..files.schema import mapping, number, record
 from ..files.store import read_json, write_json
 from ..lab.sheets import sheet
 from ..neighbours import graft
@@ -127,7 +128,8 @@ def one_seed(seed, options, fresh_for_each):
 
 def kept_seeds(path, settings):
     """The seeds that are done, {seed: table}. Raises UserError when they were made with other settings."""
-    result = read_json(path) if path.exists() else {"settings": settings, "seeds": {}}
+    kind = record({"settings": record({}), "seeds": mapping(mapping(mapping(number())))}, ("settings", "seeds"))
+    result = read_json(path, kind) if path.exists() else {"settings": settings, "seeds": {}}
     check_alike(result["settings"], settings, path)
     return result["seeds"]
 

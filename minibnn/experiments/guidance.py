@@ -23,6 +23,7 @@ from tqdm import tqdm
 from .. import data
 from ..devices import choose_threads
 from ..errors import UserError
+from ..files.schema import mapping, number, record
 from ..files.store import read_json, write_json
 from ..lab.plot import Line, Panel, chart
 from ..lab.sheets import sheet
@@ -38,6 +39,8 @@ from .records import check_alike
 SCALES = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5)
 PLACES = ("beach", "snow", "night", "wood")
 MEASURES = ("fidelity", "place", "noise", "clipped")
+CELLS = mapping(record(dict.fromkeys(MEASURES, number()), MEASURES))
+TABLE = record({"own": CELLS, "base": CELLS}, required=("own", "base"))  # of a run, in guidance.json
 
 
 def prompts_and_places(prompt):
@@ -68,7 +71,8 @@ def names_of(runs):
 
 def kept_runs(path, settings):
     """The earlier results in a file, {name: table}. Raises UserError when they were made with other settings."""
-    before = read_json(path) if path.exists() else settings | {"runs": {}}
+    kind = record({"runs": mapping(TABLE)}, required=("runs",))
+    before = read_json(path, kind) if path.exists() else settings | {"runs": {}}
     check_alike(before, settings, path)
     return before["runs"]
 

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..devices import choose_threads
 from ..errors import UserError
+from ..files.schema import items, mapping, number, record, text
 from ..files.store import read_json, read_tensors, write_json, write_tensors
 from ..lab.plot import Line, Panel, chart
 from ..neighbours import flow
@@ -31,6 +32,7 @@ from ..pipeline import StableDiffusion
 PLANE_STEPS, PLANE_LR, PLANE_BATCH, PLANE_POINTS = 1500, 5e-3, 256, 4000
 EULER = (5, 10)
 CORRECTOR_STEPS = (5, 10, 20)
+ROWS = items(record({"what": text, "distance": number(), "FLOPs": number(0), "n": number(0)}, ("what",)))  # in the file
 
 
 def ring(n, generator):
@@ -214,7 +216,7 @@ def experiment(options):
     """Do the parts that InverseNoiseOptions ask for, add them to what is there, and report all."""
     out = Path(options.out)
     path = out / "inverse_noise.json"
-    result = read_json(path) if path.exists() else {}
+    result = read_json(path, record({"plane": mapping(items(ROWS)), "world": ROWS})) if path.exists() else {}
     sd = StableDiffusion.load("tiny")
     choose_threads("cpu", sd.unet)
     if "plane" in options.parts:

@@ -40,6 +40,7 @@ from tqdm import tqdm
 from .. import data
 from ..devices import choose_threads
 from ..errors import UserError
+from ..files.schema import fitting, integer, items, number, one_of, record
 from ..files.store import write_json, write_text
 from ..lab.intervals import interval, require_scipy
 from ..lab.sheets import sheet
@@ -49,7 +50,7 @@ from ..runs import fingerprint, read_config
 from ..world import measures as world_measures
 from ..world.classifier import reconstruct
 from .prompts import world_prompts
-from .records import check_alike, read_rows
+from .records import check_alike, figure, read_rows
 
 TRAINING_PICTURES = 8
 ROWS = {  # the options of the command `train` that make a row
@@ -74,12 +75,17 @@ PAIRS = {  # {with: without}
     "where": {name: "none" for name in TABLES["where"] if name != "none"},
 }
 MEASURES = ("fidelity", "fidelity, others", "noise", "dog", "place", "diversity")
+LINE = {  # of runs.jsonl
+    "row": one_of(*ROWS), "seed": integer(0), "settings": record({}), "steps": integer(1), "seconds": number(0),
+    "memory": number(0), "state": number(0), "stored": number(0),
+    "values": record(dict.fromkeys(MEASURES, items(figure))),
+}
 COSTS = ("seconds", "memory", "state", "stored")
 
 
 def read_runs(path):
     """{(row, seed): line} of runs.jsonl."""
-    return {(line["row"], line["seed"]): line for line in read_rows(path)}
+    return {(line["row"], line["seed"]): line for line in read_rows(path, LINE, required=("row", "seed"))}
 
 
 def settings_of(options):
@@ -206,6 +212,7 @@ def table(name, options):
     found, settings = read_runs(out / "runs.jsonl"), settings_of(options)
     for (row, seed), line in found.items():
         check_alike(line.get("settings", {}), settings, f"{out / 'runs.jsonl'}: {row}, seed {seed}")
+        fitting(line, record(LINE, required=LINE), f"{out / 'runs.jsonl'}: {row}, seed {seed}")
     todo = [(row, seed) for seed in options.seeds for row in TABLES[name].values() if (row, seed) not in found]
     print(f"{len(todo)} of {len(options.seeds) * len(TABLES[name])} runs are to be made")
     if options.plan:

@@ -4,14 +4,25 @@ import contextlib
 import json
 
 from ..errors import UserError
+from ..files.schema import Unfit, fitting, record
+from ..files.store import read_text
 
 
-def read_rows(path):
-    """The lines of a .jsonl file, oldest first; none if it does not exist. Damaged lines are dropped."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+def figure(value, name):
+    """A number, NaN included, or null where nothing was measured: a kind as in `files/schema.py`."""
+    if value is not None and type(value) not in (int, float):
+        raise Unfit(f"{name} is {value!r:.60}, but must be a number")
+
+
+def read_rows(path, schema=None, required=()):
+    """The lines of a .jsonl file, oldest first; none if it does not exist. Torn lines are dropped.
+
+    schema, required: as for `files.schema.record`. Raises UserError, naming the line, when a value does not fit.
+    """
+    rows, kind = [], record(schema or {}, required)
+    for i, line in enumerate(read_text(path).splitlines() if path.exists() else (), 1):
         with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
+            rows.append(fitting(json.loads(line), kind, f"{path}, line {i}"))
     return rows
 
 

@@ -11,6 +11,7 @@ Reads the .jsonl files of --runs, applies the criterion of `stages.py` to each s
 
 import json
 import math
+import re
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,12 @@ import torch
 from PIL import Image
 
 from ..errors import UserError
+from ..files.schema import anything, fitting, integer, items, number, record, text
 from ..files.store import write_text, write_whole
 from ..lab import plot
 from ..lab.intervals import interval, require_scipy
 from ..pictures import save_png
-from .records import read_rows
+from .records import figure, read_rows
 from .settings import SETTINGS
 from .stages import corruption_stage, noise_stage
 
@@ -37,6 +39,13 @@ CURVES = {  # what is drawn: (title, group of prompts)
 }
 KINDS = {"plain": "plain", "bnn": "BNN"}
 KEPT = ("fidelity", "nearest", "noise", "worst_noise", "immerkaer", "diversity", "subject", "background")
+NAME = re.compile(r".+-\d{1,9}-(plain|bnn)-\d{1,19}")
+ROW = {"run": text, "step": integer(0), "view": text, "group": text, "seconds": number(0), "sigma1": anything}
+ROW |= dict.fromkeys(KEPT, figure)
+FIGURES = items(figure, 1)
+MEASURED = {"sigma1": record(dict.fromkeys(("t", "sigma1", "loss", "explained"), FIGURES),
+                             ("t", "sigma1", "loss", "explained"))}
+SHORTENED = dict.fromkeys(("t", "sigma1", "loss", "explained"), FIGURES)
 
 
 def shorten(row):
@@ -53,6 +62,10 @@ def read_all(folders):
     for folder in folders:
         for path in sorted(Path(folder).glob("*.jsonl")):
             own = [row for row in read_rows(path) if "run" in row and "view" in row]  # not another experiment's
+            for row in own:
+                fitting(row, record(ROW | (MEASURED if "t" not in row else SHORTENED), required=ROW), path)
+                if not NAME.fullmatch(row["run"]):
+                    raise UserError(f"{path}: {row['run']!r} is no name of a run, such as main-4-bnn-0")
             unknown = {row["run"] for row in own if _parts(row["run"])[0] not in SETTINGS}
             if unknown:
                 raise UserError(f"{path}: the setting of {min(unknown)} is not in minibnn/experiments/settings.py")

@@ -6,6 +6,7 @@ Follows: `scheduler/scheduler_config.json` and the networks' `config.json` in th
 import dataclasses
 
 from ..errors import UserError
+from .schema import fitting, integer, mapping, number, one_of, optional, record, text
 
 FILES = {
     "unet": "diffusion_pytorch_model.safetensors",
@@ -34,6 +35,15 @@ RECIPE = {
 }
 
 
+NUMBERS = {"steps_per_picture": integer(1), "lr": number(above=0), "prior_weight": number(0)}
+RECIPE_KINDS = NUMBERS | {
+    "prompt": optional(text), "class_prompt": optional(text), "resolution": integer(8, 2**16),
+    "class_pictures_per_picture": integer(1), "sigma": number(above=0), "sample_steps": integer(1, 1000),
+    "guidance": number(), "dtype": optional(one_of("float32", "bfloat16", "float16")),
+    "methods": mapping(record(NUMBERS)),
+}
+
+
 def check_scheduler(config):
     """Raises UserError for a noise schedule that `schedule.py` does not implement. The file's sampler is ignored."""
     implemented = {
@@ -43,9 +53,8 @@ def check_scheduler(config):
     for key, values in implemented.items():
         if key in config and config[key] not in values:
             raise UserError(f"scheduler config: {key} = {config[key]!r} is not implemented")
-    for key in ("beta_start", "beta_end"):
-        if not isinstance(config.get(key), float):
-            raise UserError(f"scheduler config: {key} is missing")
+    betas = {"beta_start": number(above=0, high=0.999), "beta_end": number(above=0, high=0.999)}
+    fitting(config, record(betas, required=betas), "scheduler config")
 
 
 def official_configs(unet, vae, text_encoder):

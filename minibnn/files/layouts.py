@@ -14,9 +14,11 @@ from torch import nn
 
 from ..errors import UserError
 from . import ldm
+from .schema import fitting, integer, optional, record
 from .store import WeightsError, check_finite, open_weights, shapes_of
 
 log = logging.getLogger("minibnn")
+SIZE = integer(1, 2**16)  # of channels and the like, in a config.json
 
 POSITION_IDS = "cond_stage_model.transformer.text_model.embeddings.position_ids"
 OLD_VAE_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}  # diffusers < 0.12
@@ -34,8 +36,10 @@ def check_config(config_class, values, component):
     """
     fields = {field.name for field in dataclasses.fields(config_class)}
     values = values or {}
-    known = {}
-    for key, value in (values.get("text_config") or values).items():  # text_config: in the file of a whole CLIPModel
+    known, own = {}, values.get("text_config") or values
+    kinds = {key: optional(kind) for key, kind in config_class.KINDS.items()}
+    fitting(own, record(kinds), f"{component} config")
+    for key, value in own.items():  # text_config: in the file of a whole CLIPModel
         if key in fields:
             if value is not None:
                 known[key] = tuple(value) if isinstance(value, list) else value

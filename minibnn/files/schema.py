@@ -7,13 +7,15 @@ beside the dataclass or the code that uses the values:
     record(RECORD, required=RECORD)({"switch": 3.5, "base": "tiny"}, "")
         raises Unfit: switch is 3.5, but must be a whole number from 0 to 999
 
-`read_json(path, kind)` in `store.py` turns that into a UserError.
+`fitting` here and `read_json(path, kind)` in `store.py` turn that into a UserError.
 """
 
 import dataclasses
 import math
 import reprlib
 import typing
+
+from ..errors import UserError
 
 
 class Unfit(ValueError):
@@ -142,6 +144,15 @@ def record(schema, required=()):
 
 def _within(name, key):
     return f"{name}.{key}" if name else str(key)
+
+
+def fitting(value, kind, place):
+    """The value, if it is of this kind (`schema.py`). Raises UserError with the place, the key and the value."""
+    try:
+        kind(value, "")
+    except Unfit as error:
+        raise UserError(f"{place}: {error}") from None
+    return value
 
 
 def fields_of(options_class):

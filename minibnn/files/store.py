@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import UserError
-from .schema import Unfit
+from .schema import fitting
 
 ASSETS = Path(__file__).parents[1] / "assets"  # the bundled models and the other files of the package
 BUNDLED = ("tiny", "textured")  # names of models there, wherever a model can be named
@@ -69,15 +69,6 @@ def parse_json(text, place):
 
 def _no_constant(word):
     raise ValueError(f"{word} is no JSON number")
-
-
-def fitting(value, kind, place):
-    """The value, if it is of this kind (`schema.py`). Raises UserError with the place, the key and the value."""
-    try:
-        kind(value, "")
-    except Unfit as error:
-        raise UserError(f"{place}: {error}") from None
-    return value
 
 
 def open_weights(path):

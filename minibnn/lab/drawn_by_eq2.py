@@ -15,6 +15,7 @@ from tqdm import tqdm
 from .. import data, schedule
 from ..devices import choose_threads
 from ..errors import UserError
+from ..files.schema import fitting, items, mapping, number, record
 from ..files.store import read_json
 from ..pictures import to_pil, to_tensor
 from ..pipeline import StableDiffusion
@@ -83,7 +84,11 @@ def measured_sigma1(path):
     written = read_json(path)
     if written.get("command") != "sigma1" or not written.get("found"):
         raise UserError(f"--measured {path} was not written by the command sigma1")
+    curve = {"t": items(number(0, schedule.TRAIN_STEPS), 1), "sigma1": items(number(0), 1)}
+    fitting(written["found"], mapping(record(curve, required=curve)), f"--measured {path}: found")
     last = list(written["found"].values())[-1]  # the fine-tuned model, if there are two
+    if len(last["t"]) != len(last["sigma1"]):
+        raise UserError(f"--measured {path}: t and sigma1 are not equally long")
     return torch.from_numpy(np.interp(np.arange(schedule.TRAIN_STEPS), last["t"], last["sigma1"]))
 
 

@@ -23,7 +23,8 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError
-from ..files.store import write_text
+from ..files.schema import fitting, integer, number, optional, record
+from ..files.store import parse_json, read_text, write_text
 from ..finetune import methods
 from ..photo import measures as photo_measures
 from ..photo.loading import load_dino
@@ -42,6 +43,8 @@ KEPT = 2
 LOOKS = 6  # in a run after the first, if --monitor-every is not given
 PLACES = ("on the beach", "in the snow", "on a wooden floor")
 RISEN = {"world": 0.5, "photo": 1.0}  # how far noise must rise: 10⁻³ of energy; grey levels of 255
+ROW = {"step": integer(0), "fidelity": optional(number()), "noise": number()}  # of curves.jsonl
+ROW |= {f"sigma1 at {t}": number() for t in TIMES}
 
 
 def settle(options):
@@ -71,7 +74,8 @@ class Monitor:
         self.path = self.out / "curves.jsonl"
         self.rows = []
         if options.resume and self.path.exists():
-            self.rows = [json.loads(line) for line in self.path.read_text().splitlines()]
+            lines = read_text(self.path).splitlines()
+            self.rows = [fitting(parse_json(line, self.path), record(ROW, required=ROW), self.path) for line in lines]
         self.world = is_world(options)
         self.dino = self.seen = self.visible = None
         self.drawing = sd.alphas_cumprod.cpu(), sd.recipe["sample_steps"], sd.recipe["guidance"]

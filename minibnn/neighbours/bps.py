@@ -20,6 +20,7 @@ from tqdm import tqdm
 from .. import data, runs, schedule
 from ..devices import autocast, choose_device, choose_threads, make_deterministic, unscaled_dtype
 from ..errors import UserError
+from ..files.schema import fitting, integer, one_of, record, text
 from ..files.store import read_json, read_tensors, write_json, write_tensors
 from ..networks.vae import sample_latents
 from ..options.commands import BpsOptions, TrainOptions
@@ -30,7 +31,9 @@ from ..train import Training, train
 from .bps_branch import Branch, added, steered
 
 FORMAT = "minibnn bps"
-CONFIG = {"model", "hint_channels", "factor", "gains"}  # what opening a branch needs
+CONFIG = {  # what opening a branch needs
+    "model": text, "hint_channels": integer(1, 64), "factor": integer(1, 64), "gains": one_of("head-heavy", "equal"),
+}
 TRAINING = ("hint_channels", "gains", "steps", "lr", "batch_size", "resolution")  # options that --branch does not allow
 
 
@@ -177,8 +180,9 @@ def load_branch(folder, sd):
     config = read_json(Path(folder) / "config.json")
     if config.get("format") != FORMAT:
         raise UserError(f"--branch {folder} is no folder of `python -m minibnn bps`")
-    if missing := CONFIG - config.keys():
+    if missing := CONFIG.keys() - config.keys():
         raise UserError(f"--branch {folder}: config.json lacks {min(missing)!r}; it is damaged")
+    fitting(config, record(CONFIG), Path(folder) / "config.json")
     branch = Branch(sd.unet.config, config["hint_channels"], config["factor"], config["gains"])
     state = read_tensors(Path(folder) / "branch.safetensors")
     wanted = {name: tensor.shape for name, tensor in branch.state_dict().items()}

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from ..devices import choose_threads
 from ..errors import UserError
-from ..files.store import ASSETS, open_weights, read_tensors, write_tensors
+from ..files.schema import fitting, integer, record, text
+from ..files.store import ASSETS, open_weights, parse_json, read_tensors, write_tensors
 from ..networks.unet import UNet, UNetConfig, time_sinusoid
 from ..pictures import grid, save_png, to_pil, to_tensor
 from ..pipeline import StableDiffusion
@@ -208,7 +209,9 @@ def bundled_or_own(folder=None):
     folder = Path(folder or BUNDLED)
     flow, _ = load_flow(folder / "flow.safetensors", MAIN)
     corrector, note = load_flow(folder / "corrector.safetensors", CORRECTOR)
-    return flow, corrector, int(note["euler_steps"])
+    note = fitting(note, record({"euler_steps": text}, ("euler_steps",)), folder / "corrector.safetensors")
+    place = f"{folder / 'corrector.safetensors'}: euler_steps"
+    return flow, corrector, fitting(parse_json(note["euler_steps"], place), integer(1, 10**6), place)
 
 
 # --- command ----------------------------------------------------------------------------------------------------------

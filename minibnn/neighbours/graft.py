@@ -34,6 +34,7 @@ from .. import runs, schedule
 from ..data import full_name, picked, read_prompts
 from ..devices import autocast, choose_device, choose_threads, make_deterministic, unscaled_dtype
 from ..errors import UserError
+from ..files import schema
 from ..files.store import BUNDLED, read_json, write_json
 from ..options.commands import GraftOptions, TrainOptions
 from ..pictures import grid, save_png, to_pil
@@ -45,6 +46,11 @@ from . import rejection
 from .rewards import load_reward, rewards_of
 
 RECORD = "graft.json"
+KIND = schema.record({  # what it must hold so that the run can be opened
+    "base": schema.text, "switch": schema.integer(0, 998),
+    "options": schema.record({name: schema.optional(schema.text) for name in ("tokenizer", "prediction_type")},
+                             required=("tokenizer", "prediction_type")),
+}, required=("base", "switch", "options"))
 OWN = {"keep": "top-k", "minimum": "threshold", "alpha": "tilt"}  # options of one rule alone
 
 
@@ -307,7 +313,7 @@ def open_graft_run(folder, record=None, dtype=None):
     `StableDiffusion.load(folder)` opens the fine-tuned model alone. record: the content of graft.json, if it is not
     there yet.
     """
-    record = record or read_json(Path(folder) / RECORD)
+    record = record or read_json(Path(folder) / RECORD, KIND)
     sd = StableDiffusion.load(folder, dtype=dtype)
     if record["switch"]:
         options = record["options"]

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import UserError
-from ..files.layouts import Network
+from ..files.layouts import SIZE, Network
+from ..files.schema import integer, number, text
 from .layers import attention
 
 
@@ -36,7 +37,16 @@ class TextEncoderConfig:
     FIXED = {"attention_dropout": 0.0, "dropout": 0.0}
     IGNORED = None  # all other keys: transformers writes dozens of settings that have no effect here
 
+    KINDS = {  # what a config.json may say
+        "vocab_size": integer(1, 10**7), "hidden_size": SIZE, "intermediate_size": SIZE,
+        "num_hidden_layers": integer(1, 256), "num_attention_heads": SIZE, "max_position_embeddings": SIZE,
+        "hidden_act": text, "layer_norm_eps": number(above=0),
+    }
+
     def __post_init__(self):
+        if self.hidden_size % self.num_attention_heads:
+            why = f"hidden_size {self.hidden_size} does not divide by {self.num_attention_heads} heads"
+            raise UserError(f"text encoder config: {why}")
         if self.hidden_act not in ACTIVATIONS:
             raise UserError(f"text encoder config: hidden_act = {self.hidden_act!r} is not one of {list(ACTIVATIONS)}")
 

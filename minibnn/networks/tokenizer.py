@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError
-from ..files.store import read_json, write_json, write_text
+from ..files.schema import either, integer, items, mapping, optional, record, text
+from ..files.store import read_json, read_text, write_json, write_text
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 CONTRACTION = re.compile(r"'(?:s|t|re|ve|m|ll|d)")
@@ -69,12 +70,7 @@ class Tokenizer:
         Raises UserError when a file is missing or does not hold what its name says.
         """
         self.folder = folder = Path(folder)
-        try:
-            self.vocab, pairs = _read_vocabulary(folder)
-        except FileNotFoundError as error:
-            raise UserError(f"no tokenizer in {folder}: {Path(error.filename).name} is missing") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"tokenizer in {folder}: a file is damaged ({error})") from None
+        self.vocab, pairs = _read_vocabulary(folder)
         if START not in self.vocab or END not in self.vocab or any(len(pair) != 2 for pair in pairs):
             raise UserError(f"tokenizer in {folder}: vocab.json and merges.txt are not CLIP's format")
         self.ranks = {pair: rank for rank, pair in enumerate(pairs)}
@@ -134,15 +130,32 @@ class Tokenizer:
         return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), self.max_length)
 
 
+ID = integer(0, 10**7)
+PAIR = either(text, items(text, 2, 2))
+FILES = {  # what the files may hold
+    "vocab.json": mapping(ID),
+    "tokenizer.json": record({
+        "model": record({"vocab": mapping(ID), "merges": items(PAIR)}, required=("vocab", "merges")),
+        "added_tokens": items(record({"content": text, "id": ID}, required=("content", "id"))),
+    }, required=("model", "added_tokens")),
+    "settings": record({
+        "model_max_length": optional(integer(3, 10**40)),  # transformers writes 10^30 for "any"
+        "pad_token": optional(either(text, record({"content": text}, required=("content",)))),
+    }),
+}
+
+
 def _read_vocabulary(folder):
     """({token: id}, merges) from vocab.json and merges.txt, or from the single tokenizer.json of transformers 5."""
     one = folder / "tokenizer.json"
     if one.exists() and not (folder / "vocab.json").exists():
-        whole = json.loads(one.read_text(encoding="utf-8"))
+        whole = read_json(one, FILES["tokenizer.json"])
         vocab = whole["model"]["vocab"] | {token["content"]: token["id"] for token in whole["added_tokens"]}
         return vocab, [tuple(m.split() if isinstance(m, str) else m) for m in whole["model"]["merges"]]
-    vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    for name in ("vocab.json", "merges.txt"):
+        if not (folder / name).exists():
+            raise UserError(f"no tokenizer in {folder}: {name} is missing")
+    vocab, lines = read_json(folder / "vocab.json", FILES["vocab.json"]), read_text(folder / "merges.txt").splitlines()
     return vocab, [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
 
 
@@ -151,6 +164,6 @@ def _read_settings(folder):
     settings = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).exists():
-            settings |= read_json(folder / name)
+            settings |= read_json(folder / name, FILES["settings"])
     pad = settings.get("pad_token") or END
-    return min(settings.get("model_max_length", 77), 77), pad["content"] if isinstance(pad, dict) else pad
+    return min(settings.get("model_max_length") or 77, 77), pad["content"] if isinstance(pad, dict) else pad

@@ -32,7 +32,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
-from ..files.layouts import Network
+from ..files.layouts import SIZE, Network
+from ..files.schema import either, integer, items, number, one_of, truth
 from .layers import Downsample, ResnetBlock, Upsample, attention
 from .text_time import TextTimeEmbedding
 
@@ -69,8 +70,24 @@ class UNetConfig:
         "attention_type": "default", "dropout": 0.0, "only_cross_attention": False, "resnet_out_scale_factor": 1.0,
     }
     IGNORED = ("sample_size", "downsample_padding", "projection_class_embeddings_input_dim")
+    KINDS = {  # what a config.json may say
+        "in_channels": SIZE, "out_channels": SIZE, "block_out_channels": items(SIZE, 1, 16),
+        "layers_per_block": integer(1, 64), "cross_attention_dim": SIZE,
+        "down_block_types": items(one_of("DownBlock2D", "CrossAttnDownBlock2D"), 1, 16),
+        "up_block_types": items(one_of("UpBlock2D", "CrossAttnUpBlock2D"), 1, 16),
+        "attention_head_dim": either(items(SIZE, 1, 16), SIZE), "norm_num_groups": SIZE, "norm_eps": number(above=0),
+        "use_linear_projection": truth, "upcast_attention": truth, "addition_embed_type_num_heads": SIZE,
+    }
 
     def __post_init__(self):
+        levels, groups = len(self.block_out_channels), self.norm_num_groups
+        for name in ("down_block_types", "up_block_types", "heads"):
+            if len(getattr(self, name)) != levels:
+                raise UserError(f"unet config: {name} names {len(getattr(self, name))} levels and not {levels}")
+        for channels, heads in zip(self.block_out_channels, self.heads, strict=True):
+            if channels % groups or channels % heads or channels % 2:
+                divisors = f"2, norm_num_groups {groups} and {heads} heads"
+                raise UserError(f"unet config: {channels} of block_out_channels do not divide by {divisors}")
         for key, known in (("resnet_time_scale_shift", TIME_SCALE_SHIFTS), ("addition_embed_type", ADDITIONS)):
             if getattr(self, key) not in known:
                 raise UserError(f"unet config: {key} = {getattr(self, key)!r} is not implemented")

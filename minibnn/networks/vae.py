@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..files.layouts import Network
+from ..errors import UserError
+from ..files.layouts import SIZE, Network
+from ..files.schema import integer, items, number
 from .layers import Downsample, ResnetBlock, Upsample, attention
 
 NORM_EPS = 1e-6
@@ -35,6 +37,16 @@ class VAEConfig:
 
     FIXED = {"act_fn": "silu", "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True}
     IGNORED = ("sample_size", "down_block_types", "up_block_types", "force_upcast")
+    KINDS = {  # what a config.json may say
+        "in_channels": SIZE, "out_channels": SIZE, "latent_channels": SIZE, "block_out_channels": items(SIZE, 1, 16),
+        "layers_per_block": integer(1, 64), "norm_num_groups": SIZE, "scaling_factor": number(above=0),
+    }
+
+    def __post_init__(self):
+        for channels in self.block_out_channels:
+            if channels % self.norm_num_groups:
+                why = f"{channels} of block_out_channels do not divide by norm_num_groups {self.norm_num_groups}"
+                raise UserError(f"vae config: {why}")
 
 
 class SpatialAttention(nn.Module):
