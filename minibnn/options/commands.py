@@ -277,7 +277,7 @@ class PretrainTexturedOptions:
     work: str = option("runs/pretrain-textured", "folder of the checkpoint", "what", metavar="DIR")
     out: str = option(None, "folder of the finished model", "what", metavar="DIR")
 
-    steps: int = option(1800, "of 32 pictures", "training", type=whole)
+    steps: int = option(1500, "of 32 pictures", "training", type=whole)
     seed: int = seed_option("training", "another seed, another model")
 
 

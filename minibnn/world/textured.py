@@ -5,8 +5,9 @@ The model draws 24 × 24 pixels of twenty materials (`textures.py`) at three dis
 asks. It exists because the bundled `tiny` model cannot show noise: there is no VAE that blurs (`pixel_vae.py`), and
 the pictures are full of texture. The laboratory of the corruption stage (`experiments/stage.py`) fine-tunes it.
 
-UNet and text encoder learn together, by ε-prediction with SD's β schedule and 10 % empty captions (Ho et al. 2020,
-Algorithm 1; Ho & Salimans 2022). In fine-tuning the text encoder is frozen, as in SD.
+The UNet learns ε-prediction with SD's β schedule and 10 % empty captions (Ho et al. 2020, Algorithm 1; Ho & Salimans
+2022). The text encoder is a bag of words that is never trained (`bag_of_words`), and the prompt reaches every residual
+block (`networks/text_time.py`), as in DeepFloyd IF, not only the attention, as in Stable Diffusion.
 
 But: no photograph is among the training pictures. Whatever is fine-tuned on is new to the model.
 """
@@ -31,7 +32,8 @@ from .pixel_vae import pixel_vae
 from .pretrain import bfloat16, generator_of_rng, load_ema, optimise
 
 SIDE = 24  # pixels of its pictures
-TOKENS = 10  # of a prompt; in 77, as in CLIP, the few words of its captions would drown among padding
+TOKENS = 10  # of a prompt
+STOP_WORDS = ("a", "photo", "of")  # they say nothing
 BATCH = 32
 PIECES = 8  # of each material
 SPARE_WORDS = ("cat", "coffee", "rocket", "dog", "thing", "the", "my", "and", "on", "in", "with")
@@ -44,7 +46,7 @@ UNET_CONFIG = UNetConfig(
     up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
 )
 TEXTURED_RECIPE = {
-    "prompt": "a photo of sks", "class_prompt": "a photo", "resolution": SIDE, "steps_per_picture": 300, "lr": 2e-4,
+    "prompt": "a photo of sks", "class_prompt": "a photo", "resolution": SIDE, "steps_per_picture": 800, "lr": 5e-4,
     "class_pictures_per_picture": 32, "sigma": 0.01, "sample_steps": 20, "guidance": 7.5, "dtype": "float32",
     "prior_weight": 0.0,
 }
@@ -84,15 +86,32 @@ def random_batch(rng, count):
     return torch.from_numpy(np.stack([pixels for pixels, _ in views])).float(), captions
 
 
-def networks(tokenizer):
-    """An untrained UNet and text encoder."""
+@torch.no_grad()
+def bag_of_words(tokenizer, seed=0):
+    """A text encoder whose weights are set by hand: the context of a prompt is a vector for each of its words.
+
+    A word's vector is random, and the same wherever it stands; those of STOP_WORDS, of the marks around the prompt and
+    of padding are 0. So every word is as far from every other as from none, also a word that no picture ever had.
+    (The layer adds 0, and the last LayerNorm turns N(0, 1) into itself, and 0 into 0.)
+    """
     config = TextEncoderConfig(vocab_size=len(tokenizer.vocab), max_position_embeddings=TOKENS, **TEXT_CONFIG)
     encoder = TextEncoder(config)
-    nn.init.normal_(encoder.text_model.embeddings.token_embedding.weight)  # so that an unknown word is far from none
-    nn.init.normal_(encoder.text_model.embeddings.position_embedding.weight, std=0.1)
+    for name, parameter in encoder.named_parameters():
+        parameter.fill_(float("norm" in name and name.endswith("weight")))
+    words = encoder.text_model.embeddings.token_embedding.weight
+    words.normal_(generator=torch.Generator().manual_seed(seed))
+    silent = [START, END, *(word + "</w>" for word in STOP_WORDS)]
+    words[[tokenizer.vocab[token] for token in silent]] = 0
+    return encoder.requires_grad_(False).eval()
+
+
+def untrained_unet():
+    """A UNet that predicts 0, and in which no words add 0 to the time embedding."""
     unet = UNet(UNET_CONFIG)
-    nn.init.zeros_(unet.conv_out.weight)
-    return unet, encoder
+    pool, proj = unet.add_embedding.pool, unet.add_embedding.proj
+    for parameter in (unet.conv_out.weight, pool.positional_embedding, pool.v_proj.bias, proj.bias):
+        nn.init.zeros_(parameter)
+    return unet
 
 
 def pretrain(options):
@@ -101,7 +120,7 @@ def pretrain(options):
     torch.manual_seed(options.seed)
     tokenizer = make_vocabulary(all_words(), Path(options.work) / "tokenizer")
     tokenizer.max_length = TOKENS
-    unet, encoder = networks(tokenizer)
+    unet, encoder = untrained_unet(), bag_of_words(tokenizer)
     abar, alone = schedule.alphas_cumprod(), PretrainOptions(work=options.work, processes=1)
 
     def loss_of_step(step):
@@ -114,7 +133,7 @@ def pretrain(options):
             predicted = unet(schedule.q_sample(x0, eps, abar[t]), t, encoder(tokenizer(captions)))
         return F.mse_loss(predicted.float(), eps)
 
-    optimise("textured", nn.ModuleList([unet, encoder]), loss_of_step, options.steps, 1.5e-3, alone, 0)
+    optimise("textured", unet, loss_of_step, options.steps, 1.5e-3, alone, 0)
     if options.out:
         assemble(options.work, options.out)
 
@@ -124,10 +143,8 @@ def assemble(work, out):
     work = Path(work)
     tokenizer = Tokenizer(work / "tokenizer")
     tokenizer.max_length = TOKENS
-    unet, encoder = networks(tokenizer)
-    load_ema(unet, work / "textured.safetensors", "0.")
-    load_ema(encoder, work / "textured.safetensors", "1.")
-    vae = pixel_vae()
+    unet = load_ema(untrained_unet(), work / "textured.safetensors")
+    encoder, vae = bag_of_words(tokenizer), pixel_vae()
     configs = official_configs(unet, vae, encoder)
     configs["unet"]["sample_size"], configs["vae"]["sample_size"] = SIDE, SIDE
     tokens = {"bos_token_id": START, "eos_token_id": END, "pad_token_id": END}
