@@ -39,8 +39,7 @@ BAYES, LORA, OFT, ADAPTERS = (f"minibnn/finetune/{name}.py" for name in ("bayes"
 LAYOUTS, STORE, RUNS = "minibnn/files/layouts.py", "minibnn/files/store.py", "minibnn/runs.py"
 OWNERSHIP, LOCKS = "minibnn/ownership.py", "minibnn/files/locks.py"
 GUIDANCE, PICTURES, DATA = "minibnn/neighbours/guidance.py", "minibnn/pictures.py", "minibnn/data.py"
-GAINS, LAW, ADVICE = (f"minibnn/lab/{name}.py" for name in ("gains", "gain_law", "gain_advice"))
-SD_GAINS = "minibnn/experiments/sd_gains.py"
+GAINS, LAW = "minibnn/lab/gains.py", "minibnn/lab/gain_law.py"
 REFERENCE, PHILOX, KERNEL = "kernels/reference.py", "kernels/philox.py", "kernels/bayes_linear.py"
 
 DREAMBOOTH = "test_train_oracle.py::test_three_steps_of_dreambooth"
@@ -182,10 +181,6 @@ MUTATIONS = (
              "Ancestral sampling adds no noise."),
     Mutation("law-interpolates-in-t", LAW, "places[times], places[known[0]]", "times, known[0]", "test_gain_law.py",
              "Between measured times the gain is taken linear in t."),
-    Mutation("advice-any-remedy", ADVICE, "if reading.added(guidance, eta=1.0) <= visible else []", "", "test_gains.py",
-             "η = 1 is advised where the law says that it does not help."),
-    Mutation("sd-gains-repeats", SD_GAINS, "and training.step not in {row[\"step\"] for row in self.rows}", "",
-             "test_sd_gains.py", "A resumed experiment measures again what it has measured."),
     Mutation("gains-one-sided", GAINS, "(plus - minus) / 2", "plus", "test_gains.py",
              "A gain carries the chance overlap of the noise with the remembered picture."),
     Mutation("train-latents-at-the-mean", TRAIN, "sample_latents(mean[picked], logvar[picked], generator)",

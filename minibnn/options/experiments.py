@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .commands import device_option, prediction_type_option, seed_option, tokenizer_option
+from .commands import tokenizer_option
 from .kinds import natural, option, positive, seed_number, whole, words
 
 
@@ -35,32 +35,31 @@ class CorruptionOptions:
 
 
 @dataclass(frozen=True)
-class SdGainsOptions:
-    """Is the corruption stage of Stable Diffusion one of guidance? Fine-tunes on one photograph, measures and draws."""
-
-    model: str = option(None, "Stable Diffusion: a diffusers folder or an LDM .safetensors file", "what", required=True, metavar="MODEL")
-    images: str = option("tutorials/dog", "folder of which the first picture is the photograph", "what", metavar="DIR")
-    prompt: str = option("a photo of a sks dog", "caption of the photograph", "what", type=words)
-    tokenizer: str = tokenizer_option()
-    prediction_type: str = prediction_type_option()
-    arms: list = option(("plain", "null", "bnn"), "trainings: plain, with --null-dropout 0.1, with Bayesian weights", "what", nargs="+", choices=("plain", "null", "bnn"))
-    steps: int = option(1600, "optimiser steps of each; looked at: 0, 1/32, 1/16, … 1 of them", "training", type=whole)
-    lr: float = option(None, "learning rate of AdamW [{lr}]", "training", type=positive)
-    gradient_checkpointing: bool = option(False, "less memory, more time", "training")
-    device: str = device_option("training")
-    seed: int = seed_option("training")
-    count: int = option(4, "pictures for each drawing", "drawing", type=whole)
-    sample_steps: int = option(None, "sampling steps of DDIM [{sample_steps}]", "drawing", type=whole)
-    dino: str = option(None, "facebook/dino-vits16, for fidelity [none is measured]", "drawing", metavar="DIR")
-    plan: bool = option(False, "say what would be done, and stop", "output")
-    out: str = option("runs/sd-gains", "folder", "output", metavar="DIR")
-
-
-@dataclass(frozen=True)
 class ReportOptions:
     """Curves, verdicts and tables of what `experiment corruption` measured."""
 
     runs: list = option(("runs/corruption",), "folders of the .jsonl files", "what", nargs="+", metavar="DIR")
+    out: str = option("tutorials/results", "folder", "what", metavar="DIR")
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """Fine-tune the textured model on few pictures, and measure fidelity, noise and gains on the way."""
+
+    settings: list = option(("plain", "bnn"), "names of experiments/stage_settings.py", "what", nargs="+", metavar="NAME")
+    images: list = option(tuple(f"tutorials/subjects/{name}" for name in ("cat", "coffee", "rocket")), "folders of the subjects' pictures", "what", nargs="+", metavar="DIR")
+    model: str = option("textured", '"textured", or a folder that pretrain-textured made', "what")
+    seeds: list = seeds_option("what")
+    plan: bool = option(False, "say what would be done, and stop", "how")
+    out: str = option("runs/stage", "folder", "how", metavar="DIR")
+
+
+@dataclass(frozen=True)
+class StageReportOptions:
+    """Tables, curves and pictures of what `experiment stage` measured."""
+
+    runs: list = option(("runs/stage",), "folders of the .jsonl files", "what", nargs="+", metavar="DIR")
+    seed: int = option(0, "of the pictures", "what", type=seed_number)
     out: str = option("tutorials/results", "folder", "what", metavar="DIR")
 
 

@@ -1,0 +1,172 @@
+"""The experiment on the corruption stage: what a run measures and leaves, and how the report judges it."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+
+from minibnn.errors import UserError
+from minibnn.experiments import stage, stage_report, stage_settings
+from minibnn.experiments.stage_settings import EARLY, LATE, MAIN, SETTINGS, Setting
+from minibnn.lab import gain_law
+from minibnn.options.experiments import StageOptions, StageReportOptions
+from minibnn.schedule import alphas_cumprod, timesteps
+
+CAT = str(Path(__file__).parents[1] / "tutorials" / "subjects" / "cat")
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Settings of two steps, drawn in two steps."""
+    for name in ("plain", "bnn", "prior", "flat"):
+        monkeypatch.setitem(SETTINGS, name, dataclasses.replace(SETTINGS[name], looks=(0, 2)))
+    views = (stage_settings.View(steps=2), stage_settings.View(steps=2, average=True),
+             stage_settings.View(steps=2, base=True))
+    monkeypatch.setattr(stage, "MAIN", views[0])
+    monkeypatch.setattr(stage, "views_at", lambda step, last: views)
+    monkeypatch.setattr(stage, "GAIN_DRAWS", 1)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_leaves_its_lines_and_strip_and_is_not_repeated(short, tmp_path, capsys):
+    options = StageOptions(settings=["plain", "bnn"], images=[CAT], seeds=[3], out=str(tmp_path))
+    stage.experiment(options)
+    rows = lines(tmp_path / "plain-cat-textured-3.jsonl")
+    assert [(r["step"], r["view"], r["group"]) for r in rows[:2]] == [
+        (0, "ddim-2-g7.5", "training"), (0, "ddim-2-g7.5", "other")
+    ]
+    assert len(rows) == 2 * 3 * 2
+    start = {r["view"]: r["fidelity"] for r in rows if r["step"] == 0 and r["group"] == "training"}
+    assert len(set(start.values())) == 1  # before training neither the mean nor the base differs
+    end = {r["view"]: r["fidelity"] for r in rows if r["step"] == 2 and r["group"] == "training"}
+    assert len(set(end.values())) == 3
+    bayes = lines(tmp_path / "bnn-cat-textured-3.jsonl")
+    keys = ("fidelity", "noise", "c", "u", "loss")
+    assert [rows[0][k] for k in keys] == [bayes[0][k] for k in keys]  # at θ = μ the BNN starts at the same network
+    assert [rows[-1][k] for k in keys] != [bayes[-1][k] for k in keys]
+    assert Image.open(tmp_path / "bnn-cat-textured-3.png").size == (8 * 52 - 4, 2 * 52 - 4)
+    written = (tmp_path / "plain-cat-textured-3.jsonl").stat().st_mtime_ns
+    capsys.readouterr()
+    stage.experiment(options)
+    assert "0 of 2 runs" in capsys.readouterr().out
+    assert (tmp_path / "plain-cat-textured-3.jsonl").stat().st_mtime_ns == written
+
+
+def test_fixed_sigma_stays_and_class_pictures_and_flat_drawings_are_used(short, tmp_path, monkeypatch):
+    seen = {}
+
+    def spy(training, given, batches, observers):
+        seen[given.prior_weight] = (training, batches)
+        for observer in observers:
+            observer(training)
+
+    monkeypatch.setattr(stage, "train", spy)
+    monkeypatch.setattr(stage, "CLASS_PICTURES", 4)
+    options = StageOptions(out=str(tmp_path))
+    for name in ("bnn", "prior", "flat"):
+        stage.perform(stage.Run(name, CAT, 0, "textured"), options)
+    assert len(seen[1.0][1].sources) == 2 and len(list((tmp_path / "class-textured").glob("*.png"))) == 4
+    flat = stage.pictures_of(stage.Run("flat", CAT, 0, "textured"), 24)
+    cat = stage.pictures_of(stage.Run("plain", CAT, 0, "textured"), 24)
+    from minibnn.world.texture_measures import noise_level
+
+    assert noise_level(flat) < noise_level(cat)
+    stage.perform(stage.Run("bnn", CAT, 0, "textured"), options)
+    sigmas = [p for n, p in seen[0.0][0].sd.unet.named_parameters() if n.endswith("_sigma")]
+    assert sigmas and not any(p.requires_grad for p in sigmas) and all((p == 0.01).all() for p in sigmas)
+
+
+def test_what_cannot_be_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--settings plane: there are plain"):
+        stage.experiment(StageOptions(settings=["plane"], out=str(tmp_path)))
+    with pytest.raises(UserError, match="no .jsonl of `experiment stage`"):
+        stage_report.report(StageReportOptions(runs=[str(tmp_path)], out=str(tmp_path)))
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def made_up(fidelity, noise, c=1.0, u=1.0):
+    """A run with these values at every look (functions of the step), the same for all views and prompts."""
+    rows, looks = [], SETTINGS["plain"].looks
+    for step in looks:
+        for view in stage_settings.views_at(step, looks[-1]):
+            for group in ("training", "other"):
+                rows.append({
+                    "setting": "plain", "step": step, "view": view.name, "group": group, "fidelity": fidelity(step),
+                    "noise": noise(step), "spread": 0.1, "loss": 1 / (step + 1), "times": [20, 100, 900],
+                    "c": [c] * 3, "u": [u] * 3,
+                })
+    return rows
+
+
+def test_the_criterion_is_a_fall_and_a_rise_beyond_their_intervals():
+    falls = (0.30, 0.25, 0.41, 0.36)
+    runs = {
+        ("plain", "textured", "cat", seed): made_up(
+            lambda step, fall=fall: 0.8 - fall * (step in LATE), lambda step: 20.0 * (step in LATE)
+        ) for seed, fall in enumerate(falls)
+    }
+    mean, half = np.mean(falls), stats.t.ppf(0.975, 3) * stats.sem(falls)
+    row = next(line for line in stage_report.stages(runs).splitlines() if "| 7.5 |" in line)
+    assert f"**-{mean:.3f} [-{mean + half:.3f}, -{mean - half:.3f}]**" in row
+    assert "| plain | textured | 4 |" in row and "1.000, 1.000, 1.00" in row
+    assert stage_report.words((0.1, -0.2, 0.4)) == "+0.100 [-0.200, +0.400]"  # not told from 0: not bold
+    assert EARLY < min(LATE)
+
+
+def test_a_cure_is_compared_at_the_same_steps_and_at_equal_loss():
+    plain = made_up(lambda step: 0.9 - step / 2000, lambda step: step / 100)
+    slow = made_up(lambda step: 0.9 - step / 4000, lambda step: step / 200)
+    for row in slow:  # exactly plain at half the rate
+        row["loss"] = 1 / (row["step"] / 2 + 1)
+    runs = {(setting, "textured", "cat", seed): rows
+            for setting, rows in (("plain", plain), ("bnn", slow)) for seed in (0, 1)}
+    cells = stage_report.cures(runs).splitlines()[2].split("|")
+    assert cells[4].strip().startswith("**+0.150")  # the mean of LATE is 600: 600/2000 − 600/4000
+    assert float(cells[6].split("[")[0].strip(" *")) == pytest.approx(0, abs=0.02)  # no cure, merely slower
+    assert float(cells[7].split("[")[0].strip(" *")) == pytest.approx(0, abs=0.4)
+
+
+def test_the_law_foretells_the_noise_of_a_linear_denoiser():
+    abar, times, runs = alphas_cumprod(), timesteps(20), {}
+    for seed, gain in enumerate((0.7, 0.8, 0.9, 1.0)):
+        left = gain_law.noise_left([gain] * 20, times, abar) - gain_law.noise_left([1.0] * 20, times, abar)
+        rows = made_up(lambda step: 0.5, lambda step, left=left: 100 * left / 3**0.5, c=gain, u=gain)
+        runs["plain", "textured", "cat", seed] = [
+            row for row in rows if row["view"] in (MAIN.name, "ddim-20-g3", "ddim-20-g1")
+        ]
+    table = stage_report.law(runs).splitlines()
+    assert table[2].split("|")[3].strip() == "1.00"
+    assert stage_report.law_points(runs)[0][0] == pytest.approx(gain_law.noise_left([0.7] * 20, times, abar), rel=1e-6)
+
+
+def test_the_report_is_written_from_lines_and_again_from_its_own(tmp_path):
+    for setting in ("plain", "bnn"):
+        for seed in (0, 1):
+            rows = made_up(lambda step: step / 1000, lambda step, seed=seed: step / 100 + seed, c=0.9 + 0.05 * seed)
+            extra = {"setting": setting, "model": "textured", "subject": CAT, "seed": seed}
+            name = f"{setting}-cat-textured-{seed}"
+            text = "".join(json.dumps(row | extra) + "\n" for row in rows)
+            (tmp_path / f"{name}.jsonl").write_text(text)
+            Image.new("RGB", (8 * 52 - 4, len(SETTINGS["plain"].looks) * 52 - 4)).save(tmp_path / f"{name}.png")
+    stage_report.report(StageReportOptions(runs=[str(tmp_path)], out=str(tmp_path / "out")))
+    stage_report.report(StageReportOptions(runs=[str(tmp_path / "out")], out=str(tmp_path / "again")))
+    assert (tmp_path / "out" / "stage.md").read_text() == (tmp_path / "again" / "stage.md").read_text()
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "stage.jsonl", "stage.md", "stage.png", "gain_law.png", "stage_cat.png"
+    }
+
+
+def test_every_setting_is_a_way_of_training():
+    assert all(isinstance(setting, Setting) and setting.looks[0] == 0 for setting in SETTINGS.values())
+    assert {EARLY, *LATE} <= set(SETTINGS["plain"].looks)
+    assert torch.tensor(SETTINGS["long"].looks).diff().min() > 0
