@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from . import distributed
 from .errors import UserError
 from .files.store import BUNDLED, read_json, write_json
 from .pictures import save_png
@@ -116,15 +117,36 @@ def load_pictures(paths, size):
     return torch.stack([load_picture(path, size) for path in paths])
 
 
+class Pictures:
+    """Files as a sequence of pictures (3, size, size); each is read when it is asked for. Errors as `load_picture`."""
+
+    def __init__(self, paths, size):
+        self.paths, self.size = paths, size
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, i):
+        return load_picture(self.paths[i], self.size)
+
+
 @torch.no_grad()
 def latent_moments(vae, images):
     """n pictures (3, H, W) -> mean and logvar of the unscaled latents, each (n, 4, H/f, W/f), float32.
 
-    images: a tensor (n, 3, H, W), or an iterable of n pictures, of which one at a time is in memory.
+    images: a tensor (n, 3, H, W), or a sequence of n pictures, of which few at a time are in memory. Several processes
+    share the work, and all get all latents.
     """
-    weight = vae.quant_conv.weight
-    moments = [torch.cat(vae.encode(image[None].to(weight)), dim=1).float() for image in images]
-    return torch.cat(moments).chunk(2, dim=1)
+    weight, (height, width) = vae.quant_conv.weight, images[0].shape[1:]
+    at_once = min(16, max(1, 4 * 512 * 512 // (height * width)))
+    size = len(weight), height // vae.factor, width // vae.factor
+    moments = torch.empty(len(images), *size, device=weight.device)
+
+    def encode(start, end):
+        return torch.cat(vae.encode(torch.stack([images[i] for i in range(start, end)]).to(weight)), dim=1)
+
+    distributed.fill(moments, at_once, encode)
+    return moments.chunk(2, dim=1)
 
 
 def generator_of(seed, number):
@@ -173,27 +195,42 @@ def check_class_pictures(folder, made_for):
             raise UserError(f"--class-images {folder} was drawn for {key} {was!r}, not {value!r}; name another folder")
 
 
-def class_pictures(sd, folder, count, made_for, group=4):
+def class_pictures(sd, folder, count, made_for, group=16):
     """Paths of `count` pictures in `folder`: the user's own first, then drawn ones; those missing are drawn now.
 
-    made_for: a `class_record`, kept beside the pictures. Group i of 4 pictures is drawn with seed i: an
-    interrupted run goes on where it stopped, a larger count adds to it.
+    made_for: a `class_record`, kept beside the pictures. Group i of 16 pictures is drawn with seed i in one batch, or
+    in smaller ones if the GPU has no memory for it: an interrupted run goes on where it stopped, a larger count adds to
+    it. Several processes share the groups.
     """
     folder = Path(folder)
     check_class_pictures(folder, made_for)
     drawn = [folder / f"drawn-{i:05d}.png" for i in range(count)]
     paths = (own_class_pictures(folder) + drawn)[:count]
     missing = {path for path in paths if not path.exists()}
-    if missing:
-        write_json(folder / CLASS_RECORD, made_for)
-    with tqdm(total=len(missing), desc="class pictures", disable=not missing) as bar:
-        for start in range(0, count, group):
-            if not missing.intersection(drawn[start : start + group]):
-                continue
-            prompts, seed = [made_for["prompt"]] * group, start // group
-            pictures = sd.generate(prompts, seed=seed, size=made_for["resolution"], batch_size=group, progress=False)
-            for path, picture in zip(drawn[start : start + group], pictures, strict=False):  # the last may be cut short
+    if not missing:
+        return paths
+    distributed.first_alone(write_json, folder / CLASS_RECORD, made_for)
+    seeds = [i // group for i in range(0, count, group) if missing.intersection(drawn[i : i + group])]
+    mine = seeds[distributed.rank() :: distributed.world()]
+    with tqdm(total=len(missing), desc="class pictures", disable=distributed.rank() > 0) as bar:
+        for seed in mine:
+            names = drawn[seed * group : (seed + 1) * group]
+            for path, picture in zip(names, draw_group(sd, len(names), seed, made_for), strict=True):
                 if path in missing:
                     save_png(picture, path)
-                    bar.update()
+                    bar.update(distributed.world())  # the others do as much
+    distributed.wait()
     return paths
+
+
+def draw_group(sd, n, seed, made_for):
+    """n pictures of a class from the noise of one seed, in one batch if the memory suffices."""
+    at_once = n
+    while True:
+        try:
+            prompts, size = [made_for["prompt"]] * n, made_for["resolution"]
+            return sd.generate(prompts, seed=seed, size=size, batch_size=at_once, progress=False)
+        except torch.OutOfMemoryError:
+            if at_once == 1:
+                raise
+            at_once = -(-at_once // 2)

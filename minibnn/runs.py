@@ -8,7 +8,7 @@
     class_images/             pictures of the class, drawn by the base model, and for what (.class.json)
     checkpoint/               for --resume: weights, optimiser and step
 
-No random state is saved: every step draws from a generator seeded by (seed, step).
+No random state is saved: every forward draws from a generator seeded by (seed, its number).
 """
 
 import contextlib
@@ -27,6 +27,7 @@ from types import SimpleNamespace
 import torch
 from tqdm import tqdm
 
+from . import distributed
 from .data import caption_file, full_name
 from .errors import UserError
 from .files.schema import fields_of, fitting, integer, mapping, number, optional, record, text
@@ -57,7 +58,7 @@ SCALER = {  # of GradScaler's state; {} where it is not used
 }
 CONFIG = {  # config.json
     "options": record(fields_of(TrainOptions)), "base": text, "base_tokenizer": optional(text),
-    "pictures": mapping(text), "threads": integer(1, 4096),
+    "pictures": mapping(text), "threads": integer(1, 4096), "processes": integer(1),
 }
 HEADER = {"completed_steps": integer(0), "scaler": record(SCALER)}  # of a checkpoint's file, as JSON
 FORMAT = "minibnn run"
@@ -173,6 +174,9 @@ def check_same_run(options, pictures):
         if here != Path(str(value)).resolve():
             differs = f"--{name.replace('_', '-')} is {value!r} but the run in {options.out} has {was!r}"
             raise UserError(f"{differs}, which decides what is trained: leave it out, or start another run")
+    if (processes := config.get("processes", 1)) != distributed.world():
+        differs = f"the run in {options.out} was begun by {processes} processes and cannot go on with"
+        raise UserError(f"{differs} {distributed.world()}: torchrun --nproc-per-node {processes} goes on")
     done, _ = read_progress(Path(options.out) / STATE)
     if done > options.steps:
         raise UserError(f"--steps {options.steps} lies before the checkpoint, which is after step {done}")
@@ -194,7 +198,8 @@ def start(options, pictures):
     write_json(Path(options.out) / "config.json", {
         "format": FORMAT, "options": dataclasses.asdict(options), "base": full_name(options.model),
         "base_tokenizer": options.tokenizer and str(Path(options.tokenizer).resolve()), "folder": os.getcwd(),
-        "pictures": fingerprint(pictures), "threads": torch.get_num_threads(), "python": platform.python_version(),
+        "processes": distributed.world(), "threads": torch.get_num_threads(), "pictures": fingerprint(pictures),
+        "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "numpy", "safetensors", "pillow")},
     })
 
@@ -283,10 +288,11 @@ class Checkpoints:
         done = training.step
         if done == self.saved:
             return
-        if self.stop.asked or done == self.steps or (self.every and done % self.every == 0):
-            save_checkpoint(self.out, training)
+        stopping = distributed.any_of(self.stop.asked)
+        if stopping or done == self.steps or (self.every and done % self.every == 0):
+            distributed.first_alone(save_checkpoint, self.out, training)
             self.saved = done
-        if self.stop.asked and done < self.steps:
+        if stopping and done < self.steps:
             saved = f"stopped after step {done}, saved in {self.out / STATE.parent}"
             raise KeyboardInterrupt(f"{saved}: the same command with --resume goes on")
 
@@ -298,11 +304,12 @@ class Progress:
     """
 
     def __init__(self, out, training, steps, label="training"):
-        self.path = out and Path(out) / "log.jsonl"
+        shown = distributed.rank() == 0
+        self.path = Path(out) / "log.jsonl" if out and shown else None
         if self.path:
             lines = read_text(self.path).splitlines()[: training.step] if self.path.exists() and training.step else []
             write_text(self.path, "".join(line + "\n" for line in lines))
-        self.bar = tqdm(total=steps, initial=training.step, desc=label)
+        self.bar = tqdm(total=steps, initial=training.step, desc=label, disable=not shown)
 
     def __enter__(self):
         return self

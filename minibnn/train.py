@@ -8,7 +8,7 @@ paper's Algorithm 1. Methods differ in *what is trainable*; this one loop serves
 
 The loop knows nothing of folders, progress bars and samples: observers see to those (`runs.py`, `cli/train.py`).
 
-But: the text encoder and the VAE are not trained; one device.
+But: the text encoder and the VAE are not trained. Several GPUs: see `distributed.py`.
 """
 
 if __name__ == "__main__":  # before torch is imported, so that --help and a mistyped option answer at once
@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from . import data, schedule
+from . import data, distributed, schedule
 from .devices import autocast
 from .errors import UserError
 from .finetune import bayes, methods
@@ -41,6 +41,7 @@ class Training:
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     prior_means: dict = field(default_factory=dict)  # {name of μ: its pretrained value}, for the KL
+    called: nn.Module = None  # what `predict` calls: the network, or DDP around it
     first_time: int = 0  # t is drawn from first_time … 999
     max_norm: float = 1.0  # a longer gradient is scaled down to this length
     step: int = 0  # completed optimiser steps
@@ -55,18 +56,20 @@ def train(training, options, batches, observers=()):
 
     batches(i, generator) -> x_0 (B, 4, h, w) and the condition of forward i. The first `options.batch_size` pictures of
     a batch are the subject's; the others, if any, are pictures of its class. The observers are called with the training
-    before the first step and after each step. All that is random in a step comes from a generator seeded by (seed,
-    step), so that a resumed training repeats nothing. Raises Diverged when the loss is not finite.
+    before the first step and after each step. All that is random in forward i comes from a generator seeded by (seed,
+    i), so that a resumed training repeats nothing. Raises Diverged when the loss is not finite.
     """
     sd, network, optimiser, scaler = training.sd, training.network, training.optimiser, training.scaler
-    abar = sd.alphas_cumprod.to(sd.device)
+    abar, forwards = sd.alphas_cumprod.to(sd.device), options.accumulate * distributed.world()
     for observer in observers:
         observer(training)
     while training.step < options.steps:
-        generator = data.generator_of(options.seed, training.step)
-        training.losses = {"diffusion": 0.0, "prior": 0.0, "kl": 0.0}
+        losses = dict.fromkeys(("diffusion", "prior", "kl"), torch.zeros((), device=sd.device))
         for forward in range(options.accumulate):
-            x0, condition = batches(training.step * options.accumulate + forward, generator)
+            i = distributed.number(training.step, forward, options.accumulate)
+            generator = data.generator_of(options.seed, i)
+            distributed.reduce_after(training.called, last=forward + 1 == options.accumulate)
+            x0, condition = batches(i, generator)
             t = torch.randint(training.first_time, schedule.TRAIN_STEPS, (len(x0),), generator=generator).to(x0.device)
             eps = torch.randn(x0.shape, generator=generator).to(x0.device)
             x_t = schedule.q_sample(x0, eps, abar[t])
@@ -83,11 +86,13 @@ def train(training, options, batches, observers=()):
             if options.lambda_kl:
                 divergence = bayes.kl(network, training.prior_means, options.prior_sigma, options.kl)
                 terms["kl"] = (options.lambda_kl, divergence)
-            loss = sum(weight * term for weight, term in terms.values()) / options.accumulate
-            stop_if_not_finite(loss, "loss", training.step)
+            loss = sum(weight * term for weight, term in terms.values()) / forwards
             scaler.scale(loss).backward()
             for name, (_, term) in terms.items():
-                training.losses[name] += term.item() / options.accumulate
+                losses[name] = losses[name] + term.detach() / forwards
+        of_all = sum(distributed.gathered(torch.stack(tuple(losses.values()))))  # in the order of the processes
+        training.losses = dict(zip(losses, of_all.tolist(), strict=True))
+        stop_if_not_finite(sum(of_all), "loss", training.step)
         scaler.unscale_(optimiser)
         norm = nn.utils.clip_grad_norm_(network.parameters(), training.max_norm)
         if not scaler.is_enabled():  # with loss scaling an overflow is expected, and the scaler skips the step
@@ -121,15 +126,16 @@ def fine_tuning(sd, options):
     unet, dtype = sd.unet.train(), getattr(torch, options.dtype)
     unet.gradient_checkpointing = options.gradient_checkpointing
     noise = methods.make_trainable(unet, options)
+    called = distributed.wrap(unet)
 
     def predict(x_t, t, context, generator):
         noise.renew(generator, sd.device)
         with autocast(sd.device, dtype):
-            return unet(x_t, t, context)
+            return called(x_t, t, context)
 
     scaler = torch.amp.GradScaler(sd.device.type, enabled=dtype == torch.float16)
     means = {name: mu.detach().clone() for name, (mu, _) in bayes.sigmas(unet).items()} if options.lambda_kl else {}
-    return Training(sd, unet, predict, make_optimiser(unet, options.lr), scaler, means)
+    return Training(sd, unet, predict, make_optimiser(unet, options.lr), scaler, means, called)
 
 
 def make_optimiser(network, lr):
@@ -145,7 +151,7 @@ def make_optimiser(network, lr):
 class Batches:
     """batches(i, generator) -> x_0 (size·n, 4, h, w) and context (size·n, 77, d) on the device, for n sources.
 
-    sources: (pictures, prompts) of the subjects, and perhaps of their classes: an iterable of tensors (3, H, W) in
+    sources: (pictures, prompts) of the subjects, and perhaps of their classes: a sequence of tensors (3, H, W) in
     [-1, 1], and as many prompts. VAE and text encoder run once, here, and leave the GPU afterwards.
 
     null_dropout: the share of the pictures, of subject and class alike, that get the empty prompt instead of theirs, so

@@ -39,7 +39,9 @@ BAYES, LORA, OFT, ADAPTERS = (f"minibnn/finetune/{name}.py" for name in ("bayes"
 LAYOUTS, STORE, RUNS = "minibnn/files/layouts.py", "minibnn/files/store.py", "minibnn/runs.py"
 OWNERSHIP, LOCKS = "minibnn/ownership.py", "minibnn/files/locks.py"
 GUIDANCE, PICTURES, DATA = "minibnn/neighbours/guidance.py", "minibnn/pictures.py", "minibnn/data.py"
-GAINS, LAW = "minibnn/lab/gains.py", "minibnn/lab/gain_law.py"
+GAINS, LAW, ADVICE = (f"minibnn/lab/{name}.py" for name in ("gains", "gain_law", "gain_advice"))
+SD_GAINS = "minibnn/experiments/sd_gains.py"
+DISTRIBUTED = "minibnn/distributed.py"
 REFERENCE, PHILOX, KERNEL = "kernels/reference.py", "kernels/philox.py", "kernels/bayes_linear.py"
 
 DREAMBOOTH = "test_train_oracle.py::test_three_steps_of_dreambooth"
@@ -189,6 +191,10 @@ MUTATIONS = (
     Mutation("train-latents-unscaled", TRAIN, "generator) * self.scale", "generator)",
              BATCHES,
              "Latents lack SD's factor 0.18215."),
+    Mutation("distributed-same-noise", DISTRIBUTED, "* world() + rank()", "* world()", "test_distributed.py",
+             "All processes draw the same pictures, times and weights."),
+    Mutation("distributed-mean-of-sums", TRAIN, "options.accumulate * distributed.world()", "options.accumulate",
+             "test_distributed.py", "Gradients of several processes are added but not averaged."),
     Mutation("data-one-order", DATA, "generator_of(seed, epoch)", "generator_of(seed, 0)", "test_data.py",
              "Pictures come in the same order in each epoch."),
     # --- a run's folder

@@ -98,10 +98,11 @@ def oracle(sd, options, call, parameters, sigmas, streams, batches):
     )
     norms = []
     for step in range(options.steps):
-        generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
         logged = {"diffusion": 0.0, "prior": 0.0, "kl": 0.0}
         for micro in range(options.accumulate):
-            x0, context = batches(step * options.accumulate + micro, generator)
+            forward = step * options.accumulate + micro
+            generator = torch.Generator().manual_seed(options.seed * 1_000_003 + forward)
+            x0, context = batches(forward, generator)
             t = torch.randint(0, 1000, (len(x0),), generator=generator)
             noise = torch.randn(x0.shape, generator=generator).double()
             seed = int(torch.randint(2**62, (1,), generator=generator))
@@ -292,7 +293,7 @@ def test_batches_are_draws_of_diffusers_vae_in_a_new_order_each_epoch():
     vae.load_state_dict(sd.vae.state_dict())
     images = [torch.rand(n, 3, 64, 64, generator=torch.Generator().manual_seed(n)) * 2 - 1 for n in (5, 3)]
     prompts = ["a photo of a sks dog", "a photo of a dog"]
-    batches = Batches(sd, [(images[0], prompts[:1] * 5), (iter(images[1]), prompts[1:] * 3)], 2, SEED)
+    batches = Batches(sd, [(images[0], prompts[:1] * 5), (list(images[1]), prompts[1:] * 3)], 2, SEED)
     for i in range(4):
         x0, context = batches(i, torch.Generator().manual_seed(i))
         generator, expected = torch.Generator().manual_seed(i), []

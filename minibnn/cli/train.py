@@ -4,6 +4,7 @@ Opens the model, settles what the command line left open, hands the loop of `min
 observers (progress, samples, monitor, checkpoints), and writes the result at the posterior mean.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from .. import data, ownership, runs
+from .. import data, distributed, ownership, runs
 from ..devices import autocast, choose_device, choose_threads, half_dtype, make_deterministic
 from ..errors import UserError
 from ..files.store import NotFinite
@@ -25,13 +26,14 @@ from ..pipeline import StableDiffusion
 from ..train import Batches, Diverged, at_the_mean, fine_tuning, train
 
 
+@distributed.one_of_several
 def fine_tune(options, observers=()):
     """Do what TrainOptions ask for and leave the run's folder. Raises UserError, KeyboardInterrupt.
 
     observers: functions of the Training (`minibnn/train.py`), called before the first step and after each.
     """
     options = dataclasses.replace(options, out=str(options.out or run_folder(options.images)))
-    with ownership.owned(options):
+    with ownership.owned(options) if distributed.rank() == 0 else contextlib.nullcontext():
         fine_tune_there(options, observers)
 
 
@@ -58,8 +60,7 @@ def fine_tune_there(options, observers):
     out = Path(options.out)
     if options.resume:
         runs.restore_threads(out)
-    ownership.clear(options)
-    runs.start(options, files)
+    distributed.first_alone(begin, options, files)
     sd.to(options.device)
     sources = [(images, captions), *class_source(options, sd, classes)]
     batches = Batches(sd, sources, options.batch_size, options.seed, options.null_dropout)
@@ -67,14 +68,18 @@ def fine_tune_there(options, observers):
     if options.resume:
         runs.load_checkpoint(out, training)
     print(describe(options, sd.unet, captions))
-    watching = [monitor.Monitor(options, sd, images[: len(folders[0])])] if options.monitor else []
+    first = distributed.rank() == 0
+    watching = [monitor.Monitor(options, sd, images[: len(folders[0])])] if options.monitor and first else []
+    drawing = [samples, *observers, *watching] if first else []
     with runs.Progress(out, training, options.steps) as progress, runs.CtrlC() as stop:
         checkpoints = runs.Checkpoints(options, stop, training.step)
         try:
-            train(training, options, batches, [progress, samples, *observers, *watching, checkpoints])
+            train(training, options, batches, [progress, *drawing, checkpoints])
         except (Diverged, NotFinite) as error:
             last = f"the last checkpoint, after {checkpoints.saved} steps, is good"
             raise UserError(f"{error}; {last if checkpoints.saved else 'there is no checkpoint'}") from None
+    if not first:
+        return
     del training, batches, checkpoints  # their memory is wanted for drawing
     kind = methods.save_result(sd, options, out)
     if options.single_file:
@@ -86,6 +91,12 @@ def fine_tune_there(options, observers):
     print(f"done: {shown}{out} is a {kind}. Draw with another prompt:")
     model, prompt = shlex.quote(str(out)), shlex.quote(f"{options.prompt[0]} in the snow")
     print(f"  python -m minibnn.sample --model {model} --prompt {prompt} --out picture.png")
+
+
+def begin(options, files):
+    """Empty the run's folder where that is asked for, and write what it begins with."""
+    ownership.clear(options)
+    runs.start(options, files)
 
 
 def settle(options, sd, pictures):
@@ -177,7 +188,7 @@ def class_source(options, sd, classes):
                 prompts += [each.made_for["prompt"]] * each.count
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped while drawing class pictures: the same command goes on") from None
-    return [((data.load_picture(path, options.resolution) for path in paths), prompts)] if classes else []
+    return [(data.Pictures(paths, options.resolution), prompts)] if classes else []
 
 
 def describe(options, unet, captions):
