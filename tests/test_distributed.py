@@ -27,7 +27,8 @@ import sys, torch
 from minibnn import data, distributed, schedule
 from minibnn.cli.train import fine_tune
 from minibnn.options.commands import TrainOptions
-from minibnn.options.parsing import parse, run
+from minibnn.options.parsing import parse
+from minibnn.options.running import run
 """
 
 
