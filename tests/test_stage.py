@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from scipy import stats
 
+from minibnn import StableDiffusion
 from minibnn.errors import UserError
 from minibnn.experiments import stage, stage_report, stage_settings
 from minibnn.experiments.stage_settings import EARLY, LATE, MAIN, SETTINGS, Setting
@@ -37,7 +39,7 @@ def lines(path):
 
 
 def test_a_run_leaves_its_lines_and_strip_and_is_not_repeated(short, tmp_path, capsys):
-    options = StageOptions(settings=["plain", "bnn"], images=[CAT], seeds=[3], out=str(tmp_path))
+    options = StageOptions(settings=["plain", "bnn"], images=[CAT], seeds=[3], out=str(tmp_path), keep=True)
     stage.experiment(options)
     rows = lines(tmp_path / "plain-cat-textured-3.jsonl")
     assert [(r["step"], r["view"], r["group"]) for r in rows[:2]] == [
@@ -53,6 +55,8 @@ def test_a_run_leaves_its_lines_and_strip_and_is_not_repeated(short, tmp_path, c
     assert [rows[0][k] for k in keys] == [bayes[0][k] for k in keys]  # at θ = μ the BNN starts at the same network
     assert [rows[-1][k] for k in keys] != [bayes[-1][k] for k in keys]
     assert Image.open(tmp_path / "bnn-cat-textured-3.png").size == (8 * 52 - 4, 2 * 52 - 4)
+    unet = StableDiffusion.load("textured").unet
+    unet.load_state_dict(load_file(tmp_path / "bnn-cat-textured-3.safetensors"), strict=True)  # the means, by name
     written = (tmp_path / "plain-cat-textured-3.jsonl").stat().st_mtime_ns
     capsys.readouterr()
     stage.experiment(options)

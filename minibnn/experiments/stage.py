@@ -6,8 +6,9 @@ and measures how close they are to the picture (SSIM), how noisy (Immerkær), an
 the picture (`lab/gains.py`), which tell the cause. `stage_report.py` has the criterion, the tables and the plots.
 
 Leaves in --out, for each run, NAME.jsonl (a line for each look, view and group of prompts) and NAME.png (a row for each
-look at guidance 7.5: four pictures of the training prompt, four of the others). A run whose file is there is not
-repeated, and a run that is interrupted leaves nothing.
+look at guidance 7.5: four pictures of the training prompt, four of the others), and with --keep NAME.safetensors, the
+last weights of the UNet in half precision. A run whose lines are there is not repeated, and a run that is interrupted
+leaves nothing.
 """
 
 import copy
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from .. import data
 from ..cli.train import settle
 from ..errors import UserError
-from ..files.store import read_json, write_json, write_text
+from ..files.store import read_json, write_json, write_tensors, write_text
 from ..finetune import bayes
 from ..lab import gains, sigma1_estimate
 from ..neighbours import guidance
@@ -177,6 +178,9 @@ def perform(run, options):
             sigma.requires_grad_(False)
     observer = Observer(run, images, prompt)
     train(training, given, batches, [observer])
+    if options.keep:
+        means = {name: p.half() for name, p in bayes.posterior_mean(sd.unet).items()}
+        write_tensors(Path(options.out) / f"{run.name}.safetensors", means)
     strip = to_pil(torch.cat(observer.strips))
     save_png(grid(strip, 2 * PICTURES, ZOOM), Path(options.out) / f"{run.name}.png", optimize=True)
     lines = "".join(json.dumps(row) + "\n" for row in observer.rows)

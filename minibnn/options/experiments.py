@@ -50,6 +50,7 @@ class StageOptions:
     images: list = option(tuple(f"tutorials/subjects/{name}" for name in ("cat", "coffee", "rocket")), "folders of the subjects' pictures", "what", nargs="+", metavar="DIR")
     model: str = option("textured", '"textured", or a folder that pretrain-textured made', "what")
     seeds: list = seeds_option("what")
+    keep: bool = option(False, "also keep each run's last weights of the UNet", "how")
     plan: bool = option(False, "say what would be done, and stop", "how")
     out: str = option("runs/stage", "folder", "how", metavar="DIR")
 
