@@ -55,6 +55,8 @@ COMMANDS = {  # name: (what it does, its options, module:function, what the func
                          experiments.MethodsOptions, "experiments.methods:table", "where"),
     "experiment guidance": ("guide with the base model's unconditional prediction",
                             experiments.GuidanceOptions, "experiments.guidance:experiment"),
+    "experiment sd-gains": ("is the corruption stage of Stable Diffusion one of guidance?",
+                            experiments.SdGainsOptions, "experiments.sd_gains:experiment"),
     "experiment graft": ("compare GRAFT and P-GRAFT with their limits",
                          experiments.GraftExperimentOptions, "experiments.graft:experiment"),
     "experiment inverse-noise": ("measure flows with and without inverse noise correction",

@@ -152,3 +152,8 @@ def test_a_mark_stands_at_its_place_and_nowhere_without():
     middle = LEFT + (WIDTH - RIGHT - LEFT) / 4
     assert set(columns.tolist()) <= {int(middle), round(middle)} and len(set(rows.tolist())) > 100
     assert not len(where(pixels(ends), (0x44, 0x44, 0x44))[0])
+
+
+def test_points_alone_are_not_joined():
+    assert len(where(pixels(Line("", [0, 9], [0, 1], colour="#ff0000", joined=False)), RED)[0]) < 70
+    assert len(where(pixels(Line("", [0, 9], [0, 1], colour="#ff0000")), RED)[0]) > 300

@@ -18,7 +18,8 @@ COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#1
 class Line:
     """One curve, y against x, and a shaded band between low and high if they are given.
 
-    Points whose y is None or no finite number are left out; so are such points of the band.
+    Points whose y is None or no finite number are left out; so are such points of the band. joined: draw the line from
+    point to point, and not the points alone.
     """
 
     label: str
@@ -27,6 +28,7 @@ class Line:
     low: list = None
     high: list = None
     colour: str = None
+    joined: bool = True
 
 
 @dataclass
@@ -114,7 +116,8 @@ def _draw(panel):
             image.alpha_composite(band)
             pen = ImageDraw.Draw(image)
         points = [place(line.x[k], line.y[k]) for k in known]
-        pen.line(points, colour, 2)
+        if line.joined:
+            pen.line(points, colour, 2)
         for x, y in points:
             pen.ellipse((x - 2, y - 2, x + 2, y + 2), colour)
     for i, (line, colour) in enumerate(zip(panel.lines, colours, strict=True)):

@@ -103,6 +103,10 @@ EXAMPLES = {
         "python -m minibnn experiment guidance --runs runs/dog",
         "python -m minibnn experiment guidance --runs runs/dog runs/lora --out runs/guidance",
     ),
+    "experiment sd-gains": (
+        "python -m minibnn experiment sd-gains --model SD_FOLDER --images photos/rex --dino nets/dino",
+        "python -m minibnn experiment sd-gains --model SD_FOLDER --gradient-checkpointing --arms plain bnn --plan",
+    ),
     "experiment graft": (
         "python -m minibnn experiment graft",
         "python -m minibnn experiment graft --seeds 0 --fresh 8 --out runs/graft-table",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .commands import tokenizer_option
+from .commands import device_option, prediction_type_option, seed_option, tokenizer_option
 from .kinds import natural, option, positive, seed_number, whole, words
 
 
@@ -32,6 +32,28 @@ class CorruptionOptions:
     processes: int = option(1, "runs at once, one thread each", "how", type=whole)
     plan: bool = option(False, "say what would be done, and stop", "how")
     out: str = option("runs/corruption", "folder", "how", metavar="DIR")
+
+
+@dataclass(frozen=True)
+class SdGainsOptions:
+    """Is the corruption stage of Stable Diffusion one of guidance? Fine-tunes on one photograph, measures and draws."""
+
+    model: str = option(None, "Stable Diffusion: a diffusers folder or an LDM .safetensors file", "what", required=True, metavar="MODEL")
+    images: str = option("tutorials/dog", "folder of which the first picture is the photograph", "what", metavar="DIR")
+    prompt: str = option("a photo of a sks dog", "caption of the photograph", "what", type=words)
+    tokenizer: str = tokenizer_option()
+    prediction_type: str = prediction_type_option()
+    arms: list = option(("plain", "null", "bnn"), "trainings: plain, with --null-dropout 0.1, with Bayesian weights", "what", nargs="+", choices=("plain", "null", "bnn"))
+    steps: int = option(1600, "optimiser steps of each; looked at: 0, 1/32, 1/16, … 1 of them", "training", type=whole)
+    lr: float = option(None, "learning rate of AdamW [{lr}]", "training", type=positive)
+    gradient_checkpointing: bool = option(False, "less memory, more time", "training")
+    device: str = device_option("training")
+    seed: int = seed_option("training")
+    count: int = option(4, "pictures for each drawing", "drawing", type=whole)
+    sample_steps: int = option(None, "sampling steps of DDIM [{sample_steps}]", "drawing", type=whole)
+    dino: str = option(None, "facebook/dino-vits16, for fidelity [none is measured]", "drawing", metavar="DIR")
+    plan: bool = option(False, "say what would be done, and stop", "output")
+    out: str = option("runs/sd-gains", "folder", "output", metavar="DIR")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,292 @@
+"""Is the corruption stage of Stable Diffusion one of guidance? `python -m minibnn experiment sd-gains --model SD`
+
+Fine-tunes on one photograph without class pictures, as in the paper's §3.3, in three arms: plain, plain with the empty
+prompt for a tenth of the pictures (--null-dropout), and with Bayesian weights. At seven steps it measures the gains of
+the predictions with and without the prompt (`lab/gains.py`), and draws the same checkpoint at guidance 1 and 7.5, with
+η = 0 and 1. Noise is Immerkær's estimate, in grey levels and, of the pictures encoded again, in units of the latents,
+in which the law of gains foretells it; the prediction stands beside it.
+
+The criterion, fixed before any run on SD, looks at the plain arm at guidance 7.5 with η = 0:
+
+    stage       noise lies more than 1 grey level above the pretrained model's at the noisiest step, and fidelity (with
+                --dino) below its earlier maximum
+    mechanism   there (1) the law of gains says that guidance adds more noise than the decoder hides, and the same
+                weights have less than half of the rise (2) at guidance 1 and (3) with η = 1
+
+Leaves in --out ARM.jsonl (a line for each step), sd-gains.json, sd-gains.png (curves) and sd-gains-sheet.png. What is
+there is not measured again; an interrupted arm goes on from its last checkpoint.
+
+But: one seed and one photograph, no interval. It has not been run on SD yet.
+"""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .. import data
+from ..cli.train import fine_tune
+from ..errors import UserError
+from ..files.store import read_json, write_json, write_text
+from ..lab import gain_advice, gains, plot, sheets
+from ..lab.monitor import RISEN
+from ..lab.sigma1_estimate import latents_of
+from ..options.commands import TrainOptions
+from ..photo import loading
+from ..photo import measures as photo
+from ..pictures import grid, save_png, to_pil, to_tensor
+from ..runs import STATE, fingerprint
+from ..train import at_the_mean
+from ..world.measures import immerkaer
+from .records import check_alike, read_rows
+
+ARMS = {"plain": {"bayes": False}, "null": {"bayes": False, "null_dropout": 0.1}, "bnn": {"bayes": True}}
+GUIDANCE = 7.5
+DRAWINGS = {f"guidance {s:g}, eta {eta:g}": (s, eta) for s in (1.0, GUIDANCE) for eta in (0.0, 1.0)}
+BY_PLAIN = f"guidance {GUIDANCE:g}, eta 0"  # where the stage is looked for
+CHECKPOINTS = 4  # in an arm
+PRECISION = {"cpu": torch.float32, "cuda": torch.bfloat16}
+THUMBNAIL = 128  # pixels of a picture in the sheet
+
+
+def looks(steps):
+    """The seven steps that are looked at: `looks(1600)` is [0, 50, 100, 200, 400, 800, 1600]."""
+    return sorted({0, *(round(steps / 2**k) for k in range(6))})
+
+
+class Look:
+    """An observer of a Training: measures and draws at the steps of `looks`; its rows are kept in ARM.jsonl."""
+
+    def __init__(self, arm, options):
+        self.arm, self.options, self.steps = arm, options, looks(options.steps)
+        self.path = Path(options.out) / f"{arm}.jsonl"
+        self.rows = read_rows(self.path)
+        self.latents = self.visible = self.dino = self.seen = None
+
+    def __call__(self, training):
+        if training.step in self.steps and training.step not in {row["step"] for row in self.rows}:
+            sd = training.sd
+            with at_the_mean(sd, PRECISION[sd.device.type]):
+                self.keep({"arm": self.arm, "step": training.step} | self.look(sd, training.step))
+
+    def keep(self, row):
+        self.rows.append(row)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+
+    def start(self, sd):
+        """What is needed once: the photograph as latents, how much noise in them is seen, and Dino if it is given."""
+        pictures = photograph(self.options, sd.recipe["resolution"])
+        self.latents = latents_of(sd, pictures)
+        visible = gain_advice.visible_noise(sd, self.latents, grey_noise, RISEN["photo"])
+        self.visible = visible if math.isfinite(visible) else None  # None: the decoder hides all noise
+        if self.options.dino:
+            self.dino = loading.load_dino(self.options.dino, sd.device)
+            self.seen = photo.dino_pictures(to_pil(pictures), self.dino)
+
+    @torch.no_grad()
+    def look(self, sd, step):
+        """Everything that is known of one checkpoint, as a dict for JSON."""
+        if self.latents is None:
+            self.start(sd)
+        found = gains.measure(sd, self.latents, self.options.prompt)
+        steps = self.options.sample_steps or sd.recipe["sample_steps"]
+        reading = gain_advice.Reading(
+            found.times, gains.mean(found.c), gains.mean(found.u), sd.alphas_cumprod.cpu(), steps
+        )
+        row = {
+            "t": list(found.times), "c": reading.c, "u": reading.u, "guided": reading.guided(GUIDANCE),
+            "standard error": gains.standard_error(found.guided(GUIDANCE)),
+            "added noise": reading.added(GUIDANCE), "visible noise": self.visible, "drawings": {},
+        }
+        shown = []
+        for name, (guidance, eta) in DRAWINGS.items():
+            pictures = sd.generate([self.options.prompt] * self.options.count, steps, guidance, seed=1, eta=eta,
+                                   batch_size=4, progress=False)
+            alike = photo.mean_similarity(photo.dino_pictures(pictures, self.dino), self.seen) if self.dino else None
+            images = to_tensor(pictures)
+            row["drawings"][name] = {
+                "noise": grey_noise(images).mean().item(), "predicted": reading.noise(guidance, eta),
+                "noise of latents": immerkaer(latents_of(sd, images).cpu()).mean().item(),
+                "fidelity": None if alike is None else alike.mean().item(),
+            }
+            shown.append(pictures[0].resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS))
+        save_png(grid(shown, len(shown)), strip(self.options, self.arm, step))
+        return row
+
+
+def grey_noise(images):
+    """Immerkær's estimate of noise in grey levels of 255: pictures (B, 3, H, W) in [-1, 1] -> (B,)."""
+    return 127.5 * immerkaer(images)
+
+
+def photograph(options, resolution):
+    """The first picture of --images as (1, 3, H, W)."""
+    return data.load_pictures(data.list_pictures(options.images)[:1], resolution)
+
+
+def strip(options, arm, step):
+    """Where one picture of each drawing of a checkpoint is kept, side by side."""
+    return Path(options.out) / "strips" / f"{arm}-{step:06d}.png"
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def perform(arm, options):
+    """Train and measure one arm, from where it stopped; its rows. What training leaves, 14 GB for SD, is deleted."""
+    look, work = Look(arm, options), Path(options.out) / "training" / arm
+    first = Path(options.out) / f"{next(iter(ARMS))}.jsonl"
+    if not look.rows and arm != next(iter(ARMS)) and (rows := read_rows(first)):
+        look.keep(rows[0] | {"arm": arm})  # before the first step all arms are the same model
+        shutil.copy(strip(options, rows[0]["arm"], 0), strip(options, arm, 0))
+    if look.steps[-1] not in {row["step"] for row in look.rows}:
+        folder = work.with_name("photograph")
+        folder.mkdir(parents=True, exist_ok=True)
+        path = data.list_pictures(options.images)[0]
+        shutil.copy(path, folder / path.name)
+        try:
+            fine_tune(train_options(arm, options, folder, work), [look])
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped in the arm {arm}: the same command goes on") from None
+    shutil.rmtree(work, ignore_errors=True)
+    return look.rows
+
+
+def train_options(arm, options, folder, work):
+    """The options with which the command `train` makes an arm."""
+    resume = (work / STATE).exists()
+    return TrainOptions(
+        images=[str(folder)], model=options.model, tokenizer=options.tokenizer, prompt=[options.prompt],
+        prediction_type=options.prediction_type, prior_weight=0.0, steps=options.steps, lr=options.lr,
+        gradient_checkpointing=options.gradient_checkpointing, device=options.device, seed=options.seed, samples=0,
+        monitor=False, checkpoint_every=max(1, options.steps // CHECKPOINTS), out=str(work), resume=resume,
+        overwrite=not resume, **ARMS[arm],
+    )
+
+
+def claim(options):
+    """Note what all arms share. Raises UserError if the folder holds results made with something else."""
+    path = Path(options.out) / "experiment.json"
+    names = ("model", "prompt", "steps", "lr", "count", "sample_steps", "seed")
+    own = {name: getattr(options, name) for name in names}
+    own["images"] = fingerprint(data.list_pictures(options.images)[:1])
+    if path.exists():
+        check_alike(read_json(path), own, path)
+    write_json(path, own)
+
+
+def experiment(options):
+    """Do what SdGainsOptions ask for, as far as it is not done yet; returns what is written as JSON."""
+    if options.steps < 32:
+        raise UserError(f"--steps {options.steps}: at least 32 are needed for seven different steps")
+    data.list_pictures(options.images)  # raises UserError if there is none
+    arms = [arm for arm in ARMS if arm in options.arms]
+    if "plain" not in arms:
+        raise UserError("--arms: plain is needed, with which the others are compared")
+    evaluations = sum(2 if guidance != 1 else 1 for guidance, _ in DRAWINGS.values()) * options.count
+    times = options.sample_steps or "the recipe's"
+    print(
+        f"{len(arms)} trainings of {options.steps} steps; {6 * len(arms) + 1} checkpoints, each drawn with "
+        f"{evaluations} evaluations of the UNet for each of {times} sampling steps"
+    )
+    if options.plan:
+        return None
+    claim(options)
+    found = {arm: perform(arm, options) for arm in arms}
+    out = Path(options.out)
+    save_png(curves(found), out / "sd-gains.png")
+    save_png(pictures_of(found, options), out / "sd-gains-sheet.png")
+    result = judge(found)
+    write_json(out / "sd-gains.json", {"command": "experiment sd-gains"} | result | {"rows": found})
+    print(f"{result['verdict']}\n{out / 'sd-gains.json'}: the figures; sd-gains.png, sd-gains-sheet.png: the pictures")
+    return result
+
+
+# --- what it means ----------------------------------------------------------------------------------------------------
+
+
+def judge(found):
+    """By the criterion above: {"verdict", "stage", "mechanism", …}. found: {arm: rows}, among them "plain"."""
+    def noise(row, name=BY_PLAIN):
+        return row["drawings"][name]["noise"]
+
+    first, *rest = found["plain"]
+    worst = max(rest, key=noise)
+    rise = noise(worst) - noise(first)
+    fidelity = [row["drawings"][BY_PLAIN]["fidelity"] for row in found["plain"] if row["step"] <= worst["step"]]
+    fell = None if fidelity[-1] is None else max(fidelity[:-1]) - fidelity[-1]
+    stage = rise > RISEN["photo"] and (fell is None or fell > 0)
+    result = {"step": worst["step"], "rise": rise, "fidelity fell by": fell, "stage": stage}
+    result |= {f"R2 of {name}": explained(found, name) for name in ("noise", "noise of latents")}
+    if not stage:
+        said = f"no stage: noise at guidance {GUIDANCE:g} rose by {rise:.1f} grey levels at most"
+        if rise > RISEN["photo"]:
+            said += ", where fidelity was as high as ever"
+        widest = max(u - c for row in rest for u, c in zip(row["u"], row["c"], strict=True))
+        return result | {"mechanism": None, "verdict": f"{said}; u rose above c by {widest:.3f} at most"}
+    left = {name: noise(worst, name) - noise(first) for name in DRAWINGS}
+    checks = {
+        "the gains foretell it": worst["visible noise"] is not None and worst["added noise"] > worst["visible noise"],
+        "guidance 1 removes it": left["guidance 1, eta 0"] < rise / 2,
+        "eta 1 removes it": left[f"guidance {GUIDANCE:g}, eta 1"] < rise / 2,
+    }
+    result |= {"mechanism": all(checks.values()), "checks": checks, "rise of each drawing": left}
+    if result["mechanism"]:
+        said = "this is the paper's stage by this mechanism"
+    else:
+        said = "this is not the paper's stage by this mechanism, since it is not so that " + " or ".join(
+            name for name, held in checks.items() if not held
+        )
+    result["verdict"] = (
+        f"{said}: at step {worst['step']} noise rose by {rise:.1f} grey levels, guidance 1 leaves "
+        f"{left['guidance 1, eta 0']:+.1f} and eta 1 {left[f'guidance {GUIDANCE:g}, eta 1']:+.1f}"
+    )
+    for arm in (arm for arm in found if arm != "plain"):
+        same = next(row for row in found[arm] if row["step"] == worst["step"])
+        result["verdict"] += f"; {arm}: {noise(same) - noise(first):+.1f}"
+    return result
+
+
+def explained(found, name):
+    """R² of a line through predicted and measured noise of all drawings; None where one of them never varies."""
+    pairs = [(d["predicted"], d[name]) for rows in found.values() for row in rows for d in row["drawings"].values()]
+    predicted, measured = np.array(pairs).T
+    if len(pairs) < 3 or not predicted.std() or not measured.std():
+        return None
+    return float(np.corrcoef(predicted, measured)[0, 1] ** 2)
+
+
+def curves(found):
+    """The curves of all arms as one PIL picture."""
+    last = found["plain"][-1]["step"]
+    settings = {"x_label": "step", "stretch": last / 32}
+    both = plot.Panel("gains with the prompt (c) and without (u), mean over t", **settings)
+    guided = plot.Panel(f"gain at guidance {GUIDANCE:g}, mean over t", **settings)
+    noise = plot.Panel("noise of the plain arm (grey levels)", **settings)
+    against = plot.Panel("noise of latents: measured against predicted", x_label="predicted")
+    for arm, rows in found.items():
+        steps, mean = [row["step"] for row in rows], lambda name, rows=rows: [float(np.mean(row[name])) for row in rows]
+        both.lines += [plot.Line(f"c, {arm}", steps, mean("c")), plot.Line(f"u, {arm}", steps, mean("u"))]
+        guided.lines.append(plot.Line(arm, steps, mean("guided")))
+        drawn = [drawing for row in rows for drawing in row["drawings"].values()]
+        predicted, measured = [d["predicted"] for d in drawn], [d["noise of latents"] for d in drawn]
+        against.lines.append(plot.Line(arm, predicted, measured, joined=False))
+    for name in DRAWINGS:
+        y = [row["drawings"][name]["noise"] for row in found["plain"]]
+        noise.lines.append(plot.Line(name, [row["step"] for row in found["plain"]], y))
+    return plot.chart([both, guided, noise, against])
+
+
+def pictures_of(found, options):
+    """The sheet: a row for each arm and drawing, a column for each step."""
+    rows, labels, across = [], [], THUMBNAIL + 2  # the gap of a grid
+    for arm, kept in found.items():
+        strips = [Image.open(strip(options, arm, row["step"])) for row in kept]
+        for i, name in enumerate(DRAWINGS):
+            rows.append([s.crop((i * across, 0, i * across + THUMBNAIL, THUMBNAIL)) for s in strips])
+            labels.append(f"{arm}\n" + name.replace(", ", "\n"))
+    return sheets.sheet(rows, labels, [f"step {row['step']}" for row in found["plain"]])

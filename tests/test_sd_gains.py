@@ -1,0 +1,132 @@
+"""The experiment on SD's gains: from end to end on a small random model of SD's layout; and its criterion."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from minibnn.errors import UserError
+from minibnn.experiments import sd_gains
+from minibnn.options.experiments import SdGainsOptions
+from minibnn.options.parsing import parse
+
+
+def options(micro, dog, out, *words):
+    fast = ["--sample-steps", "2", "--count", "1", "--steps", "32", "--lr", "1e-3"]
+    return parse(SdGainsOptions, "x", ["--model", str(micro), "--images", str(dog), "--out", str(out), *fast, *words])
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_seven_steps():
+    assert sd_gains.looks(1600) == [0, 50, 100, 200, 400, 800, 1600]
+    assert len(sd_gains.looks(32)) == 7
+
+
+def test_from_end_to_end_with_an_interruption(micro, dog, tmp_path, monkeypatch, capsys):
+    """Stopped in the second arm: the same command goes on, repeats nothing, and finds what it finds without a stop."""
+    real, calls = sd_gains.Look.look, []
+
+    def look(self, sd, step):
+        calls.append((self.arm, step))
+        if calls[-1] == ("bnn", 16) and calls.count(calls[-1]) == 1:
+            raise KeyboardInterrupt
+        return real(self, sd, step)
+
+    monkeypatch.setattr(sd_gains.Look, "look", look)
+    chosen = options(micro, dog, tmp_path / "out", "--arms", "bnn", "plain")
+    with pytest.raises(KeyboardInterrupt, match="stopped in the arm bnn: the same command goes on"):
+        sd_gains.experiment(chosen)
+    result = sd_gains.experiment(chosen)
+    steps = [0, 1, 2, 4, 8, 16, 32]
+    assert calls == [("plain", s) for s in steps] + [("bnn", s) for s in (1, 2, 4, 8, 16, 16, 32)]
+    assert sd_gains.experiment(chosen) == result and len(calls) == 14  # all is there
+
+    out, rows = tmp_path / "out", {arm: rows_of(tmp_path / "out" / f"{arm}.jsonl") for arm in ("plain", "bnn")}
+    assert [row["step"] for row in rows["plain"]] == [row["step"] for row in rows["bnn"]] == steps
+    assert rows["plain"][0] | {"arm": "bnn"} == rows["bnn"][0] and rows["plain"][3]["c"] != rows["bnn"][3]["c"]
+    assert list(rows["bnn"][-1]["drawings"]) == [
+        "guidance 1, eta 0", "guidance 1, eta 1", "guidance 7.5, eta 0", "guidance 7.5, eta 1"
+    ]
+    written = json.loads((out / "sd-gains.json").read_text())
+    assert written["verdict"] == result["verdict"] in capsys.readouterr().out
+    assert Image.open(out / "sd-gains.png").size == (880, 600)
+    sheet = Image.open(out / "sd-gains-sheet.png")
+    assert sheet.width > 7 * sd_gains.THUMBNAIL and sheet.height > 8 * sd_gains.THUMBNAIL
+    assert not (out / "training" / "plain").exists() and not (out / "training" / "bnn").exists()
+    with pytest.raises(UserError, match="was made with seed = 0, not 1; name another --out"):
+        sd_gains.experiment(options(micro, dog, out, "--arms", "plain", "--seed", "1"))
+
+
+def test_null_dropout_is_an_arm_of_its_own(micro, dog, tmp_path):
+    chosen = options(micro, dog, tmp_path)
+    made = {arm: sd_gains.train_options(arm, chosen, tmp_path, tmp_path / arm) for arm in sd_gains.ARMS}
+    assert {arm: (o.bayes, o.null_dropout) for arm, o in made.items()} == {
+        "plain": (False, 0.0), "null": (False, 0.1), "bnn": (True, 0.0)
+    }
+    assert all(o.prior_weight == 0 and o.checkpoint_every == 8 and o.overwrite for o in made.values())
+
+
+def test_the_plan_does_nothing(micro, dog, tmp_path, capsys):
+    assert sd_gains.experiment(options(micro, dog, tmp_path / "out", "--plan")) is None
+    assert "3 trainings of 32 steps; 19 checkpoints, each drawn with 6 evaluations" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--steps", "31"], "--steps 31: at least 32"), (["--arms", "bnn"], "--arms: plain is needed"),
+     (["--images", "nowhere"], "--images nowhere: no such folder")],
+)
+def test_refusals(micro, dog, tmp_path, words, message):
+    with pytest.raises(UserError, match=message):
+        sd_gains.experiment(options(micro, dog, tmp_path / "out", *words))
+    assert not (tmp_path / "out").exists()
+
+
+# --- the criterion ----------------------------------------------------------------------------------------------------
+
+
+def arm(noises, added=0.2, visible=0.05, fidelity=(None, None, None)):
+    """Rows at steps 0, 50, 100 with these noises of the four drawings."""
+    return [
+        {"step": 50 * i, "c": [0.97], "u": [0.99], "guided": [0.84], "added noise": added, "visible noise": visible,
+         "drawings": {
+             name: {"noise": n, "noise of latents": n / 50, "predicted": n / 100, "fidelity": f}
+             for name, n in zip(sd_gains.DRAWINGS, four, strict=True)
+         }}
+        for i, (four, f) in enumerate(zip(noises, fidelity, strict=True))
+    ]
+
+
+CLEAN, NOISY, EVERYWHERE = (2, 2, 2, 2), (2.5, 2, 12, 4), (11, 11, 12, 11)  # g 1, η 0 and 1; g 7.5, η 0 and 1
+
+
+@pytest.mark.parametrize(
+    ("noises", "settings", "stage", "mechanism", "said"),
+    [
+        ((CLEAN, CLEAN, NOISY), {}, True, True, "this is the paper's stage by this mechanism: at step 100 noise rose "
+         "by 10.0 grey levels, guidance 1 leaves +0.5 and eta 1 +2.0"),
+        ((CLEAN, CLEAN, EVERYWHERE), {}, True, False, "not so that guidance 1 removes it or eta 1 removes it"),
+        ((CLEAN, NOISY, CLEAN), {"added": 0.01}, True, False, "not so that the gains foretell it: at step 50"),
+        ((CLEAN, NOISY, CLEAN), {"visible": None}, True, False, "not so that the gains foretell it"),
+        ((CLEAN, CLEAN, CLEAN), {}, False, None, "no stage: noise at guidance 7.5 rose by 0.0 grey levels at most; "
+         "u rose above c by 0.020 at most"),
+        ((CLEAN, CLEAN, NOISY), {"fidelity": (0.2, 0.5, 0.7)}, False, None, "where fidelity was as high as ever"),
+        ((CLEAN, CLEAN, NOISY), {"fidelity": (0.2, 0.5, 0.4)}, True, True, "this is the paper's stage"),
+    ],
+)
+def test_the_verdict(noises, settings, stage, mechanism, said):
+    found = sd_gains.judge({"plain": arm(noises, **settings)})
+    assert (found["stage"], found["mechanism"]) == (stage, mechanism) and said in found["verdict"]
+
+
+def test_the_other_arms_stand_beside_it_and_r2_is_that_of_a_line():
+    found = {"plain": arm((CLEAN, CLEAN, NOISY)), "bnn": arm((CLEAN, CLEAN, (2, 2, 3, 2)))}
+    judged = sd_gains.judge(found)
+    assert judged["verdict"].endswith("; bnn: +1.0") and judged["R2 of noise"] == pytest.approx(1.0)
+    found["bnn"][0]["drawings"]["guidance 1, eta 0"]["predicted"] = 9.0
+    assert sd_gains.explained(found, "noise of latents") < 0.5
+    assert sd_gains.explained({"plain": arm((CLEAN, CLEAN, CLEAN))}, "noise") is None
