@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from . import distributed
@@ -89,7 +89,9 @@ def open_picture(path):
             return _to_rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError:
         raise UserError(f"{path}: too many pixels, perhaps an attack; make it smaller") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # PIL's decoders raise whatever their code runs into in a damaged file
         raise UserError(f"{path}: broken or no picture ({error}); remove it or save it again") from None
 
 
@@ -106,6 +108,9 @@ def _to_rgb(image):
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image).astype(np.float64) / 257  # 16 bits -> 8 bits; PIL's own convert clips instead
         image = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+    if image.mode == "F":  # 0 … 1 or 0 … 255, as programs for measurements write it
+        values = np.nan_to_num(np.asarray(image))
+        image = Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -9,12 +9,16 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 
 from minibnn import UserError, ownership, runs
+from minibnn.cli import sample
 from minibnn.cli.train import fine_tune
 from minibnn.files import locks, store
-from minibnn.options.commands import TrainOptions
+from minibnn.neighbours import graft
+from minibnn.options.commands import GraftOptions, SampleOptions, TrainOptions
 from minibnn.options.parsing import parse
+from minibnn.pictures import save_png
 
 
 @pytest.fixture
@@ -220,6 +224,45 @@ def test_a_run_that_is_its_own_base_is_refused(options, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base": str(tmp_path / "second")}))
     with pytest.raises(UserError, match="names itself as the model that it was trained from"):
         runs.check_bases(tmp_path / "run")
+
+
+def test_pictures_that_minibnn_did_not_draw_are_not_replaced(dog, tmp_path):
+    """`--out photos.png --overwrite` empties the folder photos/ of earlier drawings, and of nothing else."""
+    shutil.copytree(dog, tmp_path / "photos")
+    photo = (dog / "00.png").read_bytes()
+    (tmp_path / "photos" / "007.png").write_bytes(photo)
+    words = ["--prompt", "a dog", "a cat", "--out", str(tmp_path / "photos.png"), "--overwrite"]
+    with pytest.raises(UserError, match="would replace .*007.png, which minibnn did not draw"):
+        sample.sample(parse(SampleOptions, "sample", words))
+    assert (tmp_path / "photos" / "007.png").read_bytes() == photo
+    save_png(Image.new("RGB", (8, 8)), tmp_path / "drawn" / "000.png", {"prompt": "a dog"})
+    shutil.copy(dog / "00.png", tmp_path / "drawn" / "001.png")
+    sample.write_folder(tmp_path / "drawn", {}, [], {})
+    assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["001.png"]
+
+
+def test_a_killed_replacement_is_undone(tmp_path):
+    """GRAFT moves the old folder away before it puts the new one in place."""
+    out = tmp_path / "graft"
+    for name in (".graft.12.old", ".graft.12.tmp", ".graft2.12.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text(name)
+    graft.restore(out)
+    assert (out / "x").read_text() == ".graft.12.old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".graft2.12.tmp", "graft"]
+    (tmp_path / ".graft.13.old").mkdir()
+    graft.restore(out)
+    assert (out / "x").exists() and not (tmp_path / ".graft.13.old").exists()
+
+
+def test_a_folder_with_other_files_is_not_replaced(tmp_path):
+    out = tmp_path / "graft"
+    out.mkdir()
+    for name in ("graft.json", "notes.txt"):
+        (out / name).touch()
+    options = parse(GraftOptions, "graft", ["--reward", "redness", "--out", str(out), "--overwrite"])
+    with pytest.raises(UserError, match="holds notes.txt, which this command did not write: move it"):
+        graft.check_folder(options, out)
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------

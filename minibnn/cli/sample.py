@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from .. import posterior
 from ..devices import choose_device, choose_threads, drawing_dtype
@@ -17,6 +18,8 @@ from ..errors import UserError
 from ..neighbours import graft, guidance
 from ..pictures import grid, save_png
 from ..pipeline import StableDiffusion
+
+OWN = re.compile(r"\d{3,}(-(\d{2,}|mean|deviation))?\.png")  # the pictures in the folder beside --out
 
 
 def sample(options):
@@ -70,9 +73,13 @@ def check(options, out, several):
         raise UserError(f"--out {out}: the name must end with .png")
     if options.posterior_samples == 1 or (options.posterior_samples and options.adapter):
         raise UserError("--posterior-samples needs at least 2, and a run as --model instead of --adapter")
-    for path in (out, out.with_suffix("")) if several else (out,):
+    folder = out.with_suffix("")
+    for path in (out, folder) if several else (out,):
         if path.exists() and not options.overwrite:
             raise UserError(f"--out: {path} exists; name another file or pass --overwrite")
+    for path in folder.iterdir() if several and folder.is_dir() else ():
+        if OWN.fullmatch(path.name) and not is_drawn(path):
+            raise UserError(f"--out {out} would replace {path}, which minibnn did not draw; name another file")
 
 
 def open_model(options, dtype):
@@ -119,10 +126,19 @@ def posterior_pictures(draws):
     return named
 
 
+def is_drawn(path):
+    """Whether a picture was drawn by minibnn: only then it may be replaced."""
+    try:
+        with Image.open(path) as picture:
+            return "minibnn" in picture.info
+    except (OSError, ValueError, SyntaxError):
+        return False
+
+
 def write_folder(folder, named, prompts, settings):
     """Write {name: picture} as NAME.png; NAME begins with the prompt's number. Pictures of an earlier command go."""
     for stale in folder.iterdir() if folder.is_dir() else ():
-        if re.fullmatch(r"\d{3,}(-(\d{2,}|mean|deviation))?\.png", stale.name):
+        if OWN.fullmatch(stale.name) and is_drawn(stale):
             stale.unlink()
     for name, picture in named.items():
         number = int(name.split("-")[0])

@@ -81,6 +81,15 @@ def fine_tune_there(options, observers):
     if not first:
         return
     del training, batches, checkpoints  # their memory is wanted for drawing
+    try:
+        finish(options, sd, samples, watching)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped while writing the result: the same command with --resume goes on") from None
+
+
+def finish(options, sd, samples, watching):
+    """Write the result of a training, draw samples, and say how to go on. watching: [Monitor], or none."""
+    out = Path(options.out)
     kind = methods.save_result(sd, options, out)
     if options.single_file:
         sd.save_single_file(out / "model.safetensors")

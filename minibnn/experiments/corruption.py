@@ -28,6 +28,7 @@ from tqdm import tqdm
 from .. import data
 from ..cli.train import fine_tune
 from ..errors import UserError
+from ..files.locks import locked
 from ..files.schema import integer
 from ..files.store import read_json, write_json, write_text
 from ..lab import sigma1_estimate
@@ -230,14 +231,24 @@ def experiment(options):
     print(f"{len(todo)} runs, {sum(steps.values())} steps, {measurements} measurements of a checkpoint")
     if options.plan:
         return
-    out.mkdir(parents=True, exist_ok=True)
-    claim(options)
+    with locked(out):
+        claim(options)
+        perform_all(todo, options)
+
+
+def perform_all(todo, options):
+    """Perform runs in worker processes. Raises KeyboardInterrupt, after which no worker lives."""
+    out = Path(options.out)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.processes, spawn, _start_worker, (out,)) as pool:
         waiting = [pool.submit(perform, it, options) for it in todo]
         try:
             for done in tqdm(waiting, desc="runs"):
                 done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException as error:
+            for worker in multiprocessing.active_children():
+                worker.kill()  # nothing is lost: files are written whole, and an interrupted run is trained again
+            pool.shutdown(cancel_futures=True)
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt("stopped: the same command goes on with the runs that are not done") from None
             raise

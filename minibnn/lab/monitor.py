@@ -29,6 +29,7 @@ from ..finetune import methods
 from ..photo import measures as photo_measures
 from ..photo.loading import load_dino
 from ..pictures import save_png, to_pil, to_tensor
+from ..runs import find_config
 from ..train import at_the_mean
 from ..world import measures as world_measures
 from ..world.classifier import reconstruct
@@ -176,7 +177,7 @@ class Monitor:
             methods.write_result(sd, self.options, now)
             shutil.copy(self.out / "config.json", now / "config.json")
         for old in now.parent.glob("[0-9]" * 6):
-            if old not in wanted:
+            if old not in wanted and not old.is_symlink() and find_config(old):  # the user's own stay
                 shutil.rmtree(old)
 
     def folder(self, step):

@@ -10,6 +10,7 @@ But: style hints, which are several maps at once, are left out.
 
 import dataclasses
 import math
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +216,8 @@ def train_or_draw(options):
     out = Path(options.out or ("runs/bps-drawn" if options.branch else "runs/bps"))
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not options.overwrite:
         raise UserError(f"--out {out} exists: name another folder or pass --overwrite")
+    if out.resolve() == Path(options.hints).resolve():
+        raise UserError(f"--out {out} is --hints too, which would be written over: name another folder")
     check(options)
     device = choose_device(options.device)
     make_deterministic(device)
@@ -238,7 +241,7 @@ def train_or_draw(options):
     for name, picture in zip(files, pictures, strict=False):
         save_png(picture, out / f"{name}.png")
     save_png(with_hints(pictures, hints), out / "samples.png")
-    more = "" if options.branch else f"; --branch {out} draws other hints"
+    more = "" if options.branch else f"; --branch {shlex.quote(str(out))} draws other hints"
     print(f"{out / 'samples.png'}: hints and pictures{more}")
 
 

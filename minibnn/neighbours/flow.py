@@ -15,6 +15,7 @@ learns to draw such z. Because T is invertible, nothing is lost: KL(data ‖ T(q
 But: no guidance and no text; a corrector serves only the number of steps n that it was trained for.
 """
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -251,7 +252,7 @@ def train_both(sd, out, options):
     try:
         z, residual = inverse_noise(flow, latents[: options.inverted], n, lost=LOST)
     except UserError as error:
-        again = f"--train --flow {out} --out {out} --overwrite goes on from there"
+        again = f"{shlex.join(('--train', '--flow', str(out), '--out', str(out), '--overwrite'))} goes on from there"
         raise UserError(f"{error}; the flow is in {out}: {again}") from None
     print(f"{len(z)} of {options.inverted} drawings inverted: largest residual {residual.max():.1e}, "
           f"mean {z.mean():+.3f}, standard deviation {z.std():.3f}")

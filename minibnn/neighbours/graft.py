@@ -20,7 +20,9 @@ But: one round of sampling and training; no resuming: the folder appears when al
 
 import contextlib
 import dataclasses
+import glob
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -35,6 +37,7 @@ from ..data import full_name, picked, read_prompts
 from ..devices import autocast, choose_device, choose_threads, make_deterministic, unscaled_dtype
 from ..errors import UserError
 from ..files import schema
+from ..files.locks import locked
 from ..files.store import BUNDLED, read_json, write_json
 from ..options.commands import GraftOptions, TrainOptions
 from ..pictures import grid, save_png, to_pil
@@ -46,6 +49,9 @@ from . import rejection
 from .rewards import load_reward, rewards_of
 
 RECORD = "graft.json"
+OWN_NAMES = {  # what a run writes, and --overwrite replaces
+    RECORD, "samples.png", "unet", "vae", "text_encoder", "tokenizer", "scheduler", "recipe.json", "model_index.json",
+}
 KIND = schema.record({  # what it must hold so that the run can be opened
     "base": schema.text, "switch": schema.integer(0, 998),
     "options": schema.record({name: schema.optional(schema.text) for name in ("tokenizer", "prediction_type")},
@@ -200,6 +206,9 @@ def check_folder(options, out):
     if out.exists() and not (options.overwrite and (out / RECORD).exists()):
         why = ", it is no run of this command" if options.overwrite else " or pass --overwrite"
         raise UserError(f"--out {out} exists: name another{why}")
+    strange = sorted({path.name for path in out.iterdir()} - OWN_NAMES) if out.exists() else []
+    if strange:
+        raise UserError(f"--out {out} holds {strange[0]}, which this command did not write: move it, or name another")
     for name in ("model", "tokenizer", "prompts_from"):
         value = getattr(options, name)
         if value and not (name == "model" and value in BUNDLED) and Path(value).resolve().is_relative_to(out.resolve()):
@@ -248,6 +257,14 @@ def graft(options):
     """Run GraftOptions from candidates to the run's folder; returns its record. Raises UserError, KeyboardInterrupt."""
     out = Path(options.out)
     check_folder(options, out)
+    with locked(out.parent, f".{out.name}.lock"):
+        restore(out)
+        check_folder(options, out)  # again: it may have changed since
+        return graft_there(options, out)
+
+
+def graft_there(options, out):
+    """The same into a folder that belongs to this process and may be replaced."""
     reward = load_reward(options.reward)
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
     options = settle(options, sd)
@@ -286,9 +303,18 @@ def graft(options):
             save_png(grid(pictures[:24], 8, zoom=max(1, 128 // options.resolution)), temporary / "samples.png")
             print(f"mean reward {before:.4g} -> {after:.4g} on {options.evaluate} fresh samples")
         write_json(temporary / RECORD, record)
-    drawing = f'--model {out} --prompt "{options.prompt[0]}" --eta {options.eta:g} --out picture.png'
-    print(f"done: python -m minibnn.sample {drawing}")
+    drawing = ("--model", str(out), "--prompt", options.prompt[0], "--eta", f"{options.eta:g}", "--out", "picture.png")
+    print(f"done: python -m minibnn.sample {shlex.join(drawing)}")
     return record
+
+
+def restore(out):
+    """Bring back what a killed run was about to replace, and delete what it was making. Only for the owner of `out`."""
+    name = glob.escape(out.name)
+    for old in out.parent.glob(f".{name}.*.old"):
+        shutil.rmtree(old) if out.exists() else os.replace(old, out)
+    for half in out.parent.glob(f".{name}.*.tmp"):
+        shutil.rmtree(half)
 
 
 @contextlib.contextmanager

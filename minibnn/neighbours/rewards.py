@@ -54,7 +54,7 @@ def load_reward(name):
         raise UserError(f"--reward {name}: no file {path}")
     try:
         found = runpy.run_path(path).get(function)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"--reward {name}: {path} fails: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise UserError(f"--reward {name}: there is no function {function} in {path}")
@@ -66,7 +66,7 @@ def rewards_of(reward, pictures, prompts):
     name = f"reward {getattr(reward, '__name__', reward)}"
     try:
         rewards = torch.as_tensor(reward(pictures, prompts), dtype=torch.float64).detach().cpu()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{name} fails: {type(error).__name__}: {error}") from error
     n = len(pictures)
     if rewards.shape != (n,):
