@@ -47,6 +47,8 @@ COMMANDS = {  # name: (what it does, its options, module:function, what the func
                          experiments.StageOptions, "experiments.stage:experiment"),
     "experiment stage-report": ("judge it, and draw its curves and the gain law",
                                 experiments.StageReportOptions, "experiments.stage_report:report"),
+    "experiment stage-views": ("draw the same fine-tuned weights in six ways",
+                               experiments.StageViewsOptions, "experiments.stage_views:views"),
     "experiment report": ("draw its curves, and judge whether there is a corruption stage",
                           experiments.ReportOptions, "experiments.report:report"),
     "experiment methods": ("compare DreamBooth, LoRA and OFT, with and without BNN (Table 1)",

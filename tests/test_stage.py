@@ -13,10 +13,10 @@ from scipy import stats
 
 from minibnn import StableDiffusion
 from minibnn.errors import UserError
-from minibnn.experiments import stage, stage_report, stage_settings
+from minibnn.experiments import stage, stage_report, stage_settings, stage_views
 from minibnn.experiments.stage_settings import EARLY, LATE, MAIN, SETTINGS, Setting
 from minibnn.lab import gain_law
-from minibnn.options.experiments import StageOptions, StageReportOptions
+from minibnn.options.experiments import StageOptions, StageReportOptions, StageViewsOptions
 from minibnn.schedule import alphas_cumprod, timesteps
 
 CAT = str(Path(__file__).parents[1] / "tutorials" / "subjects" / "cat")
@@ -174,3 +174,17 @@ def test_every_setting_is_a_way_of_training():
     assert all(isinstance(setting, Setting) and setting.looks[0] == 0 for setting in SETTINGS.values())
     assert {EARLY, *LATE} <= set(SETTINGS["plain"].looks)
     assert torch.tensor(SETTINGS["long"].looks).diff().min() > 0
+
+
+def test_the_same_weights_are_clean_without_guidance_and_noisy_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage_views, "STEPS", 10)
+    monkeypatch.setattr(stage_views, "PICTURES", 3)
+    weights = Path(__file__).parents[1] / "tutorials" / "results" / "stage_cat.safetensors"
+    stage_views.views(StageViewsOptions(weights=str(weights), images=CAT, out=str(tmp_path)))
+    found = json.loads((tmp_path / "stage_views.json").read_text())
+    noise = {name: np.mean(values["noise"]) for name, values in found["ways"].items()}
+    fidelity = {name: np.mean(values["fidelity"]) for name, values in found["ways"].items()}
+    assert noise["guidance 7.5"] > 2 * noise["guidance 1"] and noise["guidance 7.5"] > 2 * noise["7.5, base's null"]
+    assert fidelity["7.5, base's null"] > fidelity["guidance 7.5"] + 0.2
+    at_100 = found["times"].index(100)
+    assert found["u"][at_100] > found["c"][at_100]  # what nobody trained has risen above what was trained

@@ -91,6 +91,18 @@ EXAMPLES = {
         "python -m minibnn experiment report",
         "python -m minibnn experiment report --runs runs/corruption --out runs/report",
     ),
+    "experiment stage": (
+        "python -m minibnn experiment stage --settings plain null --images tutorials/subjects/cat --seeds 0 1",
+        "python -m minibnn experiment stage --plan",
+    ),
+    "experiment stage-report": (
+        "python -m minibnn experiment stage-report",
+        "python -m minibnn experiment stage-report --runs runs/stage --out runs/stage-report",
+    ),
+    "experiment stage-views": (
+        "python -m minibnn experiment stage-views --out runs/stage-views",
+        "python -m minibnn experiment stage-views --weights runs/stage/plain-cat-textured-1.safetensors --seed 3",
+    ),
     "experiment methods": (
         "python -m minibnn experiment methods --plan",
         "python -m minibnn experiment methods --seeds 0 --steps 300 --out runs/methods",

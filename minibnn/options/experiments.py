@@ -87,6 +87,18 @@ class StageReportOptions:
 
 
 @dataclass(frozen=True)
+class StageViewsOptions:
+    """Draw one fine-tuned textured model with and without guidance, fresh noise and the base's unconditional prediction."""
+
+    weights: str = option("tutorials/results/stage_cat.safetensors", "a UNet that `experiment stage --keep` left", "what", metavar="FILE")
+    images: str = option("tutorials/subjects/cat", "folder of the subject; its first picture counts", "what", metavar="DIR")
+    model: str = option("textured", "the model before fine-tuning", "what")
+    prompt: str = option("a photo of sks", "the training prompt", "what", type=words)
+    seed: int = seed_option("what", "of the starting noise")
+    out: str = option("tutorials/results", "folder", "how", metavar="DIR")
+
+
+@dataclass(frozen=True)
 class MethodsOptions:
     """Fine-tune with every method and seed, draw, measure, and write one table."""
 

@@ -1,0 +1,54 @@
+"""The same fine-tuned weights, drawn in six ways: `python -m minibnn experiment stage-views`.
+
+Training has ended; all that changes is how the weights are drawn from. What the network knows of the picture is seen
+at guidance 1, what guidance with an untrained ε(∅) makes of it at 7.5, and what fresh noise (η = 1) or the pretrained
+model's ε(∅) repair. The weights are those that `experiment stage --keep` leaves; the bundled ones are of "plain", cat,
+seed 0, after 800 steps.
+
+Leaves in --out stage_views.png, a row for each way, and stage_views.json: fidelity and noise (`texture_measures.py`),
+and the gains c and u that explain them.
+"""
+
+from pathlib import Path
+
+from .. import data
+from ..files.store import read_tensors, write_json
+from ..lab import gains, sigma1_estimate
+from ..lab.sheets import sheet
+from ..neighbours import guidance
+from ..pictures import save_png, to_pil, to_tensor
+from ..pipeline import StableDiffusion
+from ..world.texture_measures import noise_level, ssim
+from .stage_settings import View
+
+PICTURES, STEPS = 8, 50
+WAYS = {
+    "guidance 1": View(1.0), "guidance 3": View(3.0), "guidance 7.5": View(7.5),
+    "7.5, eta = 1": View(7.5, eta=1.0), "3, base's null": View(3.0, base=True),
+    "7.5, base's null": View(7.5, base=True),
+}
+
+
+def views(options):
+    """Draw, measure and write. Raises UserError for weights that do not fit the model."""
+    sd, base = StableDiffusion.load(options.model), StableDiffusion.load(options.model)
+    sd.unet.load_state_dict({name: p.float() for name, p in read_tensors(options.weights).items()})
+    picture = data.load_pictures(data.list_pictures(options.images)[:1], sd.recipe["resolution"])
+    found = gains.measure(sd, sigma1_estimate.latents_of(sd, picture), options.prompt, draws=16)
+    predictor = guidance.one_condition(sd, guidance.unconditional_of(base, sd))
+    rows, numbers = [], {"times": found.times, "c": gains.mean(found.c), "u": gains.mean(found.u), "ways": {}}
+    for name, view in WAYS.items():
+        drawn = sd.generate([options.prompt] * PICTURES, STEPS, view.guidance, options.seed, eta=view.eta,
+                            batch_size=PICTURES, progress=False, predictor=predictor if view.base else None)
+        rows.append([*to_pil(picture), *drawn])
+        pictures = to_tensor(drawn)
+        numbers["ways"][name] = {
+            "fidelity": ssim(pictures, picture).tolist(),
+            "noise": (100 * (noise_level(pictures) - noise_level(picture))).tolist(),
+        }
+        means = {what: sum(values) / PICTURES for what, values in numbers["ways"][name].items()}
+        print(f"{name:17s} fidelity {means['fidelity']:.2f}, noise {means['noise']:+.1f}")
+    labels = ["the photo", *(f"noise {i + 1}" for i in range(PICTURES))]
+    save_png(sheet(rows, list(WAYS), labels, 3), Path(options.out) / "stage_views.png", optimize=True)
+    settings = {"weights": Path(options.weights).name, "prompt": options.prompt, "seed": options.seed, "steps": STEPS}
+    write_json(Path(options.out) / "stage_views.json", settings | numbers)
