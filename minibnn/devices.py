@@ -42,6 +42,13 @@ def autocast(device, dtype):
     return torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)
 
 
+def upload(tensor, device):
+    """A tensor of the CPU on the device; the host does not wait for the work that a GPU still has to do."""
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)  # from ordinary memory it would wait
+    return tensor.to(device)
+
+
 def choose_threads(device, network):
     """One thread for a small network on a CPU, unless the user has set OMP_NUM_THREADS.
 

@@ -45,7 +45,6 @@ from .files.store import (
     write_tensors,
     write_text,
 )
-from .finetune import bayes
 from .finetune.adapter_files import is_adapter
 from .options.commands import TrainOptions
 from .options.configs import PATHS
@@ -268,21 +267,15 @@ def load_checkpoint(out, training):
 # --- observers of a training ------------------------------------------------------------------------------------------
 
 
-def mean_sigma(network):
-    """Mean of σ over all random parameters; 0 without any."""
-    sigmas = [sigma.detach() for _, sigma in bayes.sigmas(network).values()]
-    return (sum(s.sum() for s in sigmas) / sum(s.numel() for s in sigmas)).item() if sigmas else 0.0
-
-
 class Checkpoints:
     """Saves after every `every` steps (0: never), after the last one, and when `stop` (CtrlC) asks; then it also stops.
 
     `saved` is the number of steps after which the last checkpoint was written; 0: there is none.
     """
 
-    def __init__(self, options, stop, saved):
+    def __init__(self, options, stop, saved, progress):
         self.out, self.every, self.steps = Path(options.out), options.checkpoint_every, options.steps
-        self.stop, self.saved = stop, saved
+        self.stop, self.saved, self.progress = stop, saved, progress
 
     def __call__(self, training):
         done = training.step
@@ -290,6 +283,8 @@ class Checkpoints:
             return
         stopping = distributed.any_of(self.stop.asked)
         if stopping or done == self.steps or (self.every and done % self.every == 0):
+            training.check()
+            self.progress.write()  # a log that ends before the checkpoint could not be completed
             distributed.first_alone(save_checkpoint, self.out, training)
             self.saved = done
         if stopping and done < self.steps:
@@ -300,7 +295,8 @@ class Checkpoints:
 class Progress:
     """A bar on the terminal and, in a run's folder, log.jsonl with one line for each step; `with Progress(…) as look:`.
 
-    On resume, the lines after the checkpoint are dropped. out: the folder, or None for the bar alone.
+    A line is written a step late, when the step's figures have arrived from the GPU. On resume, the lines after the
+    checkpoint are dropped. out: the folder, or None for the bar alone.
     """
 
     def __init__(self, out, training, steps, label="training"):
@@ -310,22 +306,32 @@ class Progress:
             lines = read_text(self.path).splitlines()[: training.step] if self.path.exists() and training.step else []
             write_text(self.path, "".join(line + "\n" for line in lines))
         self.bar = tqdm(total=steps, initial=training.step, desc=label, disable=not shown)
+        self.waiting = None  # the figures of the last step
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
+        self.write()
         self.bar.close()
 
     def __call__(self, training):
-        if not training.losses:  # before the first step
+        if training.figures is None:  # before the first step
             return
-        if self.path:
-            values = {"step": training.step, **training.losses, "sigma": mean_sigma(training.network)}
-            line = json.dumps({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()})
-            append_text(self.path, line + "\n")
-        self.bar.set_postfix(loss=f"{training.losses['diffusion']:.3f}", refresh=False)
+        self.write()
+        self.waiting = training.figures
         self.bar.update()
+
+    def write(self):
+        """Write the line of the step whose figures have been waited for, if there is one."""
+        if self.waiting is None:
+            return
+        figures, step = self.waiting.read(), self.waiting.step
+        self.waiting = None
+        if self.path and math.isfinite(figures["diffusion"] + figures["prior"] + figures["kl"]):
+            values = {name: float(f"{figures[name]:.6g}") for name in ("diffusion", "prior", "kl", "sigma")}
+            append_text(self.path, json.dumps({"step": step, **values}) + "\n")
+        self.bar.set_postfix(loss=f"{figures['diffusion']:.3f}", refresh=False)
 
 
 class CtrlC:

@@ -17,6 +17,7 @@ if __name__ == "__main__":  # before torch is imported, so that --help and a mis
     raise SystemExit(main("train"))
 
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -24,11 +25,16 @@ import torch
 from torch import nn
 
 from . import data, distributed, schedule
-from .devices import autocast
+from .devices import autocast, upload
 from .errors import UserError
+from .figures import Figures
 from .finetune import bayes, methods
+from .finetune.kl_gradient import add_kl_gradient
 from .networks.vae import sample_latents
 from .pipeline import StableDiffusion
+
+LOSSES = ("diffusion", "prior", "kl")
+FIGURES = (*LOSSES, "sigma", "norm")
 
 
 @dataclass
@@ -45,7 +51,26 @@ class Training:
     first_time: int = 0  # t is drawn from first_time … 999
     max_norm: float = 1.0  # a longer gradient is scaled down to this length
     step: int = 0  # completed optimiser steps
-    losses: dict = field(default_factory=dict)  # of the last step
+    figures: Figures = None  # of the last step: "diffusion", "prior", "kl", "sigma" (the mean of σ) and "norm"
+
+    @property
+    def losses(self):
+        """{"diffusion", "prior", "kl": of the last step}, empty before the first. The host waits for the device."""
+        return {name: self.figures.read()[name] for name in LOSSES} if self.figures else {}
+
+    def check(self):
+        """Raises Diverged if the figures of the last step are not finite. The host waits for the device."""
+        if self.figures:
+            self.check_figures(self.figures)
+
+    def check_figures(self, figures):
+        """The same of the figures of a step. Overflows of the gradient are expected under loss scaling."""
+        read = figures.read()
+        loss = sum(read[name] for name in LOSSES)
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss is {loss} at step {figures.step}; try a smaller --lr")
+        if not math.isfinite(read["norm"]) and not self.scaler.is_enabled():
+            raise Diverged(f"the norm of the gradient is {read['norm']} at step {figures.step}; try a smaller --lr")
 
 
 def train(training, options, batches, observers=()):
@@ -57,46 +82,49 @@ def train(training, options, batches, observers=()):
     batches(i, generator) -> x_0 (B, 4, h, w) and the condition of forward i. The first `options.batch_size` pictures of
     a batch are the subject's; the others, if any, are pictures of its class. The observers are called with the training
     before the first step and after each step. All that is random in forward i comes from a generator seeded by (seed,
-    i), so that a resumed training repeats nothing. Raises Diverged when the loss is not finite.
+    i), so that a resumed training repeats nothing. Raises Diverged, a step late, when the loss is not finite.
+
+    The host never waits for a GPU here but for the figures of the step before, so that it stays ahead.
     """
     sd, network, optimiser, scaler = training.sd, training.network, training.optimiser, training.scaler
     abar, forwards = sd.alphas_cumprod.to(sd.device), options.accumulate * distributed.world()
+    sigmas, none = [sigma for _, sigma in bayes.sigmas(network).values()], torch.zeros((), device=sd.device)
+    snr_weight = None
+    if options.min_snr:
+        snr_weight = schedule.min_snr_weight(sd.alphas_cumprod.double(), options.min_snr, sd.v_prediction)
+        snr_weight = snr_weight.to(sd.unet.conv_in.weight)
     for observer in observers:
         observer(training)
     while training.step < options.steps:
-        losses = dict.fromkeys(("diffusion", "prior", "kl"), torch.zeros((), device=sd.device))
+        losses, before = {"diffusion": none, "prior": none}, training.figures
         for forward in range(options.accumulate):
             i = distributed.number(training.step, forward, options.accumulate)
             generator = data.generator_of(options.seed, i)
             distributed.reduce_after(training.called, last=forward + 1 == options.accumulate)
             x0, condition = batches(i, generator)
-            t = torch.randint(training.first_time, schedule.TRAIN_STEPS, (len(x0),), generator=generator).to(x0.device)
-            eps = torch.randn(x0.shape, generator=generator).to(x0.device)
+            t = torch.randint(training.first_time, schedule.TRAIN_STEPS, (len(x0),), generator=generator)
+            t, eps = upload(t, x0.device), upload(torch.randn(x0.shape, generator=generator), x0.device)
             x_t = schedule.q_sample(x0, eps, abar[t])
             target = schedule.velocity(x0, eps, abar[t]) if sd.v_prediction else eps
             predicted = training.predict(x_t, t, condition, generator)
             squares = (predicted.to(x0.dtype) - target).square()
-            if options.min_snr:
-                weight = schedule.min_snr_weight(sd.alphas_cumprod.double(), options.min_snr, sd.v_prediction)
-                squares = squares * weight[t.cpu()].to(squares)[:, None, None, None]
+            if snr_weight is not None:
+                squares = squares * snr_weight[t].to(squares.dtype)[:, None, None, None]
             subject, *of_class = squares.split(options.batch_size)
             terms = {"diffusion": (1.0, subject.mean())}
             if of_class:
                 terms["prior"] = (options.prior_weight, of_class[0].mean())
-            if options.lambda_kl:
-                divergence = bayes.kl(network, training.prior_means, options.prior_sigma, options.kl)
-                terms["kl"] = (options.lambda_kl, divergence)
             loss = sum(weight * term for weight, term in terms.values()) / forwards
             scaler.scale(loss).backward()
             for name, (_, term) in terms.items():
                 losses[name] = losses[name] + term.detach() / forwards
         of_all = sum(distributed.gathered(torch.stack(tuple(losses.values()))))  # in the order of the processes
-        training.losses = dict(zip(losses, of_all.tolist(), strict=True))
-        stop_if_not_finite(sum(of_all), "loss", training.step)
         scaler.unscale_(optimiser)
+        kl = none
+        if options.lambda_kl:
+            prior = (training.prior_means, options.prior_sigma, options.kl)
+            kl = add_kl_gradient(network, *prior, options.lambda_kl)
         norm = nn.utils.clip_grad_norm_(network.parameters(), training.max_norm)
-        if not scaler.is_enabled():  # with loss scaling an overflow is expected, and the scaler skips the step
-            stop_if_not_finite(norm, "norm of the gradient", training.step)
         for group in optimiser.param_groups:
             group["lr"] = options.lr * min(1, (training.step + 1) / (options.lr_warmup_steps or 1))
         scaler.step(optimiser)
@@ -104,18 +132,17 @@ def train(training, options, batches, observers=()):
         optimiser.zero_grad()
         methods.constrain(network, options)
         training.step += 1
+        values = torch.stack([*of_all, kl, bayes.mean_of(sigmas, none), norm])
+        training.figures = Figures(training.step, FIGURES, values)
+        if before:
+            training.check_figures(before)
         for observer in observers:
             observer(training)
+    training.check()
 
 
 class Diverged(UserError):
     """The loss or the gradient is infinite or not a number."""
-
-
-def stop_if_not_finite(value, what, step):
-    """Raises Diverged, naming the step. value: a scalar tensor; step: how many are completed."""
-    if not torch.isfinite(value):
-        raise Diverged(f"the {what} is {value.item()} at step {step + 1}; try a smaller --lr")
 
 
 # --- what the loop is given -------------------------------------------------------------------------------------------
@@ -165,7 +192,7 @@ class Batches:
         self.sources = []
         for images, prompts in sources:
             different = list(dict.fromkeys(prompts))
-            which = torch.tensor([different.index(prompt) for prompt in prompts])
+            which = [different.index(prompt) for prompt in prompts]
             self.sources.append((*data.latent_moments(sd.vae, images), sd.encode_prompts(different), which))
         sd.vae.cpu()
         sd.text_encoder.cpu()
@@ -174,13 +201,15 @@ class Batches:
         latents, contexts = [], []
         for mean, logvar, context, which in self.sources:
             picked = data.picked(len(mean), i, self.size, self.seed)
-            latents.append(sample_latents(mean[picked], logvar[picked], generator) * self.scale)
-            contexts.append(context[which[picked].to(context.device)])
-        latents, contexts = torch.cat(latents), torch.cat(contexts)
+            # rows one by one: indexing by a list would send it to the GPU and wait
+            moments = (torch.stack([rows[k] for k in picked]) for rows in (mean, logvar))
+            latents.append(sample_latents(*moments, generator) * self.scale)
+            contexts += [context[which[k]] for k in picked]
+        latents, contexts = torch.cat(latents), torch.stack(contexts)
         if self.null_dropout:
             own = data.generator_of(self.seed, -1 - i)  # the steps have the numbers from 0 on
             dropped = torch.rand(len(contexts), generator=own) < self.null_dropout
-            contexts = torch.where(dropped[:, None, None].to(contexts.device), self.null, contexts)
+            contexts = torch.where(upload(dropped, contexts.device)[:, None, None], self.null, contexts)
         return latents, contexts
 
 

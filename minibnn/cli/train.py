@@ -72,7 +72,7 @@ def fine_tune_there(options, observers):
     watching = [monitor.Monitor(options, sd, images[: len(folders[0])])] if options.monitor and first else []
     drawing = [samples, *observers, *watching] if first else []
     with runs.Progress(out, training, options.steps) as progress, runs.CtrlC() as stop:
-        checkpoints = runs.Checkpoints(options, stop, training.step)
+        checkpoints = runs.Checkpoints(options, stop, training.step, progress)
         try:
             train(training, options, batches, [progress, *drawing, checkpoints])
         except (Diverged, NotFinite) as error:
@@ -220,7 +220,7 @@ class Samples:
         self.options, self.every, self.prompts = options, options.sample_every, sample_prompts(options)
 
     def __call__(self, training):
-        if self.every and training.losses and training.step % self.every == 0:
+        if self.every and training.figures and training.step % self.every == 0:
             self.draw(training.sd, Path(self.options.out) / f"samples-{training.step:06d}.png")
 
     def draw(self, sd, path):

@@ -217,6 +217,14 @@ def random_share(network):
 
 
 @torch.no_grad()
+def mean_of(sigmas, empty):
+    """The mean of all elements of a list of positive tensors, as a scalar on their device; `empty` of no tensor."""
+    if not sigmas:
+        return empty
+    return torch.stack(torch._foreach_norm(sigmas, 1)).sum() / sum(sigma.numel() for sigma in sigmas)
+
+
+@torch.no_grad()
 def clamp_sigma(network):
     """σ ← max(σ, 1e-7) after each optimiser step, as in the authors' code, so that σ stays a standard deviation."""
     for _, sigma in sigmas(network).values():
@@ -233,7 +241,7 @@ def posterior_mean(network):
 
 def gaussian_kl(mu_q, sigma_q, mu_p, sigma_p):
     """KL(N(μ_q, σ_q²) ‖ N(μ_p, σ_p²)) in nats, for each element: log(σ_p/σ_q) + (σ_q² + (μ_q − μ_p)²)/(2σ_p²) − 1/2."""
-    sigma_q, sigma_p = (torch.as_tensor(s, dtype=mu_q.dtype, device=mu_q.device) for s in (sigma_q, sigma_p))
+    sigma_q, sigma_p = (s.to(mu_q) if torch.is_tensor(s) else mu_q.new_full((), s) for s in (sigma_q, sigma_p))
     return torch.log(sigma_p / sigma_q) + (sigma_q**2 + (mu_q - mu_p) ** 2) / (2 * sigma_p**2) - 0.5
 
 

@@ -169,5 +169,5 @@ class VAE(Network):
 
 def sample_latents(mean, logvar, generator=None):
     """A sample z = mean + exp(logvar/2)·ε of the posterior, ε made on the CPU.   (Kingma & Welling 2014, eq. 10)"""
-    eps = torch.randn(mean.shape, generator=generator).to(mean)
-    return mean + (0.5 * logvar).exp() * eps
+    eps = torch.randn(mean.shape, generator=generator, pin_memory=mean.is_cuda)  # pinned: the host need not wait
+    return mean + (0.5 * logvar).exp() * eps.to(mean, non_blocking=mean.is_cuda)
