@@ -31,7 +31,7 @@ from ..files.store import ASSETS, open_weights, parse_json, read_tensors, write_
 from ..networks.unet import UNet, UNetConfig, time_sinusoid
 from ..pictures import grid, save_png, to_pil, to_tensor
 from ..pipeline import StableDiffusion
-from ..train import stop_if_not_finite
+from ..train import Diverged
 from ..world import scenes as world
 
 BUNDLED = ASSETS / "flow"
@@ -168,7 +168,8 @@ def fit(velocity, x, steps, lr, batch, seed, label="flow"):
         picked = x[torch.randint(len(x), (batch,), generator=generator)]
         e = torch.randn(picked.shape, generator=generator, dtype=x.dtype)
         loss = flow_loss(velocity, picked, e, torch.rand(batch, generator=generator, dtype=x.dtype))
-        stop_if_not_finite(loss, f"{label}'s loss", step)
+        if not torch.isfinite(loss):
+            raise Diverged(f"the {label}'s loss is {loss.item()} at step {step + 1}; try a smaller --lr")
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(velocity.parameters(), 1.0)
