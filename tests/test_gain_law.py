@@ -10,6 +10,7 @@ import torch
 from minibnn import schedule
 from minibnn.lab import eq2, gain_law
 from minibnn.sample import guide
+from minibnn.world.measures import immerkaer
 
 ABAR = schedule.alphas_cumprod().double()
 PROFILES = {
@@ -176,6 +177,16 @@ def test_guidance_leaves_noise_where_neither_prediction_does():
     assert noise[7.5] / noise[1] == pytest.approx(4.0, abs=0.1) and max(noise[0], noise[1]) < 0.035
     ancestral = [gain_law.noise_left([g] * 50, times, ABAR, eta=1.0) for g in (7.5 * 0.99 - 6.5 * 1.02, 0.99)]
     assert ancestral[0] / ancestral[1] == pytest.approx(1.4, abs=0.1)
+
+
+def test_noise_between_pictures_is_that_of_the_samples_and_not_their_texture():
+    """Samples of a linear denoiser that remembers a texture a hundred times as strong as the noise it leaves."""
+    memory, times = 5 * normal(1, 3, 64, 64, seed=8), schedule.timesteps(20)
+    sample = schedule.sample_ddim(linear(lambda t: 0.9, memory), normal(6, 3, 64, 64), times, ABAR)
+    left = gain_law.noise_left([0.9] * 20, times, ABAR)
+    assert gain_law.noise_between(sample) == pytest.approx(left, rel=0.02)
+    assert gain_law.noise_between(sample[:2]) == pytest.approx(left, rel=0.03)
+    assert immerkaer(sample).mean() > 50 * left
 
 
 # --- from a few measured gains ----------------------------------------------------------------------------------------

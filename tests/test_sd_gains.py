@@ -12,7 +12,7 @@ from minibnn.options.parsing import parse
 
 
 def options(micro, dog, out, *words):
-    fast = ["--sample-steps", "2", "--count", "1", "--steps", "32", "--lr", "1e-3"]
+    fast = ["--sample-steps", "2", "--count", "2", "--steps", "32", "--lr", "1e-3"]
     return parse(SdGainsOptions, "x", ["--model", str(micro), "--images", str(dog), "--out", str(out), *fast, *words])
 
 
@@ -71,13 +71,14 @@ def test_null_dropout_is_an_arm_of_its_own(micro, dog, tmp_path):
 
 def test_the_plan_does_nothing(micro, dog, tmp_path, capsys):
     assert sd_gains.experiment(options(micro, dog, tmp_path / "out", "--plan")) is None
-    assert "3 trainings of 32 steps; 19 checkpoints, each drawn with 6 evaluations" in capsys.readouterr().out
+    assert "3 trainings of 32 steps; 19 checkpoints, each drawn with 12 evaluations" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [(["--steps", "31"], "--steps 31: at least 32"), (["--arms", "bnn"], "--arms: plain is needed"),
+     (["--count", "1"], "--count 1: at least 2"),
      (["--images", "nowhere"], "--images nowhere: no such folder")],
 )
 def test_refusals(micro, dog, tmp_path, words, message):
@@ -94,7 +95,7 @@ def arm(noises, added=0.2, visible=0.05, fidelity=(None, None, None)):
     return [
         {"step": 50 * i, "c": [0.97], "u": [0.99], "guided": [0.84], "added noise": added, "visible noise": visible,
          "drawings": {
-             name: {"noise": n, "noise of latents": n / 50, "predicted": n / 100, "fidelity": f}
+             name: {"noise": n, "noise between": n / 50, "predicted": n / 100, "fidelity": f}
              for name, n in zip(sd_gains.DRAWINGS, four, strict=True)
          }}
         for i, (four, f) in enumerate(zip(noises, fidelity, strict=True))
@@ -128,5 +129,5 @@ def test_the_other_arms_stand_beside_it_and_r2_is_that_of_a_line():
     judged = sd_gains.judge(found)
     assert judged["verdict"].endswith("; bnn: +1.0") and judged["R2 of noise"] == pytest.approx(1.0)
     found["bnn"][0]["drawings"]["guidance 1, eta 0"]["predicted"] = 9.0
-    assert sd_gains.explained(found, "noise of latents") < 0.5
+    assert sd_gains.explained(found, "noise between") < 0.5
     assert sd_gains.explained({"plain": arm((CLEAN, CLEAN, CLEAN))}, "noise") is None

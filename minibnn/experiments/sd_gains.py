@@ -3,8 +3,8 @@
 Fine-tunes on one photograph without class pictures, as in the paper's §3.3, in three arms: plain, plain with the empty
 prompt for a tenth of the pictures (--null-dropout), and with Bayesian weights. At seven steps it measures the gains of
 the predictions with and without the prompt (`lab/gains.py`), and draws the same checkpoint at guidance 1 and 7.5, with
-η = 0 and 1. Noise is Immerkær's estimate, in grey levels and, of the pictures encoded again, in units of the latents,
-in which the law of gains foretells it; the prediction stands beside it.
+η = 0 and 1. Noise is Immerkær's estimate in grey levels. Beside it stand the noise that the law of gains foretells and
+its measured counterpart: the noise in which the pictures of a drawing, encoded again, differ (`noise_between`).
 
 The criterion, fixed before any run on SD, looks at the plain arm at guidance 7.5 with η = 0:
 
@@ -32,7 +32,7 @@ from .. import data
 from ..cli.train import fine_tune
 from ..errors import UserError
 from ..files.store import read_json, write_json, write_text
-from ..lab import gain_advice, gains, plot, sheets
+from ..lab import gain_advice, gain_law, gains, plot, sheets
 from ..lab.monitor import RISEN
 from ..lab.sigma1_estimate import latents_of
 from ..options.commands import TrainOptions
@@ -110,7 +110,7 @@ class Look:
             images = to_tensor(pictures)
             row["drawings"][name] = {
                 "noise": grey_noise(images).mean().item(), "predicted": reading.noise(guidance, eta),
-                "noise of latents": immerkaer(latents_of(sd, images).cpu()).mean().item(),
+                "noise between": gain_law.noise_between(latents_of(sd, images).cpu()),
                 "fidelity": None if alike is None else alike.mean().item(),
             }
             shown.append(pictures[0].resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS))
@@ -183,6 +183,8 @@ def experiment(options):
     """Do what SdGainsOptions ask for, as far as it is not done yet; returns what is written as JSON."""
     if options.steps < 32:
         raise UserError(f"--steps {options.steps}: at least 32 are needed for seven different steps")
+    if options.count < 2:
+        raise UserError("--count 1: at least 2 pictures of each drawing are needed, to see in which noise they differ")
     data.list_pictures(options.images)  # raises UserError if there is none
     arms = [arm for arm in ARMS if arm in options.arms]
     if "plain" not in arms:
@@ -221,7 +223,7 @@ def judge(found):
     fell = None if fidelity[-1] is None else max(fidelity[:-1]) - fidelity[-1]
     stage = rise > RISEN["photo"] and (fell is None or fell > 0)
     result = {"step": worst["step"], "rise": rise, "fidelity fell by": fell, "stage": stage}
-    result |= {f"R2 of {name}": explained(found, name) for name in ("noise", "noise of latents")}
+    result |= {f"R2 of {name}": explained(found, name) for name in ("noise", "noise between")}
     if not stage:
         said = f"no stage: noise at guidance {GUIDANCE:g} rose by {rise:.1f} grey levels at most"
         if rise > RISEN["photo"]:
@@ -267,13 +269,13 @@ def curves(found):
     both = plot.Panel("gains with the prompt (c) and without (u), mean over t", **settings)
     guided = plot.Panel(f"gain at guidance {GUIDANCE:g}, mean over t", **settings)
     noise = plot.Panel("noise of the plain arm (grey levels)", **settings)
-    against = plot.Panel("noise of latents: measured against predicted", x_label="predicted")
+    against = plot.Panel("noise between pictures: measured against predicted", x_label="predicted")
     for arm, rows in found.items():
         steps, mean = [row["step"] for row in rows], lambda name, rows=rows: [float(np.mean(row[name])) for row in rows]
         both.lines += [plot.Line(f"c, {arm}", steps, mean("c")), plot.Line(f"u, {arm}", steps, mean("u"))]
         guided.lines.append(plot.Line(arm, steps, mean("guided")))
         drawn = [drawing for row in rows for drawing in row["drawings"].values()]
-        predicted, measured = [d["predicted"] for d in drawn], [d["noise of latents"] for d in drawn]
+        predicted, measured = [d["predicted"] for d in drawn], [d["noise between"] for d in drawn]
         against.lines.append(plot.Line(arm, predicted, measured, joined=False))
     for name in DRAWINGS:
         y = [row["drawings"][name]["noise"] for row in found["plain"]]

@@ -33,8 +33,9 @@ takes u from the model before fine-tuning, where it has not risen: g = s·c − 
 
 But: a network is linear only near x′, and has many gains, one for each direction: the mean gain foretells the noise of
 the mean direction, which is less than the mean noise. Noise that has become stronger than x_t should have at its time
-is outside of what was measured. And a model that knows more than one picture leaves deviations that are no noise but
-variety: compare with the same model without guidance, as the monitor does.
+is outside of what was measured. A model that knows more than one picture leaves deviations that are no noise but
+variety: compare with the same model without guidance, as the monitor does. And guidance strengthens the texture of the
+remembered picture too, which a measure of noise in single pictures cannot tell from noise: `noise_between` can.
 """
 
 import math
@@ -43,6 +44,7 @@ import numpy as np
 import torch
 
 from .. import schedule
+from ..world.measures import immerkaer
 
 
 def log_sigma(abar_t):
@@ -97,6 +99,17 @@ def predicted_noise(measured_at, gains, abar, steps=50, eta=0.0, sampler="ddim")
     times = schedule.timesteps(steps)
     at_each = interpolated(measured_at, gains, abar, times)
     return noise_left_by_pndm(at_each, times, abar) if sampler == "pndm" else noise_left(at_each, times, abar, eta)
+
+
+def noise_between(images):
+    """The measured counterpart of `predicted_noise`: the noise in which pictures differ that were drawn alike.
+
+    images: (n, C, H, W), n ≥ 2, of one prompt and different starting noise; pictures or latents. Immerkær's estimate of
+    their deviations from their mean, without the texture that they share; a standard deviation.
+    """
+    n = len(images)
+    deviations = (images - images.mean(0)) * (n / (n - 1)) ** 0.5
+    return immerkaer(deviations).mean().item()
 
 
 # --- in small steps ---------------------------------------------------------------------------------------------------
