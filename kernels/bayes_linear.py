@@ -47,6 +47,14 @@ def rounded(v, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def length(size):
+    """The end of a loop, for `range`: with numpy 2.4 the interpreters of Triton 3.2 to 3.6 need a Python number."""
+    if INTERPRET:
+        return size.handle.data.item()
+    return size
+
+
+@triton.jit
 def addresses(matrix, row0, column0, R, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Where the elements of a (ROWS, COLUMNS) tile of a contiguous (R, C) matrix lie, and which of them exist."""
     rows, columns = row0 + tl.arange(0, ROWS)[:, None], column0 + tl.arange(0, COLUMNS)[None, :]
@@ -68,9 +76,9 @@ def store(tile, matrix, row0, column0, R, C, ROWS: tl.constexpr, COLUMNS: tl.con
 
 
 @triton.jit
-def theta_tile(mu, sigma, seed, stream, DOMAIN: tl.constexpr, n0, k0, N, K, BN: tl.constexpr, BK: tl.constexpr):
+def theta_tile(mu, sigma, seed, stream, domain, n0, k0, N, K, BN: tl.constexpr, BK: tl.constexpr):
     """θ = μ + σ∘ε for one tile, in float32. If μ is None, only σ∘ε."""
-    theta = load(sigma, n0, k0, N, K, BN, BK) * normal_tile(seed, stream, DOMAIN, n0, k0, BN, BK)
+    theta = load(sigma, n0, k0, N, K, BN, BK) * normal_tile(seed, stream, domain, n0, k0, BN, BK)
     if mu is not None:
         theta += load(mu, n0, k0, N, K, BN, BK)
     return theta
@@ -83,13 +91,13 @@ def sample_kernel(mu, sigma, seed, stream, theta, N, K, DOMAIN: tl.constexpr, BN
     store(theta_tile(mu, sigma, seed, stream, DOMAIN, n0, k0, N, K, BN, BK), theta, n0, k0, N, K, BN, BK)
 
 
-@triton.jit(do_not_specialize=["stream"])
+@triton.jit(do_not_specialize=["stream", "M"])
 def forward_kernel(x, mu, sigma, bias_mu, bias_sigma, seed, stream, y, M, N, K,
                    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     """y = x (μ + σ∘ε)ᵀ + b."""
     m0, n0 = tl.program_id(0) * BM, tl.program_id(1) * BN
     acc = tl.zeros((BM, BN), tl.float32)
-    for k0 in range(0, K, BK):
+    for k0 in range(0, length(K), BK):
         theta = rounded(theta_tile(mu, sigma, seed, stream, WEIGHT, n0, k0, N, K, BN, BK), x.dtype.element_ty)
         acc += tl.dot(load(x, m0, k0, M, K, BM, BK), tl.trans(theta), input_precision="ieee")
     if bias_mu is not None:  # the bias is one column, and the tile is 0 beside it
@@ -98,38 +106,41 @@ def forward_kernel(x, mu, sigma, bias_mu, bias_sigma, seed, stream, y, M, N, K,
     store(acc, y, m0, n0, M, N, BM, BN)
 
 
-@triton.jit(do_not_specialize=["stream"])
+@triton.jit(do_not_specialize=["stream", "M"])
 def dx_kernel(dy, mu, sigma, seed, stream, dx, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     """dx = dy θ, with the same θ as in forward."""
     m0, k0 = tl.program_id(0) * BM, tl.program_id(1) * BK
     acc = tl.zeros((BM, BK), tl.float32)
-    for n0 in range(0, N, BN):
+    for n0 in range(0, length(N), BN):
         theta = rounded(theta_tile(mu, sigma, seed, stream, WEIGHT, n0, k0, N, K, BN, BK), dy.dtype.element_ty)
         acc += tl.dot(load(dy, m0, n0, M, N, BM, BN), theta, input_precision="ieee")
     store(acc, dx, m0, k0, M, K, BM, BK)
 
 
-@triton.jit(do_not_specialize=["stream"])
+@triton.jit(do_not_specialize=["stream", "M"])
 def wgrad_kernel(dy, x, seed, stream, dmu, dsigma, dbias_mu, dbias_sigma, M, N, K,
-                 BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    """dμ = dyᵀ x and dσ = dμ∘ε; the programs of the first k tile also sum the bias gradients."""
+                 BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BB: tl.constexpr = 16):
+    """dμ = dyᵀ x and dσ = dμ∘ε; the programs of the first k tile then walk along m once more, for the bias."""
     n0, k0 = tl.program_id(0) * BN, tl.program_id(1) * BK
-    acc, total = tl.zeros((BN, BK), tl.float32), tl.zeros((BN,), tl.float32)
-    for m0 in range(0, M, BM):
+    acc = tl.zeros((BN, BK), tl.float32)
+    for m0 in range(0, length(M), BM):
         dy_tile = load(dy, m0, n0, M, N, BM, BN)
         acc += tl.dot(tl.trans(dy_tile), load(x, m0, k0, M, K, BM, BK), input_precision="ieee")
-        total += tl.sum(dy_tile.to(tl.float32), axis=0)
     store(acc, dmu, n0, k0, N, K, BN, BK)
     store(acc * normal_tile(seed, stream, WEIGHT, n0, k0, BN, BK), dsigma, n0, k0, N, K, BN, BK)
     if dbias_mu is not None and k0 == 0:
-        store(total[:, None], dbias_mu, n0, 0, N, 1, BN, 1)
-        store(total[:, None] * normal_tile(seed, stream, BIAS, n0, 0, BN, 4), dbias_sigma, n0, 0, N, 1, BN, 4)
+        parts = tl.zeros((BB, BN), tl.float32)
+        for m0 in range(0, length(M), BB):
+            parts += load(dy, m0, n0, M, N, BB, BN).to(tl.float32)
+        total = tl.sum(parts, axis=0)[:, None]
+        store(total, dbias_mu, n0, 0, N, 1, BN, 1)
+        store(total * normal_tile(seed, stream, BIAS, n0, 0, BN, 4), dbias_sigma, n0, 0, N, 1, BN, 4)
 
 
 # --- 2. launchers -----------------------------------------------------------------------------------------------------
 # (BM, BN, BK, warps), chosen by compiling for sm_80 … sm_90 without register spills, not by timing; 0: no such axis
-TILES = {forward_kernel: (64, 64, 32, 8), dx_kernel: (64, 64, 32, 8), wgrad_kernel: (32, 64, 64, 8),
-         sample_kernel: (0, 32, 64, 4)}
+TILES = {forward_kernel: (64, 64, 32, 8), dx_kernel: (64, 64, 32, 8), wgrad_kernel: (64, 128, 64, 8),
+         sample_kernel: (0, 16, 64, 4)}
 TILES_FLOAT32 = TILES | {forward_kernel: (64, 64, 16, 8), dx_kernel: (64, 16, 64, 8), wgrad_kernel: (64, 64, 16, 8)}
 
 
@@ -148,17 +159,20 @@ def sample_weights(mu, sigma, seed, stream, dtype, domain="weight", path="sample
     """θ = μ + σ∘ε, or σ∘ε if μ is None, in `dtype` and the shape of σ: (N, ...), or (N,) in the domain "bias"."""
     if path == "reference" or (sigma.device.type == "cpu" and not INTERPRET):
         return reference.sample_weights(mu, sigma, seed, stream, domain).to(dtype)
-    theta, (n, k) = torch.empty(sigma.shape, dtype=dtype, device=sigma.device), sigma.reshape(len(sigma), -1).shape
+    theta, n, k = torch.empty(sigma.shape, dtype=dtype, device=sigma.device), len(sigma), sigma.shape[1:].numel()
     _launch(sample_kernel, dtype, {"BN": n, "BK": k}, mu, sigma, seed, stream, theta, n, k, reference.DOMAINS[domain])
     return theta
 
 
-def choose_path(m, n, k, capability):
-    """The path of "auto", by a cost model (tutorial 10) and not by timing. capability: the GPU's; None: no GPU."""
-    if capability is None and not INTERPRET:
+def choose_path(m, n, k, capability, dtype=torch.bfloat16):
+    """The path of "auto", by a cost model (tutorial 10) and not by timing. capability: the GPU's; None: no GPU.
+
+    dtype: of the computation. An exact float32 product has no tensor cores, and the library's is the faster one then.
+    """
+    if 0 in (m, n, k) or (capability is None and not INTERPRET):
         return "reference"
-    tensor_cores = capability is None or capability >= (8, 0)  # those that tl.dot can use
-    return "mixed" if tensor_cores and n * k >= 40 * m else "sample"  # a large weight gives wgrad enough programs
+    tensor_cores = dtype != torch.float32 and (capability is None or capability >= (8, 0))  # those that tl.dot can use
+    return "mixed" if tensor_cores and n * k >= 120 * m else "sample"  # a large weight gives wgrad enough programs
 
 
 # --- 3. the operator: x (M, K) in the compute dtype -------------------------------------------------------------------
@@ -213,10 +227,13 @@ def _save(ctx, inputs, output):
     x, mu, sigma, bias_mu, _, seed, ctx.stream, ctx.path = inputs
     ctx.has_bias = bias_mu is not None
     ctx.save_for_backward(x, mu, sigma, seed)  # ε and θ, as large as μ, are not saved but made again
+    ctx.pending = seed  # lives until backward, also where checkpointing saves nothing: who holds it can be asked
 
 
 def _differentiate(ctx, dy):
-    gradients = _backward(dy.contiguous(), *ctx.saved_tensors, ctx.stream, ctx.has_bias, ctx.path)
+    ctx.pending = None
+    with torch.autocast(dy.device.type, enabled=False):  # which may be on around backward() too
+        gradients = _backward(dy.contiguous(), *ctx.saved_tensors, ctx.stream, ctx.has_bias, ctx.path)
     return *gradients, *[None] * (8 - len(gradients))  # seed, stream and path, and an absent bias, have none
 
 
@@ -244,9 +261,12 @@ def bayes_linear(x, mu, sigma, bias_mu=None, bias_sigma=None, *, seed, stream=0,
     dtype = compute_dtype or (torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype)
     if dtype not in DTYPES or path not in PATHS:
         raise ValueError(f"compute_dtype {dtype} must be one of {DTYPES}, and path {path!r} one of {PATHS}")
-    rows = x.reshape(-1, x.shape[-1]).to(dtype).contiguous()
+    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).to(dtype).contiguous()
     if path == "auto":
-        path = choose_path(len(rows), *mu.shape, torch.cuda.get_device_capability(x.device) if x.is_cuda else None)
+        capability = torch.cuda.get_device_capability(x.device) if x.is_cuda else None
+        path = choose_path(len(rows), *mu.shape, capability, dtype)
+    if 0 in (len(rows), *mu.shape):
+        path = "reference"
     parameters = (p if p is None else p.contiguous() for p in (mu, sigma, bias_mu, bias_sigma))
     with torch.autocast(kind, enabled=False):  # F.linear must keep the dtype
         return _forward(rows, *parameters, seed, stream, path).reshape(*x.shape[:-1], len(mu))

@@ -55,13 +55,13 @@ def box_muller(w_radius, w_angle):
 
 
 @triton.jit
-def normal_tile(seed, stream, DOMAIN: tl.constexpr, row0, column0, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def normal_tile(seed, stream, domain, row0, column0, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """ε[row0 : row0 + ROWS, column0 : column0 + COLUMNS]. column0, COLUMNS: multiples of 4; seed points to an int64."""
     key = tl.load(seed)
     rows = row0 + tl.arange(0, ROWS)[:, None]
     groups = column0 // 4 + tl.arange(0, COLUMNS // 4)[None, :]
     zero = (rows * 0 + groups * 0).to(tl.uint32)  # of the tile's shape, (ROWS, COLUMNS / 4)
-    counter = zero + groups.to(tl.uint32), zero + rows.to(tl.uint32), zero + stream, zero + DOMAIN
+    counter = zero + groups.to(tl.uint32), zero + rows.to(tl.uint32), zero + stream, zero + domain
     w0, w1, w2, w3 = philox(*counter, zero + key.to(tl.uint32), zero + (key >> 32).to(tl.uint32))
     e0, e1 = box_muller(w0, w1)
     e2, e3 = box_muller(w2, w3)

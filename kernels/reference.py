@@ -80,6 +80,6 @@ def epsilon(seed, stream, n, k, domain="weight", device="cpu"):
 
 def sample_weights(mu, sigma, seed, stream, domain="weight"):
     """θ = μ + σ∘ε, or σ∘ε if μ is None, in float32 and the shape of σ: (N, ...), read as N rows, or (N,) for a bias."""
-    n, k = sigma.reshape(len(sigma), -1).shape
+    n, k = len(sigma), sigma.shape[1:].numel()
     noise = sigma.float() * epsilon(seed, stream, n, k, domain, sigma.device).reshape(sigma.shape)
     return noise if mu is None else mu.float() + noise

@@ -240,6 +240,16 @@ def test_leading_dimensions_empty_and_strided_inputs(path):
     assert gradients[0].shape == (0, 8) and all((g == 0).all() for g in gradients[1:])
 
 
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("shape", [(4, 3, 0), (4, 0, 3), (0, 0, 0)])
+def test_layers_without_inputs_or_outputs(path, shape):
+    """As nn.Linear(0, 3), which returns its bias, and nn.Linear(3, 0)."""
+    parts, dy = inputs(*shape, torch.float32), torch.randn(shape[0], shape[1], device=DEVICE)
+    for got, wanted in zip(computed(parts, dy, path=path), exact(parts, dy), strict=True):
+        torch.testing.assert_close(got.cpu().double(), wanted, rtol=1e-5, atol=1e-5)
+
+
 # --- the mistakes that must not pass ----------------------------------------------------------------------------------
 
 MISTAKES = {
@@ -313,7 +323,19 @@ def test_an_explicit_compute_dtype_holds_under_autocast(path):
     parts = inputs(5, 6, 8, torch.float32)
     with torch.autocast(DEVICE, torch.bfloat16):
         y = bayes_linear(*parts, seed=SEED, stream=5, compute_dtype=torch.float32, path=path)
-    assert torch.equal(y, bayes_linear(*parts, seed=SEED, stream=5, path=path)) and y.dtype == torch.float32
+        gradients = torch.autograd.grad(y.square().sum(), parts)  # autocast is on around backward, too
+    plain = bayes_linear(*parts, seed=SEED, stream=5, path=path)
+    assert torch.equal(y, plain) and y.dtype == torch.float32
+    for a, b in zip(gradients, torch.autograd.grad(plain.square().sum(), parts), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_auto_multiplies_float32_in_the_library():
+    """tl.dot in full float32 has no tensor cores."""
+    for capability in ((8, 0), (9, 0)):
+        assert kernels.choose_path(64, 1280, 1280, capability, torch.float32) == "sample"
+        assert kernels.choose_path(64, 1280, 1280, capability, torch.bfloat16) == "mixed"
+    assert kernels.choose_path(64, 1280, 0, (9, 0)) == "reference"
 
 
 def test_checkpointing_sees_the_same_epsilon():
