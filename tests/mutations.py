@@ -36,6 +36,7 @@ class Mutation:
 SCHEDULE, TRAIN, SAMPLE, PIPELINE = (f"minibnn/{name}.py" for name in ("schedule", "train", "sample", "pipeline"))
 UNET, TOKENIZER = "minibnn/networks/unet.py", "minibnn/networks/tokenizer.py"
 BAYES, LORA, OFT, ADAPTERS = (f"minibnn/finetune/{name}.py" for name in ("bayes", "lora", "oft", "adapter_files"))
+NOISE = "minibnn/finetune/weight_noise.py"
 LAYOUTS, STORE, RUNS = "minibnn/files/layouts.py", "minibnn/files/store.py", "minibnn/runs.py"
 OWNERSHIP, LOCKS = "minibnn/ownership.py", "minibnn/files/locks.py"
 GUIDANCE, PICTURES, DATA = "minibnn/neighbours/guidance.py", "minibnn/pictures.py", "minibnn/data.py"
@@ -43,6 +44,7 @@ GAINS, LAW, ADVICE = (f"minibnn/lab/{name}.py" for name in ("gains", "gain_law",
 SD_GAINS = "minibnn/experiments/sd_gains.py"
 DISTRIBUTED = "minibnn/distributed.py"
 REFERENCE, PHILOX, KERNEL = "kernels/reference.py", "kernels/philox.py", "kernels/bayes_linear.py"
+NETWORK = "kernels/network.py"
 
 DREAMBOOTH = "test_train_oracle.py::test_three_steps_of_dreambooth"
 BATCHES = "test_train_oracle.py::test_batches_are_draws_of_diffusers_vae_in_a_new_order_each_epoch"
@@ -127,16 +129,20 @@ MUTATIONS = (
     # --- Bayesian layers
     Mutation("bayes-sigma-min", BAYES, "SIGMA_MIN = 1e-7", "SIGMA_MIN = 5e-3", "test_bayes.py",
              "σ cannot become small, so that the posterior cannot become certain."),
-    Mutation("bayes-256-seeds", BAYES, "torch.randint(2**62, (1,), generator", "torch.randint(2**8, (1,), generator",
+    Mutation("bayes-256-seeds", NOISE, "torch.randint(2**62, (1,), generator", "torch.randint(2**8, (1,), generator",
              "test_bayes.py", "All of training sees 256 different samples of the weights."),
-    Mutation("bayes-bias-noise", BAYES, '2 * stream + (domain == "bias")', "2 * stream", "test_bayes.py",
+    Mutation("bayes-bias-noise", NOISE, '2 * stream + (domain == "bias") if', "2 * stream if", "test_bayes.py",
              "A layer's bias has the first numbers of its weight's noise."),
-    Mutation("bayes-one-stream", BAYES, "0x9E3779B97F4A7C15 * (stream + 1)", "0x9E3779B97F4A7C15", "test_bayes.py",
+    Mutation("bayes-one-stream", NOISE, "0x9E3779B97F4A7C15 * (stream + 1)", "0x9E3779B97F4A7C15", "test_bayes.py",
              "All layers have the same noise."),
     Mutation("bayes-random-in-eval", BAYES, "if not self.training:", "if False:", "test_bayes.py",
              "Inference samples the weights instead of taking their means."),
-    Mutation("bayes-gradient-of-sigma", BAYES, "return grad, _theta(None, grad, *ctx.source)", "return grad, grad",
-             "test_bayes.py", "The gradient of σ lacks its ε."),
+    Mutation("bayes-gradient-of-sigma", NOISE, "return grad, _theta(None, grad, *ctx.saved_tensors, *ctx.source)",
+             "return grad, grad", "test_bayes.py", "The gradient of σ lacks its ε."),
+    Mutation("bayes-stale-checkpoint", NOISE, "if any(ref() is not None for ref in self._earlier):", "if False:",
+             "test_weight_noise.py", "A checkpoint is silently computed again with the next draw of the weights."),
+    Mutation("bayes-at-once-half-norms", NOISE, "and not layer.FULL_PRECISION", "", "test_weight_noise.py",
+             "Random weights of normalisation are rounded to 16 bits under autocast."),
     Mutation("bayes-kl-direction", BAYES, 'if direction == "q-p":', "if True:", "test_bayes.py",
              "--kl p-q computes the other divergence."),
     Mutation("bayes-kl-mean", BAYES, "terms.sum()", "terms.mean()", "test_bayes.py",
@@ -254,6 +260,8 @@ MUTATIONS = (
              "All tiles of rows have the same noise."),
     Mutation("kernel-mask", KERNEL, "(rows < R) & (columns < C)", "(rows < R)", THETA,
              "A tile at the right border writes into the next row."),
+    Mutation("network-padding", NETWORK, "if gap := end", "if gap := 0 * end", "test_kernel_network.py",
+             "The gradients of all tensors after an odd one are read from a wrong place."),
 )
 
 

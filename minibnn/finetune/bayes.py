@@ -9,75 +9,18 @@ Mitigating with Bayesian Neural Networks"); Blundell et al. 2015, "Weight Uncert
     epsilon    ε_θ    N(0, I), new for each layer and each forward, shared by all rows of the batch
 
 In `eval()` a layer computes with μ. We store σ itself and not ρ of softplus(ρ): 800 Adam steps at 5e-6 move a stored
-σ = 0.01 by up to 40 %, but a softplus by only 0.4 %. ε is not kept for backward but made again from its seed.
-
-The source of ε is called `kernel`. "torch" is PyTorch's generator, which differs between CPU and GPU. "reference" and
-"triton" give the same Philox stream on every device, in plain PyTorch and in the Triton kernels of `minibnn_kernels`.
+σ = 0.01 by up to 40 %, but a softplus by only 0.4 %. Where ε comes from is told in `weight_noise.py`.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .weight_noise import WeightNoise, sample_tensor
+from .weight_noise import epsilon as epsilon
+from .weight_noise import sample_weights as sample_weights
+
 SIGMA_MIN = 1e-7
-
-
-class WeightNoise:
-    """The seed of the current forward and the source of ε (`kernel`), shared by all random layers of a network."""
-
-    def __init__(self, kernel="torch"):
-        self.kernel, self.seed = kernel, torch.zeros(1, dtype=torch.int64)
-
-    def renew(self, generator, device="cpu"):
-        """Take the next seed from `generator`, on the CPU; a new tensor, since backward still needs the old one."""
-        self.seed = torch.randint(2**62, (1,), generator=generator)
-        if self.kernel != "torch":
-            self.seed = self.seed.to(device)
-
-
-def epsilon(shape, seed, stream, device):
-    """ε ~ N(0, I), float32. On one device it depends only on the shape, the seed and the layer's stream number."""
-    generator = torch.Generator(device).manual_seed((int(seed) + 0x9E3779B97F4A7C15 * (stream + 1)) % 2**63)
-    return torch.randn(shape, generator=generator, device=device)
-
-
-def _theta(mu, sigma, seed, stream, kernel, domain):
-    """μ + σ∘ε, or σ∘ε if μ is None, with ε from the source that `kernel` names."""
-    if kernel == "torch":
-        noise = epsilon(sigma.shape, seed, stream, sigma.device).to(sigma.dtype).mul_(sigma)
-        return noise if mu is None else noise.add_(mu)
-    if kernel == "reference":
-        from minibnn_kernels.reference import sample_weights as philox
-
-        return philox(mu, sigma, seed, stream, domain).to(sigma.dtype)
-    from minibnn_kernels.bayes_linear import sample_weights as fused
-
-    return fused(None if mu is None else mu.contiguous(), sigma.contiguous(), seed, stream, sigma.dtype, domain)
-
-
-class _SampleWeights(torch.autograd.Function):
-    """θ = μ + σ∘ε, with ∂L/∂μ = ∂L/∂θ and ∂L/∂σ = ∂L/∂θ ∘ ε.   (paper, App. C, eq. 14)"""
-
-    @staticmethod
-    def forward(ctx, mu, sigma, *source):
-        ctx.source = source
-        return _theta(mu, sigma, *source)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad, _theta(None, grad, *ctx.source), None, None, None, None
-
-
-def sample_weights(mu, sigma, seed, stream, kernel="torch", domain="weight"):
-    """A sample θ = μ + σ∘ε, differentiable in μ and σ; domain: "weight" or "bias".   (paper, §4.2, App. C)"""
-    return _SampleWeights.apply(mu, sigma, seed, stream, kernel, domain)
-
-
-def sample_tensor(mu, sigma, noise, stream, domain="weight"):
-    """θ of the current forward. noise: a WeightNoise; stream: the layer's number. A layer's bias has its own ε."""
-    if noise.kernel == "torch":
-        stream = 2 * stream + (domain == "bias")
-    return sample_weights(mu, sigma, noise.seed, stream, noise.kernel, domain)
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------
@@ -90,6 +33,7 @@ class BayesLayer(nn.Module):
     """
 
     SETTINGS = ()  # what else it takes over from the ordinary layer
+    RANDOM, FULL_PRECISION = ("weight", "bias"), False  # for `weight_noise.draw`
 
     def __init__(self, layer, sigma, noise, stream):
         super().__init__()
@@ -105,6 +49,9 @@ class BayesLayer(nn.Module):
         """(weight, bias) of this forward: a sample in training, the means otherwise."""
         if not self.training:
             return self.weight, self.bias
+        drawn = self.noise.taken(self.stream)
+        if drawn is not None:
+            return drawn
         weight = sample_tensor(self.weight, self.weight_sigma, self.noise, self.stream)
         if self.bias is None:
             return weight, None
@@ -115,7 +62,7 @@ class BayesLinear(BayesLayer):
     """y = x θᵀ + b with random θ (out, in) and b (out,)."""
 
     def forward(self, x):
-        if self.training and self.noise.kernel == "triton":
+        if self.training and self.noise.kernel == "triton" and self.noise.taken(self.stream) is None:
             from minibnn_kernels.bayes_linear import bayes_linear
 
             parameters = (self.weight, self.weight_sigma, self.bias, self.bias_sigma)
@@ -135,7 +82,7 @@ class BayesConv2d(BayesLayer):
 class BayesGroupNorm(BayesLayer):
     """Group normalisation with random scale and shift."""
 
-    SETTINGS = ("num_groups", "eps")
+    SETTINGS, FULL_PRECISION = ("num_groups", "eps"), True  # under autocast normalisation stays in float32
 
     def forward(self, x):
         return F.group_norm(x, self.num_groups, *self.weights(), self.eps)
@@ -144,7 +91,7 @@ class BayesGroupNorm(BayesLayer):
 class BayesLayerNorm(BayesLayer):
     """Layer normalisation with random scale and shift."""
 
-    SETTINGS = ("normalized_shape", "eps")
+    SETTINGS, FULL_PRECISION = ("normalized_shape", "eps"), True
 
     def forward(self, x):
         return F.layer_norm(x, self.normalized_shape, *self.weights(), self.eps)
@@ -227,8 +174,9 @@ def mean_of(sigmas, empty):
 @torch.no_grad()
 def clamp_sigma(network):
     """σ ← max(σ, 1e-7) after each optimiser step, as in the authors' code, so that σ stays a standard deviation."""
-    for _, sigma in sigmas(network).values():
-        sigma.clamp_(min=SIGMA_MIN)
+    random = [parameter for name, parameter in network.named_parameters() if name.endswith("_sigma")]
+    if random:
+        torch._foreach_clamp_min_(random, SIGMA_MIN)
 
 
 def posterior_mean(network):

@@ -49,6 +49,8 @@ class LoraLinear(Adapter):
     Raises ValueError when rank exceeds the smaller side of the layer's weight.
     """
 
+    RANDOM, FULL_PRECISION = ("up",), False  # for `weight_noise.draw`
+
     def __init__(self, layer, rank, alpha, sigma, noise, stream, generator):
         if rank > min(layer.weight.shape):
             size = f"{layer.in_features} inputs and {layer.out_features} outputs"
@@ -64,7 +66,7 @@ class LoraLinear(Adapter):
         low = F.linear(x, self.down)  # (…, in) -> (…, r)
         if self.up_sigma is None or not self.training:
             change = F.linear(low, self.up)
-        elif self.noise.kernel == "triton":
+        elif self.noise.kernel == "triton" and self.noise.taken(self.stream) is None:
             from minibnn_kernels.bayes_linear import bayes_linear
 
             change = bayes_linear(low, self.up, self.up_sigma, None, None, seed=self.noise.seed, stream=self.stream)

@@ -16,6 +16,8 @@ import torch
 from ..errors import UserError
 from ..files.store import write_tensors
 from . import adapter_files, adapters, bayes
+from .kernel import room_at_once
+from .weight_noise import WeightNoise, draw_at_once
 
 OWN = {  # the options that belong to one method, and their defaults
     "dreambooth": {"where": "paper"},
@@ -60,7 +62,7 @@ def check(unet, options):
 
 def make_trainable(unet, options):
     """Prepare the UNet in place for options.method; returns its WeightNoise. Raises ValueError as `adapters` does."""
-    noise = bayes.WeightNoise(options.kernel)
+    noise = WeightNoise(options.kernel)
     sigma = options.sigma if options.bayes else None
     if options.method == "lora":
         adapters.attach_lora(unet, options.layers, options.rank, options.alpha, sigma, noise, options.seed)
@@ -68,6 +70,9 @@ def make_trainable(unet, options):
         adapters.attach_oft(unet, options.layers, options.blocks, sigma, noise)
     elif options.bayes:
         noise = bayes.bayesianize(unet, options.where, sigma, options.kernel)
+    if options.bayes:
+        draw_at_once(unet, noise)
+        noise.at_once = room_at_once(unet)
     return noise
 
 
@@ -83,7 +88,10 @@ def describe(unet, options):
     means = [p for name, p in unet.named_parameters() if not name.endswith("_sigma")]
     trained, total = sum(p.numel() for p in means if p.requires_grad) / 1e6, sum(p.numel() for p in means) / 1e6
     share = f"{100 * bayes.random_share(unet):.3g} %"
-    random = f"{share} of the UNet random, σ₀ = {options.sigma:g}" if options.bayes else "no BNN"
+    random = "no BNN"
+    if options.bayes:
+        way = "all at once" if unet.random_weights[0].at_once else "layer by layer"
+        random = f"{share} of the UNet random, σ₀ = {options.sigma:g}, drawn {way}"
     return f"{options.method} trains {trained:.4g} M of {total:.4g} M parameters, {random}"
 
 
