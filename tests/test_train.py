@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from minibnn import StableDiffusion, UserError, data, runs, schedule
-from minibnn.cli.train import default_kernel, fine_tune, settle
+from minibnn.cli.train import fine_tune, settle
 from minibnn.files.store import open_weights
+from minibnn.finetune.kernel import default_kernel
 from minibnn.options.commands import TrainOptions
 from minibnn.options.parsing import parse
 from minibnn.train import Batches, make_optimiser
@@ -386,7 +387,7 @@ def test_the_kernel_is_settled_by_the_device(options, tmp_path, monkeypatch):
     ):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
         monkeypatch.setattr(
-            "minibnn.cli.train.importlib.util.find_spec", lambda name, i=installed: object() if i else None
+            "minibnn.finetune.kernel.importlib.util.find_spec", lambda name, i=installed: object() if i else None
         )
         assert default_kernel("cuda:0") == expected
 

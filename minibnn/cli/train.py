@@ -6,7 +6,6 @@ observers (progress, samples, monitor, checkpoints), and writes the result at th
 
 import contextlib
 import dataclasses
-import importlib.util
 import os
 import re
 import shlex
@@ -19,6 +18,7 @@ from ..devices import autocast, choose_device, choose_threads, half_dtype, make_
 from ..errors import UserError
 from ..files.store import NotFinite
 from ..finetune import methods
+from ..finetune.kernel import choose_kernel
 from ..lab import monitor
 from ..options.commands import run_folder
 from ..pictures import grid, save_png
@@ -128,7 +128,6 @@ def settle(options, sd, pictures):
         resolution=options.resolution or recipe["resolution"],
         device=device,
         dtype=options.dtype or (half_dtype(device) if device.startswith("cuda") else "float32"),
-        kernel=options.kernel or default_kernel(device),
     )
     if not options.prompt:
         raise UserError('--prompt is required for this model, for instance --prompt "a photo of a sks dog"')
@@ -144,7 +143,8 @@ def settle(options, sd, pictures):
         raise UserError("--kernel triton needs a GPU; on a CPU --kernel reference draws the same weights")
     if not options.bayes and (options.lambda_kl or options.keep_posterior):
         raise UserError("--lambda-kl and --keep-posterior need --bayes")
-    return options
+    kernel = choose_kernel(options.kernel, device, getattr(torch, options.dtype)) if options.bayes else "torch"
+    return dataclasses.replace(options, kernel=kernel)
 
 
 def for_each(values, number, option):
@@ -154,12 +154,6 @@ def for_each(values, number, option):
     if len(values) > 1:
         raise UserError(f"{option}: {len(values)} given for {number} folders of --images; give one, or one for each")
     return values * number
-
-
-def default_kernel(device):
-    """"triton" on a GPU where it is installed and can compile (from a T4 on), else "torch"."""
-    cuda = device.startswith("cuda") and importlib.util.find_spec("triton") is not None
-    return "triton" if cuda and torch.cuda.get_device_capability(device) >= (7, 5) else "torch"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,7 +59,7 @@ class TrainOptions:
     coft: float = option(None, "oft: keep each block's rotation within X/√BLOCKS (constrained OFT)", "method", type=positive, metavar="X")
     layers: str = option(None, "lora, oft: ends of the names of the linear layers that are adapted, joined by commas [to_q,to_k,to_v,to_out.0]", "method", metavar="NAMES")
     sigma: float = option(None, "initial standard deviation of random weights [{sigma}]", "method", type=positive)
-    kernel: str = option(None, "what draws the random weights: PyTorch's generator (torch); the Philox stream, the same on every device, in PyTorch (reference) or in fused Triton kernels (triton) [triton on a GPU, else torch]", "method", choices=("torch", "reference", "triton"))
+    kernel: str = option("auto", "what draws the random weights: PyTorch's generator (torch); the Philox stream, the same on every device, in PyTorch (reference) or in Triton kernels (triton); auto: triton on a GPU, or reference if that does not run there; torch on a CPU", "method", choices=("auto", "torch", "reference", "triton"))
     lambda_kl: float = option(0.0, "weight λ of the KL divergence to the prior, a sum over parameters", "method", type=nonnegative)
     prior_sigma: float = option(0.01, "standard deviation of the prior, centred at the start: the pretrained weights; 0 for lora and oft", "method", type=positive)
     kl: str = option("q-p", "direction: q-p as in the paper's Eq. 3, p-q as in its Algorithm 1", "method", choices=("q-p", "p-q"))
