@@ -24,7 +24,8 @@ from minibnn.errors import UserError
 from minibnn.files.store import write_json
 from minibnn.finetune import bayes
 from minibnn.networks.unet import UNet, UNetConfig
-from minibnn.options.parsing import option, parse, whole
+from minibnn.options.kinds import option, whole
+from minibnn.options.parsing import parse
 from minibnn.options.running import run
 
 FORMULATIONS = ("plain", "unfused", "fused", "mixed", "sample", "auto")

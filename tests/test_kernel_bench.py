@@ -67,7 +67,7 @@ def test_the_cost_model_by_hand(predict):
     layer = Layer(4096, 10240, 1280, True)
     w, x, y = 10240 * 1280, 2 * 4096 * 1280, 2 * 4096 * 10240
     library = max((x + y + 2 * w) / 4.3e12, 2 * 4096 * w / 790e12)
-    normals = w / (132 * 128 * 1.755e9 / 54)
+    normals = w / (132 * 128 * 1.755e9 / 72)
     assert predict(layer, "plain") == pytest.approx(3 * library + 2 * 6 * w / 4.3e12 + 5 * 2e-6)
     unfused = 3 * library + normals + (8 + 12 + 12 + 6 + 6 + 12) * w / 4.3e12 + 10 * 2e-6
     assert predict(layer, "unfused") == pytest.approx(unfused)
@@ -79,9 +79,9 @@ def test_the_cost_model_by_hand(predict):
     assert predict(layer, "mixed") == pytest.approx(2 * library + 2 * drawing + gradient + 5 * 2e-6)
     assert predict(layer, "fused") == pytest.approx(2 * 64 * normals + gradient + 3 * 2e-6)  # 64 tiles of rows
     small, w = Layer(128, 640, 64, True), 640 * 64
-    made, moved = 2 * w / (132 * 128 * 1.755e9 / 54), 2 * 128 * (64 + 640) + 8 * w  # two tiles of rows
+    made, moved = 2 * w / (132 * 128 * 1.755e9 / 72), 2 * 128 * (64 + 640) + 8 * w  # two tiles of rows
     forward, dx = (max(made, moved / 4.3e12) / (programs / 132) for programs in (20, 2))
-    weights = max(made / 2, moved / 4.3e12) / (10 / 132)
+    weights = max(made / 2, moved / 4.3e12) / (5 / 132)
     assert predict(small, "fused") == pytest.approx(forward + dx + weights + 3 * 2e-6)
 
 

@@ -45,7 +45,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path
         ("steps = 2.5", "steps = 2.5 is not a whole number of at least 1"),
         ("steps = [3]", "steps = [3] is not a whole number of at least 1"),
         ("bayes = 1", "bayes = 1 is not true or false"),
-        ('kernel = "fast"', "kernel = 'fast' is not one of torch, reference, triton"),
+        ('kernel = "fast"', "kernel = 'fast' is not one of auto, torch, reference, triton"),
         ("out = 3", "out = 3 is not a text"),
         ("images = []", "images = [] is not a text"),
         ('prompt = ["a", ""]', "prompt = ['a', ''] is not a text that is not empty"),

@@ -316,9 +316,9 @@ show(
 # %% [markdown]
 # ## The same in minibnn
 #
-# Your lines are `minibnn/finetune/bayes.py:BayesLinear`, `minibnn/finetune/bayes.py:sample_weights` (gradients by hand,
-# $\epsilon$ from its seed), `minibnn/finetune/bayes.py:gaussian_kl`, `minibnn/finetune/bayes.py:kl` (both directions)
-# and `minibnn/finetune/bayes.py:clamp_sigma`.
+# Your lines are `minibnn/finetune/bayes.py:BayesLinear`, `minibnn/finetune/weight_noise.py:sample_weights` (gradients
+# by hand, $\epsilon$ from its seed), `minibnn/finetune/bayes.py:gaussian_kl`, `minibnn/finetune/bayes.py:kl` (both
+# directions) and `minibnn/finetune/bayes.py:clamp_sigma`.
 
 # %%
 torch.manual_seed(0)

@@ -203,8 +203,8 @@ def posterior_mean(state):
 check_posterior_mean(posterior_mean)
 
 # %% [markdown]
-# The same in minibnn: `minibnn/finetune/bayes.py:sample_weights`, `minibnn/finetune/bayes.py:posterior_mean`, and
-# `minibnn/finetune/bayes.py:bayesianize`, which puts random layers in the place of the chosen ones.
+# The same in minibnn: `minibnn/finetune/weight_noise.py:sample_weights`, `minibnn/finetune/bayes.py:posterior_mean`,
+# and `minibnn/finetune/bayes.py:bayesianize`, which puts random layers in the place of the chosen ones.
 #
 # ## Experiment 1: one pair of trainings
 #
@@ -486,7 +486,7 @@ for n in counts:
 # |---|---|
 # | the target with $\lambda$ | the paper's Eq. 4, `minibnn/train.py:train` |
 # | why random weights | the paper's §4.1 |
-# | gradients from a seed | the paper's App. C, Eq. 14, `minibnn/finetune/bayes.py:sample_weights` |
+# | gradients from a seed | the paper's App. C, Eq. 14, `minibnn/finetune/weight_noise.py:sample_weights` |
 # | noise as a price on curvature | Bishop 1995, *Training with Noise is Equivalent to Tikhonov Regularization*, for inputs; here for weights |
 # | what is saved | §4.2, `minibnn/finetune/bayes.py:posterior_mean` |
 # | which layers | Table 3, `minibnn/finetune/bayes.py:select` |

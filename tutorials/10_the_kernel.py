@@ -254,7 +254,9 @@ check_gradient_kernel(gradient_kernel)
 # `kernels/bayes_linear.py:forward_kernel` and `kernels/bayes_linear.py:wgrad_kernel`. There, logarithm, sine and cosine
 # are polynomials in a fixed order of roundings, so that a CPU and a GPU make the same bits; 16-bit dtypes and biases
 # are served; and the kernels stand behind one differentiable function, `kernels/bayes_linear.py:bayes_linear`, which
-# `minibnn/finetune/bayes.py:BayesLinear` calls.
+# `minibnn/finetune/bayes.py:BayesLinear` calls. Where memory allows, training draws the weights of all layers in *one*
+# launch before the forward pass, `kernels/network.py:draw_kernel`: your exercise 3 with a table that tells each program
+# which tile of which tensor is its own. To the last bit it is the same noise.
 
 # %% [markdown]
 # ## Experiment 1: what if backward had other noise?
@@ -306,7 +308,7 @@ show(
 def cost(m, n, k, way):
     """Seconds of both passes of a layer, x (m, k) times a weight (n, k), in 16 bits; the parameters are float32."""
     bandwidth, matmul, processors = 4.3e12, 790e12, 132  # an H200's bytes and operations a second; its multiprocessors
-    normal_rate = processors * 128 * 1.755e9 / 54  # lanes × clock / instructions for one bit-exact normal number
+    normal_rate = processors * 128 * 1.755e9 / 72  # lanes × clock / instructions for one bit-exact normal number
     w, xy, operations = n * k, 2 * m * (n + k), 2 * m * n * k  # weights, bytes of x and y, operations of one product
     rows, columns, depth = (-(-size // 64) for size in (m, n, k))  # tiles of 64
     # a kernel: (bytes, operations, normals, programs); those of the library fill the GPU
@@ -314,7 +316,7 @@ def cost(m, n, k, way):
     clamp, randn, two_inputs = (8 * w, 0, 0, processors), (4 * w, 0, w, processors), (12 * w, 0, 0, processors)
     write_theta, times_eps = (10 * w, 0, w, processors), (8 * w, 0, w, processors)  # ε made in registers
     forward, dx = ((xy + 8 * w, operations, rows * w, rows * tiles) for tiles in (columns, depth))
-    gradient = (xy + 8 * w, operations, w, columns * depth)  # dμ and dσ
+    gradient = (xy + 8 * w, operations, w, -(-n // 128) * depth)  # dμ and dσ, in tiles of 128 × 64
     kernels = {
         "plain": [cast, product] + [product, product, cast],
         "unfused": [clamp, randn, two_inputs, two_inputs, cast, product] + [product, product, cast, two_inputs],
@@ -362,11 +364,11 @@ for b in (1, 4):
 
 # %% [markdown]
 # The fully fused way is beautiful and, by this model, loses: a program owns 64 rows of $x$, and 64 rows are too few to
-# hide the 54 instructions of a normal number, which every 64 rows make again. With few rows there are too few programs
+# hide the 72 instructions of a normal number, which every 64 rows make again. With few rows there are too few programs
 # to fill the GPU. Writing $\theta$ once in 16 bits is cheap, and the fused *gradient*, which makes each $\epsilon$ once
 # anyway, pays wherever the weight is large enough for many programs. `kernels/bayes_linear.py:choose_path` follows the
-# model. The model may be wrong: it counts no latency and trusts the cache. `python benchmarks/kernel.py` measures on
-# your GPU; `kernels/RESULTS.md` says what is known.
+# model. The model may be wrong: it counts no latency, trusts the cache, and takes our own products for as fast as the
+# library's. `python benchmarks/kernel.py` measures on your GPU; `kernels/RESULTS.md` says what is known.
 #
 # ## What fails, and why
 #
