@@ -61,8 +61,9 @@ def normal_tile(seed, stream, domain, row0, column0, ROWS: tl.constexpr, COLUMNS
     rows = row0 + tl.arange(0, ROWS)[:, None]
     groups = column0 // 4 + tl.arange(0, COLUMNS // 4)[None, :]
     zero = (rows * 0 + groups * 0).to(tl.uint32)  # of the tile's shape, (ROWS, COLUMNS / 4)
-    counter = zero + groups.to(tl.uint32), zero + rows.to(tl.uint32), zero + stream, zero + domain
-    w0, w1, w2, w3 = philox(*counter, zero + key.to(tl.uint32), zero + (key >> 32).to(tl.uint32))
+    k0, k1 = zero + key.to(tl.uint32), zero + (key >> 32).to(tl.uint32)
+    c0, c1 = zero + groups.to(tl.uint32), zero + rows.to(tl.uint32)
+    w0, w1, w2, w3 = philox(c0, c1, zero + stream, zero + domain, k0, k1)
     e0, e1 = box_muller(w0, w1)
     e2, e3 = box_muller(w2, w3)
     return tl.reshape(tl.join(tl.join(e0, e2), tl.join(e1, e3)), (ROWS, COLUMNS))  # (R, G, 2, 2), read as 0 1 2 3
