@@ -31,9 +31,9 @@ def alphas_cumprod(start=0.00085, end=0.012, steps=TRAIN_STEPS):
 
 
 def _over(abar, x):
-    """ᾱ shaped to multiply x: a number stays, (B,) becomes (B, 1, 1, 1)."""
-    if not torch.is_tensor(abar):
-        return torch.as_tensor(abar, dtype=x.dtype, device=x.device)
+    """ᾱ shaped to multiply x: a number becomes a scalar tensor, (B,) becomes (B, 1, 1, 1)."""
+    if not torch.is_tensor(abar) or (abar.ndim == 0 and abar.device.type == "cpu"):
+        return x.new_full((), float(abar))  # filled where x is: to copy a number there, the host would wait for the GPU
     abar = abar.to(device=x.device, dtype=x.dtype)
     return abar.reshape(-1, *[1] * (x.ndim - 1)) if abar.ndim else abar
 

@@ -6,6 +6,7 @@ import torch
 from conftest import DATA
 from fill_rule import eps_fn, normal
 from scipy import integrate, stats
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minibnn import schedule as s
 from minibnn.errors import UserError
@@ -200,3 +201,31 @@ def test_min_snr_weights_are_those_of_diffusers(gamma):
     torch.testing.assert_close(s.min_snr_weight(abar, gamma, False), base / snr, rtol=1e-4, atol=0)
     torch.testing.assert_close(s.min_snr_weight(abar, gamma, True), base / (snr + 1), rtol=1e-4, atol=0)
     assert s.min_snr_weight(abar, gamma, False)[-1] == 1 and s.min_snr_weight(abar, gamma, False)[0] < 0.1
+
+
+class Copies(TorchDispatchMode):
+    """Notes operations that bring a tensor from the CPU to another device."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out, inputs = function(*args, **kwargs or {}), [a for a in args if torch.is_tensor(a)]
+        if torch.is_tensor(out) and out.device.type != "cpu" and any(a.device.type == "cpu" for a in inputs):
+            self.seen.append(str(function))
+        return out
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_a_step_of_sampling_brings_nothing_to_the_device(eta):
+    """A GPU would have to finish its work first. The meta device stands for it here."""
+    x = torch.empty(2, 4, 8, 8, device="meta")
+    abar = s.alphas_cumprod()
+    with Copies() as copies:
+        s.sample_ddim(lambda x, t: x, x, s.timesteps(4), abar, eta, lambda i: torch.empty_like(x))
+        s.sample_pndm(lambda x, t: x, x, s.timesteps(4), abar, v_prediction=True)
+    assert copies.seen == []
+    with Copies() as copies:
+        s.q_sample(x, x, abar[:2])
+    assert copies.seen, "the check sees a copy"
