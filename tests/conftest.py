@@ -76,10 +76,8 @@ def dog():
     return Path(__file__).parents[1] / "tutorials" / "dog"
 
 
-@pytest.fixture(scope="session")
-def micro(tmp_path_factory):
-    """The bundled model with a random UNet of a fortieth of its size, where it need not be good but quick."""
-    folder = tmp_path_factory.mktemp("micro") / "model"
+def make_micro(folder):
+    """Write the bundled model with a random UNet of a fortieth of its size, which need not be good but quick."""
     sd = StableDiffusion.load("tiny")
     torch.manual_seed(0)
     config = {
@@ -91,6 +89,13 @@ def micro(tmp_path_factory):
     sd.configs["unet"] |= config
     sd.unet = UNet(check_config(UNetConfig, sd.configs["unet"], "UNet"))
     sd.save(folder)
+
+
+@pytest.fixture(scope="session")
+def micro(tmp_path_factory):
+    """The folder of a small, quick model."""
+    folder = tmp_path_factory.mktemp("micro") / "model"
+    make_micro(folder)
     return folder
 
 

@@ -83,8 +83,7 @@ def start(words, cwd=None, memory=None, before=None, output=None):
         if before:
             before()
         if memory:
-            used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-            resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
+            limit_memory(memory)
         sys.argv = ["minibnn", *map(str, words)]
         main()
         code = 0
@@ -99,6 +98,7 @@ def start(words, cwd=None, memory=None, before=None, output=None):
         os._exit(code)
 
 
-def run(words, cwd=None, seconds=120, memory=None):
-    """(exit code, stdout, stderr) of a command."""
-    return start(words, cwd, memory).wait(seconds)
+def limit_memory(more):
+    """Limit this process to so many bytes of address space beyond what it has now."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (used + more, used + more))

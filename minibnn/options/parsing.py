@@ -46,6 +46,9 @@ def parse(options_class, prog, argv=None, examples=(), recipes=()):
     """Command line -> an `options_class`; exits with 2 and one line on a mistake. Others as for `build`."""
     parser = build(options_class, prog, examples, recipes)
     words = aliases.translate(sys.argv[1:] if argv is None else argv, parser._option_string_actions)
+    for word in words:
+        if word.startswith("--") and word.endswith("=--"):  # argparse would take it for no value at all
+            parser.error(f"argument {word[:-3]}: '--' is no value")
     values, rest = parser.parse_known_args(words)
     if rest:
         parser.unknown(rest)
