@@ -30,8 +30,8 @@ HOSTILE = [None, True, 0, -1, 3, 10**30, 10**9, 1.5, 1e308, "x", "", "9", [], [[
     ("kind", "good", "bad"),
     [
         (schema.integer(1, 5), [1, 5], [0, 6, True, 1.0, "1", None, [1]]),
-        (schema.number(0, 1), [0, 0.5, 1], [-0.1, 1.1, math.nan, math.inf, True, "0", None]),
-        (schema.number(above=0), [1e-300, 10**30], [0, -1, math.inf]),
+        (schema.number(0, 1), [0, 0.5, 1], [10**400, -0.1, 1.1, math.nan, math.inf, True, "0", None]),
+        (schema.number(above=0), [1e-300, 10**30], [0, -1, math.inf, 10**400]),
         (schema.text, ["", "a"], [None, 1, ["a"]]),
         (schema.truth, [True, False], [0, 1, None, "true"]),
         (schema.one_of("a", 1), ["a", 1], ["b", True, 1.0, None]),
@@ -179,6 +179,7 @@ def test_hostile_results(tmp_path):
         (tmp_path / "m.json").write_text(json.dumps(values))
         measured_sigma1(tmp_path / "m.json")
 
+    use({"command": "sigma1", "found": {"it": {"t": [1, 9], "sigma1": [10**30, 0.2]}}})
     only_user_errors({"command": "sigma1", "found": {"it": {"t": [1, 9], "sigma1": [0.1, 0.2]}}}, use)
     lines = tmp_path / "a.jsonl"
     lines.write_text('{"step": 1}\n{"step": 2, "x')

@@ -13,9 +13,12 @@ beside the dataclass or the code that uses the values:
 import dataclasses
 import math
 import reprlib
+import sys
 import typing
 
 from ..errors import UserError
+
+LARGEST = sys.float_info.max  # a whole number in JSON may be larger
 
 
 class Unfit(ValueError):
@@ -45,7 +48,7 @@ def number(low=-math.inf, high=math.inf, above=-math.inf):
     kind = " ".join(["a finite number", *(words for words, given in bounds if given)])
 
     def check(value, name):
-        fits = type(value) in (int, float) and abs(value) < math.inf and low <= value <= high and value > above
+        fits = type(value) in (int, float) and -LARGEST <= value <= LARGEST and low <= value <= high and value > above
         if not fits:
             raise _unfit(value, name, kind)
 

@@ -89,7 +89,8 @@ def measured_sigma1(path):
     last = list(written["found"].values())[-1]  # the fine-tuned model, if there are two
     if len(last["t"]) != len(last["sigma1"]):
         raise UserError(f"--measured {path}: t and sigma1 are not equally long")
-    return torch.from_numpy(np.interp(np.arange(schedule.TRAIN_STEPS), last["t"], last["sigma1"]))
+    times, values = (np.array(last[name], dtype=np.float64) for name in ("t", "sigma1"))
+    return torch.from_numpy(np.interp(np.arange(schedule.TRAIN_STEPS), times, values))
 
 
 def similarity_and_noise(latents, pictures, training):
