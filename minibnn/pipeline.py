@@ -27,7 +27,7 @@ from .files.configs import (
 from .files.layouts import is_single_file, single_file_tensors
 from .files.schema import fitting, integer, record
 from .files.store import ASSETS, BUNDLED, WeightsError, open_weights, read_json, shapes_of, write_json, write_tensors
-from .finetune import adapter_files
+from .finetune import adapter_reading
 from .networks.text_encoder import TextEncoder
 from .networks.tokenizer import Tokenizer
 from .networks.unet import UNet
@@ -131,9 +131,12 @@ class StableDiffusion:
         check_tokenizer(tokenizer, text_encoder.config)
         return cls(unet, vae, text_encoder, tokenizer, configs, recipe)
 
-    def merge_adapter(self, path):
-        """Add a LoRA or OFT, a run's folder or a file, to the UNet's weights; returns self. Raises WeightsError."""
-        adapter_files.merge_file(self.unet, path)
+    def merge_adapter(self, path, strength=1.0):
+        """Add a LoRA or OFT, a run's folder or a file, to the weights of UNet and text encoder; returns self.
+
+        strength: multiplies a LoRA; below 0 it does the opposite. Raises WeightsError; then no weight is changed.
+        """
+        adapter_reading.merge_file({"unet": self.unet, "text_encoder": self.text_encoder}, path, strength)
         return self
 
     # --- saving ---

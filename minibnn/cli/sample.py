@@ -6,6 +6,7 @@ weights and with K draws of the weights, and shows the mean and the deviation of
 """
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 
@@ -71,6 +72,7 @@ def check(options, out, several):
     """
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: the name must end with .png")
+    strengths(options)
     if options.posterior_samples == 1 or (options.posterior_samples and options.adapter):
         raise UserError("--posterior-samples needs at least 2, and a run as --model instead of --adapter")
     folder = out.with_suffix("")
@@ -91,9 +93,19 @@ def open_model(options, dtype):
         sd = graft.open_graft_run(options.model, dtype=dtype)
     else:
         sd = StableDiffusion.load(options.model, options.tokenizer, dtype, options.prediction_type)
-    if options.adapter:
-        sd.merge_adapter(options.adapter)
+    for path, strength in zip(options.adapter or [], strengths(options), strict=True):
+        sd.merge_adapter(path, strength)
     return sd, random
+
+
+def strengths(options):
+    """The strength of each adapter, from --adapter-scale. Raises UserError when their numbers do not fit."""
+    scales, adapters = options.adapter_scale or [1.0], options.adapter or []
+    if options.adapter_scale and len(scales) not in (1, len(adapters)):
+        raise UserError(f"--adapter-scale: {len(scales)} numbers for {len(adapters)} adapters; give one for each")
+    if not all(math.isfinite(scale) for scale in scales):
+        raise UserError("--adapter-scale: give finite numbers")
+    return scales * len(adapters) if len(scales) == 1 else scales
 
 
 def base_predictor(options, sd):

@@ -14,6 +14,7 @@ import dataclasses
 import torch
 
 from ..errors import UserError
+from ..files.headers import about_run
 from ..files.store import write_tensors
 from . import adapter_files, adapters, bayes
 from .kernel import room_at_once
@@ -101,11 +102,16 @@ def write_result(sd, options, folder):
         dataclasses.replace(sd, unet=plain_unet(sd.unet)).save(folder)
         return "diffusers folder"
     if options.method == "lora":
-        adapter_files.write_lora(sd.unet, folder, "diffusers", options.model)
+        _write_lora(sd, options, folder, "diffusers")
     else:
-        adapter_files.write_oft(sd.unet, folder, options.model)
+        adapter_files.write_oft(adapter_files.oft_of(sd.unet), folder, about_run(sd, options))
     opener = "diffusers' load_lora_weights" if options.method == "lora" else "peft"
     return f"{options.method} run for {options.model}, which {opener} opens too"
+
+
+def _write_lora(sd, options, folder, program):
+    path = folder if program == "peft" else folder / adapter_files.FILES[program]
+    adapter_files.write_lora(adapter_files.lora_of(sd.unet), path, program, about_run(sd, options))
 
 
 def plain_unet(unet):
@@ -126,6 +132,6 @@ def save_result(sd, options, out):
         sd.unet = plain_unet(sd.unet)
         return kind
     for program in options.export.split(",") if options.export else ():
-        adapter_files.write_lora(sd.unet, out, program, options.model)
+        _write_lora(sd, options, out, program)
     adapters.merge(sd.unet)
     return kind

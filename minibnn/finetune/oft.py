@@ -9,7 +9,7 @@ The paper writes W = R W₀, because its weights are (in, out) and ours (out, in
 so Q is what is random, θ_Q = μ + σ∘ε. R is computed in float32 even under autocast, and it rotates the weight
 instead of the input, because rounding R to half precision would spoil it.
 
-But: linear layers only; no block sharing, no dropout of blocks, no Neumann series in place of the inverse.
+But: linear layers only; no block sharing, no dropout of blocks; trained with the exact inverse, no Neumann series.
 """
 
 import torch
@@ -32,6 +32,21 @@ def cayley(q):
     """
     s, eye = skew(q), torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
     return eye + 2 * torch.linalg.solve(eye - s, s)
+
+
+def neumann(s, terms):
+    """R ≈ I + 2 (S + S² + …) + Sᵖ with p = max(3, terms − 1), which peft computes by default in place of an inverse.
+
+    For peft's own files alone: its S has the other sign than in its exact map, and R is not orthogonal.
+    """
+    eye = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device).expand_as(s)
+    if terms < 3:
+        return eye + 2 * s * (terms > 1)
+    total, power = eye + 2 * s, s
+    for _ in range(max(3, terms - 1) - 2):
+        power = power @ s
+        total = total + 2 * power
+    return total + power @ s
 
 
 def rotate(weight, r):

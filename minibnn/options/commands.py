@@ -124,7 +124,8 @@ class SampleOptions:
     model: str = model_option()
     tokenizer: str = tokenizer_option()
     prediction_type: str = prediction_type_option()
-    adapter: str = option(None, "a LoRA or OFT to add to MODEL: a run's folder, or a file", "what", metavar="PATH")
+    adapter: list = option(None, "LoRAs or OFTs to add to MODEL, of any program: runs' folders, or files", "what", nargs="+", metavar="PATH")
+    adapter_scale: list = option(None, "strength of each adapter, or one for all; for LoRA only [1]", "what", nargs="+", type=float, metavar="X")
     negative_prompt: str = option("", "what to keep away from", "what")
     unconditional_from: str = option(None, 'take the unconditional prediction of guidance from this base model: "tiny", a folder or a file', "what", metavar="MODEL")
 
