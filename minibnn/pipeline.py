@@ -13,7 +13,7 @@ import torch
 
 from . import runs, sample, schedule
 from .errors import UserError
-from .files import ldm
+from .files import single_file
 from .files.configs import (
     FILES,
     RECIPE,
@@ -24,9 +24,9 @@ from .files.configs import (
     check_scheduler,
     official_configs,
 )
-from .files.layouts import is_single_file, single_file_tensors
+from .files.layouts import single_file_tensors
 from .files.schema import fitting, integer, record
-from .files.store import ASSETS, BUNDLED, WeightsError, open_weights, read_json, shapes_of, write_json, write_tensors
+from .files.store import ASSETS, BUNDLED, WeightsError, open_weights, read_json, write_json, write_tensors
 from .finetune import adapter_reading
 from .networks.text_encoder import TextEncoder
 from .networks.tokenizer import Tokenizer
@@ -63,7 +63,7 @@ class StableDiffusion:
 
         tokenizer: a folder with vocab.json and merges.txt, which a single file needs.
         dtype: of the weights in memory; None keeps the files' (the bundled model's recipe says float32).
-        prediction_type: "epsilon" or "v_prediction", only for single files of SD v2, which do not say it.
+        prediction_type: "epsilon" or "v_prediction", of a single file; None: as it says, or looks (`single_file.py`).
         Raises UserError naming the file, key or value at fault.
         """
         path = ASSETS / path if str(path) in BUNDLED else Path(path)
@@ -72,19 +72,22 @@ class StableDiffusion:
         if path.is_file():
             return cls._load_single_file(path, tokenizer, dtype, prediction_type)
         if not runs.is_adapter_run(path):
-            return cls._load_folder(path, tokenizer, dtype)
+            return cls._load_folder(path, tokenizer, dtype, prediction_type)
         sd, options = open_base(path, tokenizer, dtype, prediction_type), runs.options_of(path)
         sd.recipe |= runs.subject_of(options)
         return sd.merge_adapter(path)
 
     @classmethod
-    def _load_folder(cls, folder, tokenizer, dtype):
+    def _load_folder(cls, folder, tokenizer, dtype, prediction_type=None):
         if not (folder / "unet").is_dir():
             parts = "unet/, vae/, text_encoder/, tokenizer/, scheduler/"
             raise WeightsError(f"no model in {folder}: a diffusers folder holds {parts}")
         configs = {part: read_json(folder / part / "config.json") for part in FILES}
         configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
         check_scheduler(configs["scheduler"])
+        own_type = configs["scheduler"].get("prediction_type", "epsilon")
+        if prediction_type not in (None, own_type):
+            log.warning("%s says that it predicts %s; that is taken, and not %s", folder, own_type, prediction_type)
         own_recipe = folder / "recipe.json"
         recipe = RECIPE | (read_json(own_recipe, record(RECIPE_KINDS)) if own_recipe.exists() else {})
         dtype = dtype or (getattr(torch, recipe["dtype"]) if recipe["dtype"] else None)
@@ -107,29 +110,28 @@ class StableDiffusion:
 
     @classmethod
     def _load_single_file(cls, path, tokenizer, dtype, prediction_type):
-        with open_weights(path) as file:
-            shapes = shapes_of(file)
-        if not is_single_file(shapes):
-            hint = "there is no model.diffusion_model.* in it"
-            if "lora" in " ".join(shapes):
-                hint = "it is a LoRA: pass its base as --model and this as --adapter"
-            raise WeightsError(f"{path} is no whole model: {hint}")
-        v2 = any(name.startswith(ldm.OPENCLIP) for name in shapes)
-        if v2 and prediction_type is None:
-            log.warning('%s is SD v2; taking prediction_type "epsilon": for a 768-v model pass "v_prediction"', path)
+        about = single_file.describe(path)
+        predicts = prediction_type or about.predicts
+        if about.guessed and not prediction_type:
+            log.warning("%s does not say what it predicts; by its weights it is %s, else pass the other one "
+                        "(--prediction-type)", path, predicts)
         if tokenizer is None:
             folder = "tokenizer/ of the model's diffusers repository, which has vocab.json and merges.txt"
             raise UserError(f"{path} holds no tokenizer: pass a folder (--tokenizer), for instance {folder}")
-        unet = UNet.from_file(path, SD2_UNET if v2 else None, dtype)
-        vae = VAE.from_file(path, None, dtype)
-        text_encoder = TextEncoder.from_file(path, SD2_TEXT if v2 else None, dtype)
-        scheduler = SD_SCHEDULER | ({"prediction_type": prediction_type} if prediction_type else {})
+        official = {"unet": SD2_UNET, "vae": None, "text_encoder": SD2_TEXT} if about.v2 else dict.fromkeys(FILES)
+        known = about.configs or official | {"scheduler": SD_SCHEDULER}
+        parts = {
+            part: network.from_file(path, known[part], dtype)
+            for part, network in (("unet", UNet), ("vae", VAE), ("text_encoder", TextEncoder))
+        }
+        scheduler = known["scheduler"] | {"prediction_type": predicts}
         check_scheduler(scheduler)
-        configs = official_configs(unet, vae, text_encoder) | {"scheduler": scheduler}
-        recipe = RECIPE | {"resolution": 768 if prediction_type == "v_prediction" else 512}
+        configs = {part: known[part] for part in FILES} if about.configs else official_configs(**parts)
+        recipe = RECIPE | {"resolution": 768 if predicts == "v_prediction" else 512}
+        recipe |= about.configs["recipe"] if about.configs else {}
         tokenizer = Tokenizer(tokenizer)
-        check_tokenizer(tokenizer, text_encoder.config)
-        return cls(unet, vae, text_encoder, tokenizer, configs, recipe)
+        check_tokenizer(tokenizer, parts["text_encoder"].config)
+        return cls(**parts, tokenizer=tokenizer, configs=configs | {"scheduler": scheduler}, recipe=recipe)
 
     def merge_adapter(self, path, strength=1.0):
         """Add a LoRA or OFT, a run's folder or a file, to the weights of UNet and text encoder; returns self.
@@ -157,12 +159,15 @@ class StableDiffusion:
         scheduler = self.configs["scheduler"].get("_class_name", "PNDMScheduler")
         write_json(folder / "model_index.json", MODEL_INDEX | {"scheduler": ["diffusers", scheduler]})
 
-    def save_single_file(self, path, dtype=None):
-        """Write one file in the LDM layout, which ComfyUI and AUTOMATIC1111 read. dtype as in `save`."""
-        v2 = self.text_encoder.config.hidden_size == 1024
-        parts = {part: getattr(self, part) for part in FILES}
-        tensors = single_file_tensors(parts, openclip=v2)
-        write_tensors(path, {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in tensors.items()})
+    def save_single_file(self, path, dtype=None, header=None):
+        """Write one file in the LDM layout, which ComfyUI and AUTOMATIC1111 read. dtype as in `save`.
+
+        header: what else to tell other programs, {str: str}, as of `files/headers.py`.
+        """
+        v2 = self.text_encoder.config.hidden_act == "gelu"  # OpenCLIP's; OpenAI's has quick_gelu
+        tensors = single_file_tensors({part: getattr(self, part) for part in FILES}, openclip=v2)
+        tensors = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in tensors.items()}
+        write_tensors(path, tensors, (header or {}) | single_file.header_of(self.configs, self.recipe))
 
     # --- computing ---
 
@@ -246,8 +251,8 @@ def _weight_file(folder, name):
     for candidate in (name, f"{stem}.fp16.safetensors", f"{stem}.bf16.safetensors", f"{stem}.non_ema.safetensors"):
         if (folder / candidate).exists():
             return folder / candidate
+    for index in sorted(folder.glob(f"{stem}*.safetensors.index*.json"), key=lambda path: len(path.name)):
+        return index  # full precision has the shortest name
     for pickle in sorted(folder.glob("*.bin")):
         open_weights(pickle)  # raises, and says how to convert it
-    if list(folder.glob("*.safetensors.index.json")):
-        raise WeightsError(f"{folder}: weights in several files are not supported; merge them into {name}")
     raise WeightsError(f"{folder} holds no {name}")

@@ -83,8 +83,8 @@ def check(options, run):
 
 def base_prediction(options, sd):
     """ε̂ of --unconditional-from, as a function of x and t. Raises UserError."""
-    kind = options.prediction_type or sd.configs["scheduler"].get("prediction_type")
-    base = StableDiffusion.load(options.unconditional_from, options.tokenizer, sd.unet.conv_in.weight.dtype, kind)
+    given = (options.tokenizer, sd.unet.conv_in.weight.dtype, options.prediction_type)
+    base = StableDiffusion.load(options.unconditional_from, *given)
     try:
         return guidance.unconditional_of(base.to(sd.device), sd, options.negative_prompt)
     except UserError as error:

@@ -111,9 +111,7 @@ def strengths(options):
 def base_predictor(options, sd):
     """The predictor that takes ε(∅) from the model of --unconditional-from. Raises UserError."""
     path = options.unconditional_from
-    # a base that does not say what it predicts most likely predicts the same as its fine-tuned model
-    kind = options.prediction_type or sd.configs["scheduler"].get("prediction_type")
-    base = StableDiffusion.load(path, options.tokenizer, sd.unet.conv_in.weight.dtype, kind)
+    base = StableDiffusion.load(path, options.tokenizer, sd.unet.conv_in.weight.dtype, options.prediction_type)
     if not options.posterior_samples:  # they overwrite the weights of `sd` in place
         guidance.share_weights(base, sd)
     base.to(sd.device)

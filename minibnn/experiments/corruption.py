@@ -86,7 +86,8 @@ class Observer:
             self.measures = WorldMeasures(sd, pictures) if world else PhotoMeasures(sd, pictures, self.options)
             self.latents = sigma1_estimate.latents_of(sd, pictures)
         if any(view.base for view in self.views):
-            self.base = StableDiffusion.load(self.options.model, self.options.tokenizer, torch.float32).to(sd.device)
+            given = (self.options.tokenizer, torch.float32, self.options.prediction_type)
+            self.base = StableDiffusion.load(self.options.model, *given).to(sd.device)
         if any(view.average for view in self.views):  # as much memory as the UNet itself
             means = ((name, p) for name, p in sd.unet.named_parameters() if not name.endswith("_sigma"))
             self.average = {name: p.detach().clone() for name, p in means}
@@ -154,8 +155,9 @@ def train_options(it, options, folder):
     defaults = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
     prompt, class_prompt, _ = prompts_of(it, options)
     return TrainOptions(**(defaults | SETTINGS[it.setting].options | {
-        "images": str(folder), "model": options.model, "tokenizer": options.tokenizer, "bayes": it.bayes,
-        "seed": it.seed, "steps": steps_of(it, options), "prompt": prompt, "class_prompt": class_prompt,
+        "images": str(folder), "model": options.model, "tokenizer": options.tokenizer,
+        "prediction_type": options.prediction_type, "bayes": it.bayes, "seed": it.seed,
+        "steps": steps_of(it, options), "prompt": prompt, "class_prompt": class_prompt,
         "class_images": str(Path(options.out) / "class_images"), "samples": 0, "monitor": False, "overwrite": True,
         "gradient_checkpointing": options.gradient_checkpointing, "out": str(work_folder(it, options, "run")),
     }))

@@ -80,7 +80,7 @@ def kept_runs(path, settings):
 def experiment(options):
     """Draw and measure the runs of GuidanceOptions, and write figures, pictures and curves."""
     runs = names_of(options.runs)
-    base = StableDiffusion.load(options.base)
+    base = StableDiffusion.load(options.base, options.tokenizer, prediction_type=options.prediction_type)
     choose_threads("cpu", base.unet)
     prompts, places = prompts_and_places(options.prompt)
     files = data.list_pictures(options.images)

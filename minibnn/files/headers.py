@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FAMILIES = {768: "v1", 1024: "v2"}  # width of the context: version of Stable Diffusion
+ARCHITECTURES = {"v1": "stable-diffusion-v1", "v2": "stable-diffusion-v2-512", None: "minibnn"}
+TRIGGER, ARCHITECTURE = "modelspec.trigger_phrase", "modelspec.architecture"
+PREDICTION = "modelspec.prediction_type"
+PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # ModelSpec's words and diffusers'
 
 
 @dataclass(frozen=True)
@@ -33,34 +37,43 @@ def family_of(unet_config):
 
 def about_run(sd, options):
     """About a run with these TrainOptions; sd: the model, or its base."""
-    return About(
-        Path(options.out).resolve().name, Path(options.model).name, family_of(sd.unet.config), sd.v_prediction,
-        options.resolution, options.prompt,
-    )
+    title, base = Path(options.out).resolve().name, Path(options.model).name
+    return About(title, base, family_of(sd.unet.config), sd.v_prediction, options.resolution, options.prompt)
 
 
 def model_header(about, kind="", implementation="https://github.com/Stability-AI/generative-models"):
-    """ModelSpec of a whole model, or of the kind of adapter, as "lora"."""
-    names = {"v1": "stable-diffusion-v1", "v2": "stable-diffusion-v2-512", None: "minibnn"}
-    name = "stable-diffusion-v2-768-v" if about.family == "v2" and about.v_prediction else names[about.family]
+    """ModelSpec of a whole model, or of an adapter of this kind, as "lora"."""
+    name = ARCHITECTURES[about.family]
+    if about.family == "v2" and about.v_prediction:
+        name = "stable-diffusion-v2-768-v"
     header = {
-        "sai_model_spec": "1.0.1", "architecture": f"{name}/{kind}" if kind else name, "implementation": implementation,
-        "title": about.title, "resolution": f"{about.resolution}x{about.resolution}",
-        "prediction_type": "v" if about.v_prediction else "epsilon", "implementation_version": "minibnn",
+        "modelspec.sai_model_spec": "1.0.1", ARCHITECTURE: f"{name}/{kind}" if kind else name,
+        "modelspec.implementation": implementation, "modelspec.title": about.title,
+        "modelspec.resolution": f"{about.resolution}x{about.resolution}",
+        PREDICTION: "v" if about.v_prediction else "epsilon",
     }
-    if about.prompt:
-        header["trigger_phrase"] = about.prompt
-    return {"modelspec." + key: value for key, value in header.items()}
+    return header | ({TRIGGER: about.prompt} if about.prompt else {})
 
 
-def lora_header(about, rank, alpha):
-    """ModelSpec and kohya's keys for a LoRA of this rank and α."""
-    version = {"ss_v2": str(about.family == "v2")} if about.family else {}
-    if about.family:
-        version["ss_base_model_version"] = f"sd_{about.family}" + "_v" * about.v_prediction
-    words = {"ss_tag_frequency": json.dumps({about.title: {about.prompt: 1}})} if about.prompt else {}
-    return model_header(about, "lora", "diffusers") | version | words | {
-        "ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": f"{alpha:g}",
-        "ss_sd_model_name": about.base, "ss_output_name": about.title,
+def lora_header(about):
+    """ModelSpec and kohya's keys for a LoRA, without its rank and α."""
+    header = model_header(about, "lora", "diffusers") | {
+        "ss_network_module": "networks.lora", "ss_sd_model_name": about.base, "ss_output_name": about.title,
         "ss_resolution": f"({about.resolution}, {about.resolution})",
     }
+    if about.family:
+        header["ss_v2"] = str(about.family == "v2")
+        header["ss_base_model_version"] = f"sd_{about.family}" + "_v" * about.v_prediction
+    if about.prompt:
+        header["ss_tag_frequency"] = json.dumps({about.title: {about.prompt: 1}})
+    return header
+
+
+def ours(header):
+    """Those keys of a file's header, a dict of strings, that the functions above write."""
+    return {key: value for key, value in header.items() if key.startswith(("modelspec.", "ss_"))}
+
+
+def is_official(header):
+    """Whether the file with this header has a size that other programs know; also where the header does not say it."""
+    return not header.get(ARCHITECTURE, "").startswith(ARCHITECTURES[None])

@@ -25,7 +25,7 @@ OLD_VAE_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "p
 # Tensors that belong to no computation of ours: constants, and the halves of CLIP that make no context.
 UNUSED = re.compile(
     r"position_ids$|^(vision_model|visual_projection|text_projection|logit_scale|loss|model_ema)\b"
-    r"|^cond_stage_model\.model\.(text_projection|logit_scale|attn_mask)$"
+    r"|^cond_stage_model\.((transformer|model)\.)?(text_projection(\.weight)?|logit_scale|attn_mask)$"
 )
 
 
@@ -188,4 +188,18 @@ def single_file_tensors(parts, openclip):
     if "text_encoder" in parts and not openclip:  # it is a constant, but the official file holds it
         length = parts["text_encoder"].config.max_position_embeddings
         tensors[POSITION_IDS] = torch.arange(length)[None]
-    return tensors | {key: torch.cat([stack[i] for i in range(3)]) for key, stack in thirds.items()}
+    tensors |= {key: torch.cat([stack[i] for i in range(3)]) for key, stack in thirds.items()}
+    if "text_encoder" in parts and openclip:
+        tensors |= _unused_half(tensors, parts["text_encoder"].config)
+    return tensors
+
+
+def _unused_half(tensors, config):
+    """What an official file of SD v2 holds beyond our text encoder, and no program computes with: CLIP's last layer,
+    here a copy of the one before, and its projection. Without them ComfyUI complains of missing tensors."""
+    last, beyond = (f"{ldm.OPENCLIP}transformer.resblocks.{config.num_hidden_layers - 1 + i}." for i in (0, 1))
+    copies = {name.replace(last, beyond): value.clone() for name, value in tensors.items() if name.startswith(last)}
+    width = tensors[ldm.OPENCLIP + "ln_final.weight"]
+    projection = torch.eye(config.hidden_size, dtype=width.dtype, device=width.device)
+    scale = torch.tensor(4.6052, dtype=width.dtype)  # ln 100, as in every CLIP
+    return copies | {ldm.OPENCLIP + "text_projection": projection, ldm.OPENCLIP + "logit_scale": scale}

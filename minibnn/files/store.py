@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import UserError
-from .schema import fitting
+from .schema import fitting, mapping, record, text
 
 ASSETS = Path(__file__).parents[1] / "assets"  # the bundled models and the other files of the package
 BUNDLED = ("tiny", "textured")  # names of models there, wherever a model can be named
@@ -72,8 +72,13 @@ def _no_constant(word):
 
 
 def open_weights(path):
-    """An open safetensors file whose tensors are mapped from disk when asked for. Raises WeightsError."""
+    """An open safetensors file whose tensors are mapped from disk when asked for. Raises WeightsError.
+
+    path: of the file, or of the index (….safetensors.index.json) of several files that are opened as one.
+    """
     path = Path(path)
+    if path.suffix == ".json":
+        return Shards(path)
     if path.suffix in PICKLES:
         raise WeightsError(
             f"{path} is a pickle, which can run code when opened, and is not read. Convert it on a machine you can "
@@ -88,6 +93,42 @@ def open_weights(path):
     except (SafetensorError, OSError) as error:
         reason = f"({path.stat().st_size} bytes) is damaged or is no safetensors file ({error})"
         raise WeightsError(f"{path} {reason}: download it again") from None
+
+
+class Shards:
+    """Several safetensors files as one, by their index: {"weight_map": {tensor: file in the same folder}}.
+
+    It has those methods of an open file that are used here. Raises UserError, naming the file or tensor.
+    """
+
+    def __init__(self, index):
+        names = read_json(index, record({"weight_map": mapping(text)}, required=["weight_map"]))["weight_map"]
+        if outside := [name for name in names.values() if Path(name).name != name]:
+            raise WeightsError(f"{index} names {outside[0]!r}, which is no file of the same folder")
+        files = {name: open_weights(index.with_name(name)) for name in sorted(set(names.values()))}
+        held = {name: set(file.keys()) for name, file in files.items()}
+        for tensor, name in names.items():
+            if tensor not in held[name]:
+                raise WeightsError(f"{index} says that {tensor} is in {name}, but it is not: download them again")
+        self.files = {tensor: files[name] for tensor, name in names.items()}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.files = {}
+
+    def keys(self):
+        return self.files.keys()
+
+    def metadata(self):
+        return {}
+
+    def get_slice(self, name):
+        return self.files[name].get_slice(name)
+
+    def get_tensor(self, name):
+        return self.files[name].get_tensor(name)
 
 
 def read_tensors(path):

@@ -37,7 +37,7 @@ def draw_by_eq2(options):
     if options.measured:
         columns.append(("sigma_1,t\nmeasured", measured_sigma1(options.measured)))
     files = data.list_pictures(options.images)
-    sd = StableDiffusion.load(options.model, dtype=torch.float32)
+    sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
     choose_threads("cpu", sd.vae)
     side, abar, times = sd.recipe["resolution"], sd.alphas_cumprod, schedule.timesteps(options.steps)
     training = latents_of(sd, data.load_pictures(files, side))

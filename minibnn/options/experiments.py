@@ -17,6 +17,7 @@ class CorruptionOptions:
     images: str = option("tutorials/dog", "folder of the training pictures; runs take the first of them", "what", metavar="DIR")
     model: str = option("tiny", '"tiny", or an SD model for the settings called paper', "what")
     tokenizer: str = tokenizer_option()
+    prediction_type: str = prediction_type_option()
     kind: str = option("dog", "the subject's class word", "what")
     word: str = option("sks", "the rare word that names it", "what")
     settings: list = option(("main",), "names of experiments/settings.py; all: those for the bundled model", "what", nargs="+", metavar="NAME")
@@ -116,6 +117,8 @@ class GuidanceOptions:
 
     runs: list = option(None, "folders of fine-tuned models; their names must differ", "what", required=True, nargs="+", metavar="DIR")
     base: str = option("tiny", "the model whose unconditional prediction is tried", "what", metavar="MODEL")
+    tokenizer: str = tokenizer_option()
+    prediction_type: str = prediction_type_option()
     prompt: str = option("a photo of a sks dog", "the training prompt", "what", type=words)
     images: str = option("tutorials/dog", "the subject's pictures", "what", metavar="DIR")
     out: str = option("tutorials/results", "folder", "how", metavar="DIR")
