@@ -1,12 +1,14 @@
-"""Full-size Stable Diffusion v1.5 with random weights: does it load and compute like diffusers'?
+"""Full-size Stable Diffusion v1.5 or v2.1 with random weights: does it load and compute like diffusers'?
 
-    python benchmarks/full_size.py make FOLDER    writes FOLDER/diffusers/, FOLDER/ldm.safetensors (float32, 2 × 4 GB)
+    python benchmarks/full_size.py make FOLDER    writes FOLDER/diffusers/, FOLDER/ldm.safetensors (float32, 2 × 4 GB,
+                                                  v2 2 × 5 GB)
     python benchmarks/full_size.py check FOLDER   loads both layouts with minibnn and the folder with diffusers and
                                                   compares the outputs; prints peak memory and times
     python benchmarks/full_size.py train FOLDER --images PHOTOS
                                                   two training steps at 256 × 256 in bf16 on a CPU, with peak memory
 
-The weights are random, scaled so that activations keep their size; the tokenizer is the bundled one.
+With --version v2 it is v2.1: linear projections, another text encoder, v-prediction, attention in float32. The weights
+are random, scaled so that activations keep their size; the tokenizer is the bundled one.
 """
 
 import argparse
@@ -21,9 +23,17 @@ from pathlib import Path
 import torch
 
 from minibnn import VAE, StableDiffusion, TextEncoder, UNet
-from minibnn.files.configs import RECIPE, SD_SCHEDULER, official_configs
+from minibnn.files.configs import RECIPE, SD2_TEXT, SD2_UNET, SD_SCHEDULER, official_configs
+from minibnn.files.layouts import check_config
 from minibnn.files.store import ASSETS
 from minibnn.networks.tokenizer import Tokenizer
+
+CONFIGS = {  # what differs from v1.5; and what the UNet predicts
+    "v1": ({"unet": {}, "vae": {}, "text_encoder": {}}, "epsilon"),
+    "v2": (
+        {"unet": SD2_UNET | {"upcast_attention": True}, "vae": {}, "text_encoder": SD2_TEXT}, "v_prediction",
+    ),
+}
 
 
 def peak_gib():
@@ -39,16 +49,17 @@ def report(what):
     print(f"{what}: {time.perf_counter() - start:.1f} s, peak memory so far {peak_gib():.2f} GiB", flush=True)
 
 
-def random_network(network_class):
+def random_network(network_class, config):
     """PyTorch's own initialisation: fan-in scaled, norms at 1."""
     torch.manual_seed(0)
-    return network_class().eval()
+    return network_class(check_config(network_class.Config, config, network_class.official_class)).eval()
 
 
-def make(folder):
+def make(folder, version):
+    values, predicts = CONFIGS[version]
     with report("random weights"):
-        parts = [random_network(c) for c in (UNet, VAE, TextEncoder)]
-        configs = official_configs(*parts) | {"scheduler": SD_SCHEDULER}
+        parts = [random_network(network, values[network.part]) for network in (UNet, VAE, TextEncoder)]
+        configs = official_configs(*parts) | {"scheduler": SD_SCHEDULER | {"prediction_type": predicts}}
         sd = StableDiffusion(*parts, Tokenizer(ASSETS / "tiny" / "tokenizer"), configs, dict(RECIPE))
     with report("write the diffusers folder"):
         sd.save(folder / "diffusers")
@@ -56,13 +67,15 @@ def make(folder):
         sd.save_single_file(folder / "ldm.safetensors")
 
 
-def check(folder):
+def check(folder, version):
     import diffusers
     import transformers
 
     generator = torch.Generator().manual_seed(1)
     x, t = torch.randn(1, 4, 32, 40, generator=generator), torch.tensor([501])
-    context, z = torch.randn(1, 77, 768, generator=generator), torch.randn(1, 4, 16, 24, generator=generator)
+    values, _ = CONFIGS[version]
+    width = {"v1": 768, "v2": 1024}[version]
+    context, z = torch.randn(1, 77, width, generator=generator), torch.randn(1, 4, 16, 24, generator=generator)
     images = torch.rand(1, 3, 128, 192, generator=generator) * 2 - 1
     ids = torch.randint(0, 49408, (2, 77), generator=generator)
 
@@ -89,11 +102,11 @@ def check(folder):
         for part, (ours, theirs, run_ours, run_theirs) in sources.items():
             file = "model.safetensors" if part == "text_encoder" else "diffusion_pytorch_model.safetensors"
             with report(f"{part}: load from the folder"):
-                network = ours.from_file(folder / "diffusers" / part / file)
+                network = ours.from_file(folder / "diffusers" / part / file, values[part])
             with report(f"{part}: compute"):
                 a = run_ours(network)
             with report(f"{part}: load from the single file"):
-                state = ours.from_file(folder / "ldm.safetensors").state_dict()
+                state = ours.from_file(folder / "ldm.safetensors", values[part]).state_dict()
             same = all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
             del network, state
             with report(f"{part}: diffusers loads"):
@@ -136,12 +149,13 @@ def main():
     parser.add_argument("what", choices=("make", "check", "train"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images")
+    parser.add_argument("--version", choices=CONFIGS, default="v1")
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     if options.what == "train":
         train(options.folder, options.images)
     else:
-        {"make": make, "check": check}[options.what](options.folder)
+        {"make": make, "check": check}[options.what](options.folder, options.version)
 
 
 if __name__ == "__main__":

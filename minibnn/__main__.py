@@ -17,6 +17,8 @@ from .options.running import answer_while_importing, one_line, own_output, run
 COMMANDS = {  # name: (what it does, its options, module:function, what the function takes before the options)
     "train": ("fine-tune a model on a few pictures", commands.TrainOptions, "cli.train:fine_tune"),
     "sample": ("draw pictures with a model or a run", commands.SampleOptions, "cli.sample:sample"),
+    "export": ("write a run's result for ComfyUI, AUTOMATIC1111, diffusers or peft",
+               commands.ExportOptions, "cli.export:export"),
     "photo-measures": ("measure photographs: Clip-T, Clip-I, Dino, Lpips, Clip-IQA",
                        commands.PhotoOptions, "photo.measures:measure_photos"),
     # the picture world, of which the bundled model is made

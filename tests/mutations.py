@@ -37,6 +37,8 @@ SCHEDULE, TRAIN, SAMPLE, PIPELINE = (f"minibnn/{name}.py" for name in ("schedule
 UNET, TOKENIZER = "minibnn/networks/unet.py", "minibnn/networks/tokenizer.py"
 BAYES, LORA, OFT, ADAPTERS = (f"minibnn/finetune/{name}.py" for name in ("bayes", "lora", "oft", "adapter_files"))
 NOISE = "minibnn/finetune/weight_noise.py"
+SETTINGS, READING, SINGLE = (f"minibnn/{name}.py" for name in (
+    "finetune/adapter_settings", "finetune/adapter_reading", "files/single_file"))
 LAYOUTS, STORE, RUNS = "minibnn/files/layouts.py", "minibnn/files/store.py", "minibnn/runs.py"
 OWNERSHIP, LOCKS = "minibnn/ownership.py", "minibnn/files/locks.py"
 GUIDANCE, PICTURES, DATA = "minibnn/neighbours/guidance.py", "minibnn/pictures.py", "minibnn/data.py"
@@ -49,7 +51,7 @@ NETWORK = "kernels/network.py"
 DREAMBOOTH = "test_train_oracle.py::test_three_steps_of_dreambooth"
 BATCHES = "test_train_oracle.py::test_batches_are_draws_of_diffusers_vae_in_a_new_order_each_epoch"
 THETA = "test_kernels.py::test_theta_equals_the_reference_to_the_last_bit"
-PROGRAMS = "test_methods.py::test_files_of_other_programs_open test_methods.py::test_peft_opens_the_run"
+FOREIGN = "test_foreign_adapters.py"
 
 MUTATIONS = (
     # --- the noise schedule and the samplers
@@ -160,18 +162,23 @@ MUTATIONS = (
              "Constrained OFT allows each block the rotation of all."),
     Mutation("oft-autocast", OFT, "torch.autocast(q.device.type, enabled=False)", "torch.autocast(q.device.type)",
              "test_adapters.py", "R is computed in half precision and is not orthogonal."),
-    Mutation("files-alpha-ignored", ADAPTERS, 'config.get("lora_alpha", len(down))', "len(down)", PROGRAMS,
-             "A peft file's α is ignored."),
-    Mutation("files-kohya-alpha", ADAPTERS, "alpha[0].item() if alpha else", "len(down) if alpha else", PROGRAMS,
+    Mutation("files-alpha-ignored", SETTINGS, 'settings.get("lora_alpha", rank)', "rank", FOREIGN,
+             "The α that stands beside a LoRA is ignored: it is merged at another strength."),
+    Mutation("files-no-patterns", SETTINGS, 'settings.get("alpha_pattern"), layer', "None, layer", FOREIGN,
+             "The α of single layers is ignored."),
+    Mutation("files-rank-stabilised", SETTINGS, 'math.sqrt(rank) if settings.get("use_rslora") else rank', "rank",
+             FOREIGN, "A rank-stabilised LoRA is merged √r times too weak."),
+    Mutation("files-kohya-alpha", READING, "alpha[0].item() / len(down) if alpha", "1.0 if alpha", FOREIGN,
              "The α of a kohya file is ignored."),
-    Mutation("files-scale-not-folded", ADAPTERS, "adapter.up * scale if", "adapter.up if",
+    Mutation("files-strength", READING, "strength * scale", "scale", FOREIGN, "--adapter-scale is ignored."),
+    Mutation("files-scale-not-folded", ADAPTERS, "folded = up * (alpha / rank) if", "folded = up if",
              "test_methods.py::test_alpha_over_rank_is_in_the_file", "diffusers opens a LoRA of another strength."),
-    Mutation("files-oft-sign", ADAPTERS, "= -triangles.float()", "= triangles.float()",
-             f"{PROGRAMS} test_methods.py::test_what_opens_is_what_was_trained",
+    Mutation("files-oft-sign", READING, "= -triangles", "= triangles", FOREIGN,
              "An OFT file is read with the opposite rotation."),
-    Mutation("files-foreign-lora", ADAPTERS, "if strange:", "if False:",
-             "test_methods.py::test_a_lora_for_another_model_is_one_clear_line",
+    Mutation("files-foreign-lora", READING, "if strange or not wanted:", "if not wanted:", FOREIGN,
              "Tensors of a LoRA that belong to no layer are dropped without a word."),
+    Mutation("files-v-marker", SINGLE, 'if "v_pred" in shapes else', "if False else", "test_loading.py",
+             "ComfyUI's marker of v-prediction is ignored: the model is trained and drawn as if it predicted ε."),
     # --- the training loop
     Mutation("train-prior-weight", TRAIN, "(options.prior_weight, of_class[0].mean())", "(1.0, of_class[0].mean())",
              DREAMBOOTH, "--prior-weight is ignored."),

@@ -16,14 +16,17 @@ import torch
 from .. import data, distributed, ownership, runs
 from ..devices import autocast, choose_device, choose_threads, half_dtype, make_deterministic
 from ..errors import UserError
+from ..files import headers
 from ..files.store import NotFinite
 from ..finetune import methods
+from ..finetune.adapter_files import KOHYA
 from ..finetune.kernel import choose_kernel
 from ..lab import monitor
 from ..options.commands import run_folder
 from ..pictures import grid, save_png
 from ..pipeline import StableDiffusion
 from ..train import Batches, Diverged, at_the_mean, fine_tuning, train
+from . import programs
 
 
 @distributed.one_of_several
@@ -92,11 +95,12 @@ def finish(options, sd, samples, watching):
     out = Path(options.out)
     kind = methods.save_result(sd, options, out)
     if options.single_file:
-        sd.save_single_file(out / "model.safetensors")
+        sd.save_single_file(out / "model.safetensors", header=headers.model_header(headers.about_run(sd, options)))
     samples.draw(sd, out / "samples.png")
     for monitored in watching:
         print(monitored.advice())
     shown = f"{out / 'samples.png'} shows it, " if samples.prompts else ""
+    tell_of_other_programs(sd, options, out)
     print(f"done: {shown}{out} is a {kind}. Draw with another prompt:")
     model, prompt = shlex.quote(str(out)), shlex.quote(f"{options.prompt[0]} in the snow")
     print(f"  python -m minibnn.sample --model {model} --prompt {prompt} --out picture.png")
@@ -106,6 +110,14 @@ def begin(options, files):
     """Empty the run's folder where that is asked for, and write what it begins with."""
     ownership.clear(options)
     runs.start(options, files)
+
+
+def tell_of_other_programs(sd, options, out):
+    """Name each file that --single-file and --export wrote, and where it goes."""
+    paths = {"single-file": out / "model.safetensors", "kohya": out / KOHYA, "peft": out}
+    asked = ["single-file"] * options.single_file + (options.export.split(",") if options.export else [])
+    for kind in asked:
+        print(programs.how_to_open(paths[kind], kind, headers.model_header(headers.about_run(sd, options))))
 
 
 def settle(options, sd, pictures):

@@ -19,14 +19,17 @@ PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # ModelSpec's words a
 
 @dataclass(frozen=True)
 class About:
-    """What is known of a model. family: "v1", "v2", or None for a network of another size, as the bundled one."""
+    """What is known of a model. family: "v1", "v2", or None for a network of another size, as the bundled one.
+
+    prompts: those of its training.
+    """
 
     title: str
     base: str
     family: str | None
     v_prediction: bool
     resolution: int
-    prompt: str | None
+    prompts: tuple
 
 
 def family_of(unet_config):
@@ -38,7 +41,7 @@ def family_of(unet_config):
 def about_run(sd, options):
     """About a run with these TrainOptions; sd: the model, or its base."""
     title, base = Path(options.out).resolve().name, Path(options.model).name
-    return About(title, base, family_of(sd.unet.config), sd.v_prediction, options.resolution, options.prompt)
+    return About(title, base, family_of(sd.unet.config), sd.v_prediction, options.resolution, tuple(options.prompt))
 
 
 def model_header(about, kind="", implementation="https://github.com/Stability-AI/generative-models"):
@@ -52,7 +55,7 @@ def model_header(about, kind="", implementation="https://github.com/Stability-AI
         "modelspec.resolution": f"{about.resolution}x{about.resolution}",
         PREDICTION: "v" if about.v_prediction else "epsilon",
     }
-    return header | ({TRIGGER: about.prompt} if about.prompt else {})
+    return header | ({TRIGGER: ", ".join(about.prompts)} if about.prompts else {})
 
 
 def lora_header(about):
@@ -64,8 +67,8 @@ def lora_header(about):
     if about.family:
         header["ss_v2"] = str(about.family == "v2")
         header["ss_base_model_version"] = f"sd_{about.family}" + "_v" * about.v_prediction
-    if about.prompt:
-        header["ss_tag_frequency"] = json.dumps({about.title: {about.prompt: 1}})
+    if about.prompts:
+        header["ss_tag_frequency"] = json.dumps({about.title: dict.fromkeys(about.prompts, 1)})
     return header
 
 

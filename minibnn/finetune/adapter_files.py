@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 
-from ..files.headers import lora_header, model_header
 from ..files.store import read_tensors, write_json, write_tensors
 from . import oft
 from .adapter_settings import PEFT, PEFT_CONFIG
@@ -69,11 +68,24 @@ def read_run_lora(folder, alpha):
     return lora
 
 
-def write_lora(lora, path, program, about, dtype=None):
+def read_run_oft(folder):
+    """What `oft_of` gave when the OFT run in this folder was saved, as far as a rotation depends on it: ½(Q − Qᵀ)."""
+    before, after = OFT_NAME.split("{}")
+    rotations = {}
+    for name, triangles in read_tensors(Path(folder) / PEFT).items():
+        size = round((1 + (1 + 8 * triangles.shape[1]) ** 0.5) / 2)
+        s = triangles.new_zeros(len(triangles), size, size)
+        rows, columns = torch.triu_indices(size, size, 1)
+        s[:, rows, columns] = -triangles
+        rotations[name[len(before) : -len(after)]] = s - s.mT
+    return rotations
+
+
+def write_lora(lora, path, program, base, header, dtype=None):
     """Write a LoRA, as `lora_of` gives it, for "diffusers", "peft" or "kohya".
 
-    path: of the file; for peft its folder, where adapter_config.json is written too. about: headers.About of the run.
-    dtype: of the matrices in the file; None as they are.
+    path: of the file; for peft its folder, where adapter_config.json is written too. base: the name of the model, which
+    peft's file tells to people. header: as of `headers.lora_header`. dtype: of the matrices; None as they are.
     """
     down_name, up_name = NAMINGS[program]
     tensors = {}
@@ -84,23 +96,22 @@ def write_lora(lora, path, program, about, dtype=None):
         tensors[_name(up_name, layer)] = folded.to(dtype or up.dtype)
         if program == "kohya":
             tensors[_name(KOHYA_ALPHA, layer)] = torch.tensor(alpha)
-    header = lora_header(about, rank, rank if program == "diffusers" else alpha)
+    shown = rank if program == "diffusers" else alpha
+    header = header | {"ss_network_dim": str(rank), "ss_network_alpha": f"{shown:g}"}
+    write_tensors(Path(path) / PEFT if program == "peft" else path, tensors, header)
     if program == "peft":
-        write_tensors(Path(path) / PEFT, tensors, header)
-        _write_peft_config(lora, path, about.base, {"peft_type": "LORA", "r": rank, "lora_alpha": alpha})
-    else:
-        write_tensors(path, tensors, header)
+        _write_peft_config(lora, path, base, {"peft_type": "LORA", "r": rank, "lora_alpha": alpha})
 
 
-def write_oft(rotations, folder, about, dtype=None):
-    """Write an OFT, as `oft_of` gives it, for peft; about and dtype as in `write_lora`."""
+def write_oft(rotations, folder, base, header, dtype=None):
+    """Write an OFT, as `oft_of` gives it, for peft; the rest as in `write_lora`."""
     tensors = {}
     for layer, q in rotations.items():
         rows, columns = torch.triu_indices(q.shape[1], q.shape[2], 1)
         tensors[_name(OFT_NAME, layer)] = -oft.skew(q)[:, rows, columns].to(dtype or q.dtype)
-    write_tensors(Path(folder) / PEFT, tensors, model_header(about, "oft", "peft"))
+    write_tensors(Path(folder) / PEFT, tensors, header)
     settings = {"peft_type": "OFT", "r": len(q), "oft_block_size": 0, "use_cayley_neumann": False}
-    _write_peft_config(rotations, folder, about.base, settings)
+    _write_peft_config(rotations, folder, base, settings)
 
 
 def _write_peft_config(layers, folder, base, settings):

@@ -14,7 +14,7 @@ import dataclasses
 import torch
 
 from ..errors import UserError
-from ..files.headers import about_run
+from ..files.headers import about_run, lora_header, model_header
 from ..files.store import write_tensors
 from . import adapter_files, adapters, bayes
 from .kernel import room_at_once
@@ -104,14 +104,16 @@ def write_result(sd, options, folder):
     if options.method == "lora":
         _write_lora(sd, options, folder, "diffusers")
     else:
-        adapter_files.write_oft(adapter_files.oft_of(sd.unet), folder, about_run(sd, options))
+        header = model_header(about_run(sd, options), "oft", "peft")
+        adapter_files.write_oft(adapter_files.oft_of(sd.unet), folder, options.model, header)
     opener = "diffusers' load_lora_weights" if options.method == "lora" else "peft"
     return f"{options.method} run for {options.model}, which {opener} opens too"
 
 
 def _write_lora(sd, options, folder, program):
     path = folder if program == "peft" else folder / adapter_files.FILES[program]
-    adapter_files.write_lora(adapter_files.lora_of(sd.unet), path, program, about_run(sd, options))
+    header = lora_header(about_run(sd, options))
+    adapter_files.write_lora(adapter_files.lora_of(sd.unet), path, program, options.model, header)
 
 
 def plain_unet(unet):

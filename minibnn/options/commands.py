@@ -20,7 +20,7 @@ def tokenizer_option():
 
 
 def prediction_type_option():
-    return option(None, "what an LDM file of SD v2 predicts [epsilon]", "what", choices=("epsilon", "v_prediction"))
+    return option(None, "what an LDM file predicts [as it says; SD v2: else as its weights look]", "what", choices=("epsilon", "v_prediction"))
 
 
 def device_option(group):
@@ -142,6 +142,20 @@ class SampleOptions:
     dtype: str = option(None, "of the weights [float32; CUDA: float16]", "drawing", choices=DTYPES)
     device: str = device_option("drawing")
     out: str = option("sample.png", "a PNG file; several pictures make a grid, and a folder of the same name", "output", metavar="PNG")
+    overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write the result of a run as a file that another program opens."""
+
+    run: str = option(None, "a run's folder; for a whole model also a diffusers folder or an LDM file", "what", required=True, word=True, metavar="RUN")
+    to: str = option(None, "single-file: a whole model for ComfyUI and AUTOMATIC1111; kohya: a LoRA for them; peft; diffusers", "what", required=True, choices=("single-file", "kohya", "peft", "diffusers"), metavar="PROGRAM")
+    merge: bool = option(False, "lora, with --to diffusers: a whole model with the LoRA in it", "what")
+    dtype: str = option(None, "of the weights in the file [as they are in the run: float32]", "what", choices=DTYPES)
+    tokenizer: str = tokenizer_option()
+    prediction_type: str = prediction_type_option()
+    out: str = option(None, "a .safetensors file, for peft and a whole diffusers model a folder [in the run's folder: model.safetensors, lora_kohya.safetensors, adapter_model.safetensors]", "output", metavar="PATH")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
 
 
@@ -345,6 +359,8 @@ class Eq2Options:
     manifold: str = option(None, "folder with many other pictures: what the pretrained model knows [drawings of the picture world]", "what", metavar="DIR")
     manifold_size: int = option(400, "how many drawings of the world", "what", type=whole)
     model: str = option("tiny", "whose VAE and noise schedule", "what")
+    tokenizer: str = tokenizer_option()
+    prediction_type: str = prediction_type_option()
     sigma1: list = option((0.0, 0.1, 0.3, 1.0, 4.8), "values of σ₁, in latents of variance about 1", "what", type=nonnegative, nargs="+", metavar="X")
     measured: str = option(None, "a JSON file of the command sigma1: draw also with the σ₁,t measured there", "what", metavar="JSON")
     steps: int = option(50, "sampling steps (DDIM)", "drawing", type=whole)

@@ -14,6 +14,10 @@ EXAMPLES = {
         f'{SAMPLE} --prompt "a red car on the beach" --out car.png',
         f'{SAMPLE} --model runs/dog --prompt "a photo of a sks dog in the snow" --count 4 --seed 7 --out dog.png',
     ),
+    "export": (
+        "python -m minibnn export runs/rex --to single-file --dtype float16",
+        "python -m minibnn export runs/rex --to kohya --out rex.safetensors",
+    ),
     "photo-measures": (
         "python -m minibnn photo-measures --pictures drawn --training photos/rex --dino nets/dino",
         "python -m minibnn photo-measures --pictures drawn --prompts prompts.txt --clip nets/clip --out clip.json",

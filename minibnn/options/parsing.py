@@ -66,7 +66,7 @@ def parse(options_class, prog, argv=None, examples=(), recipes=()):
         parser.error(str(error))
     for f in dataclasses.fields(options_class):
         if f.metadata["argparse"].get("required") and given.get(f.name) is None:
-            parser.error(f"--{f.name.replace('_', '-')} is required; {parser.prog} --help explains it")
+            parser.error(f"{spelled(f)} is required; {parser.prog} --help explains it")
     return options_class(**given)
 
 
@@ -81,7 +81,9 @@ def build(options_class, prog, examples=(), recipes=()):
         formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
     )
     needed = [f for f in dataclasses.fields(options_class) if f.metadata["argparse"].get("required")]
-    shown = "".join(f" --{f.name.replace('_', '-')} {f.metadata['argparse'].get('metavar', 'TEXT')}" for f in needed)
+    shown = "".join(
+        f" {spelled(f)}" + ("" if is_word(f) else " " + f.metadata["argparse"].get("metavar", "TEXT")) for f in needed
+    )
     parser.usage = f"%(prog)s{shown} [option …]"
     version = f"minibnn {__version__}"
     parser.add_argument("--version", action="version", version=version, help="show the version and exit")
@@ -107,11 +109,24 @@ def build(options_class, prog, examples=(), recipes=()):
                 shown = " ".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
                 help += f" [{shown}]"
         help = re.sub(r"\{(\w+)\}", lambda name: notes.get(name[1], "recipe"), help)
-        groups[name].add_argument("--" + f.name.replace("_", "-"), help=help.replace("%", "%%"), **settings)
+        if settings.pop("word", False):
+            groups[name].add_argument(f.name, nargs="?", help=help.replace("%", "%%"), **settings)
+        else:
+            groups[name].add_argument(spelled(f), help=help.replace("%", "%%"), **settings)
     files = parser.add_argument_group("options in files")
     files.add_argument("--config", metavar="FILE", help="take options from a TOML file, or from a run's config.json")
     files.add_argument("--save-config", metavar="FILE", help="write the given options as a TOML file, and stop")
     return parser
+
+
+def is_word(field):
+    """Whether it is given as a word of its own, without an option before it."""
+    return field.metadata["argparse"].get("word", False)
+
+
+def spelled(field):
+    """How a field is written on the command line: --class-prompt, or RUN for a word of its own."""
+    return field.metadata["argparse"]["metavar"] if is_word(field) else "--" + field.name.replace("_", "-")
 
 
 def recipe_notes(recipes):
