@@ -14,7 +14,7 @@ from minibnn.__main__ import COMMANDS, recipes
 from minibnn.options import aliases, configs
 from minibnn.options.commands import SampleOptions, TrainOptions
 from minibnn.options.examples import EXAMPLES
-from minibnn.options.parsing import build, parse, recipe_notes
+from minibnn.options.parsing import build, is_word, parse, recipe_notes
 
 
 def read(text, tmp_path, *words, options_class=TrainOptions):
@@ -204,7 +204,8 @@ def test_every_command_has_examples_that_its_options_take(name):
         words = shlex.split(line)
         assert words[: 3 + len(name.split())] == ["python", "-m", "minibnn", *name.split()]
         values, rest = build(COMMANDS[name][1], "x").parse_known_args(words[3 + len(name.split()):])
-        assert not rest and len(vars(values)) == sum(word.startswith("--") for word in words)
+        words_of_their_own = sum(is_word(field) for field in dataclasses.fields(COMMANDS[name][1]))
+        assert not rest and len(vars(values)) == sum(word.startswith("--") for word in words) + words_of_their_own
 
 
 @pytest.mark.parametrize("name", COMMANDS)
