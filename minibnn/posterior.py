@@ -23,7 +23,7 @@ SCALE = 4  # brightness of a deviation of one grey level: deviations of 64 and m
 
 
 @torch.no_grad()
-def open_run(run, tokenizer=None, dtype=torch.float32):
+def open_run(run, tokenizer=None, dtype=torch.float32, prediction_type=None):
     """A run with its posterior -> (StableDiffusion at θ = μ, {name: (μ, σ)} of its random parameters, float32).
 
     Adapters stay apart from the weights, so that they can be drawn. Raises UserError when there is no posterior.
@@ -32,12 +32,12 @@ def open_run(run, tokenizer=None, dtype=torch.float32):
     if not path.exists():
         raise UserError(f"{run} holds no {path.name}: --posterior-samples needs a run trained with --keep-posterior")
     if runs.is_adapter_run(run):
-        sd, options = open_base(run, tokenizer, dtype), runs.options_of(run)
+        sd, options = open_base(run, tokenizer, dtype, prediction_type), runs.options_of(run)
         sd.recipe |= {name: getattr(options, name) for name in ("prompt", "class_prompt", "resolution")}
         options.bayes = False  # only the means are put in; `set_weights` draws
         methods.make_trainable(sd.unet, options)
     else:
-        sd = StableDiffusion.load(run, tokenizer, dtype)
+        sd = StableDiffusion.load(run, tokenizer, dtype, prediction_type)
     parameters, random = dict(sd.unet.named_parameters()), {}
     tensors = read_tensors(path)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}

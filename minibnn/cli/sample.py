@@ -88,7 +88,7 @@ def open_model(options, dtype):
     """Whatever --model names, with --adapter in it, and {name: (μ, σ)} where weights are to be drawn, else None."""
     random = None
     if options.posterior_samples:
-        sd, random = posterior.open_run(options.model, options.tokenizer, dtype)
+        sd, random = posterior.open_run(options.model, options.tokenizer, dtype, options.prediction_type)
     elif (Path(options.model) / graft.RECORD).exists():
         sd = graft.open_graft_run(options.model, dtype=dtype)
     else:
