@@ -24,7 +24,7 @@ PROMPT = "a photo of a sks dog"
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return small_sd.make(tmp_path_factory.mktemp("small") / "sd-small")
+    return small_sd.make(tmp_path_factory.mktemp("small") / "sd-small", layers=1)
 
 
 @pytest.fixture(scope="module")
