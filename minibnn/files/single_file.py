@@ -19,9 +19,10 @@ from pathlib import Path
 
 from ..errors import UserError
 from . import headers, ldm
+from .configs import RECIPE_KINDS
 from .layouts import is_single_file
-from .schema import record
-from .store import WeightsError, fitting, open_weights, parse_json, read_text, shapes_of
+from .schema import fitting, record
+from .store import WeightsError, open_weights, parse_json, read_text, shapes_of
 
 KEY = "minibnn"  # of the header, with the configurations as JSON
 LAST_BIAS = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
@@ -53,7 +54,8 @@ def describe(path):
         v2 = any(name.startswith(ldm.OPENCLIP) for name in shapes)
         if KEY in header:
             place = f"{KEY} in the header of {path}"
-            kind = record(dict.fromkeys((*CONFIGS, "recipe"), record({})), required=(*CONFIGS, "recipe"))
+            kinds = dict.fromkeys(CONFIGS, record({})) | {"recipe": record(RECIPE_KINDS)}
+            kind = record(kinds, required=kinds)
             configs = fitting(parse_json(header[KEY], place), kind, place)
             return Description(v2, configs, configs["scheduler"].get("prediction_type", "epsilon"), False)
         said = headers.PREDICTIONS.get(header.get(headers.PREDICTION))

@@ -10,8 +10,8 @@ Follows: diffusers' `_create_lora_config` and peft's `LoraConfig`, `OFTConfig` a
 import math
 import re
 
-from ..files.schema import integer, mapping, number, one_of, optional, record, truth
-from ..files.store import WeightsError, fitting, parse_json, read_json
+from ..files.schema import fitting, integer, mapping, number, one_of, optional, record, truth
+from ..files.store import WeightsError, parse_json, read_json
 
 PARTS = ("unet", "text_encoder")
 HEADER = "lora_adapter_metadata"
