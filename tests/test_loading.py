@@ -119,10 +119,10 @@ def test_a_folder_says_what_it_predicts(models, caplog):
 
 
 def test_wherever_a_model_can_be_named_its_prediction_type_can():
-    """Except where only drawings of the picture world are judged: such a model is a folder, which says it."""
+    """Except where the models are those of the picture world: they are bundled or folders, which say it."""
     for name, (_, options, *_) in COMMANDS.items():
         fields = {field.name for field in dataclasses.fields(options)}
-        if fields & {"model", "base"} and name != "evaluate":
+        if fields & {"model", "base"} and name not in ("evaluate", "experiment stage"):
             assert {"prediction_type", "tokenizer"} <= fields, name
 
 
