@@ -116,6 +116,7 @@ FORESEEN = {
     "the user's mistake": (lambda: exec("raise UserError('--x 3 is\\n odd')"), "--x 3 is odd"),
     "a missing file": (lambda: os.stat("/nowhere/at/all"), "[Errno 2] No such file or directory: '/nowhere/at/all'"),
     "a missing package": (lambda: exec("import no_such_package"), "the package no_such_package is missing"),
+    "a loop of links": (lambda: exec("raise RuntimeError(\"Symlink loop from '/x'\")"), "Symlink loop from '/x'"),
     "another encoding": (lambda: b"\xff".decode(), "a text is not valid in its encoding"),
     "a surrogate": (lambda: "\udcff".encode(), "a text is not valid in its encoding"),
 }

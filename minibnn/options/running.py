@@ -134,7 +134,7 @@ def explain(error, options=None):
     if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or any(words in said for words in NO_MEMORY):
         tries = [words for name, words in LESS_MEMORY.items() if hasattr(options, name)]
         return "out of memory" + (f": try {', '.join(tries)}" if tries else "")
-    if isinstance(error, (UserError, OSError)):
+    if isinstance(error, (UserError, OSError)) or said.startswith("Symlink loop"):  # the latter is pathlib's
         return said
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("minibnn"):
         return f"the package {error.name} is missing: pip install it, or all with pip install -r requirements.txt"
