@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from . import distributed
 from .errors import UserError
-from .files.store import BUNDLED, read_json, write_json
+from .files.store import read_json, write_json
+from .options.kinds import BUNDLED
 from .pictures import save_png
 
 log = logging.getLogger("minibnn")

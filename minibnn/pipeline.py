@@ -26,12 +26,13 @@ from .files.configs import (
 )
 from .files.layouts import single_file_tensors
 from .files.schema import fitting, integer, record
-from .files.store import ASSETS, BUNDLED, WeightsError, open_weights, read_json, write_json, write_tensors
+from .files.store import ASSETS, WeightsError, open_weights, read_json, write_json, write_tensors
 from .finetune import adapter_reading
 from .networks.text_encoder import TextEncoder
 from .networks.tokenizer import Tokenizer
 from .networks.unet import UNet
 from .networks.vae import VAE, sample_latents
+from .options.kinds import BUNDLED
 
 log = logging.getLogger("minibnn")
 

@@ -32,7 +32,6 @@ from .data import caption_file, full_name
 from .errors import UserError
 from .files.schema import fields_of, fitting, integer, mapping, number, optional, record, text
 from .files.store import (
-    BUNDLED,
     WeightsError,
     append_text,
     check_finite,
@@ -48,6 +47,7 @@ from .files.store import (
 from .finetune.adapter_files import is_adapter
 from .options.commands import TrainOptions
 from .options.configs import PATHS
+from .options.kinds import BUNDLED
 from .options.running import interrupt, note_signal, on_stop
 
 STATE = Path("checkpoint") / "state.safetensors"

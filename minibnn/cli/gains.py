@@ -19,6 +19,7 @@ from ..lab import gain_advice, gains
 from ..lab.monitor import RISEN
 from ..lab.sigma1_estimate import latents_of
 from ..neighbours import guidance
+from ..options.kinds import BUNDLED
 from ..pipeline import StableDiffusion
 from ..world.measures import immerkaer
 
@@ -67,7 +68,7 @@ def check(options, run):
     """Refuse, before a model is opened, what cannot be done. Raises UserError. run: the options of the run, or None."""
     for name in ("model", "images"):
         path = getattr(options, name)
-        if path not in (None, "tiny") and not Path(path).exists():
+        if path not in (None, *BUNDLED) and not Path(path).exists():
             raise UserError(f"--{name} {path}: there is no such file or folder")
     if not options.images and run is None:
         raise UserError(f"--images is required: {options.model} is no run, which would name its training pictures")

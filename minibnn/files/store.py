@@ -16,7 +16,6 @@ from ..errors import UserError
 from .schema import fitting, mapping, record, text
 
 ASSETS = Path(__file__).parents[1] / "assets"  # the bundled models and the other files of the package
-BUNDLED = ("tiny", "textured")  # names of models there, wherever a model can be named
 UMASK = os.umask(0)
 os.umask(UMASK)
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")

@@ -8,8 +8,9 @@ import torch
 from .. import data, runs, schedule
 from ..devices import choose_device, choose_threads, drawing_dtype
 from ..errors import UserError
-from ..files.store import BUNDLED, write_json
+from ..files.store import write_json
 from ..options.commands import ProbeOptions
+from ..options.kinds import BUNDLED
 from ..pictures import save_png, to_pil
 from ..pipeline import StableDiffusion, open_base
 from .intervals import interval

@@ -38,8 +38,9 @@ from ..devices import autocast, choose_device, choose_threads, make_deterministi
 from ..errors import UserError
 from ..files import schema
 from ..files.locks import locked
-from ..files.store import BUNDLED, read_json, write_json
+from ..files.store import read_json, write_json
 from ..options.commands import GraftOptions, TrainOptions
+from ..options.kinds import BUNDLED
 from ..pictures import grid, save_png, to_pil
 from ..pipeline import StableDiffusion
 from ..sample import check_numbers

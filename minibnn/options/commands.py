@@ -12,7 +12,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def model_option(more=""):
     """--model of every command that opens one; more: what its help adds."""
-    return option("tiny", '"tiny" (bundled), a diffusers folder, a run, or an LDM .safetensors file' + more, "what", metavar="MODEL")
+    return option("tiny", '"tiny" or "textured" (bundled), a diffusers folder, a run, or an LDM .safetensors file' + more, "what", metavar="MODEL")
 
 
 def tokenizer_option():

@@ -16,7 +16,7 @@ import tomllib
 from pathlib import Path
 
 from ..errors import UserError
-from .kinds import KINDS, words
+from .kinds import BUNDLED, KINDS, words
 
 PATHS = ("images", "model", "tokenizer", "class_images", "sample_prompts", "monitor_dino")  # options of `train`
 
@@ -65,10 +65,10 @@ def run_options(out, options_class):
 
 
 def _moved(value, home):
-    """A relative path, or a list of them, from another working folder. "tiny" is no path."""
+    """A relative path, or a list of them, from another working folder. A bundled model's name is no path."""
     if isinstance(value, list):
         return [_moved(each, home) for each in value]
-    return value if value == "tiny" else str(home / value)
+    return value if value in BUNDLED else str(home / value)
 
 
 def write_options(path, values):

@@ -3,6 +3,8 @@
 import math
 from dataclasses import field
 
+BUNDLED = ("tiny", "textured")  # names of models in the package, wherever a model can be named
+
 
 def option(default, help, group, **argparse_settings):
     """A dataclass field with what argparse needs. `default=None` means: the model's recipe, or none."""
