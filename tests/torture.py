@@ -44,7 +44,6 @@ from minibnn.data import check_class_pictures
 from minibnn.experiments.records import read_rows
 from minibnn.files import store
 from minibnn.files.configs import check_scheduler
-from minibnn.finetune.adapter_files import merge_file
 from minibnn.lab.drawn_by_eq2 import measured_sigma1
 from minibnn.neighbours import bps, flow, graft
 from minibnn.networks.text_encoder import TextEncoder
@@ -263,9 +262,9 @@ def loaders(place):
         (place.model / "recipe.json", lambda path: StableDiffusion.load(path.parent)),
         *((place.model / "tokenizer" / name, lambda path: Tokenizer(path.parent)(["a dog"]))
           for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")),
-        (lora / "pytorch_lora_weights.safetensors", lambda path: merge_file(sd.unet, path)),
-        (made["oft"] / "adapter_model.safetensors", lambda path: merge_file(sd.unet, path.parent)),
-        (made["oft"] / "adapter_config.json", lambda path: merge_file(sd.unet, path.parent)),
+        (lora / "pytorch_lora_weights.safetensors", lambda path: sd.merge_adapter(path)),
+        (made["oft"] / "adapter_model.safetensors", lambda path: sd.merge_adapter(path.parent)),
+        (made["oft"] / "adapter_config.json", lambda path: sd.merge_adapter(path.parent)),
         (lora / runs.STATE, lambda path: runs.load_checkpoint(path.parents[1], training)),
         (lora / "config.json", run),
         (made["dreambooth"] / "posterior.safetensors", lambda path: posterior.open_run(path.parent)),
