@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from . import distributed
 from .errors import UserError
 from .files.store import read_json, write_json
 from .options.kinds import BUNDLED
 from .pictures import save_png
+from .progress import progress_bar
 
 log = logging.getLogger("minibnn")
 
@@ -218,7 +218,7 @@ def class_pictures(sd, folder, count, made_for, group=16):
     distributed.first_alone(write_json, folder / CLASS_RECORD, made_for)
     seeds = [i // group for i in range(0, count, group) if missing.intersection(drawn[i : i + group])]
     mine = seeds[distributed.rank() :: distributed.world()]
-    with tqdm(total=len(missing), desc="class pictures", disable=distributed.rank() > 0) as bar:
+    with progress_bar(total=len(missing), desc="class pictures", disable=distributed.rank() > 0) as bar:
         for seed in mine:
             names = drawn[seed * group : (seed + 1) * group]
             for path, picture in zip(names, draw_group(sd, len(names), seed, made_for), strict=True):

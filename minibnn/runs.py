@@ -25,7 +25,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from tqdm import tqdm
 
 from . import distributed
 from .data import caption_file, full_name
@@ -49,6 +48,7 @@ from .options.commands import TrainOptions
 from .options.configs import PATHS
 from .options.kinds import BUNDLED
 from .options.running import interrupt, note_signal, on_stop
+from .progress import progress_bar
 
 STATE = Path("checkpoint") / "state.safetensors"
 SCALER = {  # of GradScaler's state; {} where it is not used
@@ -305,7 +305,7 @@ class Progress:
         if self.path:
             lines = read_text(self.path).splitlines()[: training.step] if self.path.exists() and training.step else []
             write_text(self.path, "".join(line + "\n" for line in lines))
-        self.bar = tqdm(total=steps, initial=training.step, desc=label, disable=not shown)
+        self.bar = progress_bar(total=steps, initial=training.step, desc=label, disable=not shown)
         self.waiting = None  # the figures of the last step
 
     def __enter__(self):

@@ -17,11 +17,11 @@ if __name__ == "__main__":  # before torch is imported, so that --help and a mis
 import math
 
 import torch
-from tqdm import tqdm
 
 from . import schedule
 from .errors import UserError
 from .pictures import to_pil
+from .progress import progress_bar
 
 
 def guide(eps_u, eps_c, scale):
@@ -66,7 +66,7 @@ def generate(sd, prompts, steps=None, guidance=None, seed=0, negative_prompt="",
 
     abar, pictures, starts = sd.alphas_cumprod, [], range(0, len(prompts), batch_size)
     evaluations = steps + (sampler == "pndm" and steps > 1)
-    with tqdm(total=len(starts) * evaluations, desc="drawing", disable=not progress) as bar:
+    with progress_bar(total=len(starts) * evaluations, desc="drawing", disable=not progress) as bar:
         for i in starts:
             part = slice(i, i + batch_size)
             context = sd.encode_prompts(prompts[part])

@@ -6,6 +6,7 @@ weights and with K draws of the weights, and shows the mean and the deviation of
 """
 
 import dataclasses
+import logging
 import math
 import re
 from pathlib import Path
@@ -19,6 +20,9 @@ from ..errors import UserError
 from ..neighbours import graft, guidance
 from ..pictures import grid, save_png
 from ..pipeline import StableDiffusion
+from ..world import words
+
+log = logging.getLogger("minibnn")
 
 OWN = re.compile(r"\d{3,}(-(\d{2,}|mean|deviation))?\.png")  # the pictures in the folder beside --out
 
@@ -32,6 +36,8 @@ def sample(options):
     device = choose_device(options.device)
     dtype = options.dtype or drawing_dtype(device)
     sd, random = open_model(options, getattr(torch, dtype))
+    if line := words.advice(sd, prompts):
+        log.warning(line)
     choose_threads(device, sd.unet)
     sd.to(device)
     predictor = base_predictor(options, sd) if options.unconditional_from else None

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from .. import data
 from ..cli.train import fine_tune
@@ -36,6 +35,7 @@ from ..neighbours import guidance
 from ..options.commands import TrainOptions
 from ..pictures import grid, save_png
 from ..pipeline import StableDiffusion
+from ..progress import progress_bar
 from ..runs import fingerprint
 from ..train import at_the_mean
 from .measures import PhotoMeasures, WorldMeasures
@@ -245,7 +245,7 @@ def perform_all(todo, options):
     with ProcessPoolExecutor(options.processes, spawn, _start_worker, (out,)) as pool:
         waiting = [pool.submit(perform, it, options) for it in todo]
         try:
-            for done in tqdm(waiting, desc="runs"):
+            for done in progress_bar(waiting, desc="runs"):
                 done.result()
         except BaseException as error:
             for worker in multiprocessing.active_children():

@@ -18,7 +18,6 @@ pictures.
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from .. import data
 from ..devices import choose_threads
@@ -30,6 +29,7 @@ from ..lab.sheets import sheet
 from ..neighbours import guidance
 from ..pictures import save_png, to_tensor
 from ..pipeline import StableDiffusion
+from ..progress import progress_bar
 from ..runs import fingerprint
 from ..world import measures as world_measures
 from ..world import scenes as world
@@ -97,7 +97,7 @@ def experiment(options):
         for name, predictor in (("own", None), ("base", with_base)):
             shown.append([])
             labels.append(f"{run_name}\n{name}")
-            for scale in tqdm(SCALES, desc=f"{folder}, unconditional: {name}"):
+            for scale in progress_bar(SCALES, desc=f"{folder}, unconditional: {name}"):
                 pictures = sd.generate(prompts, guidance=scale, batch_size=16, predictor=predictor, progress=False)
                 table[name][f"{scale:g}"] = measure(pictures, places, training)
                 if scale in (1.5, 3.0, 7.5):

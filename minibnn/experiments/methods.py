@@ -35,7 +35,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from .. import data
 from ..devices import choose_threads
@@ -46,6 +45,7 @@ from ..lab.intervals import interval, require_scipy
 from ..lab.sheets import sheet
 from ..pictures import grid, save_png, to_tensor
 from ..pipeline import StableDiffusion
+from ..progress import progress_bar
 from ..runs import fingerprint, read_config
 from ..world import measures as world_measures
 from ..world.classifier import reconstruct
@@ -198,7 +198,7 @@ def make_runs(todo, found, options, settings):
     made_for = data.class_record(sd.recipe["class_prompt"], "tiny", sd.recipe["resolution"])
     count = sd.recipe["class_pictures_per_picture"] * len(files)
     data.class_pictures(sd, out / "class_images", count, made_for)  # before any run, so that none is charged for them
-    for row, seed in tqdm(todo, desc="runs"):
+    for row, seed in progress_bar(todo, desc="runs"):
         line, pictures = perform(row, seed, options, training, settings)
         if seed == options.seeds[0]:
             save_png(grid(pictures, len(pictures)), out / "strips" / f"{row}.png")

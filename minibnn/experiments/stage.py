@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from .. import data
 from ..cli.train import settle
@@ -31,6 +30,7 @@ from ..neighbours import guidance
 from ..options.commands import TrainOptions
 from ..pictures import grid, save_png, to_pil, to_tensor
 from ..pipeline import StableDiffusion
+from ..progress import progress_bar
 from ..runs import fingerprint
 from ..train import Batches, at_the_mean, fine_tuning, train
 from ..world import scenes, textures
@@ -214,7 +214,7 @@ def experiment(options):
     before = read_json(record) if record.exists() else {}
     check_alike({name: before.get(name, own) for name, own in subjects.items()}, subjects, record)
     write_json(record, before | subjects)
-    for run in tqdm(todo, desc="runs"):
+    for run in progress_bar(todo, desc="runs"):
         perform(run, options)
 
 

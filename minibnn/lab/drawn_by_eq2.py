@@ -10,7 +10,6 @@ But: Eq. 2 does not say how σ₁ moves; `python -m minibnn sigma1` measures it.
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from .. import data, schedule
 from ..devices import choose_threads
@@ -19,6 +18,7 @@ from ..files.schema import fitting, items, mapping, number, record
 from ..files.store import read_json
 from ..pictures import to_pil, to_tensor
 from ..pipeline import StableDiffusion
+from ..progress import progress_bar
 from ..world import scenes as world
 from .eq2 import eps_model, nearest
 from .models import check_out, cosine, write_found
@@ -46,7 +46,7 @@ def draw_by_eq2(options):
     start = torch.randn((COUNT, *training.shape[1:]), generator=torch.Generator().manual_seed(options.seed))
 
     rows, labels, numbers = [], [], {}
-    with tqdm(total=len(sets) * len(columns), desc="drawing") as bar:
+    with progress_bar(total=len(sets) * len(columns), desc="drawing") as bar:
         for name, pictures in sets.items():
             drawn, found = [], []
             for label, sigma1 in columns:

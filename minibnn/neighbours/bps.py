@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from tqdm import tqdm
 
 from .. import data, runs, schedule
 from ..devices import autocast, choose_device, choose_threads, make_deterministic, unscaled_dtype
@@ -27,6 +26,7 @@ from ..networks.vae import sample_latents
 from ..options.commands import BpsOptions, TrainOptions
 from ..pictures import grid, save_png, to_pil
 from ..pipeline import StableDiffusion
+from ..progress import progress_bar
 from ..sample import check_numbers, guide
 from ..train import Training, train
 from .bps_branch import Branch, added, steered
@@ -151,7 +151,7 @@ def draw_steered(sd, branch, hints, prompts, steps=None, guidance=None, seed=0, 
     shape = (len(prompts), sd.vae.config.latent_channels, height // branch.factor, width // branch.factor)
     start = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     times, abar, pictures = schedule.timesteps(steps), sd.alphas_cumprod, []
-    for i in tqdm(range(0, len(prompts), batch_size), desc="drawing"):
+    for i in progress_bar(range(0, len(prompts), batch_size), desc="drawing"):
         part = slice(i, i + batch_size)
         context = sd.encode_prompts([""] * len(prompts[part]) + list(prompts[part]))
         hint = hints[part].to(sd.device).repeat(2, 1, 1, 1)

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 from ..devices import choose_threads
 from ..errors import UserError
@@ -31,6 +30,7 @@ from ..files.store import ASSETS, open_weights, parse_json, read_tensors, write_
 from ..networks.unet import UNet, UNetConfig, time_sinusoid
 from ..pictures import grid, save_png, to_pil, to_tensor
 from ..pipeline import StableDiffusion
+from ..progress import progress_bar
 from ..train import Diverged
 from ..world import scenes as world
 
@@ -110,7 +110,7 @@ def inverse_noise(velocity, x, steps, tolerance=1e-4, lost=0.0, batch=250):
     Samples that do not reach the tolerance, in each batch at most the share `lost`, are left out.
     """
     parts = []
-    for part in tqdm(x.split(batch), desc="inverse noise", mininterval=2):
+    for part in progress_bar(x.split(batch), desc="inverse noise"):
         z, residual = invert(velocity, part, steps, tolerance=tolerance, lost=lost)
         parts.append((z[residual <= tolerance], residual[residual <= tolerance]))
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
@@ -163,7 +163,7 @@ def fit(velocity, x, steps, lr, batch, seed, label="flow"):
     optimiser = torch.optim.Adam(velocity.parameters(), lr)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     generator, losses = torch.Generator().manual_seed(seed), []
-    bar = tqdm(range(steps), desc=label, mininterval=2)
+    bar = progress_bar(range(steps), desc=label)
     for step in bar:
         picked = x[torch.randint(len(x), (batch,), generator=generator)]
         e = torch.randn(picked.shape, generator=generator, dtype=x.dtype)
@@ -186,7 +186,7 @@ def fit(velocity, x, steps, lr, batch, seed, label="flow"):
 def world_latents(sd, count, seed):
     """Latents of `count` random drawings: (count, 4, 8, 8)."""
     rng, generator, parts = np.random.default_rng(seed), torch.Generator().manual_seed(seed), []
-    for start in tqdm(range(0, count, 64), desc="latents", mininterval=2):
+    for start in progress_bar(range(0, count, 64), desc="latents"):
         images = to_tensor([world.draw(world.random_scene(rng)) for _ in range(min(64, count - start))])
         parts.append(sd.encode_pictures(images, generator))
     return torch.cat(parts)

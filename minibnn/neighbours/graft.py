@@ -30,7 +30,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from tqdm import tqdm
 
 from .. import runs, schedule
 from ..data import full_name, picked, read_prompts
@@ -43,6 +42,7 @@ from ..options.commands import GraftOptions, TrainOptions
 from ..options.kinds import BUNDLED
 from ..pictures import grid, save_png, to_pil
 from ..pipeline import StableDiffusion
+from ..progress import progress_bar
 from ..sample import check_numbers
 from ..train import Training, make_optimiser, train
 from ..world import scenes as world
@@ -115,7 +115,7 @@ def draw_latents(sd, prompts, options, seed, switches=()):
     times, abar = schedule.timesteps(options.sample_steps), sd.alphas_cumprod
     side = options.resolution // sd.vae.factor
     parts = []
-    for i in tqdm(range(0, len(prompts), options.batch_size), desc="drawing"):
+    for i in progress_bar(range(0, len(prompts), options.batch_size), desc="drawing"):
         context = sd.encode_prompts(prompts[i : i + options.batch_size])
         unconditional = sd.encode_prompts([""]).expand_as(context)
         shape = (len(context), sd.vae.config.latent_channels, side, side)

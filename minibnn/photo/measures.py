@@ -23,13 +23,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tqdm import tqdm
 
 from ..data import list_pictures, open_picture
 from ..devices import choose_device
 from ..errors import UserError
 from ..files.store import write_json
 from ..pictures import to_tensor
+from ..progress import progress_bar
 from .loading import load_clip, load_clip_iqa, load_dino, load_lpips
 
 LPIPS_SIDE = 512  # pixels, as the authors
@@ -38,7 +38,7 @@ LPIPS_SIDE = 512  # pixels, as the authors
 @torch.no_grad()
 def _embed(function, items, name, batch=8):
     """Apply function(list of b items) -> (b, D) to all items: unit vectors (n, D) on the CPU."""
-    starts = tqdm(range(0, len(items), batch), desc=name, disable=len(items) <= batch)
+    starts = progress_bar(range(0, len(items), batch), desc=name, disable=len(items) <= batch)
     return F.normalize(torch.cat([function(items[i : i + batch]).float().cpu() for i in starts]), dim=-1)
 
 
@@ -98,7 +98,7 @@ def lpips_diversity(pictures, prompts, lpips):
     If all prompts have equally many pictures, the mean over the pictures is the mean over the pairs, as in App. G.
     """
     result = torch.zeros(len(pictures))
-    for group in tqdm(prompt_groups(prompts), desc="Lpips"):
+    for group in progress_bar(prompt_groups(prompts), desc="Lpips"):
         small = [pictures[i].resize((LPIPS_SIDE, LPIPS_SIDE), Image.Resampling.BILINEAR) for i in group]
         layers = [lpips(to_tensor([picture]).to(lpips.lin0.device)) for picture in small]
         for a, i in enumerate(group):
@@ -113,7 +113,8 @@ def lpips_diversity(pictures, prompts, lpips):
 def clip_iqa_quality(pictures, clip_iqa):
     """Clip-IQA, the quality of each picture by itself, at its own size: (n,) in 0..1."""
     device = clip_iqa.anchors.device
-    return torch.cat([clip_iqa(to_tensor([picture]).to(device)).cpu() for picture in tqdm(pictures, desc="Clip-IQA")])
+    one_by_one = (to_tensor([picture]).to(device) for picture in progress_bar(pictures, desc="Clip-IQA"))
+    return torch.cat([clip_iqa(image).cpu() for image in one_by_one])
 
 
 def cases(values):

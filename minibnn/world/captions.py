@@ -35,10 +35,15 @@ def make_vocabulary(words, folder):
     return Tokenizer(folder)
 
 
-def all_words():
-    """The set of all words: those of the captions, the spare and the rare ones."""
+def caption_words():
+    """The set of the words of all captions."""
     captions = [world.caption(world.Scene(*c)) for c in world.combinations() + world.combinations(held_out=True)]
-    return {*" ".join(captions).split(), "a", "an", *SPARE_WORDS, *RARE_WORDS}
+    return {*" ".join(captions).split(), "a", "an", "photo", "of"}
+
+
+def all_words():
+    """The set of all words of the vocabulary: those of the captions, the spare and the rare ones."""
+    return {*caption_words(), *SPARE_WORDS, *RARE_WORDS}
 
 
 def random_caption(scene, rng):

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 from ..errors import UserError
 from ..files.store import WeightsError, read_tensors, write_tensors
 from ..pictures import to_tensor
+from ..progress import progress_bar
 from . import scenes as world
 from .damage import blur, white_noise
 
@@ -69,7 +69,7 @@ def fit_on_world(network_class, path, steps, batch, seed, peak, loss_of):
         return network.eval()
     optimiser = torch.optim.AdamW(network.parameters(), 1e-3)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, steps)
-    for step in tqdm(range(steps), desc=Path(path).stem, mininterval=2):
+    for step in progress_bar(range(steps), desc=Path(path).stem):
         loss = loss_of(network, random_scenes(batch, [seed, step]), torch.Generator().manual_seed(step))
         loss.backward()
         optimiser.step()

@@ -23,13 +23,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 from ..devices import choose_threads
 from ..errors import UserError
 from ..files.store import ASSETS, read_tensors, write_tensors
 from ..pictures import to_tensor
 from ..pipeline import StableDiffusion
+from ..progress import progress_bar
 from . import scenes as world
 from .classifier import reconstruct
 from .damage import blotches, blur, white_noise
@@ -134,7 +134,7 @@ def train_eye(options):
     choose_threads("cpu", network)
     optimiser = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=0.04)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, options.steps, pct_start=0.1)
-    bar = tqdm(range(options.steps), desc="eye")
+    bar = progress_bar(range(options.steps), desc="eye")
     for step in bar:
         generator = torch.Generator().manual_seed(step)
         pairs = bank[torch.randint(len(bank), (10,), generator=generator)].flatten(0, 1)

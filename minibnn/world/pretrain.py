@@ -24,7 +24,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm import tqdm
 
 from .. import schedule
 from ..errors import UserError
@@ -36,6 +35,7 @@ from ..networks.unet import UNet, UNetConfig
 from ..networks.vae import VAE, VAEConfig, sample_latents
 from ..pictures import to_tensor
 from ..pipeline import StableDiffusion
+from ..progress import progress_bar
 from . import scenes as world
 from .captions import RARE_WORDS, SPARE_WORDS, all_words, make_vocabulary, random_caption
 
@@ -74,7 +74,7 @@ def optimise(name, module, loss_of_step, steps, lr, options, rank):
     ema = {key: value.detach().clone() for key, value in parameters.items()}
     path = Path(options.work) / f"{name}.safetensors"
     first = _restore(path, parameters, ema, optimiser) if path.exists() else 0
-    bar = tqdm(range(first, steps), initial=first, total=steps, desc=name, disable=rank > 0, mininterval=5)
+    bar = progress_bar(range(first, steps), initial=first, total=steps, desc=name, disable=rank > 0)
     smooth = None
     for step in bar:
         for group in optimiser.param_groups:
@@ -210,7 +210,7 @@ def encode_world(vae, count, rank):
     rng = np.random.default_rng([3, rank])
     scenes = [world.random_scene(rng) for _ in range(count)]
     moments = []
-    for i in tqdm(range(0, count, 64), desc="latents", disable=rank > 0, mininterval=5):
+    for i in progress_bar(range(0, count, 64), desc="latents", disable=rank > 0):
         images = to_tensor([world.draw(scene) for scene in scenes[i : i + 64]])
         moments.append(torch.cat(vae.encode(images), dim=1))
     return scenes, *torch.cat(moments).chunk(2, dim=1)
