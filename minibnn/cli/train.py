@@ -101,7 +101,7 @@ def finish(options, sd, samples, watching):
         print(monitored.advice())
     shown = f"{out / 'samples.png'} shows it, " if samples.prompts else ""
     tell_of_other_programs(sd, options, out)
-    print(f"done: {shown}{out} is a {kind}. Draw with another prompt:")
+    print(f"done: {shown}{out} is {kind}. Draw with another prompt:")
     model, prompt = shlex.quote(str(out)), shlex.quote(f"{options.prompt[0]} in the snow")
     print(f"  python -m minibnn.sample --model {model} --prompt {prompt} --out picture.png")
 

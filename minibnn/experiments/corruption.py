@@ -222,7 +222,7 @@ def claim(options):
 
 def _start_worker(folder):
     torch.set_num_threads(1)
-    sys.stdout = sys.stderr = open(Path(folder) / f"log-{os.getpid()}.txt", "a", buffering=1)  # noqa: SIM115
+    sys.stdout = sys.stderr = open(Path(folder) / f"log-{os.getpid()}.txt", "a", buffering=1, encoding="utf-8")  # noqa: SIM115
 
 
 def experiment(options):

@@ -100,14 +100,15 @@ def write_result(sd, options, folder):
     """Write what is trained, at the mean of the posterior, into `folder`; returns in words what was written."""
     if options.method == "dreambooth":
         dataclasses.replace(sd, unet=plain_unet(sd.unet)).save(folder)
-        return "diffusers folder"
+        return "a diffusers folder"
     if options.method == "lora":
         _write_lora(sd, options, folder, "diffusers")
     else:
         header = model_header(about_run(sd, options), "oft", "peft")
         adapter_files.write_oft(adapter_files.oft_of(sd.unet), folder, options.model, header)
     opener = "diffusers' load_lora_weights" if options.method == "lora" else "peft"
-    return f"{options.method} run for {options.model}, which {opener} opens too"
+    name = "a LoRA" if options.method == "lora" else "an OFT"
+    return f"{name} run for {options.model}, which {opener} opens too"
 
 
 def _write_lora(sd, options, folder, program):

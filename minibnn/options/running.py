@@ -15,6 +15,7 @@ import signal
 import sys
 
 from ..errors import UserError, visible
+from . import plain  # noqa: F401  (it registers how to write what a terminal lacks)
 
 LESS_MEMORY = {  # option: what to try, if the command has it
     "gradient_checkpointing": "--gradient-checkpointing", "dtype": "--dtype bfloat16",
@@ -103,10 +104,10 @@ class Output:
 
 @contextlib.contextmanager
 def own_output():
-    """Inside, what a command prints goes through Output, line by line; a terminal without Unicode shows ? instead."""
+    """Inside, what a command prints goes through Output, line by line; what it lacks is spelled (`plain.py`)."""
     before = sys.stdout, sys.stderr
     for stream in before:
-        stream.reconfigure(errors="replace", line_buffering=True)
+        stream.reconfigure(errors="plain", line_buffering=True)
     sys.stdout, sys.stderr = Output(sys.stdout, clean=True), Output(sys.stderr, clean=False)
     try:
         yield
