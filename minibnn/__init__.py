@@ -4,10 +4,11 @@
     sd = StableDiffusion.load("tiny")
     sd.generate(["a red car on the beach"])[0].save("car.png")
 
-Names are imported when they are first used (PEP 562), so that `python -m minibnn.train --help` needs no torch.
+Names are imported when they are first used (PEP 562), so that `python -m minibnn.train --help` needs no torch. What a
+type checker sees of them is in `__init__.pyi`.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "StableDiffusion": "pipeline", "UNet": "networks.unet", "UNetConfig": "networks.unet",

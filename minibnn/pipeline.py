@@ -7,7 +7,9 @@ But: no safety checker, no image-to-image, no inpainting. How pictures are drawn
 
 import dataclasses
 import logging
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 
@@ -59,7 +61,8 @@ class StableDiffusion:
     # --- loading ---
 
     @classmethod
-    def load(cls, path, tokenizer=None, dtype=None, prediction_type=None):
+    def load(cls, path: Path | str, tokenizer: Path | str | None = None, dtype: torch.dtype | None = None,
+             prediction_type: str | None = None) -> Self:
         """Load "tiny" or "textured" (bundled), a diffusers folder, a run of any method, or a single LDM file.
 
         tokenizer: a folder with vocab.json and merges.txt, which a single file needs.
@@ -134,7 +137,7 @@ class StableDiffusion:
         check_tokenizer(tokenizer, parts["text_encoder"].config)
         return cls(**parts, tokenizer=tokenizer, configs=configs | {"scheduler": scheduler}, recipe=recipe)
 
-    def merge_adapter(self, path, strength=1.0):
+    def merge_adapter(self, path: Path | str, strength: float = 1.0) -> Self:
         """Add a LoRA or OFT, a run's folder or a file, to the weights of UNet and text encoder; returns self.
 
         strength: multiplies a LoRA; below 0 it does the opposite. Raises WeightsError; then no weight is changed.
@@ -144,7 +147,7 @@ class StableDiffusion:
 
     # --- saving ---
 
-    def save(self, folder, dtype=None):
+    def save(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
         """Write the diffusers layout: opens in `diffusers.StableDiffusionPipeline.from_pretrained(folder)`.
 
         dtype: of the weights on disk; None as in memory. Each file is written whole, model_index.json last.
@@ -160,7 +163,8 @@ class StableDiffusion:
         scheduler = self.configs["scheduler"].get("_class_name", "PNDMScheduler")
         write_json(folder / "model_index.json", MODEL_INDEX | {"scheduler": ["diffusers", scheduler]})
 
-    def save_single_file(self, path, dtype=None, header=None):
+    def save_single_file(self, path: Path | str, dtype: torch.dtype | None = None,
+                         header: dict[str, str] | None = None) -> None:
         """Write one file in the LDM layout, which ComfyUI and AUTOMATIC1111 read. dtype as in `save`.
 
         header: what else to tell other programs, {str: str}, as of `files/headers.py`.
@@ -173,28 +177,28 @@ class StableDiffusion:
     # --- computing ---
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         return self.unet.conv_in.weight.device
 
     @property
-    def alphas_cumprod(self):
+    def alphas_cumprod(self) -> torch.Tensor:
         """ᾱ_t of this model's scheduler configuration: (1000,), float32."""
         config = self.configs["scheduler"]
         return schedule.alphas_cumprod(config["beta_start"], config["beta_end"])
 
-    def to(self, *args, **kwargs):
+    def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move or convert all networks, as `torch.nn.Module.to`."""
         for network in (self.unet, self.vae, self.text_encoder):
             network.to(*args, **kwargs)
         return self
 
     @property
-    def v_prediction(self):
+    def v_prediction(self) -> bool:
         """True if the UNet predicts v instead of ε; SD v1.5's own file does not mention it."""
         return self.configs["scheduler"].get("prediction_type", "epsilon") == "v_prediction"
 
     @torch.no_grad()
-    def encode_prompts(self, prompts):
+    def encode_prompts(self, prompts: Iterable[str]) -> torch.Tensor:
         """list of n strings -> (n, 77, d)."""
         for prompt in dict.fromkeys(prompts):
             surplus = len(self.tokenizer.encode(prompt)) - (self.tokenizer.max_length - 2)
@@ -202,7 +206,7 @@ class StableDiffusion:
                 log.warning("prompt too long: the last %d tokens of %r are ignored", surplus, prompt)
         return self.text_encoder(self.tokenizer(prompts).to(self.device))
 
-    def predict_eps(self, x, t, context):
+    def predict_eps(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """ε̂ for latents x (B, 4, h, w) at times t (B,), whatever the network predicts."""
         out = self.unet(x, t, context)
         if self.v_prediction:
@@ -213,13 +217,13 @@ class StableDiffusion:
     generate = sample.generate
 
     @torch.no_grad()
-    def encode_pictures(self, images, generator=None):
+    def encode_pictures(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] -> one draw of the scaled latents (B, 4, H/f, W/f) that the UNet sees."""
         mean, logvar = self.vae.encode(images.to(self.vae.quant_conv.weight))
         return sample_latents(mean.float(), logvar.float(), generator) * self.vae.config.scaling_factor
 
     @torch.no_grad()
-    def decode_latents(self, x):
+    def decode_latents(self, x: torch.Tensor) -> torch.Tensor:
         """Scaled latents (B, 4, h, w) -> pictures (B, 3, f·h, f·w) in [-1, 1], float32."""
         z = (x / self.vae.config.scaling_factor).to(self.vae.quant_conv.weight)
         at_once = max(1, 64 * 64 // (z.shape[2] * z.shape[3]))  # one of 512 × 512 pixels: the decoder takes the memory

@@ -15,8 +15,11 @@ if __name__ == "__main__":  # before torch is imported, so that --help and a mis
     raise SystemExit(main("sample"))
 
 import math
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
+from PIL.Image import Image
 
 from . import schedule
 from .errors import UserError
@@ -29,7 +32,8 @@ def guide(eps_u, eps_c, scale):
     return eps_u + scale * (eps_c - eps_u)
 
 
-def guided_eps(sd, x, t, context, unconditional, guidance):
+def guided_eps(sd: Any, x: torch.Tensor, t: int, context: torch.Tensor, unconditional: torch.Tensor,
+               guidance: float) -> torch.Tensor:
     """`guide` with both predictions from one forward; guidance 1 costs one half.
 
     x (B, 4, h, w) float32; t an int; context and unconditional (B, 77, d) -> (B, 4, h, w) float32.
@@ -43,8 +47,10 @@ def guided_eps(sd, x, t, context, unconditional, guidance):
 
 
 @torch.no_grad()
-def generate(sd, prompts, steps=None, guidance=None, seed=0, negative_prompt="", size=None, sampler="ddim", eta=0.0,
-             batch_size=8, progress=True, predictor=None):
+def generate(sd: Any, prompts: str | Iterable[str], steps: int | None = None,
+             guidance: float | None = None, seed: int = 0, negative_prompt: str = "",
+             size: int | tuple[int, int] | None = None, sampler: str = "ddim", eta: float = 0.0,
+             batch_size: int = 8, progress: bool = True, predictor: Callable | None = None) -> list[Image]:
     """Draw one picture for each prompt: a list of n strings -> a list of n PIL images.
 
     steps, guidance, size (pixels, or (width, height)): None takes the recipe's (50, 7.5 and 512 for SD).

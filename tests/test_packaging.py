@@ -17,7 +17,7 @@ PIP = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
 def source(tmp_path_factory):
     """A copy of what is built, so that building leaves nothing in the working tree."""
     copy = tmp_path_factory.mktemp("source")
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     for name in ("minibnn", "kernels"):
         if (ROOT / name).exists():

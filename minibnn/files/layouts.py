@@ -8,6 +8,8 @@ older VAE files, text encoders without their prefix, and the single-file layout 
 import dataclasses
 import logging
 import re
+from pathlib import Path
+from typing import Self
 
 import torch
 from torch import nn
@@ -145,7 +147,7 @@ class Network(nn.Module):
     configurations, and the part of a model that it is: "unet", "vae" or "text_encoder"."""
 
     @classmethod
-    def from_file(cls, path, config=None, dtype=None):
+    def from_file(cls, path: Path | str, config: dict | None = None, dtype: torch.dtype | None = None) -> Self:
         """Read the network's own file, or a single file of a whole model. Returns it in evaluation mode.
 
         path: a .safetensors file. config: the values of the official config.json; None means SD v1.5. dtype: None keeps

@@ -137,7 +137,7 @@ def select(unet, where):
     ]
 
 
-def bayesianize(unet, where="paper", sigma=0.01, kernel="torch"):
+def bayesianize(unet: nn.Module, where: str = "paper", sigma: float = 0.01, kernel: str = "torch") -> WeightNoise:
     """Replace the chosen layers by Bayesian ones in place, with μ at the present weights; returns their WeightNoise.
 
     Call `noise.renew(generator)` before each forward in training. kernel: "torch", "reference" or "triton".
@@ -193,7 +193,8 @@ def gaussian_kl(mu_q, sigma_q, mu_p, sigma_p):
     return torch.log(sigma_p / sigma_q) + (sigma_q**2 + (mu_q - mu_p) ** 2) / (2 * sigma_p**2) - 0.5
 
 
-def kl(network, prior_means, prior_sigma, direction="q-p"):
+def kl(network: nn.Module, prior_means: dict[str, torch.Tensor], prior_sigma: float,
+       direction: str = "q-p") -> torch.Tensor:
     """The loss L_r: the sum of the KL divergence over all random parameters, in nats, as a scalar tensor.
 
     direction "q-p": KL(Q_W(θ) ‖ P(θ)), as in the paper's Eq. 3; "p-q": KL(P ‖ Q), as in its Algorithm 1 and in the

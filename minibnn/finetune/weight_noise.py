@@ -24,7 +24,7 @@ class WeightNoise:
     making a new one, as a CUDA graph needs it; then a backward must come before the next `renew`, or else it raises.
     """
 
-    def __init__(self, kernel="torch"):
+    def __init__(self, kernel: str = "torch") -> None:
         self.kernel, self.seed = kernel, torch.zeros(1, dtype=torch.int64)
         self.at_once, self.static = True, False
         self._forget()
@@ -41,7 +41,7 @@ class WeightNoise:
         self.__dict__.update(state)
         self._forget()
 
-    def renew(self, generator, device="cpu"):
+    def renew(self, generator: torch.Generator, device: torch.device | str = "cpu") -> None:
         """Take the next seed from `generator`, on the CPU. A backward still to come keeps its own."""
         seed = torch.randint(2**62, (1,), generator=generator)
         if self.kernel != "torch" and torch.device(device).type == "cuda":

@@ -124,10 +124,10 @@ class TextEncoder(Network):
 
     Config, official_class, part = TextEncoderConfig, "CLIPTextModel", "text_encoder"
 
-    def __init__(self, config=TextEncoderConfig()):
+    def __init__(self, config: TextEncoderConfig = TextEncoderConfig()) -> None:
         super().__init__()
         self.config = config
         self.text_model = TextModel(config)
 
-    def forward(self, ids):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return self.text_model(ids)

@@ -10,6 +10,7 @@ characters come from `unicodedata`, because the standard `re` has no \\p{L}.
 import json
 import re
 import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -64,7 +65,7 @@ def _kind(char):
 class Tokenizer:
     """ids = tokenizer(["a dog"]): n prompts -> (n, 77) int64, with START and END, cut or padded to 77 ids each."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path | str) -> None:
         """folder: holds `vocab.json` and `merges.txt`, or `tokenizer.json`, and perhaps files that name the padding.
 
         Raises UserError when a file is missing or does not hold what its name says.
@@ -81,7 +82,7 @@ class Tokenizer:
         self.symbols = byte_symbols()
         self._ids_of_word = lru_cache(maxsize=65536)(self._merge)
 
-    def save(self, folder):
+    def save(self, folder: Path | str) -> None:
         """Write vocab.json, merges.txt and the two small files that name the special tokens."""
         special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": self.pad}
         merges = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in self.ranks)]) + "\n"
@@ -107,7 +108,7 @@ class Tokenizer:
             parts = merged
         return tuple(self.vocab.get(part, self.vocab[END]) for part in parts)
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         """One prompt -> list of ids of any length, without START and END around it.
 
         Special tokens are cut out of the text first. SD v2 pads with "!" and so reads "hello!!" as three tokens.
@@ -122,7 +123,7 @@ class Tokenizer:
                 ids.extend(self._ids_of_word("".join(self.symbols[b] for b in word.encode("utf-8"))))
         return ids
 
-    def __call__(self, prompts):
+    def __call__(self, prompts: Iterable[str]) -> torch.Tensor:
         rows = []
         for prompt in prompts:
             ids = [self.vocab[START], *self.encode(prompt)[: self.max_length - 2], self.vocab[END]]

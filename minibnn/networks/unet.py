@@ -276,7 +276,7 @@ class UNet(Network):
 
     Config, official_class, part = UNetConfig, "UNet2DConditionModel", "unet"
 
-    def __init__(self, config=UNetConfig()):
+    def __init__(self, config: UNetConfig = UNetConfig()) -> None:
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
@@ -308,7 +308,7 @@ class UNet(Network):
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], config.norm_eps)
         self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
 
-    def forward(self, x, t, context):
+    def forward(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         def run(block, *arguments):
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 return checkpoint(block, *arguments, use_reentrant=False)

@@ -138,7 +138,7 @@ class VAE(Network):
 
     Config, official_class, part = VAEConfig, "AutoencoderKL", "vae"
 
-    def __init__(self, config=VAEConfig()):
+    def __init__(self, config: VAEConfig = VAEConfig()) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
@@ -151,7 +151,7 @@ class VAE(Network):
         """f, the number of pixels along the side of one latent position."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
-    def encode(self, images):
+    def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """images (B, 3, H, W) in [-1, 1], H and W multiples of f -> (mean, logvar), each (B, 4, H/f, W/f), unscaled.
 
         logvar is clamped to [-30, 20] as in the official code. Raises ValueError for other sizes.
@@ -162,7 +162,7 @@ class VAE(Network):
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
 
-    def decode(self, z):
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
         """Unscaled latents z (B, 4, h, w) -> pictures (B, 3, f·h, f·w), about [-1, 1], not clipped."""
         return self.decoder(self.post_quant_conv(z))
 

@@ -1,0 +1,14 @@
+from .errors import UserError as UserError
+from .files.store import WeightsError as WeightsError
+from .finetune.bayes import bayesianize as bayesianize
+from .finetune.bayes import kl as kl
+from .networks.text_encoder import TextEncoder as TextEncoder
+from .networks.text_encoder import TextEncoderConfig as TextEncoderConfig
+from .networks.tokenizer import Tokenizer as Tokenizer
+from .networks.unet import UNet as UNet
+from .networks.unet import UNetConfig as UNetConfig
+from .networks.vae import VAE as VAE
+from .networks.vae import VAEConfig as VAEConfig
+from .pipeline import StableDiffusion as StableDiffusion
+
+__version__: str
