@@ -291,13 +291,16 @@ def wrong_references(text):
         if command not in COMMANDS:
             wrong.append(command)
             continue
-        known = {field.name for field in dataclasses.fields(COMMANDS[command][1])}
+        known = {field.name for field in dataclasses.fields(COMMANDS[command][1])} | {"config", "save_config"}
         options = [option.replace("-", "_") for option in re.findall(r" --([a-z][\w-]*)", line)]
         wrong += [f"{command} --{option}" for option in options if option.removeprefix("no_") not in known]
     return wrong
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda path: str(path.relative_to(ROOT)))
+TEXTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_a_page_names_exists(page):
     assert not wrong_references(text_of(page))
 

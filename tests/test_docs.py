@@ -1,0 +1,49 @@
+"""README and docs/: every command can be given as it stands, and every link leads somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from minibnn.__main__ import COMMANDS
+from minibnn.options.aliases import translate
+from minibnn.options.parsing import build
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+
+
+def commands_of(text):
+    """The command lines of minibnn in the fenced blocks of a page, as lists of words: ["train", "--images", …]."""
+    found = []
+    for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if match := re.search(r"python -m minibnn[. ](.*)", line):
+                found.append(shlex.split(match[1], comments=True))
+    return found
+
+
+@each_page
+def test_every_command_is_one_that_the_parser_takes(page):
+    for words in commands_of(page.read_text(encoding="utf-8")):
+        length = 2 if words[0] == "experiment" else 1
+        parser = build(COMMANDS[" ".join(words[:length])][1], "x")
+        words = translate(words[length:], parser._option_string_actions)
+        values, rest = parser.parse_known_args(words)
+        assert not rest, rest
+        assert len(vars(values)) >= len({word.split("=")[0] for word in words if word.startswith("--")})
+
+
+def test_commands_are_found():
+    text = "a\n```\npip x && python -m minibnn.train --images p \\\n    --lr 1  # why\n```\n`python -m minibnn world`"
+    assert commands_of(text) == [["train", "--images", "p", "--lr", "1"]]
+    assert sum(len(commands_of(page.read_text(encoding="utf-8"))) for page in PAGES) >= 10
+
+
+@each_page
+def test_every_link_leads_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", text):
+        assert (page.parent / target).exists(), target
