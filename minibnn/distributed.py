@@ -60,7 +60,8 @@ def one_of_several(command):
         join(options.device)
         with contextlib.ExitStack() as silence:
             if rank():
-                silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))
+                nothing = silence.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                silence.enter_context(contextlib.redirect_stdout(nothing))
                 logging.getLogger("minibnn").setLevel(logging.ERROR)
             try:
                 take_gpu(options.device)
