@@ -2,12 +2,18 @@
 
 A check calls the student's function on small random tensors in float64 and compares the result with the right answer.
 It compares a wrong result with what typical mistakes give, so that it can name the mistake. `WRONG["f"]`, beside
-`check_f`, lists wrong answers and the words that their hints must contain; the tests try them all.
+`check_f`, lists wrong answers and the words that their hints must contain; `RIGHT["f"]`, where there is one, lists
+right answers that are written differently. The tests try them all.
+
+A failed check shows a few words and nothing else: neither its own code, which holds the answers, nor Python's frames.
 """
 
 import functools
+import inspect
 import io
+import linecache
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -20,6 +26,13 @@ class Mistake(AssertionError):
 
     def _render_traceback_(self):
         return [f"✗ {self}"]
+
+
+class NotDone(NotImplementedError):
+    """An exercise that still has its `raise NotImplementedError`; Jupyter shows only the words."""
+
+    def _render_traceback_(self):
+        return [f"✎ {self}"]
 
 
 def random(*shape, seed=0):
@@ -36,7 +49,8 @@ def equal(a, b, tolerance=1e-9):
 def compare(got, expected, mistakes=None, what="the result", tolerance=1e-9):
     """Raises Mistake unless `got` equals `expected`: numbers or tensors.
 
-    mistakes: {hint: what a typical mistake gives}; the hint is shown when `got` equals that.
+    mistakes: {hint: what a typical mistake gives}; the hint is shown when `got` equals that. Mistakes that can be made
+    anywhere (a sign, a factor, a square, a transpose) need not be listed: `relation` finds them.
     """
     expected = torch.as_tensor(expected).detach()
     for hint, value in (mistakes or {}).items():  # otherwise the check could not tell them apart
@@ -50,15 +64,60 @@ def compare(got, expected, mistakes=None, what="the result", tolerance=1e-9):
     for hint, value in (mistakes or {}).items():
         if equal(got, value, tolerance):
             raise Mistake(hint)
+    hint = relation(got, expected, tolerance)
     if got.shape != expected.shape:
-        raise Mistake(f"{what} has shape {tuple(got.shape)}, expected {tuple(expected.shape)}")
+        raise Mistake(f"{what} has shape {tuple(got.shape)}, expected {tuple(expected.shape)}{hint}")
     if not torch.isfinite(got).all():
         raise Mistake(f"{what} is not finite: is there a division by 0 or the root of a negative number?")
     if not equal(got, expected, tolerance):
         place = (got - expected).abs().argmax().item()
         wrong, right = got.flatten()[place].item(), expected.flatten()[place].item()
         where = f" (element {place} of the flattened tensor)" if got.ndim else ""
-        raise Mistake(f"{what} is wrong: {wrong:.6g} where {right:.6g} is expected{where}")
+        raise Mistake(f"{what} is wrong: {wrong:.6g} where {right:.6g} is expected{where}{hint}")
+
+
+def relation(got, right, tolerance=1e-9):
+    """How a wrong answer is related to the right one, as the end of a sentence; empty if no simple relation is seen."""
+    got, right = got.double(), right.double()
+
+    def same(value):
+        return equal(got, value, tolerance)
+
+    if got.shape != right.shape:
+        if got.ndim == right.ndim == 2 and same(right.T):
+            return ": it is transposed"
+        if got.numel() == right.numel() and equal(got.flatten(), right.flatten(), tolerance):
+            return ": the numbers are right, the shape is not"
+        if right.ndim == 0 and equal(got.sum(), right, tolerance):
+            return ": add its elements up"
+        if right.ndim == 0 and equal(got.mean(), right, tolerance):
+            return ": take the mean of its elements"
+        if got.ndim == 0 and right.ndim and (same(right.sum()) or same(right.mean())):
+            return ": too much was added up, one number is wanted for each element"
+        return ""
+    if same(-right):
+        return ": the sign is wrong everywhere"
+    for factor, words in ((2, "twice"), (0.5, "half of")):
+        if same(factor * right):
+            return f": everywhere {words} what is right"
+    if same(right**2):
+        return ": this is the square of what is right"
+    if bool((right >= 0).all()) and same(right.sqrt()):
+        return ": this is the root of what is right; square it"
+    if bool((right != 0).all()) and same(1 / right):
+        return ": this is one over what is right"
+    if got.numel() < 3:
+        return ""
+    if got.ndim == 2 and got.shape[0] == got.shape[1] and same(right.T):
+        return ": it is transposed"
+    factor = (got * right).sum() / (right * right).sum()
+    if same(factor * right):
+        return f": everywhere {factor:.6g} times what is right, so a constant factor is wrong"
+    if same(right + (got - right).mean()):
+        return f": everywhere {(got - right).mean():+.6g} off, so a constant term is wrong"
+    if same(right.flip(0)):
+        return ": the order is reversed"
+    return ""
 
 
 def pair(got, names):
@@ -69,19 +128,68 @@ def pair(got, names):
 
 
 def exercise(check):
-    """Decorator of every check: new tensors are float64 while it runs; prints the line of success."""
+    """Decorator of every check: it shows words instead of frames, and prints the line of success.
+
+    New tensors are float64 while the check runs, and the student's function is given copies of its tensors, so that an
+    answer may be computed in place.
+    """
 
     @functools.wraps(check)
     def run(fn):
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
         try:
-            check(fn)
+            check(with_copies(fn))
+        except Exception as error:
+            failure = in_words(error, fn)
+        else:
+            failure = None
         finally:
             torch.set_default_dtype(before)
+        if failure is not None:
+            raise failure
         print(f"✓ {check.__name__.removeprefix('check_')}: correct")
 
     return run
+
+
+def copied(value):
+    """A tensor's copy, through which gradients still flow; lists and tuples of them; anything else as it is."""
+    if torch.is_tensor(value):
+        return value.clone()
+    return type(value)(map(copied, value)) if type(value) in (list, tuple) else value
+
+
+def with_copies(fn):
+    """`fn` called with copies of its tensors. What is no plain function (a Triton kernel) stays as it is."""
+    if not inspect.isfunction(fn):
+        return fn
+
+    @functools.wraps(fn)
+    def call(*inputs, **named):
+        return fn(*map(copied, inputs), **{name: copied(value) for name, value in named.items()})
+
+    return call
+
+
+def in_words(error, fn):
+    """The exception to raise instead of `error`, without any frame: a Mistake, or NotDone for an unsolved exercise.
+
+    An AssertionError of the check itself, which says that its inputs are badly chosen, is returned as it is.
+    """
+    if isinstance(error, Mistake):
+        return Mistake(str(error))
+    if isinstance(error, NotImplementedError):
+        return NotDone(f"{error}: not done yet. Write your lines in the place of `raise NotImplementedError`.")
+    own = getattr(getattr(fn, "__code__", None), "co_filename", None)
+    line = [number for frame, number in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == own]
+    what = f"{type(error).__name__}: {error}"
+    if line:
+        code = linecache.getline(own, line[-1]).strip()
+        return Mistake(f"your code stopped with {what}" + (f"\n  in the line  {code}" if code else ""))
+    if isinstance(error, AssertionError):
+        return error
+    return Mistake(f"what your function returned cannot be used: {what}")
 
 
 def show(figure, name, alt):
@@ -90,10 +198,15 @@ def show(figure, name, alt):
     A script, which has no cells, writes it to figures/`name`.png.
     """
     import matplotlib.pyplot as plt
+    from PIL import Image as Pillow
 
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80, bbox_inches="tight")
+    raw, buffer = io.BytesIO(), io.BytesIO()
+    figure.savefig(raw, format="png", dpi=80, bbox_inches="tight")
     plt.close(figure)
+    image = Pillow.open(raw).convert("RGB")
+    if image.getcolors(4096):  # lines and words: a palette shows them as well in a third of the bytes
+        image = image.quantize(128, dither=Pillow.Dither.NONE)
+    image.save(buffer, format="png", optimize=True)
     if "ipykernel" in sys.modules:
         from IPython.display import Image, display
 
