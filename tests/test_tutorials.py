@@ -7,7 +7,6 @@ import ast
 import base64
 import dataclasses
 import linecache
-import os
 import re
 import shutil
 import sys
@@ -16,13 +15,14 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 TUTORIALS = ROOT / "tutorials"
 sys.path.insert(0, str(TUTORIALS))
 
 import build  # noqa: E402
-from checks import Mistake, compare, equal  # noqa: E402
+from checks import Mistake, compare, equal, exercise, relation  # noqa: E402
 
 from minibnn.__main__ import COMMANDS  # noqa: E402
 
@@ -67,6 +67,12 @@ def test_the_check_passes_on_the_solution_and_fails_on_the_stub(source, name, ca
 
 
 @each_exercise
+def test_right_answers_that_are_written_differently_pass(source, name):
+    for right in getattr(checks_of(source), "RIGHT", {}).get(name, ()):
+        getattr(checks_of(source), f"check_{name}")(right)
+
+
+@each_exercise
 def test_wrong_answers_fail_with_the_right_hint(source, name, capsys):
     module = checks_of(source)
     wrong_answers = module.WRONG[name]
@@ -107,18 +113,144 @@ def test_compare_tells_wrong_answers_from_right_ones():
     assert not equal([1.0, 2.0], 1.0)
 
 
+def test_a_relation_is_named():
+    right = torch.tensor([[1.0, 2.0], [5.0, 4.0]], dtype=torch.float64)
+    for got, words in (
+        (-right, "sign"),
+        (2 * right, "twice"),
+        (right / 2, "half of"),
+        (right**2, "square of"),
+        (right.sqrt(), "root of"),
+        (1 / right, "one over"),
+        (right.T, "transposed"),
+        (0.3 * right, "0.3 times"),
+        (right + 0.25, "+0.25 off"),
+        (right.flip(0), "reversed"),
+        (right.flatten(), "the shape is not"),
+        (right.sum(), "too much was added up"),
+        (right + torch.tensor([[0, 0], [0, 1.0]]), ""),
+    ):
+        assert words in relation(got, right) and bool(words) == bool(relation(got, right)), words
+        with pytest.raises(Mistake, match=re.escape(relation(got, right)) + "$"):
+            compare(got, right)
+    for got, words in ((right, "add its elements up"), (4 * right, "the mean"), (torch.tensor(-12.0), "sign")):
+        assert words in relation(got, torch.tensor(12.0)), words
+
+
+FAILING = """from checks import compare, exercise
+
+@exercise
+def check_double(fn):
+    secret = "the answer is 2x"
+    compare(fn(3.0), 6.0, {"a secret hint": 9.0})
+# %%
+def double(x):
+    raise NotImplementedError("exercise 1: double")
+check_double(double)
+# %%
+def double(x):
+    y = x + "1"
+    return y
+check_double(double)
+# %%
+check_double(lambda x: 3 * x)
+# %%
+check_double(lambda x: object())
+# %%
+check_double(lambda x: 2 * x)"""
+
+
+def test_a_failed_check_shows_words_and_no_frame():
+    """In a notebook, where Run all stops at an unsolved exercise, and where a student's code may raise anything."""
+    notebook = build.notebook("# %%\n" + FAILING)
+    for cell in notebook.cells:
+        cell.metadata["tags"] = ["raises-exception"]
+    shown = [
+        "\n".join(output.get("traceback", [output.get("text")])).strip()
+        for cell in run(notebook, TUTORIALS).cells for output in cell.outputs
+    ]
+    assert shown == [
+        "✎ exercise 1: double: not done yet. Write your lines in the place of `raise NotImplementedError`.",
+        "✗ your code stopped with TypeError: unsupported operand type(s) for +: 'float' and 'str'\n"
+        '  in the line  y = x + "1"',
+        "✗ a secret hint",
+        "✗ the result is a object, not a number or a tensor",
+        "✓ double: correct",
+    ]
+
+
+IN_PLACE = """def f(a, b, x):
+    x += 1
+    b[0] += 1
+    return a.add_(1)"""
+
+
+def test_a_check_gives_copies_and_names_no_frame_of_its_own():
+    seen, student = torch.ones(2), {}
+    exec(compile(IN_PLACE, "cell", "exec"), student)
+
+    @exercise
+    def check_f(fn):
+        compare(fn(seen, [seen], x=seen), 2 * seen)
+        raise AssertionError("badly chosen inputs")
+
+    with pytest.raises(AssertionError, match="badly chosen") as failure:
+        check_f(student["f"])
+    assert type(failure.value) is AssertionError and seen.tolist() == [1.0, 1.0]
+    with pytest.raises(Mistake, match="cannot be used: AttributeError") as failure:
+        exercise(lambda fn: fn().missing)(eval("lambda: 1"))
+    assert failure.value.__suppress_context__ or failure.value.__context__ is None
+    assert len(failure.traceback) == 2  # the test and the decorator
+
+
 # --- the notebooks ----------------------------------------------------------------------------------------------------
+
+
+def committed(path):
+    return nbformat.read(path, 4)
 
 
 @each_tutorial
 def test_the_committed_notebooks_are_built_from_the_source(source):
-    for path, text in build.build(source).items():
-        assert path.read_text(encoding="utf-8") == text, f"{path.name} is out of date: python tutorials/build.py"
-        assert not re.search(r"(?<!\\)\\u[0-9a-f]{4}", text)  # readable in a diff
-        for i, cell in enumerate(nbformat.reads(text, 4).cells):
+    for path, built in build.build(source).items():
+        own = committed(path)
+        for cell in own.cells:
+            if cell.cell_type == "code" and path.stem.endswith("_solved"):
+                cell.outputs, cell.execution_count = [], None
+        assert own == built, f"{path.name} is out of date: python tutorials/build.py"
+        assert not re.search(r"(?<!\\)\\u[0-9a-f]{4}", path.read_text(encoding="utf-8"))  # readable in a diff
+        for i, cell in enumerate(built.cells):
             if cell.cell_type == "code":
                 compile(cell.source, f"{path.name}, cell {i}", "exec")
-                assert not cell.outputs
+
+
+def test_all_solved_notebooks_together_are_small():
+    assert sum(path.stat().st_size for path in TUTORIALS.glob("*_solved.ipynb")) < 2_000_000
+
+
+def test_the_cell_for_colab_fetches_minibnn_there_and_does_nothing_elsewhere(monkeypatch, tmp_path, capsys):
+    text = SOURCES[0].read_text(encoding="utf-8")
+    badge, cell = build.opening(text, SOURCES[0].stem, solved=False)
+    assert f"github/{build.REPOSITORY}/blob/{build.BRANCH}/tutorials/{SOURCES[0].stem}.ipynb" in badge.source
+    assert (TUTORIALS / f"{SOURCES[0].stem}_solved.ipynb").is_file() and "_solved.ipynb" in badge.source
+    assert "figures/01_samplers.png" in cell.source
+    ran = []
+    import IPython.display
+
+    monkeypatch.setattr("subprocess.run", lambda command, check: ran.append(command))
+    monkeypatch.setattr("os.chdir", lambda path: ran.append(path))
+    monkeypatch.setattr("os.getcwd", lambda: str(TUTORIALS))
+    monkeypatch.setattr(sys, "path", [])
+    exec(cell.source, {})
+    assert ran == [] and sys.path == []
+    monkeypatch.setitem(sys.modules, "google.colab", sys)
+    monkeypatch.setattr(IPython.display, "display", ran.append)
+    monkeypatch.setattr(IPython.display, "Image", lambda path: path)
+    exec(cell.source, {})
+    clone, install, folder, *pictures = ran
+    assert clone[:2] == ["git", "clone"] and clone[-2].endswith(build.REPOSITORY) and sys.path == [str(TUTORIALS)]
+    assert folder == f"{clone[-1]}/tutorials" and install[-1] == f"{clone[-1]}[lessons]"
+    assert pictures and all((TUTORIALS / picture).is_file() for picture in pictures)
 
 
 def test_no_notebook_is_left_over():
@@ -150,18 +282,9 @@ socket.getaddrinfo = socket.create_connection = refuse"""
 
 
 def run(notebook, folder):
-    """Execute a notebook in `folder`, with the running interpreter as its kernel."""
-    from jupyter_client.kernelspec import KernelSpecManager
-    from jupyter_client.manager import AsyncKernelManager
-    from nbclient import NotebookClient
-
+    """Execute a notebook in `folder`, with the running interpreter as its kernel and without a network."""
     notebook.cells.insert(0, nbformat.v4.new_code_cell(NO_NETWORK))
-    kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
-    assert kernel.kernel_spec.argv[0] == sys.executable
-    client = NotebookClient(notebook, km=kernel, timeout=240, resources={"metadata": {"path": str(folder)}})
-    one_thread = {"OMP_NUM_THREADS": "1"}  # the networks are small: more threads would mostly wait for one another
-    client.execute(env=os.environ | one_thread | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"})
-    return notebook
+    return build.run(notebook, folder)
 
 
 @each_tutorial
