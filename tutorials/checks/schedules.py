@@ -4,9 +4,10 @@ import torch
 
 from minibnn import schedule
 
-from . import Mistake, compare, exercise, pair, random
+from . import Mistake, compare, equal, exercise, pair, random
 
 WRONG = {}
+RIGHT = {}
 ABAR = (1 - schedule.betas()).cumprod(0)
 TIMES = torch.tensor([20, 300, 900])
 
@@ -44,7 +45,7 @@ WRONG["alphas_cumprod"] = [
 
 @exercise
 def check_q_sample(fn):
-    x0, eps, abar = random(3, 4, 3, 3), random(3, 4, 3, 3, seed=1), ABAR[TIMES]
+    x0, eps, abar = random(3, 4, 5, 6), random(3, 4, 5, 6, seed=1), ABAR[TIMES]  # B is none of the other sizes
     a = column(abar)
     mistakes = {
         "you used ᾱ where √ᾱ belongs (and 1 − ᾱ for its root): the *variances* add up to 1, not the factors":
@@ -54,6 +55,7 @@ def check_q_sample(fn):
         "x_0 and ε are swapped: at large t (ᾱ near 0) hardly anything of x_0 may be left":
             (1 - a).sqrt() * x0 + a.sqrt() * eps,
         "1 − √ᾱ is not √(1−ᾱ)": a.sqrt() * x0 + (1 - a.sqrt()) * eps,
+        "the noise is added to x_0: minus is a sign too many": a.sqrt() * x0 - (1 - a).sqrt() * eps,
     }
     try:
         got = fn(x0, eps, abar)
@@ -69,8 +71,19 @@ WRONG["q_sample"] = [
     (lambda x0, eps, abar: column(abar) * x0 + (1 - column(abar)) * eps, "√ᾱ"),
     (lambda x0, eps, abar: column(abar).sqrt() * x0 + (1 - column(abar)) * eps, "√(1−ᾱ)"),
     (lambda x0, eps, abar: (1 - column(abar)).sqrt() * x0 + column(abar).sqrt() * eps, "swapped"),
-    (lambda x0, eps, abar: abar[:2].sqrt() * x0 + (1 - abar[:2]).sqrt() * eps, "(B, 1, 1, 1)"),
+    (lambda x0, eps, abar: abar.sqrt() * x0 + (1 - abar).sqrt() * eps, "(B, 1, 1, 1)"),
+    (lambda x0, eps, abar: abar[:, None].sqrt() * x0 + (1 - abar[:, None]).sqrt() * eps, "(B, 1, 1, 1)"),
+    (lambda x0, eps, abar: column(abar).sqrt() * x0 - (1 - column(abar)).sqrt() * eps, "a sign too many"),
 ]
+
+
+def _noised_in_place(x0, eps, abar):
+    x0 *= column(abar).sqrt()
+    eps *= (1 - column(abar)).sqrt()
+    return x0 + eps
+
+
+RIGHT["q_sample"] = [_noised_in_place]
 
 
 @exercise
@@ -80,11 +93,19 @@ def check_posterior(fn):
     alpha = now / before
     beta = 1 - alpha
     right_mean, right_variance = schedule.posterior(x, x0, now, before)
+    if equal(mean, right_variance):
+        raise Mistake("return the mean first, then the variance")
+    swapped = (now.sqrt() * (1 - before) * x0 + before.sqrt() * beta * x) / (1 - now)
     compare(
         mean,
         right_mean,
         {
             "x_t and x_0 are swapped in the mean": schedule.posterior(x0, x, now, before)[0],
+            "each Gaussian's mean is weighted with its own precision, not with the other's": swapped,
+            "the means are weighted with precisions; divide by their sum, 1/β̃_t, too":
+                before.sqrt() / (1 - before) * x0 + alpha.sqrt() / beta * x,
+            "x_t says that x_{t−1} is about x_t/√α_t, with the precision α_t/β_t: √α_t is missing":
+                (before.sqrt() * beta * x0 + (1 - before) * x) / (1 - now),
             "you took α_t = ᾱ_t; it is the ratio ᾱ_t / ᾱ_{t−1}":
                 (before.sqrt() * (1 - now) * x0 + now.sqrt() * (1 - before) * x)
             / (1 - now),
@@ -100,6 +121,8 @@ def check_posterior(fn):
         right_variance,
         {
             "this is the standard deviation; return the variance": right_variance.sqrt(),
+            "this is the precision; the variance is its inverse": 1 / right_variance,
+            "this is the variance of the picture's prior alone; x_t adds its own precision": 1 - before,
             "this is β_t, the variance of q(x_t | x_{t−1}); knowing x_0 makes it smaller by (1−ᾱ_{t−1})/(1−ᾱ_t)": beta,
             "the fraction is upside down: (1−ᾱ_{t−1}) is above, the variance must be smaller than β_t":
                 (1 - now) / (1 - before) * beta,
@@ -115,6 +138,8 @@ def _posterior_with(variance):
 WRONG["posterior"] = [
     (lambda x, x0, now, before: schedule.posterior(x0, x, now, before), "swapped"),
     (lambda x, x0, now, before: schedule.posterior(x, x0, now, before)[0], "two values"),
+    (lambda x, x0, now, before: schedule.posterior(x, x0, now, before)[::-1], "the mean first"),
+    (_posterior_with(lambda now, before: (1 - now) / ((1 - before) * (1 - now / before))), "its inverse"),
     (_posterior_with(lambda now, before: 1 - now / before), "this is β_t"),
     (_posterior_with(lambda now, before: ((1 - before) / (1 - now) * (1 - now / before)).sqrt()), "standard deviation"),
 ]
@@ -135,6 +160,10 @@ def check_ddim_step(fn):
             + (1 - now).sqrt() * eps,
             "√ᾱ_t stands before x̂_0: then the step stays at time t": now.sqrt() * x0 + direction,
             "you used x_t where the estimate x̂_0 belongs": before.sqrt() * x + direction,
+            "the noise is put back with a plus": before.sqrt() * x0 - direction,
+            "the noise that is in x_t is √(1−ᾱ_t) ε̂: subtract it, do not add it, to find x̂_0":
+                before.sqrt() * schedule.x0_from_eps(x, -eps, now) + direction,
+            "the noise needs √(1−ᾱ_{t−1}), not 1 − ᾱ_{t−1}": before.sqrt() * x0 + (1 - before) * eps,
             "x̂_0 must be divided by √ᾱ_t": before.sqrt() * (x - (1 - now).sqrt() * eps) + direction,
         },
         "x_{t−1}",
@@ -146,6 +175,8 @@ WRONG["ddim_step"] = [
     (lambda x, eps, now, before: before.sqrt() * x + (1 - before).sqrt() * eps, "x̂_0 belongs"),
     (lambda x, eps, now, before: before.sqrt() * schedule.x0_from_eps(x, eps, now) + (1 - now).sqrt() * eps,
      "there is less"),
+    (lambda x, eps, now, before: before.sqrt() * schedule.x0_from_eps(x, -eps, now) + (1 - before).sqrt() * eps,
+     "do not add it"),
 ]
 
 
@@ -162,6 +193,10 @@ def check_gaussian_eps(fn):
             "the covariance of ε and x_t is missing: a factor √(1−ᾱ)": (x - abar.sqrt() * mean) / total,
             "the spread enters as its variance, std²":
                 (1 - abar).sqrt() * (x - abar.sqrt() * mean) / (abar * std + 1 - abar),
+            "the mean is forgotten: what counts is how far x_t lies from its own mean, √ᾱ·mean":
+                (1 - abar).sqrt() * x / total,
+            "the sign is wrong: where x_t lies above its mean, the noise was probably positive": -right,
+            "Var(x_t) lacks the noise, 1 − ᾱ": (1 - abar).sqrt() * (x - abar.sqrt() * mean) / (abar * std**2),
             "the mean of x_t is √ᾱ·mean, not mean": (1 - abar).sqrt() * (x - mean) / total,
             "this is the best ε only if every picture is the mean (std = 0): x_t also varies because x_0 does": (
                 x - abar.sqrt() * mean
@@ -179,4 +214,6 @@ WRONG["gaussian_eps"] = [
     (lambda x, abar, mean, std: (x - abar.sqrt() * mean) / (1 - abar).sqrt(), "std = 0"),
     (lambda x, abar, mean, std: (1 - abar).sqrt() * (x - mean) / (abar * std**2 + 1 - abar), "√ᾱ·mean"),
     (lambda x, abar, mean, std: (1 - abar).sqrt() * (x - abar.sqrt() * mean) / (abar * std + 1 - abar), "std²"),
+    (lambda x, abar, mean, std: (1 - abar).sqrt() * x / (abar * std**2 + 1 - abar), "forgotten"),
+    (lambda x, abar, mean, std: (1 - abar).sqrt() * (abar.sqrt() * mean - x) / (abar * std**2 + 1 - abar), "the sign"),
 ]
