@@ -13,9 +13,9 @@
 # **Afterwards you can** draw weights so that gradients reach $\mu$ and $\sigma$, derive and compute the ELBO, tell the
 # two directions of the KL divergence apart, and say what a factorised Gaussian cannot represent.
 #
-# You need: linear regression, the Gaussian, PyTorch's autograd. About 60 minutes. Symbols: [NOTATION.md](NOTATION.md).
-# "The paper" is *Exploring Diffusion Models' Corruption Stage in Few-Shot Fine-tuning and Mitigating with Bayesian
-# Neural Networks*.
+# You need: linear regression, the Gaussian, PyTorch's autograd. About 65 minutes, 40 of them for the exercises.
+# Symbols: [NOTATION.md](NOTATION.md). "The paper" is *Exploring Diffusion Models' Corruption Stage in Few-Shot
+# Fine-tuning and Mitigating with Bayesian Neural Networks*.
 
 # %%
 import matplotlib.pyplot as plt
@@ -366,10 +366,28 @@ for name, start, to_sigma in (
 #   the average loss is the loss at $\mu$ plus $\frac12\sum_i a_i\sigma_i^2$, whatever $\mu$. In a network, where
 #   curvature depends on the place, it prefers flat places. Whether that cures the corruption stage is a question for
 #   measurements: tutorial 05.
+# - **The loss of a diffusion model is no $-\log P(\mathcal D\mid\theta)$.** It is a weighted bound of it: the exact
+#   bound weights each time with a factor that the simple loss leaves out (DDPM eq. 12 and 14), has a variance of its
+#   own in place of our `noise`, and is a sum over all elements and all times, where training takes a mean. So even
+#   with $\lambda=1$ and sums in both terms, Eq. 4 is Bayes' rule only up to a scale that nobody knows: the posterior
+#   of the paper is a *tempered* one, and its width a matter of $\lambda$.
 # - **Mean or sum.** With the mean over data and the sum over weights the KL counts $n$ times too much, and $\mu$ hardly
 #   leaves the prior; a mean over weights makes it count for nothing. $\lambda$ hides such mistakes, it does not repair
 #   them. (The paper's Eq. 4 has a $\lambda$; it is 1 in Bayes' rule, with both as sums.)
 # - **At inference** the paper uses $\mu$ alone: no cost, but also no averaging over the posterior.
+#
+# ## Questions
+#
+# 1. Two weights of a linear model have the same input twice ($x_1=x_2$). What does the exact posterior look like, what
+#    does the factorised one, and which of their predictions agree?
+# 2. Draw $\theta$ anew for each *row* of a batch instead of once for all. Which is the better estimate of the gradient,
+#    and why does minibnn not do it? (Think of the price, and of what one draw means.)
+# 3. Algorithm 1's $\sigma$ grows with $d$, the distance that $\mu$ has moved. Is that a good property in fine-tuning?
+#
+# **An open problem.** Mean field is too narrow by the factor you measured, in every network with correlated weights.
+# The kernel of tutorial 10 draws $\epsilon$ from a seed, so a *correlated*
+# $Q=\mu+(\mathrm{diag}(\sigma)+UV^\top)\epsilon$ with a few columns costs hardly more memory. Does it keep its
+# advantage after 800 steps from four photos, in anything that can be seen on a picture?
 #
 # ## Summary
 #

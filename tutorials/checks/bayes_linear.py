@@ -7,16 +7,19 @@ import torch
 from . import Mistake, compare, exercise, pair, random
 
 WRONG = {}
+RIGHT = {}
 
 
 @exercise
 def check_bayes_linear(fn):
     x, mu, sigma = random(5, 3), random(2, 3, seed=1), random(2, 3, seed=2).abs() + 0.1
+    mu.requires_grad_()
+    sigma.requires_grad_()
     drawn = []
 
     def draw(shape):
         drawn.append(random(*shape, seed=10 + len(drawn)))
-        return drawn[-1]
+        return drawn[-1].clone()
 
     got = fn(x, mu, sigma, draw)
     if not drawn:
@@ -36,9 +39,20 @@ def check_bayes_linear(fn):
             "σ is the standard deviation, not the variance: no root, θ = μ + σ∘ε": x @ (mu + sigma.sqrt() * eps).T,
             "ε was drawn but the layer computes with μ alone": x @ mu.T,
             "θ is μ + σ∘ε, not μ∘(1 + σ∘ε)": x @ (mu * (1 + sigma * eps)).T,
+            "θ is μ + σ∘ε: the noise is added, not subtracted": x @ (mu - sigma * eps).T,
         },
         "y",
     )
+    asked = random(5, 2, seed=4)
+    for name, parameter, right in (("μ", mu, asked.T @ x), ("σ", sigma, asked.T @ x * eps)):
+        gradient = None
+        if got.requires_grad:
+            gradient = torch.autograd.grad(got, parameter, asked, allow_unused=True, retain_graph=True)[0]
+        if gradient is None:
+            raise Mistake(
+                f"no gradient reaches {name}: compute θ from μ and σ themselves, without .data, .detach() or no_grad"
+            )
+        compare(gradient, right, what=f"the gradient that reaches {name}")
 
 
 WRONG["bayes_linear"] = [
@@ -46,7 +60,11 @@ WRONG["bayes_linear"] = [
     (lambda x, mu, sigma, draw: x @ (mu + sigma**2 * draw(mu.shape)).T, "standard deviation"),
     (lambda x, mu, sigma, draw: x @ (mu + sigma * draw((1,))).T, "every weight needs its own"),
     (lambda x, mu, sigma, draw: x @ mu.T, "not drawn"),
+    (lambda x, mu, sigma, draw: x @ (mu + sigma.detach() * draw(mu.shape)).T, "no gradient reaches σ"),
+    (lambda x, mu, sigma, draw: x @ (mu.data + sigma * draw(mu.shape)).T, "no gradient reaches μ"),
+    (lambda x, mu, sigma, draw: x @ (mu.data + sigma.data * draw(mu.shape)).T, "no gradient reaches μ"),
 ]
+RIGHT["bayes_linear"] = [lambda x, mu, sigma, draw: x @ mu.T + x @ draw(mu.shape).mul_(sigma).T]
 
 
 @exercise
@@ -96,6 +114,14 @@ def check_gaussian_kl(fn):
         fn(mu_q, sigma_q, mu_p, sigma_p),
         right.sum(),
         {
+            "the logarithm is upside down: it is log(σ_p/σ_q), so that a narrow Q costs more":
+                (right + 2 * torch.log(sigma_q / sigma_p)).sum(),
+            "(μ_q − μ_p)² is missing: Q may also lie in another place":
+                (right - (mu_q - mu_p) ** 2 / (2 * sigma_p**2)).sum(),
+            "divide by 2σ_p², the variance of P, not by that of Q":
+                (torch.log(sigma_p / sigma_q) + (sigma_q**2 + (mu_q - mu_p) ** 2) / (2 * sigma_q**2) - 0.5).sum(),
+            "the fraction has 2σ_p² below the line: a 2 is missing":
+                (right + (sigma_q**2 + (mu_q - mu_p) ** 2) / (2 * sigma_p**2)).sum(),
             "KL has its arguments swapped: this is KL(P‖Q), the expectation must be over Q":
                 _kl(mu_p, sigma_p, mu_q, sigma_q).sum(),
             "this is the mean; the KL of independent weights is the *sum* of theirs": right.mean(),
@@ -121,6 +147,8 @@ WRONG["gaussian_kl"] = [
     (lambda *q_p: _kl(*q_p).mean(), "the *sum*"),
     (lambda *q_p: _kl(*q_p), "one number"),
     (lambda mu_q, sigma_q, mu_p, sigma_p: _kl(mu_q, sigma_q.sqrt(), mu_p, sigma_p.sqrt()).sum(), "square it"),
+    (lambda mu_q, sigma_q, mu_p, sigma_p: (_kl(mu_q, sigma_q, mu_p, sigma_p) + 2 * (sigma_q / sigma_p).log()).sum(),
+     "upside down"),
 ]
 
 
@@ -140,6 +168,8 @@ def check_negative_elbo(fn):
             "this is the mean squared error; the likelihood sums, and divides by 2·noise²": squares.mean() + kl,
             "noise is a standard deviation: square it": (squares / (2 * noise) + constant).sum() + kl,
             "the KL is missing": points.sum(),
+            "each squared error is divided by 2·noise²: the ½ is missing": (squares / noise**2 + constant).sum() + kl,
+            "log(2π·noise²) stands with a ½": (points + constant).sum() + kl,
             "½ log(2π·noise²) is missing for each point": (squares / (2 * noise**2)).sum() + kl,
             "½ log(2π·noise²) belongs to each point, before the sum": (squares / (2 * noise**2)).sum() + constant + kl,
         },
@@ -155,6 +185,8 @@ WRONG["negative_elbo"] = [
     (lambda y, predicted, noise, kl: _points(y, predicted, noise).mean() + kl, "n times too much"),
     (lambda y, predicted, noise, kl: _points(y, predicted, noise).sum() - kl, "price"),
     (lambda y, predicted, noise, kl: ((y - predicted) ** 2).sum() + kl, "depends on the noise"),
+    (lambda y, predicted, noise, kl: _points(y, predicted * 0, noise).sum() * 0 + kl
+     + ((y - predicted) ** 2 / noise**2 + 0.5 * math.log(2 * math.pi * noise**2)).sum(), "the ½ is missing"),
 ]
 
 
@@ -180,10 +212,12 @@ def check_exact_posterior(fn):
         "the covariance",
     )
     compare(
-        torch.as_tensor(mean).reshape(1, 3),
+        mean,
         pull @ torch.linalg.inv(precision),
         {
             "this is the maximum of the likelihood, without the prior": y.T @ x @ torch.linalg.inv(x.T @ x),
+            "the mean is a row (1, d), as μ_p is": (pull @ torch.linalg.inv(precision)).T,
+            "this is the pull of data and prior; multiply it by the covariance": pull,
             "the prior's mean is missing: it pulls with μ_p/σ_p²": y.T @ x / noise**2 @ torch.linalg.inv(precision),
         },
         "the mean",
@@ -200,4 +234,5 @@ WRONG["exact_posterior"] = [
     (lambda x, y, noise, mu_p, sigma_p: (mu_p, torch.linalg.inv(x.T @ x / noise**2)), "prior's precision"),
     (lambda x, y, noise, mu_p, sigma_p: _posterior(x, y, noise, 0 * mu_p, sigma_p), "prior's mean is missing"),
     (lambda *problem: _posterior(*problem)[0], "two values"),
+    (lambda *problem: (_posterior(*problem)[0].T, _posterior(*problem)[1]), "a row (1, d)"),
 ]
