@@ -7,6 +7,7 @@ import torch
 from . import Mistake, compare, exercise, random
 
 WRONG = {}
+RIGHT = {}
 
 
 @exercise
@@ -66,7 +67,10 @@ def check_predict_x0(fn):
             "square σ₁ above and below the line": picture + root * s / total * rest,
             "δ_t has the wrong sign: x_0 deviates from x′ to the same side as x_t": right - 2 * root * v / total * rest,
             "Var(x_t) lacks the noise, 1 − ᾱ: this is x_t/√ᾱ, the limit of σ₁ = ∞": x / root,
-            "this is the mean of x_t for σ₁ = 0; the picture itself is x′": picture,
+            "this is the mean of x_0 for σ₁ = 0; with σ₁ > 0 part of x_t's deviation is the picture's own": picture,
+            "the slope is upside down: Cov(x_0, x_t)/Var(x_t), for x_t is what is known":
+                picture + total / (root * v) * rest,
+            "the slope is Cov(x_0, x_t)/Var(x_t), not Cov(x_0, x_t)/Var(x_0)": picture + root * rest,
         },
         "x̂_0",
     )
@@ -81,7 +85,17 @@ WRONG["predict_x0"] = [
     (lambda x, p, a, s: p + a.sqrt() * s**2 / (a * s**2 + 1 - a) * (x - p), "its mean"),
     (lambda x, p, a, s: _x0(x, p, a, s**0.5), "square it"),
     (lambda x, p, a, s: p + s**2 / (a * s**2 + 1 - a) * (x - a.sqrt() * p), "√ᾱ is missing"),
+    (lambda x, p, a, s: p + (a * s**2 + 1 - a) / (a.sqrt() * s**2) * (x - a.sqrt() * p), "upside down"),
 ]
+
+
+def _x0_in_place(x, picture, a, s):
+    x -= a.sqrt() * picture
+    x *= a.sqrt() * s**2 / (a * s**2 + 1 - a)
+    return picture.add_(x)
+
+
+RIGHT["predict_x0"] = [_x0_in_place]
 
 
 @exercise
@@ -113,10 +127,15 @@ WRONG["posterior_variance"] = [
 ]
 
 
+def _cosines(x, pictures):
+    return torch.nn.functional.cosine_similarity(x[:, None], pictures[None], dim=2)
+
+
 @exercise
 def check_predict_eps(fn):
     pictures, a, s = random(3, 4), torch.tensor(0.3), 0.8
-    x = torch.stack([1.2 * pictures[0], 0.4 * pictures[1] + 0.1, 0.7 * pictures[2] - 0.2, -pictures[0]])
+    long = pictures[pictures.norm(dim=1).argmax()]  # its direction is that of the last row, but others are nearer
+    x = torch.stack([1.2 * pictures[0], 0.4 * pictures[1] + 0.1, 0.7 * pictures[2] - 0.2, -pictures[0], 0.1 * long])
     root = a.sqrt()
 
     def eps_around(own):
@@ -135,13 +154,15 @@ def check_predict_eps(fn):
             "x* must minimise δ_t: compare x_t with √ᾱ x*, not with x* itself": unscaled,
             "this is x̂_0; turn it into ε̂ = (x_t − √ᾱ x̂_0)/√(1−ᾱ)": _x0(x, star, a, s),
             "this uses the mean of the pictures; Eq. 2 is around the nearest one":
-                eps_around(pictures.mean(0).expand(4, -1)),
+                eps_around(pictures.mean(0).expand(5, -1)),
             "this takes the farthest picture": farthest,
+            "this takes the picture in the most similar direction (cosine); δ_t is smallest for the least *distance*":
+                eps_around(pictures[_cosines(x, pictures).argmax(1)]),
             "this is the noise if x* were the answer; δ_t is missing from x̂_0": (x - root * star) / (1 - a).sqrt(),
             "ε̂ = (x_t − √ᾱ x̂_0)/√(1−ᾱ): the root in the denominator is missing": right / (1 - a).sqrt(),
             "ε̂ = (x_t − √ᾱ x̂_0)/√(1−ᾱ): x̂_0 has the factor √ᾱ": (x - _x0(x, star, a, s)) / (1 - a).sqrt(),
             "every row of x has its own nearest picture":
-                eps_around(pictures[((x - root * pictures[:, None]) ** 2).sum((1, 2)).argmin()].expand(4, -1)),
+                eps_around(pictures[((x - root * pictures[:, None]) ** 2).sum((1, 2)).argmin()].expand(5, -1)),
         },
         "ε̂",
     )
@@ -155,6 +176,7 @@ WRONG["predict_eps"] = [
     (lambda x, p, a, s: _eps(x, p[torch.cdist(x, p).argmin(1)], a, s), "√ᾱ x*"),
     (lambda x, p, a, s: _eps(x, p.mean(0).expand(len(x), -1), a, s), "the mean of the pictures"),
     (lambda x, p, a, s: _x0(x, p[torch.cdist(x, a.sqrt() * p).argmin(1)], a, s), "turn it into ε̂"),
+    (lambda x, p, a, s: _eps(x, p[_cosines(x, p).argmax(1)], a, s), "most similar direction"),
 ]
 
 
@@ -181,6 +203,7 @@ def check_sigma1_of(fn):
             "this is k_t; solve it for σ₁": share / a.sqrt(),
             "the share is √ᾱ k_t = ᾱσ₁²/(ᾱσ₁² + 1−ᾱ): solving it leaves the factor (1−ᾱ)/ᾱ":
                 (share / (1 - share)).sqrt(),
+            "solving for σ₁ gives g/(1−g), not (1−g)/g": ((1 - share) / share * (1 - a) / a).sqrt(),
             "the factor is (1−ᾱ)/ᾱ, not its inverse": (share / (1 - share) * a / (1 - a)).sqrt(),
             "the regression is the other way round: ε is the variable, the error what depends on it":
                 solve((error * eps).sum() / (error * error).sum()),
@@ -190,13 +213,13 @@ def check_sigma1_of(fn):
         "σ₁",
     )
     try:
-        of_negative = fn(eps, 1.01 * eps, a)
+        of_negative = float(fn(eps, 1.1 * eps, a))
     except ValueError:  # math.sqrt's
         of_negative = math.nan
-    if not math.isfinite(of_negative):
+    if of_negative != 0:
         raise Mistake(
-            "noise in the data can make the share slightly negative: take 0 then (clamp), "
-            "not the root of a negative number"
+            "noise in the data can make the share negative: σ₁ is 0 then (clamp the share at 0), neither the root of a "
+            f"negative number nor that of its absolute value; yours is {of_negative:.3g}"
         )
 
 
@@ -212,7 +235,43 @@ WRONG["sigma1_of"] = [
     (lambda e, p, a: _solve((((e - p) ** 2).sum() / (e**2).sum()).sqrt(), a), "from the size"),
     (lambda e, p, a: _solve((p * e).sum() / (e * e).sum(), a), "what is left"),
     (lambda e, p, a: ((e - p) * e).sum() / (e * e).sum(), "solve it"),
-    (lambda e, p, a: math.sqrt(_square(((e - p) * e).sum() / (e * e).sum(), a)), "slightly negative"),
+    (lambda e, p, a: math.sqrt(_square(((e - p) * e).sum() / (e * e).sum(), a)), "share negative"),
+    (lambda e, p, a: _square(((e - p) * e).sum() / (e * e).sum(), a).abs().sqrt(), "absolute value"),
     (lambda e, p, a: (1 - (p * e).sum() / (e * e).sum()).div((p * e).sum() / (e * e).sum()).mul((1 - a) / a).sqrt(),
-     "slightly negative"),
+     "share negative"),
+]
+
+
+@exercise
+def check_memory_loss(fn):
+    share, distance, a = torch.tensor([0.0, 0.2, 0.7, 1.0]), 0.6, torch.tensor(0.4)
+    wrong = (1 - share) ** 2 * distance
+    compare(
+        fn(share, distance, a),
+        share**2 + a / (1 - a) * wrong,
+        {
+            "the wrong memory costs, too: (1−g)(m − x′) of it stays in x̂_0": share**2,
+            "trust costs, too: it lets the share g of the noise through": a / (1 - a) * wrong,
+            "this is the error of x̂_0 in part; in ε̂ it is larger by the factor ᾱ/(1−ᾱ)": share**2 + wrong,
+            "the factor is ᾱ/(1−ᾱ), not its inverse": share**2 + (1 - a) / a * wrong,
+            "the errors' squares add up, since ε and m − x′ know nothing of each other; so square g":
+                share + a / (1 - a) * wrong,
+            "D is a mean square already: do not square it": share**2 + a / (1 - a) * (1 - share) ** 2 * distance**2,
+            "the share of the memory that stays is 1 − g: with full trust (g = 1) it does not matter":
+                share**2 + a / (1 - a) * share**2 * distance,
+            "1 − g is squared, too": share**2 + a / (1 - a) * (1 - share) * distance,
+            "this is the error of x̂_0; in ε̂ it is larger by the factor ᾱ/(1−ᾱ)": (1 - a) / a * share**2 + wrong,
+            "the errors of memory and noise do not cancel: their squares add up":
+                (share - (a / (1 - a) * wrong).sqrt()) ** 2,
+        },
+        "the loss",
+    )
+
+
+WRONG["memory_loss"] = [
+    (lambda g, d, a: g**2, "wrong memory costs"),
+    (lambda g, d, a: g**2 + (1 - g) ** 2 * d, "in part"),
+    (lambda g, d, a: (1 - a) / a * g**2 + (1 - g) ** 2 * d, "error of x̂_0; in ε̂"),
+    (lambda g, d, a: g**2 + a / (1 - a) * (1 - g) ** 2 * d**2, "mean square already"),
+    (lambda g, d, a: -(g**2) - a / (1 - a) * (1 - g) ** 2 * d, "the sign"),
 ]
