@@ -5,20 +5,26 @@ import math
 import torch
 import torch.nn.functional as F
 
-from . import compare, exercise, pair, random
+from . import Mistake, compare, equal, exercise, pair, random
 
 WRONG = {}
+RIGHT = {}
 
 
 @exercise
 def check_dreambooth_loss(fn):
-    predicted, target, n, weight = random(5, 4, 3, 3), random(5, 4, 3, 3, seed=1), 2, 0.7
+    predicted, target, n, weight = random(5, 4, 3, 3), random(5, 4, 3, 3, seed=1), 3, 0.7
+    predicted.requires_grad_()
     squares = (predicted - target) ** 2
     subject, rest = squares[:n], squares[n:]
+    half = len(predicted) // 2
+    loss = fn(predicted, target, n, weight)
     compare(
-        fn(predicted, target, n, weight),
+        loss,
         subject.mean() + weight * rest.mean(),
         {
+            "the subject has the first n rows, not half of the batch":
+                squares[:half].mean() + weight * squares[half:].mean(),
             "this is one mean over both halves: take the mean of each, then the weight has a meaning": squares.mean(),
             "the weight belongs to the class pictures (rows from n on), not to the subject":
                 weight * subject.mean() + rest.mean(),
@@ -31,6 +37,8 @@ def check_dreambooth_loss(fn):
         },
         "the loss",
     )
+    if not getattr(loss, "requires_grad", False):
+        raise Mistake("the loss is right, but nothing can learn from it: return a tensor, without .item() or .detach()")
     compare(
         fn(predicted, target, 5, weight),
         squares.mean(),
@@ -52,38 +60,88 @@ WRONG["dreambooth_loss"] = [
      else F.mse_loss(predicted, target) + F.mse_loss(predicted[n:], target[n:]), "the mean of no rows"),
     (lambda predicted, target, n, weight: ((predicted - target) ** 2)[:n].sum()
      + weight * ((predicted - target) ** 2)[n:].sum(), "not their sum"),
+    (lambda predicted, target, n, weight: _loss(predicted, target, len(predicted) // 2, weight), "not half"),
+    (lambda predicted, target, n, weight: _loss(predicted, target, n, weight).item(), "nothing can learn"),
+    (lambda predicted, target, n, weight: _loss(predicted, target, n, weight).detach(), "nothing can learn"),
 ]
+
+
+def _loss_in_place(predicted, target, n, weight):
+    target -= predicted
+    target **= 2
+    return target[:n].mean() + (weight * target[n:].mean() if n < len(target) else 0)
+
+
+RIGHT["dreambooth_loss"] = [_loss_in_place]
 
 
 @exercise
-def check_fidelity(fn):
-    features = 0.2 + random(5, 7) * torch.tensor([[1.0], [2], [3], [0.5], [4]])
-    training = 0.1 + random(3, 7, seed=1) * torch.tensor([[3.0], [1], [2]])
-    a, b = F.normalize(features, dim=1), F.normalize(training, dim=1)
-    cosine = a @ b.T
+def check_follow(fn):
+    modes, photos, rates = random(4, 3, 3), random(5, 4, 3, 3, seed=1), random(3, 3, seed=2).abs() / 3
+    sigma1, trust = 0.2, 0.1
+    moved, drawn = pair(fn(modes, sigma1, photos, rates, trust), "the modes and σ₁")
+    away = photos.mean(0) - modes
+    square = (photos - modes).square()
     compare(
-        fn(features, training),
-        cosine.mean(1),
+        moved,
+        modes + rates * away,
         {
-            "this is the cosine with the *mean* training picture; the mean of the cosines is asked":
-                F.cosine_similarity(features, training.mean(0)[None]),
-            "these are inner products: divide by the lengths of both vectors": (features @ training.T).mean(1),
-            "the training pictures' vectors are not divided by their lengths": (a @ training.T).mean(1),
-            "the drawn pictures' vectors are not divided by their lengths": (features @ b.T).mean(1),
-            "this is the nearest training picture; fidelity is the mean over all of them": cosine.max(1).values,
-            "average over the training pictures only: one number for each drawn picture": cosine.mean(),
-            "the mean runs over the drawn pictures; it must run over the training pictures": cosine.mean(0),
+            "the memory goes towards the photos; this goes away from them": modes - rates * away,
+            "each mode goes a *share* of the way: add it to where the mode was": rates * away,
+            "this is the share that is left, not the share that is gone": photos.mean(0) - rates * away,
+            "with several photos the memory goes to their mean": modes + rates * (photos[0] - modes),
+            "this is one memory for each photo; there is only one memory": modes + rates * (photos - modes),
+            "each frequency has its own rate: multiply element by element, not as matrices": modes + rates @ away,
         },
-        "the fidelity",
+        "the memory",
+    )
+    root = square.mean().sqrt()
+    after = (photos - moved).square().mean().sqrt()
+    compare(
+        drawn,
+        sigma1 + trust * (root - sigma1),
+        {
+            "D is the mean of the squares; σ₁ follows its root": sigma1 + trust * (square.mean() - sigma1),
+            "D is the *mean* of the squared distances, not their sum": sigma1 + trust * (square.sum().sqrt() - sigma1),
+            "D is that of the memory before the step": sigma1 + trust * (after - sigma1),
+            "D is the mean over the distances to *all* photos, not the distance to their mean":
+                sigma1 + trust * (away.square().mean().sqrt() - sigma1),
+            "σ₁ goes a share of the way to √D: √D − σ₁ is the way": sigma1 + trust * root,
+            "this is √D itself; trust goes there slowly": root,
+            "this is √D times the rate; add it to what trust was": trust * (root - sigma1),
+        },
+        "σ₁",
     )
 
 
-WRONG["fidelity"] = [
-    (lambda features, training: F.cosine_similarity(features, training.mean(0)[None]), "*mean* training picture"),
-    (lambda features, training: (features @ training.T).mean(1), "lengths of both"),
-    (lambda features, training: (F.normalize(features, dim=1) @ F.normalize(training, dim=1).T).max(1).values,
-     "nearest"),
+def _followed(modes, sigma1, photos, rates, trust, towards=None, root=None):
+    towards = photos.mean(0) if towards is None else towards
+    root = (photos - modes).square().mean().sqrt() if root is None else root
+    return modes + rates * (towards - modes), sigma1 + trust * (root - sigma1)
+
+
+def _followed_late(modes, sigma1, photos, rates, trust):
+    moved = _followed(modes, sigma1, photos, rates, trust)[0]
+    return moved, _followed(moved, sigma1, photos, rates, trust)[1]
+
+
+WRONG["follow"] = [
+    (lambda m, s, p, r, k: _followed(m, s, p, r, k)[0], "two values"),
+    (lambda m, s, p, r, k: _followed(m, s, p, r, k, towards=p[0]), "goes to their mean"),
+    (lambda m, s, p, r, k: _followed(m, s, p, r, k, root=(p - m).square().mean()), "follows its root"),
+    (lambda m, s, p, r, k: _followed(m, s, p, r, k, root=(p.mean(0) - m).square().mean().sqrt()), "*all* photos"),
+    (_followed_late, "before the step"),
+    (lambda m, s, p, r, k: (_followed(m, s, p, -r, k)[0], 0), "away from them"),
 ]
+
+
+def _followed_in_place(modes, sigma1, photos, rates, trust):
+    sigma1 += trust * ((photos - modes).square().mean().sqrt().item() - sigma1)
+    modes += rates * (photos.mean(0) - modes)
+    return modes, sigma1
+
+
+RIGHT["follow"] = [_followed_in_place]
 
 
 def _immerkaer(picture, measure=torch.abs, margin=2, factor=(math.pi / 2) ** 0.5, divisor=6):
@@ -128,18 +186,119 @@ WRONG["immerkaer"] = [
 
 
 @exercise
+def check_gain(fn):
+    eps, picture, rest = random(3, 4, 2, 2), random(3, 4, 2, 2, seed=1), 0.3 * random(3, 4, 2, 2, seed=2)
+    plus, minus = 0.8 * eps + picture + rest, -0.8 * eps + picture - rest
+
+    def along(values):
+        return (values * eps).sum()
+
+    energy = (eps * eps).sum()
+    right = along(plus - minus) / 2 / energy
+    compare(
+        fn(plus, minus, eps),
+        right,
+        {
+            "the remembered picture is still in it: take half the *difference* of the pair": along(plus) / energy,
+            "in the sum of the pair the noise cancels, and the picture stays; take the difference":
+                along(plus + minus) / 2 / energy,
+            "half the difference: between ε and −ε lie two ε": along(plus - minus) / energy,
+            "divide by ⟨ε, ε⟩, so that a prediction that is ε has gain 1": along(plus - minus) / 2,
+            "this is the size of the answer; project it on ε: ⟨½(ε̂₊ − ε̂₋), ε⟩":
+                ((plus - minus).square().sum() / 4 / energy).sqrt(),
+            "this is a correlation; the gain is a slope, so divide by ⟨ε, ε⟩ alone":
+                along(plus - minus) / ((plus - minus).norm() * eps.norm()),
+            "this is the share that is left in; the gain is the share that is found": 1 - right,
+            "the slope is the other way round: ε is the variable, the prediction what depends on it":
+                2 * along(plus - minus) / (plus - minus).square().sum(),
+            "one gain for all: sum over everything, then divide; this is the mean of the draws' own gains":
+                (((plus - minus) / 2 * eps).sum((1, 2, 3)) / (eps * eps).sum((1, 2, 3))).mean(),
+        },
+        "the gain",
+    )
+
+
+WRONG["gain"] = [
+    (lambda plus, minus, eps: (plus * eps).sum() / (eps * eps).sum(), "remembered picture"),
+    (lambda plus, minus, eps: ((plus - minus) * eps).sum() / (eps * eps).sum(), "two ε"),
+    (lambda plus, minus, eps: ((plus + minus) / 2 * eps).sum() / (eps * eps).sum(), "picture stays"),
+    (lambda plus, minus, eps: 1 - ((plus - minus) / 2 * eps).sum() / (eps * eps).sum(), "left in"),
+    (lambda plus, minus, eps: (plus - minus).norm() / 2 / eps.norm(), "project it"),
+]
+RIGHT["gain"] = [lambda plus, minus, eps: plus.sub_(minus).mul_(eps).sum() / eps.square_().sum() / 2]
+
+
+@exercise
+def check_noise_left(fn):
+    c, u, scale = torch.tensor([0.9, 0.95, 0.97]), torch.tensor([0.8, 0.97, 1.05]), 3.0
+    sigmas = torch.tensor([8.0, 3.0, 1.0, 0.2])
+    guided = scale * c - (scale - 1) * u
+    ratio = sigmas[1:] / sigmas[:-1]
+
+    def after(gains, ratio=ratio, start=sigmas[0]):
+        return start * (1 - gains * (1 - ratio)).prod()
+
+    compare(
+        fn(c, u, scale, sigmas),
+        after(guided),
+        {
+            "guidance is missing: the gain of what the sampler uses is s·c − (s−1)·u": after(c),
+            "s·c − s·u is only what guidance adds to u": after(scale * (c - u)),
+            "guidance extrapolates from u: u + s·(c − u)": after(c + scale * (c - u)),
+            "c and u are exchanged": after(scale * u - (scale - 1) * c),
+            "the deviation begins with σ_0, not with 1": after(guided, start=1.0),
+            "each step multiplies what the step before has left: a product, not a sum":
+                sigmas[0] * (1 - guided * (1 - ratio)).sum(),
+            "one step takes away the share g·(1 − σ′/σ), not g": sigmas[0] * (1 - guided).prod(),
+            "one step takes away the share g·(1 − σ′/σ), not g·σ′/σ": sigmas[0] * (1 - guided * ratio).prod(),
+            "this is what is taken away at each step; what is left is 1 minus that":
+                sigmas[0] * (guided * (1 - ratio)).prod(),
+            "a step goes from σ_i to σ_{i+1}: divide the later by the earlier": after(guided, 1 / ratio),
+            "with gain 1 everywhere this is right; what is missing of 1 stays": sigmas[-1],
+        },
+        "the noise that is left",
+    )
+
+
+def _left(gains, sigmas):
+    return sigmas[0] * (1 - gains * (1 - sigmas[1:] / sigmas[:-1])).prod()
+
+
+WRONG["noise_left"] = [
+    (lambda c, u, s, sigmas: _left(c, sigmas), "guidance is missing"),
+    (lambda c, u, s, sigmas: _left(c + s * (c - u), sigmas), "extrapolates from u"),
+    (lambda c, u, s, sigmas: _left(s * u - (s - 1) * c, sigmas), "exchanged"),
+    (lambda c, u, s, sigmas: _left(s * c - (s - 1) * u, sigmas) / sigmas[0], "begins with σ_0"),
+    (lambda c, u, s, sigmas: sigmas[0] * (1 - s * c + (s - 1) * u).prod(), "not g"),
+]
+
+
+def _left_step_by_step(c, u, scale, sigmas):
+    left = sigmas[0]
+    for c_i, u_i, now, after in zip(c, u, sigmas, sigmas[1:], strict=False):
+        left = left + (after - now) * (u_i + scale * (c_i - u_i)) * left / now
+    return left
+
+
+RIGHT["noise_left"] = [_left_step_by_step]
+
+
+@exercise
 def check_paired_interval(fn):
-    a, t975 = random(4) + 1, 3.182
-    b = a - 0.3 + 0.1 * random(4, seed=1)
+    a, t975 = random(5) + 1, 2.776
+    b = a - 0.1 + 0.3 * random(5, seed=1)  # differences of both signs
     mean, half = pair(fn(a, b, t975), "the mean and the half width")
     difference = a - b
     n, std = len(a), difference.std()
+    if equal(mean, difference.mean() - t975 * std / n**0.5) and equal(half, difference.mean() + t975 * std / n**0.5):
+        raise Mistake("these are the ends of the interval; return its mean and its half width")
     compare(
         mean,
         difference.mean(),
         {
             "the sign is wrong: a − b is asked": -difference.mean(),
             "this is the sum of the differences": difference.sum(),
+            "differences of both signs must be able to cancel: no absolute values": difference.abs().mean(),
         },
         "the mean",
     )
@@ -157,6 +316,7 @@ def check_paired_interval(fn):
             "1.96 is for many pairs; for few use the t975 given": 1.96 * std / math.sqrt(n),
             "the factor t975 is missing: this is the standard error": std / math.sqrt(n),
             "this is the whole width; half of it is asked": 2 * t975 * std / math.sqrt(n),
+            "this is half of the half width: the interval is the mean ± t·s/√n": t975 * std / math.sqrt(n) / 2,
             "this is the variance; the interval needs the standard deviation": t975 * std**2 / math.sqrt(n),
         },
         "the half width",
@@ -169,4 +329,8 @@ WRONG["paired_interval"] = [
     (lambda a, b, t975: ((a - b).mean(), t975 * (a - b).std(correction=0) / len(a) ** 0.5), "n − 1"),
     (lambda a, b, t975: ((b - a).mean(), t975 * (a - b).std() / len(a) ** 0.5), "the sign"),
     (lambda a, b, t975: (a - b).mean(), "two values"),
+    (lambda a, b, t975: ((a - b).abs().mean(), t975 * (a - b).std() / len(a) ** 0.5), "no absolute values"),
+    (lambda a, b, t975: ((a - b).mean(), t975 * (a - b).std() / len(a) ** 0.5 / 2), "half of the half"),
+    (lambda a, b, t975: ((a - b).mean() - t975 * (a - b).std() / len(a) ** 0.5,
+                         (a - b).mean() + t975 * (a - b).std() / len(a) ** 0.5), "ends of the interval"),
 ]
