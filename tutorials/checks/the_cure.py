@@ -1,14 +1,93 @@
 """Checks of 05_the_cure."""
 
+import inspect
+import math
+
 import torch
 
-from . import Mistake, compare, exercise, pair, random
+from . import Mistake, compare, equal, exercise, pair, random
 
 WRONG = {}
+RIGHT = {}
+
+
+@exercise
+def check_noisy_sigma1(fn):
+    for distance, tau in ((0.3, 0.4), (0.05, 1.5)):
+        compare(
+            fn(distance, tau),
+            math.sqrt(distance + tau**2),
+            {
+                "this is σ₁²; its root is asked": distance + tau**2,
+                "this is the best σ₁ without noise: the average of (m + τξ − x′)² is larger than D":
+                    math.sqrt(distance),
+                "τ is a standard deviation: variances add up": math.sqrt(distance + tau),
+                "standard deviations do not add up, their squares do": math.sqrt(distance) + tau,
+                "D is a mean square already": math.sqrt(distance**2 + tau**2),
+                "noise on the memory makes it worse, not better": math.sqrt(abs(distance - tau**2)),
+            },
+            "σ₁",
+        )
+    compare(fn(0.0, 0.3), 0.3, what="σ₁ of a memory that is exactly the photo")
+
+
+WRONG["noisy_sigma1"] = [
+    (lambda d, tau: d + tau**2, "its root is asked"),
+    (lambda d, tau: math.sqrt(d), "without noise"),
+    (lambda d, tau: math.sqrt(d) + tau, "do not add up"),
+    (lambda d, tau: math.sqrt(d + tau), "variances add up"),
+]
+RIGHT["noisy_sigma1"] = [lambda d, tau: torch.tensor(d + tau**2).sqrt()]
+
+
+@exercise
+def check_noisy_trust(fn):
+    trust, sigma = 0.7, 0.3
+    compare(
+        fn(trust, sigma),
+        trust - sigma**2,
+        {
+            "the noise costs something: Var(k) depends on u and v": trust,
+            "Var(k) = σ²(u²+v²) + σ⁴ has u² + v² ≥ 2uv: half the derivative of 2σ²·uv is σ², not 2σ²":
+                trust - 2 * sigma**2,
+            "σ is a standard deviation: the price has σ²": trust - sigma,
+            "this shrinks k by a factor, as a price on its square would; here the price is 2σ²·uv, linear in it":
+                trust / (1 + sigma**2),
+            "this would be the law if only one factor were noisy and the other 1": trust / (1 + 2 * sigma**2),
+            "the price lowers the product: k_D minus, not plus": trust + sigma**2,
+            "E of the product is uv itself: no σ² is added to the mean": trust + 2 * sigma**2,
+            "σ⁴ does not depend on u and v: it moves nothing": trust - sigma**2 - sigma**4,
+        },
+        "the product uv",
+    )
+    compare(
+        fn(0.05, 0.5),
+        0.0,
+        {"for k_D < σ² the best product is 0: a negative one has a larger error and the same price": 0.05 - 0.25,
+         "below the threshold the product is 0, not its absolute value": 0.2},
+        "the product uv for k_D = 0.05, σ = 0.5",
+    )
+
+
+WRONG["noisy_trust"] = [
+    (lambda k, s: k - s**2, "negative one"),
+    (lambda k, s: max(0.0, k - s), "the price has σ²"),
+    (lambda k, s: max(0.0, k - 2 * s**2), "not 2σ²"),
+    (lambda k, s: abs(k - s**2), "absolute value"),
+    (lambda k, s: k, "costs something"),
+    (lambda k, s: k / (1 + s**2), "by a factor"),
+]
+RIGHT["noisy_trust"] = [lambda k, s: torch.tensor(k - s**2).clamp(min=0)]
 
 
 @exercise
 def check_sampled_weight(fn):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(987)  # a state that no answer leaves behind by chance
+        _check_sampled_weight(fn)
+
+
+def _check_sampled_weight(fn):
     mu, sigma, grad, seed = random(3, 4), random(3, 4, seed=1).abs() + 0.1, random(3, 4, seed=2), 7
     eps = torch.randn(mu.shape, generator=torch.Generator().manual_seed(seed))
     before = torch.get_rng_state()
@@ -23,6 +102,7 @@ def check_sampled_weight(fn):
         {
             "σ is the standard deviation: do not square it, θ = μ + σ∘ε": mu + sigma**2 * eps,
             "this is μ alone: add σ∘ε": mu,
+            "the noise is added: μ + σ∘ε": mu - sigma * eps,
             "every weight needs an ε of its own":
                 mu + sigma * torch.randn(1, generator=torch.Generator().manual_seed(seed)),
         },
@@ -30,8 +110,10 @@ def check_sampled_weight(fn):
     )
     if not callable(backward):
         raise Mistake("the second value is a function: backward(grad_theta) -> (∂L/∂μ, ∂L/∂σ)")
+    if any(equal(value, kept) for value in _kept_by(backward) for kept in (eps, sigma * eps, theta)):
+        raise Mistake("backward keeps ε: keep the seed, and draw ε again from it")
     for _ in range(2):  # in training it is called once, but twice must give the same
-        grad_mu, grad_sigma = pair(backward(grad), "∂L/∂μ and ∂L/∂σ")
+        grad_mu, grad_sigma = pair(backward(grad.clone()), "∂L/∂μ and ∂L/∂σ")
         compare(grad_mu, grad, {"∂θ/∂μ is 1, so ∂L/∂μ has no ε": grad * eps}, "∂L/∂μ")
         compare(
             grad_sigma,
@@ -42,8 +124,16 @@ def check_sampled_weight(fn):
             },
             "∂L/∂σ (was ε drawn from another seed than in the forward pass? it must be the same ε)",
         )
+    if not torch.equal(before, torch.get_rng_state()):
+        raise Mistake("backward seeds or uses the global generator: make one of your own there, too")
     again = pair(fn(mu, sigma, seed), "θ and the function backward")[0]
     compare(again, theta, what="θ of a second call with the same seed (it must be the same θ)")
+
+
+def _kept_by(function):
+    """The tensors that a function closes over or has as defaults."""
+    values = [*inspect.getclosurevars(function).nonlocals.values(), *(getattr(function, "__defaults__", None) or ())]
+    return [value for value in values if torch.is_tensor(value)]
 
 
 def _sampled(mu, sigma, seed, later=0):
@@ -58,12 +148,39 @@ def _global_generator(mu, sigma, seed):
     return mu + sigma * torch.randn(mu.shape), lambda grad: (grad, grad * torch.randn(mu.shape))
 
 
+def _keeps_the_noise(mu, sigma, seed):
+    eps = torch.randn(mu.shape, generator=torch.Generator().manual_seed(seed))
+    return mu + sigma * eps, lambda grad: (grad, grad * eps)
+
+
+def _seeds_when_going_back(mu, sigma, seed):
+    def backward(grad):
+        torch.manual_seed(seed)
+        return grad, grad * torch.randn(mu.shape)
+
+    return _sampled(mu, sigma, seed)[0], backward
+
+
 WRONG["sampled_weight"] = [
     (_global_generator, "global generator"),
     (lambda mu, sigma, seed: _sampled(mu, sigma**2, seed), "do not square it"),
     (lambda mu, sigma, seed: _sampled(mu, sigma, seed, later=1), "the same ε"),
     (lambda mu, sigma, seed: _sampled(mu, sigma, seed)[0], "two values"),
+    (_keeps_the_noise, "keep the seed"),
+    (_seeds_when_going_back, "there, too"),
 ]
+
+
+def _sampled_in_place(mu, sigma, seed):
+    shape = mu.shape
+
+    def eps():
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+    return mu.add_(sigma.mul_(eps())), lambda grad: (grad.clone(), grad.mul_(eps()))
+
+
+RIGHT["sampled_weight"] = [_sampled_in_place]
 
 
 @exercise
@@ -111,6 +228,8 @@ def check_posterior_mean(fn):
     if extra := got.keys() - given.keys():
         raise Mistake(f"{min(extra)} is a new name: keep the names of the ordinary network")
     for name, value in got.items():
+        if name != "norm.weight" and torch.equal(value, given[f"{name}_sigma"]):
+            raise Mistake(f"under {name} you saved its σ: leave the entries that end in _sigma out, do not rename them")
         if name != "norm.weight" and not torch.equal(value, given[name]):
             raise Mistake(f"{name} is not μ: what is saved is the mean, not a sample μ + σ∘ε")
         compare(value, given[name], what=name)
@@ -128,6 +247,7 @@ WRONG["posterior_mean"] = [
     (_sample, "not a sample"),
     (lambda state: {name: value for name, value in state.items() if f"{name}_sigma" in state},
      "norm.weight is missing"),
+    (lambda state: {name.replace("_sigma", ""): value for name, value in state.items()}, "you saved its σ"),
     (lambda state: {name[2:]: value for name, value in state.items() if name in ("a.weight", "a.bias")}, "is missing"),
 ]
 
