@@ -269,6 +269,15 @@ MUTATIONS = (
              "A tile at the right border writes into the next row."),
     Mutation("network-padding", NETWORK, "if gap := end", "if gap := 0 * end", "test_kernel_network.py",
              "The gradients of all tensors after an odd one are read from a wrong place."),
+    Mutation("check-copies", "tutorials/checks/__init__.py", "check(with_copies(fn))", "check(fn)",
+             "test_tutorials.py::test_a_check_gives_copies_and_names_no_frame_of_its_own",
+             "an answer in place changes what it is compared with"),
+    Mutation("check-frames", "tutorials/checks/__init__.py", "            failure = in_words(error, fn)",
+             "            failure = error", "test_tutorials.py::test_a_failed_check_shows_words_and_no_frame",
+             "a failed check shows the answers"),
+    Mutation("noisy-trust", "tutorials/05_the_cure.py", "max(0.0, trust - sigma**2)", "max(0.0, trust - 2 * sigma**2)",
+             "test_tutorial_equations.py::test_noise_on_the_trust_is_a_soft_threshold",
+             "a wrong law of noise on a product"),
 )
 
 

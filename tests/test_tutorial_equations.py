@@ -8,6 +8,7 @@ from test_tutorials import TUTORIALS, definitions
 
 from minibnn import schedule
 from minibnn.finetune import oft
+from minibnn.lab import eq2, gain_law
 
 ABAR = (1 - schedule.betas()).cumprod(0)
 
@@ -27,6 +28,18 @@ def schedules():
 @pytest.fixture(scope="module")
 def linear():
     return definitions((TUTORIALS / "04_bayes_linear.py").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def lessons():
+    """{"02": the functions of lesson 02, …}"""
+    return {path.name[:2]: definitions(path.read_text(encoding="utf-8")) for path in TUTORIALS.glob("0[235]_*.py")}
+
+
+def average(f, count=20):
+    """E f(ε) for a standard normal ε, by Gauss-Hermite quadrature."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(count)
+    return sum(w * f(x) for x, w in zip(nodes, weights / weights.sum(), strict=True))
 
 
 # --- 01 ---------------------------------------------------------------------------------------------------------------
@@ -78,7 +91,82 @@ def test_stability_limits_of_adams_bashforth(order, limit):
     assert growth(limit * 0.999) < 1 < growth(limit * 1.001)
 
 
+# --- 02, 03, 05: memory and trust, gains ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("t", [20, 400, 900])
+def test_sigma1_squared_is_the_memorys_error(lessons, t):
+    """02: the loss of x̂_0 = m + k(x_t − √ᾱ m) at x′ is g² + ᾱ/(1−ᾱ)(1−g)²D, and least where σ₁² = D."""
+    a, memory, picture = ABAR[t].item(), 0.3, 1.1
+    distance = (memory - picture) ** 2
+
+    def loss(share):
+        def square(eps):
+            x = a**0.5 * picture + (1 - a) ** 0.5 * eps
+            x0 = memory + share / a**0.5 * (x - a**0.5 * memory)
+            return ((x - a**0.5 * x0) / (1 - a) ** 0.5 - eps) ** 2
+
+        return average(square)
+
+    for share in (0.0, 0.1, 0.9):
+        assert lessons["02"]["memory_loss"](share, distance, a) == pytest.approx(loss(share), rel=1e-11)
+    best = optimize.minimize_scalar(loss, bounds=(0, 1), method="bounded", options={"xatol": 1e-12}).x
+    assert eq2.sigma1_of(best / a**0.5, a).item() == pytest.approx(distance**0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("t", [100, 700])
+def test_noise_on_the_memory_adds_its_variance(lessons, t):
+    """05: with the memory m + τξ the loss of 02 is least where σ₁² = D + τ²."""
+    a, distance, tau = ABAR[t].item(), 0.2, 0.7
+
+    def loss(share):
+        return average(lambda xi: lessons["02"]["memory_loss"](share, (distance**0.5 + tau * xi) ** 2, a))
+
+    best = optimize.minimize_scalar(loss, bounds=(0, 1), method="bounded", options={"xatol": 1e-12}).x
+    expected = lessons["05"]["noisy_sigma1"](distance, tau)
+    assert eq2.sigma1_of(best / a**0.5, a).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("trust", "sigma"), [(0.9, 0.3), (0.5, 0.6), (0.2, 0.6), (0.0, 0.1)])
+def test_noise_on_the_trust_is_a_soft_threshold(lessons, trust, sigma):
+    """05: E((u + σε₁)(v + σε₂) − k_D)² is least where uv = max(0, k_D − σ²)."""
+
+    def loss(factors):
+        u, v = factors
+        return average(lambda one: average(lambda two: ((u + sigma * one) * (v + sigma * two) - trust) ** 2, 4), 4)
+
+    u, v = optimize.minimize(loss, (0.8, 0.5), method="BFGS", options={"gtol": 1e-9}).x
+    assert u * v == pytest.approx(lessons["05"]["noisy_trust"](trust, sigma), abs=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0, 7.5])
+def test_the_gain_law_of_lesson_03(lessons, scale):
+    """It is `gain_law.noise_left` in units of x/√ᾱ, and what DDIM does with an exactly linear denoiser."""
+    times = schedule.timesteps(25)
+    plan = schedule.pairs(times, ABAR, ABAR[0])
+    sigmas = torch.stack([((1 - a) / a).sqrt() for a in [plan[0][1], *(after for _, _, after in plan)]])
+    c, u = 0.95 + 0.04 * torch.rand(2, 25, generator=torch.Generator().manual_seed(0))
+    left = lessons["03"]["noise_left"](c, u, scale, sigmas) * ABAR[0].sqrt() / (1 - plan[0][1]).sqrt()
+    guided = dict(zip(times.tolist(), scale * c - (scale - 1) * u, strict=True))
+    drawn = schedule.sample_ddim(lambda x, t: guided[t] * x / (1 - ABAR[t]).sqrt(), torch.ones(1), times, ABAR)
+    assert left.item() == pytest.approx(drawn.item(), rel=1e-11)
+    assert abs(left.item()) == pytest.approx(gain_law.noise_left(guided.values(), times, ABAR), rel=1e-11)
+
+
 # --- 04 ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("t", [2, 500])
+def test_ddpm_eq12_weighs_the_simple_loss_of_eq14(t):
+    """KL(q(x_{t−1}|x_t, x_0) ‖ p_θ) = β²/(2σ²α(1−ᾱ))·‖ε − ε̂‖² with σ² = β̃: the factor that eq. 14 leaves out."""
+    x0, eps, guess = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    now, before = ABAR[t], ABAR[t - 1]
+    x = schedule.q_sample(x0, eps, now)
+    alpha, (mean, variance) = now / before, schedule.posterior(x, x0, now, before)
+    guessed = schedule.posterior(x, schedule.x0_from_eps(x, guess, now), now, before)[0]
+    kl = ((mean - guessed) ** 2).sum() / (2 * variance)
+    printed = (1 - alpha) ** 2 / (2 * variance * alpha * (1 - now)) * ((eps - guess) ** 2).sum()
+    torch.testing.assert_close(kl, printed, rtol=1e-9, atol=0)
 
 
 def test_paper_eq3_is_minus_log_evidence_plus_kl_to_the_posterior():
