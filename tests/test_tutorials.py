@@ -224,6 +224,17 @@ def test_the_committed_notebooks_are_built_from_the_source(source):
                 compile(cell.source, f"{path.name}, cell {i}", "exec")
 
 
+@each_tutorial
+def test_a_committed_solved_notebook_shows_every_figure_and_every_check(source):
+    for cell in committed(source.with_name(f"{source.stem}_solved.ipynb")).cells:
+        if cell.cell_type == "code":
+            assert {output.get("name", output.output_type) for output in cell.outputs} <= {"stdout", "display_data"}
+            pictures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
+            assert len(pictures) == len(re.findall(r"^show\(", cell.source, re.MULTILINE))
+            if checks := re.findall(r"^check_(\w+)\(", cell.source, re.MULTILINE):
+                assert [f"✓ {name}: correct" for name in checks] == cell.outputs[0].text.strip().split("\n")
+
+
 def test_all_solved_notebooks_together_are_small():
     assert sum(path.stat().st_size for path in TUTORIALS.glob("*_solved.ipynb")) < 2_000_000
 

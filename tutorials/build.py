@@ -170,7 +170,8 @@ def main(forced):
             again = source.name[:2] in forced or not with_outputs_of(own, path)
             if path.stem.endswith("_solved") and again:
                 print("running", path.name, flush=True)
-                for cell in run(own, HERE).cells:
+                run(own, HERE)["metadata"] = METADATA  # without what the kernel adds
+                for cell in own.cells:
                     if cell.cell_type == "code":  # warnings and progress bars say nothing to a reader
                         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
             path.write_text(nbformat.writes(own) + "\n", encoding="utf-8", newline="\n")

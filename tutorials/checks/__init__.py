@@ -204,9 +204,10 @@ def show(figure, name, alt):
     figure.savefig(raw, format="png", dpi=80, bbox_inches="tight")
     plt.close(figure)
     image = Pillow.open(raw).convert("RGB")
-    if image.getcolors(4096):  # lines and words: a palette shows them as well in a third of the bytes
-        image = image.quantize(128, dither=Pillow.Dither.NONE)
-    image.save(buffer, format="png", optimize=True)
+    drawing = image.getcolors(4096)  # lines and words, not pictures, which need dithering
+    dither = Pillow.Dither.NONE if drawing else Pillow.Dither.FLOYDSTEINBERG
+    few = image.quantize(palette=image.quantize(256), dither=dither)  # half as large
+    few.save(buffer, format="png", optimize=True)
     if "ipykernel" in sys.modules:
         from IPython.display import Image, display
 
