@@ -228,7 +228,7 @@ def test_the_committed_notebooks_are_built_from_the_source(source):
 def test_a_committed_solved_notebook_shows_every_figure_and_every_check(source):
     for cell in committed(source.with_name(f"{source.stem}_solved.ipynb")).cells:
         if cell.cell_type == "code":
-            assert {output.get("name", output.output_type) for output in cell.outputs} <= {"stdout", "display_data"}
+            assert {output.get("name", output.output_type) for output in cell.outputs} <= {"stdout", "display_data", "execute_result"}
             pictures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
             assert len(pictures) == len(re.findall(r"^show\(", cell.source, re.MULTILINE))
             if checks := re.findall(r"^check_(\w+)\(", cell.source, re.MULTILINE):
