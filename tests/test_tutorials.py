@@ -210,6 +210,14 @@ def committed(path):
     return nbformat.read(path, 4)
 
 
+def picture_in(output):
+    """The bytes of the picture in an output of a cell, and its alternative text; or None."""
+    for kind in ("image/png", "image/jpeg"):
+        if kind in output.get("data", {}):
+            return base64.b64decode(output.data[kind]), output.metadata.get(kind, {}).get("alt")
+    return None
+
+
 @each_tutorial
 def test_the_committed_notebooks_are_built_from_the_source(source):
     for path, built in build.build(source).items():
@@ -228,8 +236,8 @@ def test_the_committed_notebooks_are_built_from_the_source(source):
 def test_a_committed_solved_notebook_shows_every_figure_and_every_check(source):
     for cell in committed(source.with_name(f"{source.stem}_solved.ipynb")).cells:
         if cell.cell_type == "code":
-            assert {output.get("name", output.output_type) for output in cell.outputs} <= {"stdout", "display_data", "execute_result"}
-            pictures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
+            assert not [output for output in cell.outputs if output.get("name") == "stderr" or "ename" in output]
+            pictures = [output for output in cell.outputs if picture_in(output)]
             assert len(pictures) == len(re.findall(r"^show\(", cell.source, re.MULTILINE))
             if checks := re.findall(r"^check_(\w+)\(", cell.source, re.MULTILINE):
                 assert [f"✓ {name}: correct" for name in checks] == cell.outputs[0].text.strip().split("\n")
@@ -308,11 +316,11 @@ def test_the_solved_notebook_runs(source, tmp_path):
     assert printed.count("✓") == len(checks_of(source).WRONG)
     errors = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stderr")
     assert "Warning" not in errors
-    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    pictures = [found for found in map(picture_in, outputs) if found]
     assert pictures, "a tutorial shows at least one figure"
-    for output in pictures:
-        assert len(base64.b64decode(output.data["image/png"])) <= MAX_FIGURE
-        assert output.metadata.get("image/png", {}).get("alt"), "show(figure, name, alt) gives a figure its words"
+    for picture, alt in pictures:
+        assert len(picture) <= MAX_FIGURE
+        assert alt, "show(figure, name, alt) gives a figure its words"
     after = [path for path in sorted(folder.rglob("*.*")) if "__pycache__" not in path.parts]
     assert after == before  # nothing is written
 

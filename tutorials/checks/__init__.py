@@ -204,10 +204,12 @@ def show(figure, name, alt):
     figure.savefig(raw, format="png", dpi=80, bbox_inches="tight")
     plt.close(figure)
     image = Pillow.open(raw).convert("RGB")
-    drawing = image.getcolors(4096)  # lines and words, not pictures, which need dithering
-    dither = Pillow.Dither.NONE if drawing else Pillow.Dither.FLOYDSTEINBERG
-    few = image.quantize(palette=image.quantize(256), dither=dither)  # half as large
-    few.save(buffer, format="png", optimize=True)
+    if image.getcolors(4096):  # lines and words, which a palette shows as well in a third of the bytes
+        image.quantize(256, dither=Pillow.Dither.NONE).save(buffer, format="png", optimize=True)
+    elif "ipykernel" in sys.modules:  # pictures; a notebook that holds its outputs must stay small
+        image.save(buffer, format="jpeg", quality=90, optimize=True)
+    else:
+        image.save(buffer, format="png", optimize=True)
     if "ipykernel" in sys.modules:
         from IPython.display import Image, display
 
