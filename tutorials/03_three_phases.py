@@ -468,7 +468,8 @@ for name, model in (("pretrained", pretrained), ("after 50 steps", sd)):
     cosine, left = probed(model)
     print(f"{name:15} x_t = 0: cosine with the photo {cosine:.2f};  δ′ at t = 100: {left:.2f} of its energy is left")
 at = abar[100].item()
-print(f"Eq. 2 with σ₁ = 4.8: {eq2.gain(at, 4.8) ** 2:.2f} of δ′ is left; the loss would be {eq2.expected_loss(at, 4.8):.2f}")
+left, loss = eq2.gain(at, 4.8) ** 2, eq2.expected_loss(at, 4.8)
+print(f"Eq. 2 with σ₁ = 4.8: {left:.2f} of δ′ is left; the loss would be {loss:.2f}")
 
 # %% [markdown]
 # The first agrees with the paper: asked about *nothing*, the network answers with the photo (cosine 0.20 before, 0.74
@@ -483,12 +484,13 @@ print(f"Eq. 2 with σ₁ = 4.8: {eq2.gain(at, 4.8) ** 2:.2f} of δ′ is left; t
 # photograph of a cat, as plain DreamBooth does, with nothing that trains the empty prompt:
 #
 # ```
-# python -m minibnn experiment stage --settings plain bnn null --images tutorials/subjects/cat --seeds 0 --out runs/stage-cat
+# python -m minibnn experiment stage --settings plain bnn null --images tutorials/subjects/cat --seeds 0 \
+#     --out runs/stage-cat
 # ```
 #
-# That is three trainings of two minutes each on an idle core: a coffee break. Here is what it left, the first subject and
-# the first seed, not a chosen one. Each row is a step, drawn by DDIM at guidance 7.5: four pictures of the training
-# prompt, four of others.
+# That is three trainings of two minutes each on an idle core: a coffee break. Here is what it left, the first subject
+# and the first seed, not a chosen one. Each row is a step, drawn by DDIM at guidance 7.5: four pictures of the
+# training prompt, four of others.
 
 # %%
 folder = TUTORIALS / "results" / "stage-cat"
