@@ -605,8 +605,8 @@ axis.tick_params(length=0)
 show(
     figure,
     "05_stage",
-    "Three rows of eight small pictures of a cat's face at step 800, guidance 7.5: under strong coloured noise in the first "
-    "row, under less in the second, and under least in the third.",
+    "Three rows of eight small pictures of a cat's face at step 800, guidance 7.5: under strong coloured noise in the "
+    "first row, under less in the second, and under least in the third.",
 )
 
 # %% [markdown]
