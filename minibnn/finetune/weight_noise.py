@@ -199,7 +199,6 @@ def _plan(noise, dtype, mus, sigmas, sources):
     return noise._plans[dtype][1]
 
 
-@torch.compiler.disable
 def draw(network):
     """Draw θ of all random layers of a network for one forward, in the dtype that autocast asks for.
 
