@@ -33,7 +33,7 @@ def open_run(run, tokenizer=None, dtype=torch.float32, prediction_type=None):
         raise UserError(f"{run} holds no {path.name}: --posterior-samples needs a run trained with --keep-posterior")
     if runs.is_adapter_run(run):
         sd, options = open_base(run, tokenizer, dtype, prediction_type), runs.options_of(run)
-        sd.recipe |= {name: getattr(options, name) for name in ("prompt", "class_prompt", "resolution")}
+        sd.recipe |= runs.subject_of(options)
         options.bayes = False  # only the means are put in; `set_weights` draws
         methods.make_trainable(sd.unet, options)
     else:

@@ -161,6 +161,8 @@ def test_a_model_that_is_no_run(small, run_export, tmp_path):
         ("oft", ["--to", "peft", "--out", "RUN", "--overwrite"], "is what was trained, and stays as it is"),
         ("dreambooth", ["--to", "diffusers", "--out", "RUN", "--overwrite"], "is what was trained, and stays"),
         ("lora", ["--to", "diffusers", "--out", "RUN/pytorch_lora_weights.safetensors", "--overwrite"], "stays as it"),
+        ("lora", ["--to", "kohya", "--out", "RUN/pytorch_lora_weights.safetensors", "--overwrite"], "belongs to"),
+        ("lora", ["--to", "single-file", "--out", "RUN/checkpoint/state.safetensors", "--overwrite"], "belongs to"),
         ("lora", ["--to", "kohya", "--out", "rex"], "--out rex: the name must end with .safetensors"),
         ("lora", ["--to", "peft", "--out", "RUN/config.json"], "is a file; name a folder"),
         ("oft", ["--to", "diffusers", "--merge", "--out", "x"], "--merge is for --to diffusers and a run of LoRA"),

@@ -65,6 +65,7 @@ def test_what_is_given_by_hand_wins(adapter_run, opened):
 def test_the_posterior_of_a_v2_adapter_draws_around_the_trained_mean(adapter_run, opened):
     """Bug of an earlier version: tokenizer and prediction type were dropped, and the run was refused or misread."""
     sd, random = posterior.open_run(adapter_run)
+    assert type(sd.recipe["prompt"]) is str  # not the list of prompts that the run has, one for each subject
     assert random and all(name.endswith(".up") for name in random)
     for name, (mu, sigma) in random.items():
         assert torch.equal(sd.unet.get_parameter(name), mu) and (sigma > 0).all()

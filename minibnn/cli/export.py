@@ -77,6 +77,9 @@ def destination(options, source, method, whole):
     if not folder and out.suffix != ".safetensors":
         raise UserError(f"--out {out}: the name must end with .safetensors")
     for path in (out / PEFT, out / PEFT_CONFIG) if options.to == "peft" else (out,):
+        of_the_run = source.is_dir() and path.resolve().is_relative_to(source.resolve()) and out not in places.values()
+        if path.exists() and (of_the_run or path.resolve() == source.resolve()):
+            raise UserError(f"--out {path} belongs to {source}, and stays as it is; name another place")
         if path.exists() and not options.overwrite:
             raise UserError(f"--out: {path} exists; name another place or pass --overwrite")
     return out

@@ -23,6 +23,7 @@ import torch
 from .. import data
 from ..cli.train import settle
 from ..errors import UserError
+from ..files.locks import locked
 from ..files.store import read_json, write_json, write_tensors, write_text
 from ..finetune import bayes
 from ..lab import gains, sigma1_estimate
@@ -35,7 +36,7 @@ from ..runs import fingerprint
 from ..train import Batches, at_the_mean, fine_tuning, train
 from ..world import scenes, textures
 from ..world.texture_measures import noise_level, ssim
-from .records import check_alike, read_rows
+from .records import check_alike
 from .stage_settings import MAIN, OTHER_PROMPTS, PICTURES, PLAIN, SETTINGS, views_at
 
 GAIN_DRAWS = 8  # pairs of noises at each time
@@ -208,16 +209,16 @@ def experiment(options):
     if options.plan:
         return
     torch.set_num_threads(1)
-    out.mkdir(parents=True, exist_ok=True)
-    record = out / "experiment.json"
+    with locked(out):
+        make(todo, options)
+
+
+def make(todo, options):
+    """Perform these runs; --out is ours alone."""
+    record = Path(options.out) / "experiment.json"
     subjects = {Path(subject).name: fingerprint(data.list_pictures(subject)) for subject in options.images}
     before = read_json(record) if record.exists() else {}
     check_alike({name: before.get(name, own) for name, own in subjects.items()}, subjects, record)
     write_json(record, before | subjects)
     for run in progress_bar(todo, desc="runs"):
         perform(run, options)
-
-
-def read_all(folders):
-    """All lines of all runs in these folders."""
-    return [row for folder in folders for path in sorted(Path(folder).glob("*.jsonl")) for row in read_rows(path)]

@@ -82,7 +82,7 @@ class TrainOptions:
     sample_prompts: str = option(None, "text file with one prompt in each line, for samples.png", "output", metavar="FILE")
     sample_every: int = option(0, "draw samples every N steps; 0: only at the end", "output", type=natural, metavar="N")
     checkpoint_every: int = option(0, "write a checkpoint every N steps; 0: only at the end", "output", type=natural, metavar="N")
-    monitor: bool = option(None, "watch fidelity, noise, σ₁ and the gains of guidance while training; keep the most faithful steps [on for the bundled model, and with --monitor-every or --monitor-dino]", "output")
+    monitor: bool = option(None, "watch fidelity, noise, σ₁ and the gains of guidance while training; keep the most faithful steps [on for the model tiny, and with --monitor-every or --monitor-dino]", "output")
     monitor_every: int = option(None, "look every N steps, and before the first [a sixth of all]", "output", type=whole, metavar="N")
     monitor_dino: str = option(None, "facebook/dino-vits16, for the fidelity of photographs", "output", metavar="DIR")
     single_file: bool = option(False, "also write model.safetensors for ComfyUI and AUTOMATIC1111", "output")

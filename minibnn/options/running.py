@@ -107,7 +107,8 @@ def own_output():
     """Inside, what a command prints goes through Output, line by line; what it lacks is spelled (`plain.py`)."""
     before = sys.stdout, sys.stderr
     for stream in before:
-        stream.reconfigure(errors="plain", line_buffering=True)
+        if hasattr(stream, "reconfigure"):  # a notebook's stream has nothing to reconfigure
+            stream.reconfigure(errors="plain", line_buffering=True)
     sys.stdout, sys.stderr = Output(sys.stdout, clean=True), Output(sys.stderr, clean=False)
     try:
         yield
