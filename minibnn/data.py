@@ -146,7 +146,7 @@ def latent_moments(vae, images):
     weight, (height, width) = vae.quant_conv.weight, images[0].shape[1:]
     at_once = min(16, max(1, 4 * 512 * 512 // (height * width)))
     size = len(weight), height // vae.factor, width // vae.factor
-    moments = torch.empty(len(images), *size, device=weight.device)
+    moments = torch.empty(len(images), *size, dtype=torch.float32, device=weight.device)
 
     def encode(start, end):
         return torch.cat(vae.encode(torch.stack([images[i] for i in range(start, end)]).to(weight)), dim=1)
