@@ -318,7 +318,8 @@ def test_runs_of_like_names_have_folders_of_their_own(quick, dog, tmp_path, monk
     seen = {}
 
     def remember(chosen, observers):
-        seen[chosen.sigma, chosen.seed] = (chosen.images, sorted(p.name for p in Path(chosen.images).iterdir()))
+        (images,) = chosen.images
+        seen[chosen.sigma, chosen.seed] = (images, sorted(p.name for p in Path(images).iterdir()))
 
     monkeypatch.setattr(corruption, "fine_tune", remember)
     monkeypatch.setattr(corruption, "clean", lambda *folders: None)

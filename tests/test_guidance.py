@@ -435,8 +435,8 @@ def test_the_experiment_keeps_what_was_made_alike(tmp_path):
     settings = {"base": "tiny", "prompt": "a dog", "images": {"0.png": "12"}, "seed": 0}
     path = tmp_path / "guidance.json"
     assert kept_runs(path, settings) == {}
-    path.write_text(json.dumps(settings | {"runs": {"dog": 1}}))
-    assert kept_runs(path, settings) == {"dog": 1}
+    path.write_text(json.dumps(settings | {"runs": {"dog": {"own": {}, "base": {}}}}))
+    assert kept_runs(path, settings) == {"dog": {"own": {}, "base": {}}}
     for name, other in (("base", "x"), ("prompt", "a cat"), ("images", {"0.png": "13"})):
         with pytest.raises(UserError, match=f"was made with .*{name}.*; name another --out"):
             kept_runs(path, settings | {name: other})

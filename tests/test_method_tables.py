@@ -77,7 +77,8 @@ def test_a_torn_line_is_made_again(tmp_path):
 def test_tables_do_not_mix_settings(tmp_path, capsys):
     """Steps (also the recipe's), pictures for each prompt, training pictures, and lines that do not say."""
     options = MethodsOptions(out=str(tmp_path), steps=300, plan=True)
-    line = {"row": "LoRA", "seed": 0, "steps": 300, "settings": methods.settings_of(options)}
+    rest = dict.fromkeys(methods.COSTS, 1.0) | {"values": {name: [0.0] for name in methods.MEASURES}}
+    line = {"row": "LoRA", "seed": 0, "steps": 300, "settings": methods.settings_of(options)} | rest
     (tmp_path / "runs.jsonl").write_text(json.dumps(line) + "\n")
     methods.table("methods", options)
     assert "17 of 18 runs are to be made" in capsys.readouterr().out
@@ -93,7 +94,7 @@ def test_tables_do_not_mix_settings(tmp_path, capsys):
     ):
         with pytest.raises(UserError, match=words):
             methods.table("methods", replace(options, **changes))
-    (tmp_path / "runs.jsonl").write_text(json.dumps({"row": "LoRA", "seed": 0, "steps": 300}) + "\n")
+    (tmp_path / "runs.jsonl").write_text(json.dumps(line | {"settings": {}}) + "\n")
     with pytest.raises(UserError, match="made with steps = unknown, not None"):
         methods.table("methods", replace(options, steps=None))
 

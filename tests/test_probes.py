@@ -33,7 +33,7 @@ class Eq2:
 
     def __init__(self, pictures, sigma1):
         self.model = eq2.eps_model(pictures, ABAR, sigma1)
-        weight = torch.zeros(())
+        weight = torch.zeros(8)
         config, quant_conv = SimpleNamespace(scaling_factor=1.0), SimpleNamespace(weight=weight)
         self.vae = SimpleNamespace(factor=8, config=config, quant_conv=quant_conv)
         self.vae.encode = lambda images: (torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8))

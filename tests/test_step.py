@@ -9,7 +9,7 @@ from torch import nn
 from minibnn import StableDiffusion, train
 from minibnn.cli.train import settle
 from minibnn.figures import Figures
-from minibnn.finetune import bayes
+from minibnn.finetune import bayes, weight_noise
 from minibnn.finetune.kl_gradient import add_kl_gradient
 from minibnn.options.commands import TrainOptions
 
@@ -54,7 +54,7 @@ def on_meta(micro, monkeypatch):
     monkeypatch.setattr(train, "Figures", Recorded)
     monkeypatch.setattr(Recorded, "events", [])
     monkeypatch.setattr(train, "autocast", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr(bayes, "epsilon", lambda shape, seed, stream, device: torch.empty(shape, device=device))
+    monkeypatch.setattr(weight_noise, "epsilon", lambda shape, seed, stream, device: torch.empty(shape, device=device))
 
     def run(**changes):
         sd = StableDiffusion.load(micro)

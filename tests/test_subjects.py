@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from minibnn import StableDiffusion, UserError, data, runs
 from minibnn.cli.train import Samples, class_folders, describe, fine_tune, settle
+from minibnn.finetune.methods import make_trainable
 from minibnn.options.commands import TrainOptions
 from minibnn.options.parsing import parse
 from minibnn.train import Batches
@@ -121,6 +122,7 @@ def test_the_line_before_training_counts_captions_and_subjects(options):
     sd = StableDiffusion.load("tiny")
     settled = settle(options(*TWO), sd, 5)
     captions = ["a photo of a sks dog", "x", "a photo of a zwx cat", "y", "z"]
+    make_trainable(sd.unet, settled)
     line = describe(settled, sd.unet, captions)
     assert line.startswith("5 pictures of 2 subjects, 3 with a caption of their own, 2 steps at lr ")
 

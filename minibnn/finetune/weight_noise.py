@@ -212,8 +212,9 @@ def draw(network):
             for name in layer.RANDOM:
                 mu, sigma = getattr(layer, name), getattr(layer, f"{name}_sigma")
                 if sigma is not None:
-                    autocast = torch.is_autocast_enabled(mu.device.type) and not layer.FULL_PRECISION
-                    dtype = torch.get_autocast_dtype(mu.device.type) if autocast else mu.dtype
+                    kind = mu.device.type
+                    autocast = kind != "meta" and torch.is_autocast_enabled(kind) and not layer.FULL_PRECISION
+                    dtype = torch.get_autocast_dtype(kind) if autocast else mu.dtype
                     groups.setdefault(dtype, []).append((layer, name, mu, sigma))
     for dtype, members in groups.items():
         layers, names, mus, sigmas = zip(*members, strict=True)
