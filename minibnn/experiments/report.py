@@ -57,11 +57,14 @@ def shorten(row):
 
 
 def read_all(folders):
-    """All lines of all runs. Raises UserError if there are none."""
+    """All lines of all runs; those of `experiment stage`, which name their setting, are left out.
+
+    Raises UserError if there are none.
+    """
     rows = []
     for folder in folders:
         for path in sorted(Path(folder).glob("*.jsonl")):
-            own = [row for row in read_rows(path) if "run" in row and "view" in row]  # not another experiment's
+            own = [row for row in read_rows(path) if {"run", "view"} <= row.keys() and "setting" not in row]
             for row in own:
                 fitting(row, record(ROW | (MEASURED if "t" not in row else SHORTENED), required=ROW), path)
                 if not NAME.fullmatch(row["run"]):
