@@ -27,8 +27,8 @@ def short(monkeypatch):
     """Settings of two steps, drawn in two steps."""
     for name in ("plain", "bnn", "prior", "flat"):
         monkeypatch.setitem(SETTINGS, name, dataclasses.replace(SETTINGS[name], looks=(0, 2)))
-    views = (stage_settings.View(steps=2), stage_settings.View(steps=2, average=True),
-             stage_settings.View(steps=2, base=True))
+    views = (dataclasses.replace(MAIN, steps=2), dataclasses.replace(MAIN, steps=2, average=True),
+             dataclasses.replace(MAIN, steps=2, base=True))
     monkeypatch.setattr(stage, "MAIN", views[0])
     monkeypatch.setattr(stage, "views_at", lambda step, last: views)
     monkeypatch.setattr(stage, "GAIN_DRAWS", 1)
@@ -149,7 +149,7 @@ def test_the_law_foretells_the_noise_of_a_linear_denoiser():
             row for row in rows if row["view"] in (MAIN.name, "ddim-20-g3", "ddim-20-g1")
         ]
     table = stage_report.law(runs).splitlines()
-    assert table[2].split("|")[3].strip() == "1.00"
+    assert table[2].split("|")[5].strip() == "1.00"
     assert stage_report.law_points(runs)[0][0] == pytest.approx(gain_law.noise_left([0.7] * 20, times, abar), rel=1e-6)
 
 

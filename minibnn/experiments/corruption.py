@@ -117,8 +117,8 @@ class Observer:
         with self.averaged(sd) if view.average else contextlib.nullcontext():
             predictor = guidance.one_condition(sd, guidance.unconditional_of(self.base, sd)) if view.base else None
             size = 16 if self.options.model == "tiny" else 4
-            return sd.generate(prompts, view.steps, view.guidance, seed=1, sampler=view.sampler, batch_size=size,
-                               progress=False, predictor=predictor)
+            return sd.generate(prompts, view.steps, view.guidance, seed=1, sampler=view.sampler, eta=view.eta,
+                               batch_size=size, progress=False, predictor=predictor)
 
     @contextlib.contextmanager
     def averaged(self, sd):

@@ -18,10 +18,12 @@ class View:
     guidance: float = 3.0
     average: bool = False
     base: bool = False
+    eta: float = 0.0
 
     @property
     def name(self):
-        return f"{self.sampler}-{self.steps}-g{self.guidance:g}" + "-average" * self.average + "-base" * self.base
+        extra = f"-eta{self.eta:g}" * bool(self.eta) + "-average" * self.average + "-base" * self.base
+        return f"{self.sampler}-{self.steps}-g{self.guidance:g}{extra}"
 
 
 @dataclass(frozen=True)

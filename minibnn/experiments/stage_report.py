@@ -248,11 +248,15 @@ def law_plot(runs):
 def law(runs):
     """The agreement of the law in one table: all views, and each view alone."""
     points = law_points(runs)
-    text = ["| drawn with | looks | R² of the law | R² of a line | rank correlation |", "|---|---|---|---|---|"]
+    text = [
+        "| drawn with | looks | mean foretold | mean measured | R² of the law | R² of a line | rank correlation |",
+        "|" + "---|" * 7,
+    ]
     names = dict.fromkeys(p[3].name for p in points)
     for label, chosen in [("all", points), *((name, [p for p in points if p[3].name == name]) for name in names)]:
         own, line, rank, n = agreement(chosen)
-        text.append(f"| {label} | {n} | {own:.2f} | {line:.2f} | {rank:.2f} |")
+        foretold, measured = np.mean([p[:2] for p in chosen], axis=0)
+        text.append(f"| {label} | {n} | {foretold:.3f} | {measured:.3f} | {own:.2f} | {line:.2f} | {rank:.2f} |")
     return "\n".join(text)
 
 

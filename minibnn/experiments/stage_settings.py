@@ -6,7 +6,9 @@ was hardly learned in 1,000 steps, and single runs were erratic.
 """
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from .settings import View
 
 LOOKS = (0, 100, 250, 400, 600, 800)  # optimiser steps
 EARLY, LATE = 250, (400, 600, 800)  # the steps that the criterion compares
@@ -16,29 +18,11 @@ OTHER_PROMPTS = ("a gray photo of {}", "a warm photo of {}", "a cold photo of {}
 PLAIN = {"bayes": False, "lr": 5e-4, "batch_size": 4, "prior_weight": 0.0}  # options of the command `train`
 
 
-@dataclass(frozen=True)
-class View:
-    """How a checkpoint draws, with the same starting noise at every step and in every setting.
-
-    average: with the running mean of the weights; base: with ε(∅) of the pretrained model.
-    """
-
-    guidance: float = 7.5
-    sampler: str = "ddim"
-    steps: int = 20
-    eta: float = 0.0
-    average: bool = False
-    base: bool = False
-
-    @property
-    def name(self):
-        extra = f"-eta{self.eta:g}" * bool(self.eta) + "-average" * self.average + "-base" * self.base
-        return f"{self.sampler}-{self.steps}-g{self.guidance:g}{extra}"
-
-
-MAIN = View()
-SIDE_VIEWS = (View(guidance=3.0), View(guidance=1.0))  # where the criterion looks
-LAST_VIEWS = (View(sampler="pndm"), View(eta=1.0), View(average=True), View(base=True))  # at the last look
+MAIN = View(steps=20, guidance=7.5)
+SIDE_VIEWS = (replace(MAIN, guidance=3.0), replace(MAIN, guidance=1.0))  # where the criterion looks
+LAST_VIEWS = (  # at the last look
+    replace(MAIN, sampler="pndm"), replace(MAIN, eta=1.0), replace(MAIN, average=True), replace(MAIN, base=True)
+)
 
 
 def views_at(step, last):

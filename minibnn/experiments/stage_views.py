@@ -19,13 +19,13 @@ from ..neighbours import guidance
 from ..pictures import save_png, to_pil, to_tensor
 from ..pipeline import StableDiffusion
 from ..world.texture_measures import noise_level, ssim
-from .stage_settings import View
+from .settings import View
 
 PICTURES, STEPS = 8, 50
 WAYS = {
-    "guidance 1": View(1.0), "guidance 3": View(3.0), "guidance 7.5": View(7.5),
-    "7.5, eta = 1": View(7.5, eta=1.0), "3, base's null": View(3.0, base=True),
-    "7.5, base's null": View(7.5, base=True),
+    "guidance 1": View(guidance=1.0), "guidance 3": View(guidance=3.0), "guidance 7.5": View(guidance=7.5),
+    "7.5, eta = 1": View(guidance=7.5, eta=1.0), "3, base's null": View(guidance=3.0, base=True),
+    "7.5, base's null": View(guidance=7.5, base=True),
 }
 
 
