@@ -386,7 +386,7 @@ def test_views_draw_with_the_mean_and_with_the_bases_prediction(watching, monkey
     look(1)
     drawn = []
 
-    def generate(self, prompts, steps, scale, seed, sampler, batch_size, progress, predictor):
+    def generate(self, prompts, steps, scale, seed, sampler, eta, batch_size, progress, predictor):
         drawn.append((steps, scale, seed, sampler, self.unet.conv_in.weight.detach().clone(), predictor))
         return ["picture"] * len(prompts)
 
