@@ -19,6 +19,8 @@ COMMANDS = {  # name: (what it does, its options, module:function, what the func
     "sample": ("draw pictures with a model or a run", commands.SampleOptions, "cli.sample:sample"),
     "export": ("write a run's result for ComfyUI, AUTOMATIC1111, diffusers or peft",
                commands.ExportOptions, "cli.export:export"),
+    "report": ("make the page of a training run: pictures, curves, options",
+               commands.RunReportOptions, "cli.report:report"),
     "photo-measures": ("measure photographs: Clip-T, Clip-I, Dino, Lpips, Clip-IQA",
                        commands.PhotoOptions, "photo.measures:measure_photos"),
     # the picture world, of which the bundled model is made

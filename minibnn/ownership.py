@@ -19,7 +19,7 @@ from .runs import STATE, base_of, find_config, is_adapter_run, read_config
 log = logging.getLogger("minibnn")
 
 OURS = re.compile(  # what a run writes, and --overwrite deletes
-    r"(config|log)\.jsonl?|samples(-\d+)?\.png|curves\.(jsonl|png)|(posterior|model|lora_kohya)\.safetensors"
+    r"(config|log|advice)\.jsonl?|report\.html|looks/\d{6}\.png|samples(-\d+)?\.png|curves\.(jsonl|png)|(posterior|model|lora_kohya)\.safetensors"
     r"|checkpoint/state\.safetensors"
     r"|(faithful/\d{6}/)?(config|model_index|recipe|adapter_config)\.json"
     r"|(faithful/\d{6}/)?(pytorch_lora_weights|adapter_model)\.safetensors"
@@ -33,7 +33,8 @@ def is_fresh(out):
     names = {p.name for p in out.iterdir() if not TEMPORARY.fullmatch(p.name)} if out.exists() else set()
     if names <= {"class_images", LOCK}:
         return True
-    begun = {"config.json", "class_images", "log.jsonl", "curves.jsonl", "curves.png", LOCK}
+    begun = {"config.json", "class_images", "log.jsonl", "curves.jsonl", "curves.png", "looks", "advice.json",
+             "report.html", LOCK}
     if (out / STATE.parent).is_dir() and all(TEMPORARY.fullmatch(p.name) for p in (out / STATE.parent).iterdir()):
         begun.add(STATE.parent.name)  # stopped while the first one was written
     return names <= begun and find_config(out) is not None

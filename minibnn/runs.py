@@ -4,7 +4,9 @@
     log.jsonl                 one line for each step
     samples.png               the same prompts and seeds at the end (samples-000200.png, … with --sample-every)
     unet/ vae/ text_encoder/  the result, a diffusers folder; or an adapter's file (see adapter_files.py)
-    curves.jsonl curves.png   fidelity, noise and σ₁ while training, and faithful/ the best steps (monitor.py)
+    report.html               all of the run on one page (page/run.py)
+    curves.jsonl curves.png   fidelity, noise and σ₁ while training; looks/ their pictures, faithful/ the best steps and
+                              advice.json which one to use (monitor.py)
     class_images/             pictures of the class, drawn by the base model, and for what (.class.json)
     checkpoint/               for --resume: weights, optimiser and step
 
@@ -103,6 +105,13 @@ def options_of(folder):
     config = find_config(folder)
     defaults = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
     return None if config is None else SimpleNamespace(**defaults | config["options"])
+
+
+def images_of(folder):
+    """The folders of the run's pictures, as seen from the folder in which the run was started."""
+    home = Path(read_config(folder).get("folder", "."))
+    images = options_of(folder).images
+    return [str(home / path) if (home / path).exists() else path for path in images]
 
 
 def subject_of(options):

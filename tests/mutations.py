@@ -69,6 +69,13 @@ MUTATIONS = (
              "test_schedule.py", "The times of a sampler lack SD's offset of 1."),
     Mutation("schedule-plms", SCHEDULE, "23 / 12", "22 / 12", "test_schedule.py",
              "PLMS combines three predictions with a wrong weight."),
+    # --- pages
+    Mutation("page-attributes", "minibnn/page/html.py", """{key}="{escape(value)}\"""", """{key}="{value}\"""",
+             "test_page.py", "A prompt with quotation marks ends an attribute, and the rest of it is obeyed."),
+    Mutation("page-stale-looks", "minibnn/page/record.py", "if step in there]", "]", "test_report.py",
+             "The page shows looks that a resumed run has forgotten."),
+    Mutation("curves-level", "minibnn/lab/curves.py", 'rows[0]["noise"] + RISEN', 'rows[-1]["noise"] + RISEN',
+             "test_report.py", "The level from which noise has risen is drawn above the last look, not the first."),
     # --- the networks
     Mutation("unet-no-checkpointing", UNET, "if self.gradient_checkpointing and torch.is_grad_enabled():", "if False:",
              "test_networks.py",

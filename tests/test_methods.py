@@ -92,7 +92,7 @@ def sd_config():
 def test_a_run_is_the_adapter_alone(make_run, base, method, bayes):
     run = make_run(method, bayes, *BIG_STEPS)
     files = {"lora": {"pytorch_lora_weights.safetensors"}, "oft": {"adapter_config.json", "adapter_model.safetensors"}}
-    assert {p.name for p in run.iterdir()} == {"checkpoint", "config.json", "log.jsonl"} | files[method]
+    assert {p.name for p in run.iterdir()} == {"checkpoint", "config.json", "log.jsonl", "report.html"} | files[method]
     trained = {k.removeprefix("weight/") for k in state(run) if k.startswith("weight/")}
     parts = {"lora": {"down", "up"}, "oft": {"q"}}[method] | ({"up_sigma", "q_sigma"} if bayes == "--bayes" else set())
     assert trained and {k.rsplit(".", 1)[1] for k in trained} <= parts

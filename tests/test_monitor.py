@@ -60,21 +60,14 @@ def told(monkeypatch):
     """Let the monitor see these {step: (fidelity, noise)} instead of drawing."""
 
     def tell(seen):
-        def look(self, sd):
-            fidelity, noise = seen[tell.step]
+        def look(self, sd, step):
+            fidelity, noise = seen[step]
             return {"fidelity": fidelity, "noise": noise} | {f"sigma1 at {t}": 0.1 for t in monitor.TIMES}
-
-        original = Monitor.__call__
-
-        def call(self, training):
-            tell.step = training.step
-            original(self, training)
 
         monkeypatch.setattr(monitor, "reconstruct", lambda sd, images: images)  # seen by nobody
         monkeypatch.setattr(Monitor, "look", look)
-        monkeypatch.setattr(Monitor, "__call__", call)
 
-    yield tell
+    return tell
 
 
 # --- what it leaves ---------------------------------------------------------------------------------------------------
@@ -85,7 +78,7 @@ def test_a_run_leaves_curves_and_says_what_it_saw(quick, options, tmp_path, caps
     run = tmp_path / "run"
     rows = read(run)
     assert [row["step"] for row in rows] == [0, 2, 3] and all(row.keys() == NAMES for row in rows)
-    assert Image.open(run / "curves.png").size == (2 * 440, 600)
+    assert Image.open(run / "curves.png").size == (2 * 440, 900)
     assert set(kept(run)) <= {"000002", "000003"} and kept(run)
     last = capsys.readouterr().out.splitlines()[-3]  # then comes how to draw with the run
     assert last.startswith("noise ") and str(run / "curves.png") in last
@@ -112,7 +105,7 @@ def test_watching_does_not_change_training(quick, options, tmp_path):
     watched, alone = (load_file(tmp_path / name / runs.STATE) for name in ("watched", "alone"))
     assert all(torch.equal(watched[name], alone[name]) for name in alone) and watched.keys() == alone.keys()
     left = {path.name for path in (tmp_path / "alone").iterdir()}
-    assert not left & {"curves.jsonl", "curves.png", "faithful"}
+    assert not left & {"curves.jsonl", "curves.png", "faithful", "looks", "advice.json"}
 
 
 @pytest.mark.parametrize(
@@ -127,7 +120,7 @@ def test_when_it_looks(options, tmp_path, told, tiny, monkeypatch, steps, every,
     monkeypatch.setattr(Monitor, "keep", lambda *_: None)
     arguments = ["--steps", str(steps), *(["--monitor-every", str(every)] if every else [])]
     watch = Monitor(settle(options(*arguments), tiny, 6), tiny, torch.zeros(1, 3, 64, 64))
-    watch.chart = lambda: Image.new("RGB", (2, 2))
+    watch.chart, watch.visible = lambda: Image.new("RGB", (2, 2)), 0.1
     for step in range(steps + 1):
         watch(SimpleNamespace(step=step, sd=tiny))
     assert [row["step"] for row in watch.rows] == looks
@@ -146,7 +139,7 @@ def test_measures_are_of_full_precision_whatever_the_dtype(quick, options, tiny,
         return drawn[-1]
 
     monkeypatch.setattr(StableDiffusion, "generate", spy)
-    row = watch.look(tiny)
+    row = watch.look(tiny, 0)
     assert inside == [True]
     images = to_tensor(drawn[0])
     assert row["noise"] == pytest.approx(world_measures.noise(images).mean().item(), abs=1e-6)

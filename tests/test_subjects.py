@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from minibnn import StableDiffusion, UserError, data, runs
-from minibnn.cli.train import Samples, class_folders, describe, fine_tune, settle
+from minibnn.cli.train import class_folders, describe, fine_tune, sample_prompts, settle
 from minibnn.finetune.methods import make_trainable
 from minibnn.options.commands import TrainOptions
 from minibnn.options.parsing import parse
@@ -133,7 +133,7 @@ def test_the_line_before_training_counts_captions_and_subjects(options):
 def prompts_of(options, *words):
     settled = settle(options("--prompt", "a sks dog", "--class-prompt", "a dog", *words, images=options().images[:1]),
                      StableDiffusion.load("tiny"), 2)
-    return Samples(settled).prompts
+    return sample_prompts(settled)
 
 
 def test_sample_prompts_come_from_a_file(options, tmp_path):
@@ -142,7 +142,7 @@ def test_sample_prompts_come_from_a_file(options, tmp_path):
     words = ("--sample-prompts", str(path))
     assert prompts_of(options, *words, "--samples", "3") == ["a sks dog in a σ hat", "a dog", "a sks dog in a σ hat"]
     given = TrainOptions(images="p", prompt="a sks dog", sample_prompts=str(path))
-    assert Samples(given).prompts == ["a sks dog in a σ hat", "a dog"]
+    assert sample_prompts(given) == ["a sks dog in a σ hat", "a dog"]
     path.write_text("# nothing\n")
     with pytest.raises(UserError, match="--sample-prompts .*: there is no prompt in it"):
         fine_tune(options(*TWO, *words))
@@ -150,10 +150,10 @@ def test_sample_prompts_come_from_a_file(options, tmp_path):
 
 
 def test_samples_show_the_subject_places_and_the_class():
-    one = Samples(TrainOptions(images="p", prompt="a sks dog", class_prompt="a dog")).prompts
+    one = sample_prompts(TrainOptions(images="p", prompt="a sks dog", class_prompt="a dog"))
     places = [f"a sks dog {place}" for place in ("on the beach", "in the snow", "on a wooden floor")]
     assert one == ["a sks dog"] * 4 + places + ["a dog"]
-    two = Samples(TrainOptions(images=["p", "q"], prompt=["a sks dog", "a zwx cat"], samples=5)).prompts
+    two = sample_prompts(TrainOptions(images=["p", "q"], prompt=["a sks dog", "a zwx cat"], samples=5))
     assert two == ["a sks dog", "a zwx cat", "a sks dog on the beach", "a zwx cat on the beach", places[1]]
 
 

@@ -63,6 +63,7 @@ def test_a_run_leaves_a_model_at_the_mean_and_its_records(options, tmp_path, mic
         "checkpoint",
         "config.json",
         "log.jsonl",
+        "report.html",
         "samples.png",
         "samples-000002.png",
         "model_index.json",

@@ -40,7 +40,7 @@ def show_gains(options):
     prompt = options.prompt or sd.recipe["prompt"]
     if not prompt:
         raise UserError('--prompt is required for this model: the one it was trained with, e.g. "a photo of a sks dog"')
-    files = data.list_pictures(options.images or run.images[0])
+    files = data.list_pictures(options.images or runs.images_of(options.model)[0])
     latents = latents_of(sd, data.load_pictures(files, sd.recipe["resolution"]))
     base = base_prediction(options, sd) if options.unconditional_from else None
     measured = gains.measure(

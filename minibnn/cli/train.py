@@ -6,6 +6,7 @@ observers (progress, samples, monitor, checkpoints), and writes the result at th
 
 import contextlib
 import dataclasses
+import logging
 import os
 import re
 import shlex
@@ -21,12 +22,18 @@ from ..files.store import NotFinite
 from ..finetune import methods
 from ..finetune.adapter_files import KOHYA
 from ..finetune.kernel import choose_kernel
-from ..lab import monitor
+from ..lab import curves, monitor
+from ..lab.captioned import Group, save_sheet
 from ..options.commands import run_folder
-from ..pictures import grid, save_png
+from ..page.run import write_report
+from ..pictures import to_pil
 from ..pipeline import StableDiffusion
 from ..train import Batches, Diverged, at_the_mean, fine_tuning, train
 from . import programs
+
+log = logging.getLogger("minibnn")
+
+GIVEN = 8  # training pictures on samples.png
 
 
 @distributed.one_of_several
@@ -47,10 +54,10 @@ def fine_tune_there(options, observers):
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
     options = settle(options, sd, len(files))
     sd.recipe |= runs.subject_of(options)
-    samples = Samples(options)
     of_folders = zip(folders, options.prompt, strict=True)
     captions = [caption for folder, prompt in of_folders for caption in data.captions(folder, prompt)]
     images = data.load_pictures(files, options.resolution)
+    samples = Samples(options, images[:GIVEN], captions[:GIVEN])
     classes = class_folders(options, [len(folder) for folder in folders]) if options.prior_weight else []
     for each in classes:  # before the folder is made: own class pictures may be broken
         data.check_class_pictures(each.folder, each.made_for)
@@ -71,9 +78,12 @@ def fine_tune_there(options, observers):
     if options.resume:
         runs.load_checkpoint(out, training)
     print(describe(options, sd.unet, captions))
+    if options.monitor:
+        print(f"first pictures soon in {out / 'report.html'}, which is renewed at each look")
     first = distributed.rank() == 0
     watching = [monitor.Monitor(options, sd, images[: len(folders[0])])] if options.monitor and first else []
-    drawing = [samples, *observers, *watching] if first else []
+    pages = [lambda training: write_page(options, training.step, watching[0])] if watching else []
+    drawing = [samples, *observers, *watching, *pages] if first else []
     with runs.Progress(out, training, options.steps) as progress, runs.CtrlC() as stop:
         checkpoints = runs.Checkpoints(options, stop, training.step, progress)
         try:
@@ -96,14 +106,32 @@ def finish(options, sd, samples, watching):
     kind = methods.save_result(sd, options, out)
     if options.single_file:
         sd.save_single_file(out / "model.safetensors", header=headers.model_header(headers.about_run(sd, options)))
-    samples.draw(sd, out / "samples.png")
+    samples.draw(sd, options.steps, out / "samples.png")
     for monitored in watching:
         print(monitored.advice())
-    shown = f"{out / 'samples.png'} shows it, " if samples.prompts else ""
+    page = write_page(options, options.steps)
     tell_of_other_programs(sd, options, out)
-    print(f"done: {shown}{out} is {kind}. Draw with another prompt:")
-    model, prompt = shlex.quote(str(out)), shlex.quote(f"{options.prompt[0]} in the snow")
-    print(f"  python -m minibnn.sample --model {model} --prompt {prompt} --out picture.png")
+    shown = f", {out / 'samples.png'} shows what it draws" if samples.prompts else ""
+    shown += f", {page} how it went" if page else ""
+    print(f"done: {out} is {kind}{shown}. Draw with another prompt:")
+    advice = curves.advice_of(out)
+    model = out / advice["model"] if advice and advice["model"] else out
+    prompt = shlex.quote(f"{options.prompt[0]} in the snow")
+    print(f"  python -m minibnn.sample --model {shlex.quote(str(model))} --prompt {prompt} --out picture.png")
+
+
+def write_page(options, step, watching=None):
+    """Make the run's page and return its path; with a Monitor only where it has just looked, else None.
+
+    A page that cannot be made stops no training.
+    """
+    if watching and (not watching.rows or watching.rows[-1]["step"] != step):
+        return None
+    try:
+        return write_report(options.out)
+    except UserError as error:
+        log.warning("the page of the run is not made: %s", error)
+        return None
 
 
 def begin(options, files):
@@ -220,22 +248,35 @@ def describe(options, unet, captions):
 
 
 class Samples:
-    """Draws the fixed prompts with fixed seeds; as an observer samples-NNNNNN.png every `--sample-every` steps."""
+    """Draws the fixed prompts with fixed seeds; as an observer samples-NNNNNN.png every `--sample-every` steps.
 
-    def __init__(self, options):
+    images (n, 3, H, W) and captions: of the training pictures that are shown beside them.
+    """
+
+    def __init__(self, options, images, captions):
         self.options, self.every, self.prompts = options, options.sample_every, sample_prompts(options)
+        self.given = given(images, captions)
 
     def __call__(self, training):
         if self.every and training.figures and training.step % self.every == 0:
-            self.draw(training.sd, Path(self.options.out) / f"samples-{training.step:06d}.png")
+            self.draw(training.sd, training.step, Path(self.options.out) / f"samples-{training.step:06d}.png")
 
-    def draw(self, sd, path):
+    def draw(self, sd, step, path):
         """Draw at θ = μ, and save the pictures as one; nothing with --samples 0."""
         if self.prompts:
-            side = self.options.resolution
             with at_the_mean(sd, getattr(torch, self.options.dtype)):
+                side = self.options.resolution
                 pictures = sd.generate(self.prompts, seed=0, size=side, batch_size=4, progress=False)
-            save_png(grid(pictures, 4, zoom=max(1, 192 // side)), path)
+            drawn = Group(f"drawn after step {step}", list(zip(pictures, self.prompts, strict=True)))
+            save_sheet([self.given, drawn], path, {"step": step})
+
+
+def given(images, captions):
+    """The training pictures (n, 3, H, W) in [-1, 1] as a Group for samples.png: large ones at half the size."""
+    pictures, rows = to_pil(images), 2
+    if images.shape[-1] > 192:
+        pictures, rows = [picture.reduce(2) for picture in pictures], 4
+    return Group("training pictures", list(zip(pictures, captions, strict=True)), -(-len(pictures) // rows))
 
 
 def sample_prompts(options):

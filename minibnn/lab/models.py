@@ -75,7 +75,7 @@ def open_lab(options):
     dtype = getattr(torch, options.dtype or drawing_dtype(device))
     given = (options.tokenizer, dtype, options.prediction_type)
     run = runs.options_of(options.model)
-    images = options.images or (run and run.images[0])
+    images = options.images or (run and runs.images_of(options.model)[0])
     if not images:
         if options.model not in BUNDLED and not Path(options.model).exists():
             StableDiffusion.load(options.model)  # raises UserError, and says that there is no such model

@@ -1,8 +1,10 @@
 """Early warning while training (`--monitor`): a few fixed pictures, σ₁ and the gains of guidance, at even intervals.
 
+    looks/NNNNNN.png  the pictures of each look, with their prompts
     curves.jsonl      one line for each look
-    curves.png        fidelity, noise, σ₁ and gains against the step, drawn again at each look
+    curves.png        loss, fidelity, noise, σ₁ and gains against the step, drawn again at each look
     faithful/NNNNNN/  the two most faithful of the steps at which noise had not risen, as models to draw with
+    advice.json       which of them to use, and why
 
 For the bundled world the measures are those of `minibnn/world/measures.py`. For photographs noise is Immerkær's
 estimate, and fidelity is Dino's if --monitor-dino names its folder. Without it the latest of the steps at which noise
@@ -17,14 +19,14 @@ But: the pictures are drawn at θ = μ with few steps of DDIM. That shows a tren
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 
 import torch
 
 from ..errors import UserError
-from ..files.schema import fitting, integer, number, optional, record
-from ..files.store import parse_json, read_text, write_text
+from ..files.store import write_json, write_text
 from ..finetune import methods
 from ..photo import measures as photo_measures
 from ..photo.loading import load_dino
@@ -34,18 +36,16 @@ from ..train import at_the_mean
 from ..world import measures as world_measures
 from ..world.classifier import reconstruct
 from ..world.drawing import SIZE
-from . import gain_advice, gains, plot, sigma1_estimate
+from . import curves, gain_advice, gains, plot, sigma1_estimate
+from .captioned import Group, save_sheet
+from .curves import RISEN, TIMES
 
 STEPS = 8  # of DDIM
-TIMES = (100, 500, 900)  # at which σ₁ is measured
 DRAWS = 2
 PAIRS = 2  # of noise at each time at which gains are measured
 KEPT = 2
 LOOKS = 6  # in a run after the first, if --monitor-every is not given
 PLACES = ("on the beach", "in the snow", "on a wooden floor")
-RISEN = {"world": 0.5, "photo": 1.0}  # how far noise must rise: 10⁻³ of energy; grey levels of 255
-ROW = {"step": integer(0), "fidelity": optional(number()), "noise": number()}  # of curves.jsonl
-ROW |= {f"sigma1 at {t}": number() for t in TIMES}
 
 
 def settle(options):
@@ -73,10 +73,7 @@ class Monitor:
         self.options, self.out = options, Path(options.out)
         self.every = options.monitor_every or -(-options.steps // LOOKS)
         self.path = self.out / "curves.jsonl"
-        self.rows = []
-        if options.resume and self.path.exists():
-            lines = read_text(self.path).splitlines()
-            self.rows = [fitting(parse_json(line, self.path), record(ROW, required=ROW), self.path) for line in lines]
+        self.rows = curves.read_rows(self.path, curves.LOOK) if options.resume else []
         self.world = is_world(options)
         self.dino = self.seen = self.visible = None
         self.drawing = sd.alphas_cumprod.cpu(), sd.recipe["sample_steps"], sd.recipe["guidance"]
@@ -93,13 +90,14 @@ class Monitor:
         if step and step % self.every and step != self.options.steps:
             return
         self.rows = [row for row in self.rows if row["step"] < step]  # a resumed run looks again at its checkpoint
-        self.rows.append({"step": step} | self.look(training.sd))
+        self.rows.append({"step": step} | self.look(training.sd, step))
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         save_png(self.chart(), self.out / "curves.png")
         self.keep(training.sd)
+        self.write_advice()
 
-    def look(self, sd):
-        """Draw six pictures and measure them, σ₁ and the gains: {name of the curve: number}."""
+    def look(self, sd, step):
+        """Draw six pictures, show and measure them, and measure σ₁ and the gains: {name of the curve: number}."""
         prompt = self.options.prompt[0]  # of several subjects the first is watched
         prompts = [prompt] * 3 + [f"{prompt} {place}" for place in PLACES]
         size, at_once = self.options.resolution, 6 if self.world else 1
@@ -111,6 +109,9 @@ class Monitor:
             gain = gains.measure(sd, few, prompt, draws=PAIRS // len(few), batch_size=2 * at_once)
             if self.visible is None:
                 self.visible = gain_advice.visible_noise(sd, latents, self.noise_of, self.risen())
+        title = f"step {step} of {self.options.steps}, drawn with {STEPS} steps of DDIM"
+        shown = [Group(title, list(zip(pictures, prompts, strict=True)), 3)]
+        save_sheet(shown, self.out / "looks" / f"{step:06d}.png", {"step": step})
         images, fidelity = to_tensor(pictures), None  # measured in full precision
         noise = self.noise_of(images)
         if self.world:
@@ -119,7 +120,8 @@ class Monitor:
             shown = photo_measures.dino_pictures(pictures, self.dino)
             fidelity = photo_measures.mean_similarity(shown, self.seen)
         row = {"fidelity": None if fidelity is None else fidelity.mean().item(), "noise": noise.mean().item()}
-        row |= {f"sigma1 at {t}": s for t, s in zip(TIMES, sigma1.sigma1, strict=True)}
+        found = (s if math.isfinite(s) else None for s in sigma1.sigma1)
+        row |= {f"sigma1 at {t}": s for t, s in zip(TIMES, found, strict=True)}
         for name, values in (("c", gain.c), ("u", gain.u)):
             row |= {f"gain {name} at {t}": g for t, g in zip(gain.times, gains.mean(values), strict=True)}
         return row
@@ -129,6 +131,7 @@ class Monitor:
         return world_measures.noise(images) if self.world else 127.5 * world_measures.immerkaer(images)
 
     def risen(self):
+        """How far noise must rise to be seen, in the units of `noise_of`."""
         return RISEN["world" if self.world else "photo"]
 
     def reading(self, row):
@@ -141,22 +144,8 @@ class Monitor:
 
     def chart(self):
         """The curves as a PIL picture."""
-        noise = "noise above clean drawings (x 1000)" if self.world else "noise (grey levels, Immerkaer)"
-        curves = {
-            "fidelity to the training pictures": ["fidelity"], noise: ["noise"],
-            "sigma_1 of Eq. 2": [f"sigma1 at {t}" for t in TIMES], "gains, mean over t (below 1 noise stays)": [],
-        }
-        steps, best = [row["step"] for row in self.rows], (self.faithful() or [None])[0]
-        panels = [
-            plot.Panel(title, [plot.Line(name, steps, [row[name] for row in self.rows]) for name in names],
-                       "step (dashed: the one to use)", mark=best)
-            for title, names in curves.items()
-        ]
-        readings, guidance = [self.reading(row) for row in self.rows], self.drawing[2]
-        for name, s in (("with the prompt", 1.0), ("without", 0.0), (f"guidance {guidance:g}", guidance)):
-            means = [reading and sum(reading.guided(s)) / len(gains.TIMES) for reading in readings]
-            panels[-1].lines.append(plot.Line(name, steps, means))
-        return plot.chart(panels, 2)
+        steps, best = curves.read_rows(self.out / "log.jsonl", curves.STEP), (self.faithful() or [None])[0]
+        return plot.chart(curves.panels(steps, self.rows, self.world, self.drawing[2], best), 2)
 
     def calm(self):
         """The rows at which noise had not risen above that of the first."""
@@ -182,6 +171,15 @@ class Monitor:
 
     def folder(self, step):
         return self.out / "faithful" / f"{step:06d}"
+
+    def write_advice(self):
+        """Leave advice.json (`curves.py`)."""
+        best = (self.faithful() or [None])[0]
+        elsewhere = best is not None and best != self.options.steps
+        write_json(self.out / "advice.json", {
+            "step": best, "model": str(self.folder(best).relative_to(self.out)) if elsewhere else None,
+            "guidance": self.drawing[2], "said": self.advice().splitlines(),
+        })
 
     def advice(self):
         """When noise rose and which step to use; and, in a second line where there is something to say, the cause."""

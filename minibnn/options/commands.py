@@ -160,6 +160,15 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
+class RunReportOptions:
+    """Make the page of a training run again: report.html, one file with its pictures, curves, options and command."""
+
+    runs: list = option(None, "folders of training runs", "what", required=True, word=True, metavar="RUN")
+    out: str = option(None, "an .html file, for a single run [RUN/report.html]", "output", metavar="FILE")
+    overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+
+@dataclass(frozen=True)
 class GraftOptions:
     """Fine-tune a model on those of its own samples that a reward accepts (GRAFT, P-GRAFT)."""
 

@@ -18,6 +18,10 @@ EXAMPLES = {
         "python -m minibnn export runs/rex --to single-file --dtype float16",
         "python -m minibnn export runs/rex --to kohya --out rex.safetensors",
     ),
+    "report": (
+        "python -m minibnn report runs/dog",
+        "python -m minibnn report runs/dog --out dog.html",
+    ),
     "photo-measures": (
         "python -m minibnn photo-measures --pictures drawn --training photos/rex --dino nets/dino",
         "python -m minibnn photo-measures --pictures drawn --prompts prompts.txt --clip nets/clip --out clip.json",

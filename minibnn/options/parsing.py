@@ -110,7 +110,8 @@ def build(options_class, prog, examples=(), recipes=()):
                 help += f" [{shown}]"
         help = re.sub(r"\{(\w+)\}", lambda name: notes.get(name[1], "recipe"), help)
         if settings.pop("word", False):
-            groups[name].add_argument(f.name, nargs="?", help=help.replace("%", "%%"), **settings)
+            number = "*" if f.type is list else "?"
+            groups[name].add_argument(f.name, nargs=number, help=help.replace("%", "%%"), **settings)
         else:
             groups[name].add_argument(spelled(f), help=help.replace("%", "%%"), **settings)
     files = parser.add_argument_group("options in files")

@@ -68,7 +68,7 @@ def details(summary, *content):
 
 def command(line):
     """A command line, which a reader can mark and copy."""
-    return element("pre", element("code", line), {"tabindex": "0"})
+    return element("pre", element("code", line))
 
 
 def table(head, rows, caption=None):

@@ -88,7 +88,7 @@ def curve(axes, line, colour):
 def legend(i, line):
     """The name of line i beside its colour, two in a row."""
     row, column = divmod(i, 2)
-    x, y = LEFT + column * (WIDTH - LEFT) // 2, HEIGHT + row * LEGEND
+    x, y = LEFT + column * (WIDTH - LEFT) // 2, HEIGHT + 8 + row * LEGEND
     colour = f"stroke: var(--c{i % COLOURS})"
     return [rule(x, y - 4, x + 16, y - 4, "curve", colour), text(x + 21, y, line.label)]
 
