@@ -1,5 +1,6 @@
 """Gains: against denoisers whose gain is known, by hand on a network; the advice that follows; the command."""
 
+import contextlib
 import dataclasses
 import json
 from types import SimpleNamespace
@@ -7,12 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minibnn import StableDiffusion, data, schedule
-from minibnn.cli.gains import show_gains
+from minibnn import StableDiffusion, data, runs, schedule
+from minibnn.cli.gains import show_gains, usual
 from minibnn.cli.train import fine_tune
 from minibnn.errors import UserError
 from minibnn.finetune import bayes
-from minibnn.lab import eq2, gain_advice, gain_law, gains, sigma1_estimate
+from minibnn.lab import eq2, gain_advice, gain_law, gains, monitor, sigma1_estimate
 from minibnn.options.commands import GainsOptions, TrainOptions
 from minibnn.options.parsing import parse
 
@@ -255,6 +256,67 @@ def test_the_command_on_a_model(micro, dog, tmp_path, capsys):
         command(*words, "--out", tmp_path / "gains.json")
     found = command(*words, "--out", tmp_path / "gains.json", "--overwrite", "--draws", 1)
     assert found["without"]["standard error"] == [None, None]
+
+
+def test_the_verdict_is_on_the_models_own_guidance_and_noise_is_seen_as_the_monitor_sees_it(dog, micro, monkeypatch):
+    """Bug of an earlier version: the bundled model, which draws with 3, was judged at 7.5 and by grey levels."""
+    judged = []
+
+    def visible_noise(sd, latents, world):
+        judged.append(world)
+        return 0.1
+
+    monkeypatch.setattr(monitor, "visible_noise", visible_noise)
+    fast = ["--images", dog, "--prompt", "a dog", "--times", 300, "--draws", 1]
+    found = command("--model", micro, *fast)
+    assert list(found["guided"]) == ["1", "3"] and "guidance 3 " in found["verdict"]
+    command("--model", "tiny", *fast)
+    assert judged == [False, True]
+    assert [usual(scale) for scale in (7.5, 3.0, 2.0, 1.0)] == [[1.0, 3.0, 7.5], [1.0, 3.0], [1.0, 2.0], [1.0]]
+
+
+class NoFloat64(torch.Tensor):
+    """A tensor that refuses float64, as tensors on Apple's GPUs do, until it is brought to the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), settings=None):
+        if function is torch.Tensor.cpu:
+            return arguments[0].as_subclass(torch.Tensor)
+        found = super().__torch_function__(function, types, arguments, settings or {})
+        if isinstance(found, NoFloat64) and found.dtype == torch.float64:
+            raise TypeError("no float64 on this device")
+        return found
+
+
+def test_what_is_measured_on_a_device_without_float64_is_the_same():
+    plain = torch.randn(2, 4, 6, 8, generator=torch.Generator().manual_seed(3))
+    found = {}
+    for kind in (torch.Tensor, NoFloat64):
+        latents, abar = plain.as_subclass(kind), schedule.alphas_cumprod()
+        with pytest.raises(TypeError) if kind is NoFloat64 else contextlib.nullcontext():
+            latents.double()
+        predict = lambda x, t: 0.9 * x + x.square() / 7  # noqa: E731
+        gain = gains.slopes(predict, latents, abar, (100, 900), draws=2)
+        sigma1 = sigma1_estimate.estimate_sigma1(predict, latents, abar, (100, 900), 2, resamples=10)
+        found[kind] = gain, sigma1
+    assert torch.equal(found[torch.Tensor][0], found[NoFloat64][0]) and found[torch.Tensor][1] == found[NoFloat64][1]
+
+
+def test_a_runs_pictures_are_found_from_another_folder(dog, micro, tmp_path, monkeypatch):
+    """Relative paths are those of the folder in which it was started, also where the new one has the same names."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes((dog / "00.png").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    words = ["--images", "photos", "--model", micro, "--out", "run", "--method", "lora", "--steps", 1, "--samples", 0,
+             "--no-bayes"]
+    fine_tune(parse(TrainOptions, "minibnn train", list(map(str, words))))
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "photos").mkdir(parents=True)
+    monkeypatch.chdir(elsewhere)
+    assert runs.images_of(tmp_path / "run") == [str(tmp_path / "photos")]
+    command("--model", tmp_path / "run", "--times", 300, "--draws", 1)
+    (tmp_path / "photos").rename(tmp_path / "moved")  # then those of the present folder are better than none
+    assert runs.images_of(tmp_path / "run") == ["photos"]
 
 
 @pytest.mark.parametrize("method", ["dreambooth", "lora"])

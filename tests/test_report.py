@@ -12,6 +12,7 @@ from web import CHROMIUM, Page, in_a_browser
 
 from minibnn import runs
 from minibnn.cli.report import report
+from minibnn.cli.sample import which_step
 from minibnn.cli.train import fine_tune
 from minibnn.errors import UserError
 from minibnn.files.store import read_json
@@ -174,6 +175,21 @@ def test_a_page_that_cannot_be_made_stops_no_training(dog, micro, tmp_path, monk
              "--steps", "1", "--samples", "0", "--method", "lora"]
     fine_tune(parse(TrainOptions, "train", words))
     assert "the page of the run is not made: no page today" in caplog.text and (tmp_path / "run" / runs.STATE).exists()
+
+
+def test_sample_says_which_step_it_opens(copy):
+    """The run itself is its last step; where another one is advised, one line says so and how to open that."""
+    advice = read_json(copy / "advice.json")
+    (copy / "advice.json").write_text(json.dumps(advice | {"step": 4, "model": None}))
+    assert which_step(str(copy)) is None and which_step("tiny") is None
+    (copy / "faithful" / "000002").mkdir(exist_ok=True)
+    (copy / "advice.json").write_text(json.dumps(advice | {"step": 2, "model": "faithful/000002"}))
+    step = copy / "faithful" / "000002"
+    assert which_step(str(copy)) == (
+        f"{copy} draws as after its last step; its monitor advises step 2: --model {step}"
+    )
+    shutil.rmtree(step)
+    assert which_step(str(copy)) is None
 
 
 # --- the curves -------------------------------------------------------------------------------------------------------

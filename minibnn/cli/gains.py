@@ -15,13 +15,11 @@ from .. import data, runs, schedule
 from ..devices import choose_device, choose_threads, drawing_dtype
 from ..errors import UserError
 from ..files.store import write_json
-from ..lab import gain_advice, gains
-from ..lab.monitor import RISEN
+from ..lab import gain_advice, gains, monitor
 from ..lab.sigma1_estimate import latents_of
 from ..neighbours import guidance
 from ..options.kinds import BUNDLED
 from ..pipeline import StableDiffusion
-from ..world.measures import immerkaer
 
 
 def show_gains(options):
@@ -50,11 +48,10 @@ def show_gains(options):
     steps = options.steps or sd.recipe["sample_steps"]
     own = (gains.mean(measured.c), gains.mean(measured.u))
     reading = gain_advice.Reading(measured.times, *own, sd.alphas_cumprod.cpu(), steps)
-    visible = gain_advice.visible_noise(sd, latents, lambda images: 127.5 * immerkaer(images), RISEN["photo"])
-    found = describe(measured, reading, options.guidance, visible)
-    found["verdict"] = gain_advice.verdict(
-        reading, options.guidance[-1], visible, gain_advice.training_remedies(run)
-    )
+    world = monitor.is_world(run.model if run else options.model, sd.recipe["resolution"])
+    visible, scales = monitor.visible_noise(sd, latents, world), options.guidance or usual(sd.recipe["guidance"])
+    found = describe(measured, reading, scales, visible)
+    found["verdict"] = gain_advice.verdict(reading, scales[-1], visible, gain_advice.training_remedies(run))
     print(f"{len(files)} pictures, {options.draws} draws each, prompt {prompt!r}; mean ± standard error")
     print("\n".join(table(found)))
     print(found["verdict"])
@@ -74,12 +71,17 @@ def check(options, run):
         raise UserError(f"--images is required: {options.model} is no run, which would name its training pictures")
     if late := [t for t in options.times if t >= schedule.TRAIN_STEPS]:
         raise UserError(f"--times {late[0]} is outside 0..{schedule.TRAIN_STEPS - 1}")
-    if odd := [g for g in options.guidance if not math.isfinite(g)]:
+    if odd := [g for g in options.guidance or () if not math.isfinite(g)]:
         raise UserError(f"--guidance {odd[0]} is no finite number")
     if options.steps:
         schedule.timesteps(options.steps)  # raises UserError for more than there are
     if options.out and Path(options.out).exists() and not options.overwrite:
         raise UserError(f"--out: {options.out} exists; name another file or pass --overwrite")
+
+
+def usual(guidance):
+    """The values of guidance that are shown unless others are asked for; the last is the model's own."""
+    return [*(scale for scale in (1.0, 3.0) if scale < guidance), guidance]
 
 
 def base_prediction(options, sd):

@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import math
 import re
+import shlex
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from PIL import Image
 from .. import posterior
 from ..devices import choose_device, choose_threads, drawing_dtype
 from ..errors import UserError
+from ..lab import curves
 from ..neighbours import graft, guidance
 from ..pictures import grid, save_png
 from ..pipeline import StableDiffusion
@@ -36,7 +38,7 @@ def sample(options):
     device = choose_device(options.device)
     dtype = options.dtype or drawing_dtype(device)
     sd, random = open_model(options, getattr(torch, dtype))
-    if line := words.advice(sd, prompts):
+    for line in filter(None, [which_step(options.model), words.advice(sd, prompts)]):
         log.warning(line)
     choose_threads(device, sd.unet)
     sd.to(device)
@@ -102,6 +104,18 @@ def open_model(options, dtype):
     for path, strength in zip(options.adapter or [], strengths(options), strict=True):
         sd.merge_adapter(path, strength)
     return sd, random
+
+
+def which_step(model):
+    """For a run whose monitor advises another step than its last: which one is opened, and how to open the other.
+
+    None for any other model.
+    """
+    advice = curves.advice_of(model) if Path(model).is_dir() else None
+    if not advice or not advice["model"] or not (Path(model) / advice["model"]).is_dir():
+        return None
+    advised = shlex.quote(str(Path(model) / advice["model"]))
+    return f"{model} draws as after its last step; its monitor advises step {advice['step']}: --model {advised}"
 
 
 def strengths(options):

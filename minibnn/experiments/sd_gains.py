@@ -32,8 +32,7 @@ from .. import data
 from ..cli.train import fine_tune
 from ..errors import UserError
 from ..files.store import read_json, write_json, write_text
-from ..lab import gain_advice, gain_law, gains, plot, sheets
-from ..lab.monitor import RISEN
+from ..lab import gain_advice, gain_law, gains, monitor, plot, sheets
 from ..lab.sigma1_estimate import latents_of
 from ..options.commands import TrainOptions
 from ..photo import loading
@@ -41,7 +40,6 @@ from ..photo import measures as photo
 from ..pictures import grid, save_png, to_pil, to_tensor
 from ..runs import STATE, fingerprint
 from ..train import at_the_mean
-from ..world.measures import immerkaer
 from .records import check_alike, read_rows
 
 ARMS = {"plain": {"bayes": False}, "null": {"bayes": False, "null_dropout": 0.1}, "bnn": {"bayes": True}}
@@ -81,7 +79,7 @@ class Look:
         """What is needed once: the photograph as latents, how much noise in them is seen, and Dino if it is given."""
         pictures = photograph(self.options, sd.recipe["resolution"])
         self.latents = latents_of(sd, pictures)
-        visible = gain_advice.visible_noise(sd, self.latents, grey_noise, RISEN["photo"])
+        visible = monitor.visible_noise(sd, self.latents, world=False)
         self.visible = visible if math.isfinite(visible) else None  # None: the decoder hides all noise
         if self.options.dino:
             self.dino = loading.load_dino(self.options.dino, sd.device)
@@ -109,18 +107,13 @@ class Look:
             alike = photo.mean_similarity(photo.dino_pictures(pictures, self.dino), self.seen) if self.dino else None
             images = to_tensor(pictures)
             row["drawings"][name] = {
-                "noise": grey_noise(images).mean().item(), "predicted": reading.noise(guidance, eta),
+                "noise": monitor.noise_of(images, world=False).mean().item(), "predicted": reading.noise(guidance, eta),
                 "noise between": gain_law.noise_between(latents_of(sd, images).cpu()),
                 "fidelity": None if alike is None else alike.mean().item(),
             }
             shown.append(pictures[0].resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS))
         save_png(grid(shown, len(shown)), strip(self.options, self.arm, step))
         return row
-
-
-def grey_noise(images):
-    """Immerkær's estimate of noise in grey levels of 255: pictures (B, 3, H, W) in [-1, 1] -> (B,)."""
-    return 127.5 * immerkaer(images)
 
 
 def photograph(options, resolution):
@@ -221,12 +214,12 @@ def judge(found):
     rise = noise(worst) - noise(first)
     fidelity = [row["drawings"][BY_PLAIN]["fidelity"] for row in found["plain"] if row["step"] <= worst["step"]]
     fell = None if fidelity[-1] is None else max(fidelity[:-1]) - fidelity[-1]
-    stage = rise > RISEN["photo"] and (fell is None or fell > 0)
+    stage = rise > monitor.risen(world=False) and (fell is None or fell > 0)
     result = {"step": worst["step"], "rise": rise, "fidelity fell by": fell, "stage": stage}
     result |= {f"R2 of {name}": explained(found, name) for name in ("noise", "noise between")}
     if not stage:
         said = f"no stage: noise at guidance {GUIDANCE:g} rose by {rise:.1f} grey levels at most"
-        if rise > RISEN["photo"]:
+        if rise > monitor.risen(world=False):
             said += ", where fidelity was as high as ever"
         widest = max(u - c for row in rest for u, c in zip(row["u"], row["c"], strict=True))
         return result | {"mechanism": None, "verdict": f"{said}; u rose above c by {widest:.3f} at most"}

@@ -79,13 +79,14 @@ def slopes(predict_eps, latents, abar, times=TIMES, draws=4, seed=0, batch_size=
     noise = torch.randn((draws, *latents.shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
     noise = noise.to(latents).flatten(0, 1)  # draw by draw, all pictures
     clean = latents.repeat(draws, *[1] * (latents.ndim - 1))
-    energy = noise.double().square().flatten(1).sum(1)
+    drawn = noise.cpu().double()  # float64 on the CPU: Apple's GPUs have none
+    energy = drawn.square().flatten(1).sum(1)
     found = []
     for t in times:
         x = torch.cat([q_sample(clean, noise, abar[t]), q_sample(clean, -noise, abar[t])])
-        plus, minus = torch.cat([predict_eps(part, int(t)) for part in x.split(batch_size)]).double().chunk(2)
-        along = ((plus - minus) / 2 * noise.double()).flatten(1).sum(1)
-        found.append((along / energy).reshape(draws, n).cpu())
+        plus, minus = torch.cat([predict_eps(part, int(t)) for part in x.split(batch_size)]).cpu().double().chunk(2)
+        along = ((plus - minus) / 2 * drawn).flatten(1).sum(1)
+        found.append((along / energy).reshape(draws, n))
     return torch.stack(found)
 
 

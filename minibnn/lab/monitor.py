@@ -54,16 +54,31 @@ def settle(options):
     if options.monitor is False and asked:
         raise UserError("--monitor-dino and --monitor-every contradict --no-monitor")
     if options.monitor_dino is not None:
-        if is_world(options):
+        if is_world(options.model, options.resolution):
             raise UserError("--monitor-dino is for photographs: what the bundled model draws is measured without it")
         load_dino(options.monitor_dino, option="--monitor-dino")  # before anything is written
     on = options.monitor or (options.monitor is None and (asked or options.model == "tiny"))
     return dataclasses.replace(options, monitor=on)
 
 
-def is_world(options):
-    """True where the world's own measures work; their classifier knows one size."""
-    return options.model == "tiny" and options.resolution == SIZE
+def is_world(model, resolution):
+    """True where the world's own measures work: for what was trained from the bundled model, at its size."""
+    return model == "tiny" and resolution == SIZE
+
+
+def noise_of(images, world):
+    """Noise of pictures (B, 3, H, W) in [-1, 1], by the world's measure or as in photographs: (B,)."""
+    return world_measures.noise(images) if world else 127.5 * world_measures.immerkaer(images)
+
+
+def risen(world):
+    """How far noise must rise to be seen, in the units of `noise_of`."""
+    return RISEN["world" if world else "photo"]
+
+
+def visible_noise(sd, latents, world):
+    """The least noise in latents (n, 4, h, w) that is seen in the picture (`gain_advice.visible_noise`)."""
+    return gain_advice.visible_noise(sd, latents, lambda images: noise_of(images, world), risen(world))
 
 
 class Monitor:
@@ -74,7 +89,7 @@ class Monitor:
         self.every = options.monitor_every or -(-options.steps // LOOKS)
         self.path = self.out / "curves.jsonl"
         self.rows = curves.read_rows(self.path, curves.LOOK) if options.resume else []
-        self.world = is_world(options)
+        self.world = is_world(options.model, options.resolution)
         self.dino = self.seen = self.visible = None
         self.drawing = sd.alphas_cumprod.cpu(), sd.recipe["sample_steps"], sd.recipe["guidance"]
         with at_the_mean(sd):
@@ -108,12 +123,12 @@ class Monitor:
             few = latents[:PAIRS]
             gain = gains.measure(sd, few, prompt, draws=PAIRS // len(few), batch_size=2 * at_once)
             if self.visible is None:
-                self.visible = gain_advice.visible_noise(sd, latents, self.noise_of, self.risen())
+                self.visible = visible_noise(sd, latents, self.world)
         title = f"step {step} of {self.options.steps}, drawn with {STEPS} steps of DDIM"
         shown = [Group(title, list(zip(pictures, prompts, strict=True)), 3)]
         save_sheet(shown, self.out / "looks" / f"{step:06d}.png", {"step": step})
         images, fidelity = to_tensor(pictures), None  # measured in full precision
-        noise = self.noise_of(images)
+        noise = noise_of(images, self.world)
         if self.world:
             fidelity = world_measures.fidelity(images, self.seen)[0]
         elif self.dino:
@@ -125,14 +140,6 @@ class Monitor:
         for name, values in (("c", gain.c), ("u", gain.u)):
             row |= {f"gain {name} at {t}": g for t, g in zip(gain.times, gains.mean(values), strict=True)}
         return row
-
-    def noise_of(self, images):
-        """Noise of pictures (B, 3, H, W) in [-1, 1]: (B,)."""
-        return world_measures.noise(images) if self.world else 127.5 * world_measures.immerkaer(images)
-
-    def risen(self):
-        """How far noise must rise to be seen, in the units of `noise_of`."""
-        return RISEN["world" if self.world else "photo"]
 
     def reading(self, row):
         """What a look found out about the gains, a `gain_advice.Reading`; None for a look of an earlier version."""
@@ -149,7 +156,7 @@ class Monitor:
 
     def calm(self):
         """The rows at which noise had not risen above that of the first."""
-        limit = self.rows[0]["noise"] + self.risen()
+        limit = self.rows[0]["noise"] + risen(self.world)
         return [row for row in self.rows if row["noise"] <= limit]
 
     def faithful(self):

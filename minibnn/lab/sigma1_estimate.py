@@ -59,12 +59,12 @@ def estimate_sigma1(predict_eps, latents, abar, ts=TIMES, draws=32, seed=0, batc
     for t in ts:
         x = q_sample(clean, noise, abar[t])
         eps = torch.cat([predict_eps(part, int(t)) for part in x.split(batch_size)])
-        error = (noise - eps).double().flatten(1)
-        left.append((error * noise.double().flatten(1)).sum(1).cpu())  # ⟨ε − ε̂, ε⟩ of each draw
+        error = (noise - eps).cpu().double().flatten(1)  # in float64 on the CPU: Apple's GPUs have none
+        left.append((error * noise.cpu().double().flatten(1)).sum(1))  # ⟨ε − ε̂, ε⟩ of each draw
         loss.append(error.square().mean().item())
         own.append((nearest(x, latents, abar[t]).cpu() == owner).double().mean().item())
     left = torch.stack(left).reshape(len(ts), draws, n)
-    energy = noise.double().square().flatten(1).sum(1).cpu().reshape(draws, n)
+    energy = noise.cpu().double().square().flatten(1).sum(1).reshape(draws, n)
 
     abar_t = torch.stack([abar[t] for t in ts]).cpu().double()
     gain_t = left.sum((1, 2)) / energy.sum() / abar_t.sqrt()

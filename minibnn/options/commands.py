@@ -343,7 +343,7 @@ class GainsOptions:
     images: str = option(None, "folder with the training pictures [those of the run]", "what", metavar="DIR")
     prompt: str = option(None, "the training prompt [of the run, or the model's recipe]", "what", type=words)
     negative_prompt: str = option("", "of the unconditional prediction", "what")
-    guidance: list = option((1.0, 3.0, 7.5), "values of classifier-free guidance, 1: none; the verdict is on the last", "what", type=float, nargs="+", metavar="X")
+    guidance: list = option(None, "values of classifier-free guidance, 1: none; the verdict is on the last [1, 3 and the model's own: {guidance}]", "what", type=float, nargs="+", metavar="X")
     tokenizer: str = tokenizer_option()
     prediction_type: str = prediction_type_option()
     adapter: str = option(None, "a LoRA or OFT to add to MODEL: a run's folder, or a file", "what", metavar="PATH")

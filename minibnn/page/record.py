@@ -119,4 +119,4 @@ def repeating(record):
 
 def is_world(record):
     """Whether the monitor measured with the bundled world's own measures."""
-    return monitor.is_world(record.options)
+    return monitor.is_world(record.options.model, record.options.resolution)
