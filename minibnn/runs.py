@@ -50,7 +50,7 @@ from .options.commands import TrainOptions
 from .options.configs import PATHS
 from .options.kinds import BUNDLED
 from .options.running import interrupt, note_signal, on_stop
-from .progress import progress_bar
+from .progress import Course, progress_bar
 
 STATE = Path("checkpoint") / "state.safetensors"
 SCALER = {  # of GradScaler's state; {} where it is not used
@@ -185,12 +185,26 @@ def check_same_run(options, pictures):
     if (processes := config.get("processes", 1)) != distributed.world():
         differs = f"the run in {options.out} was begun by {processes} processes and cannot go on with"
         raise UserError(f"{differs} {distributed.world()}: torchrun --nproc-per-node {processes} goes on")
+    check_class_folder(options, config)
     done, _ = read_progress(Path(options.out) / STATE)
     if done > options.steps:
         raise UserError(f"--steps {options.steps} lies before the checkpoint, which is after step {done}")
     if config["pictures"] != fingerprint(pictures):
         began = f"those that the run in {options.out} began with"
         raise UserError(f"--images {' '.join(options.images)}: the pictures are not {began}")
+
+
+def check_class_folder(options, config):
+    """Refuse other class pictures than the run began with, as long as those are there. Raises UserError."""
+    before, own = config["options"], Path(options.out) / "class_images"
+    was = before.get("class_images")
+    if not options.prior_weight or was is None:
+        return
+    inside = was == str(Path(before.get("out") or "") / "class_images")  # they move with the run
+    was = own if inside else Path(config.get("folder", ".")) / was
+    if was.exists() and was.resolve() != Path(options.class_images).resolve():
+        raise UserError(f"--class-images {options.class_images} is not the folder that the run in {options.out} began "
+                        f"with, {was}: leave it out, or start another run")
 
 
 def restore_threads(out):
@@ -305,17 +319,18 @@ class Progress:
     """A bar on the terminal and, in a run's folder, log.jsonl with one line for each step; `with Progress(…) as look:`.
 
     A line is written a step late, when the step's figures have arrived from the GPU. On resume, the lines after the
-    checkpoint are dropped. out: the folder, or None for the bar alone.
+    checkpoint are dropped. out: the folder, or None for the bar alone. course: a `progress.Course` of longer work, or
+    None where all steps take alike.
     """
 
-    def __init__(self, out, training, steps, label="training"):
+    def __init__(self, out, training, steps, label="training", course=None):
         shown = distributed.rank() == 0
         self.path = Path(out) / "log.jsonl" if out and shown else None
         if self.path:
             lines = read_text(self.path).splitlines()[: training.step] if self.path.exists() and training.step else []
             write_text(self.path, "".join(line + "\n" for line in lines))
         self.bar = progress_bar(total=steps, initial=training.step, desc=label, disable=not shown)
-        self.waiting = None  # the figures of the last step
+        self.waiting, self.course = None, course or Course(steps)  # waiting: the figures of the last step
 
     def __enter__(self):
         return self
@@ -325,10 +340,12 @@ class Progress:
         self.bar.close()
 
     def __call__(self, training):
+        self.course.passed(training.step)
         if training.figures is None:  # before the first step
             return
         self.write()
         self.waiting = training.figures
+        self.bar.to_go = self.course.to_go()
         self.bar.update()
 
     def write(self):

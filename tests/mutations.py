@@ -69,6 +69,11 @@ MUTATIONS = (
              "test_schedule.py", "The times of a sampler lack SD's offset of 1."),
     Mutation("schedule-plms", SCHEDULE, "23 / 12", "22 / 12", "test_schedule.py",
              "PLMS combines three predictions with a wrong weight."),
+    Mutation("progress-looks", "minibnn/progress.py", "works = sum(self.step <= step <= self.total",
+             "works = sum(self.step < step <= self.total", "test_progress.py",
+             "The time to the end forgets the look that is about to begin."),
+    Mutation("config-method", "minibnn/options/configs.py", "MACHINE + (OF_METHOD if other else ())", "MACHINE",
+             "test_options.py", "--config RUN --method lora brings the rate and the layers of DreamBooth along."),
     # --- pages
     Mutation("page-attributes", "minibnn/page/html.py", """{key}="{escape(value)}\"""", """{key}="{value}\"""",
              "test_page.py", "A prompt with quotation marks ends an attribute, and the rest of it is obeyed."),

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -128,6 +129,39 @@ def test_a_run_can_be_repeated_from_its_config(run):
     options = parse(TrainOptions, "x", ["--config", str(run), "--images", "others", "--lr", "1"])
     assert (options.images, options.lr, options.prompt) == (["others"], 1.0, ["a dog"])
     assert (options.out, options.resume, options.overwrite) == ("runs/others", False, False)
+
+
+def test_another_method_takes_what_it_needs_and_leaves_what_was_settled_for_the_runs_own(run):
+    """Bug of an earlier version: --where and the rate of DreamBooth came along, and LoRA was refused."""
+    config = json.loads((run / "config.json").read_text())
+    config["options"] |= {"where": "paper", "device": "cuda:1", "kernel": "triton", "seed": 5, "batch_size": 2}
+    (run / "config.json").write_text(json.dumps(config))
+    options = parse(TrainOptions, "x", ["--config", str(run), "--method", "lora", "--out", "b"])
+    assert (options.where, options.lr, options.steps) == (None, None, None)
+    assert (options.method, options.seed, options.batch_size, options.prompt) == ("lora", 5, 2, ["a dog"])
+    assert (options.device, options.kernel) == (None, "auto")  # those of this machine
+    same = parse(TrainOptions, "x", ["--config", str(run), "--method", "dreambooth", "--out", "b"])
+    assert (same.where, same.lr, same.steps, same.device) == ("paper", 0.5, 9, None)
+
+
+def test_paths_of_a_file_of_options_are_those_of_its_folder(run, tmp_path, monkeypatch):
+    """Of a run: those of the folder in which it was started. What is not there stays as it is written."""
+    home = run.parents[1]
+    (home / "photos").mkdir()
+    for name in (str(run), str(run / "config.json")):
+        options = parse(TrainOptions, "x", ["--config", name])
+        assert options.images == [str(home / "photos")] and options.sample_prompts == "lines.txt"
+        assert (options.model, options.tokenizer) == ("tiny", "/words")
+    (home / "a.toml").write_text('images = ["photos", "gone"]\nmodel = "tiny"\nout = "photos"\n')
+    (home / "tiny").mkdir()  # a bundled model's name is no path
+    options = parse(TrainOptions, "x", ["--config", "../home/a.toml"])
+    assert [Path(path).resolve() for path in options.images] == [home / "photos", tmp_path / "elsewhere" / "gone"]
+    assert (options.model, options.out) == ("tiny", "photos")
+    monkeypatch.chdir(home)
+    assert parse(TrainOptions, "x", ["--config", "a.toml"]).images == ["photos", "gone"]
+    with pytest.raises(SystemExit):
+        parse(TrainOptions, "minibnn train", ["--images", "photos", "--save-config", str(tmp_path / "b.toml")])
+    assert tomllib.loads((tmp_path / "b.toml").read_text())["images"] == [str(home / "photos")]
 
 
 @pytest.mark.parametrize(

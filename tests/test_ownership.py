@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib import import_module
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from minibnn.cli import sample
 from minibnn.cli.train import fine_tune
 from minibnn.files import locks, store
 from minibnn.neighbours import graft
+from minibnn.options import commands, experiments
 from minibnn.options.commands import GraftOptions, SampleOptions, TrainOptions
 from minibnn.options.parsing import parse
 from minibnn.pictures import save_png
@@ -59,6 +61,51 @@ def test_a_second_run_in_a_folder_is_refused_and_names_the_first(options, tmp_pa
     assert (out / ".lock").exists()
     fine_tune(options())  # which is taken over
     assert not (out / ".lock").exists() and (out / runs.STATE).exists()
+
+
+OTHERS = {  # commands that write into a folder for long: (module, function, what it takes before the options, options)
+    "pretrain": ("world.pretrain", "pretrain", (), lambda out, dog: commands.PretrainOptions(work=out, processes=1)),
+    "pretrain-textured": (
+        "world.textured", "pretrain", (), lambda out, dog: commands.PretrainTexturedOptions(work=out)),
+    "flow": ("neighbours.flow", "train_or_draw", (),
+             lambda out, dog: commands.FlowOptions(train=True, out=out, overwrite=True)),
+    "bps": ("neighbours.bps", "train_or_draw", (),
+            lambda out, dog: commands.BpsOptions(hints=dog, out=out, overwrite=True)),
+    "methods": ("experiments.methods", "table", ("methods",), lambda out, dog: experiments.MethodsOptions(out=out)),
+    "sd-gains": ("experiments.sd_gains", "experiment", (),
+                 lambda out, dog: experiments.SdGainsOptions(model="tiny", images=dog, out=out, arms=["plain"])),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_commands_refuse_a_folder_that_is_in_use(name, tmp_path, dog):
+    module, function, leading, options = OTHERS[name]
+    out = tmp_path / "out"
+    with locks.locked(out):
+        with pytest.raises(UserError, match=f"out is in use by process {os.getpid()} on"):
+            getattr(import_module(f"minibnn.{module}"), function)(*leading, options(str(out), str(dog)))
+        assert [path.name for path in out.iterdir()] == [".lock"]
+
+
+def test_resuming_with_other_class_pictures_is_refused(tmp_path):
+    """As long as those that the run began with are there; where they were moved, others must do."""
+    for name in ("mine", "others", "run/class_images"):
+        (tmp_path / name).mkdir(parents=True)
+
+    def check(was, now, **own):
+        options = TrainOptions(images="p", out=str(tmp_path / "run"), prior_weight=1.0,
+                               class_images=str(tmp_path / now))
+        config = {"folder": str(tmp_path), "options": {"out": "before", "class_images": was}} | own
+        runs.check_class_folder(options, config)
+
+    check("mine", "mine")
+    check(str(tmp_path / "mine"), "others/../mine")
+    check("before/class_images", "run/class_images")  # a run that was moved, with its pictures
+    check("gone", "others")
+    with pytest.raises(UserError, match=r"--class-images .*others is not the folder that the run in .* began with"):
+        check("mine", "others")
+    with pytest.raises(UserError, match="leave it out, or start another run"):
+        check("before/class_images", "others")
 
 
 def test_a_lock_is_taken_over_only_when_its_process_is_gone(tmp_path):

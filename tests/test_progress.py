@@ -1,12 +1,13 @@
 """Progress without a terminal: a line a minute."""
 
+import io
 import subprocess
 import sys
 
 import pytest
 
 from minibnn import progress
-from minibnn.progress import Lines, progress_bar
+from minibnn.progress import Course, Lines, progress_bar
 
 
 class Clock:
@@ -55,7 +56,7 @@ def test_iteration_counts_and_lengths_may_be_unknown(clock, capsys):
 def test_a_bar_is_for_terminals_and_notebooks(monkeypatch):
     assert type(progress_bar(range(3))) is Lines and progress_bar(range(3)).total == 3
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
-    assert type(progress_bar(range(3), disable=True)) is progress.tqdm
+    assert type(progress_bar(range(3), disable=True)) is progress.Bar
     assert list(progress_bar("ab", total=2)) == ["a", "b"]
 
 
@@ -63,3 +64,46 @@ def test_output_to_a_file_has_no_bars(tmp_path):
     script = "from minibnn.progress import progress_bar\nfor _ in progress_bar(range(50), desc='x'): pass"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stderr == ""
+
+
+# --- the time to the end ----------------------------------------------------------------------------------------------
+
+
+def test_longer_work_counts_where_it_is_still_to_come(clock):
+    """Steps of 2 s, looks of 10 s after the steps 0, 3, 6 and 9, and samples at the end, as long as 2 looks."""
+    course, due = Course(9, {0, 3, 6, 9}, 2, clock), {}
+    for step in range(10):
+        if step:
+            clock.now += 2
+        course.passed(step)
+        due[step] = course.to_go()
+        if step in (0, 3, 6, 9):
+            clock.now += 10
+    assert due[0] is None and due[1] is None  # no step of ordinary length has been seen yet
+    assert {step: due[step] for step in range(2, 10)} == {
+        2: 7 * 2 + 5 * 10, 3: 6 * 2 + 5 * 10, 4: 5 * 2 + 4 * 10, 5: 4 * 2 + 4 * 10, 6: 3 * 2 + 4 * 10,
+        7: 2 * 2 + 3 * 10, 8: 2 + 3 * 10, 9: 3 * 10,
+    }
+
+
+def test_a_resumed_training_begins_in_the_middle(clock):
+    course = Course(100, (), 0, clock)
+    for step in range(60, 64):
+        course.passed(step)
+        clock.now += 3
+    assert course.to_go() == 37 * 3
+
+
+def test_a_time_that_is_given_is_shown(clock, capsys, monkeypatch):
+    with Lines(None, 100, "training", 0, clock) as bar:
+        bar.to_go = 3600
+        clock.now += 60
+        bar.update(50)
+    assert capsys.readouterr().err == "training: 50 of 100, 0:01:00, about 1:00:00 to go\n"
+    shown = io.StringIO()
+    bar = progress.Bar(None, "training", 100, file=shown)
+    bar.to_go = 100.0
+    bar.update(50)
+    bar.refresh()
+    assert "<01:40," in shown.getvalue().split("\r")[-1]
+    bar.close()

@@ -28,6 +28,7 @@ from ..options.commands import run_folder
 from ..page.run import write_report
 from ..pictures import to_pil
 from ..pipeline import StableDiffusion
+from ..progress import Course
 from ..train import Batches, Diverged, at_the_mean, fine_tuning, train
 from . import programs
 
@@ -84,7 +85,8 @@ def fine_tune_there(options, observers):
     watching = [monitor.Monitor(options, sd, images[: len(folders[0])])] if options.monitor and first else []
     pages = [lambda training: write_page(options, training.step, watching[0])] if watching else []
     drawing = [samples, *observers, *watching, *pages] if first else []
-    with runs.Progress(out, training, options.steps) as progress, runs.CtrlC() as stop:
+    timed = course(options, sd, samples, watching)
+    with runs.Progress(out, training, options.steps, course=timed) as progress, runs.CtrlC() as stop:
         checkpoints = runs.Checkpoints(options, stop, training.step, progress)
         try:
             train(training, options, batches, [progress, *drawing, checkpoints])
@@ -98,6 +100,15 @@ def fine_tune_there(options, observers):
         finish(options, sd, samples, watching)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped while writing the result: the same command with --resume goes on") from None
+
+
+def course(options, sd, samples, watching):
+    """When looks and samples make steps longer, for the time to the end; the last samples are counted in looks."""
+    steps = range(options.steps + 1)
+    drawn = [step for step in steps if step and samples.every and step % samples.every == 0]
+    looks = [step for step in steps if any(watch.looks_after(step) for watch in watching)]
+    evaluations = len(samples.prompts) * sd.recipe["sample_steps"]
+    return Course(options.steps, {*drawn, *looks}, evaluations / monitor.EVALUATIONS if looks else bool(drawn))
 
 
 def finish(options, sd, samples, watching):

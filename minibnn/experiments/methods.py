@@ -39,6 +39,7 @@ from PIL import Image
 from .. import data
 from ..devices import choose_threads
 from ..errors import UserError
+from ..files.locks import locked
 from ..files.schema import fitting, integer, items, number, one_of, record
 from ..files.store import write_json, write_text
 from ..lab.intervals import interval, require_scipy
@@ -207,7 +208,20 @@ def make_runs(todo, found, options, settings):
 
 
 def table(name, options):
-    """Perform the runs of a table that are not yet there, and write it."""
+    """Perform the runs of a table that are not yet there, and write it. Raises UserError."""
+    if options.plan:
+        still_to_do(name, options)
+        return
+    require_scipy()
+    with locked(options.out):
+        make_table(name, options)
+
+
+def still_to_do(name, options):
+    """Say how many runs of a table there are to make; returns (those that are there, the settings, what is to be made).
+
+    Raises UserError when those that are there were made otherwise.
+    """
     out = Path(options.out)
     found, settings = read_runs(out / "runs.jsonl"), settings_of(options)
     for (row, seed), line in found.items():
@@ -215,9 +229,12 @@ def table(name, options):
         fitting(line, record(LINE, required=LINE), f"{out / 'runs.jsonl'}: {row}, seed {seed}")
     todo = [(row, seed) for seed in options.seeds for row in TABLES[name].values() if (row, seed) not in found]
     print(f"{len(todo)} of {len(options.seeds) * len(TABLES[name])} runs are to be made")
-    if options.plan:
-        return
-    require_scipy()
+    return found, settings, todo
+
+
+def make_table(name, options):
+    """The table in a folder that belongs to this process."""
+    out, (found, settings, todo) = Path(options.out), still_to_do(name, options)
     if todo:
         make_runs(todo, found, options, settings)
     rows, differences = summarise(name, found, options.seeds)

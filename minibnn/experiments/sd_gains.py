@@ -31,6 +31,7 @@ from PIL import Image
 from .. import data
 from ..cli.train import fine_tune
 from ..errors import UserError
+from ..files.locks import locked
 from ..files.store import read_json, write_json, write_text
 from ..lab import gain_advice, gain_law, gains, monitor, plot, sheets
 from ..lab.sigma1_estimate import latents_of
@@ -190,6 +191,12 @@ def experiment(options):
     )
     if options.plan:
         return None
+    with locked(options.out):
+        return experiment_there(options, arms)
+
+
+def experiment_there(options, arms):
+    """The same in a folder that belongs to this process."""
     claim(options)
     found = {arm: perform(arm, options) for arm in arms}
     out = Path(options.out)

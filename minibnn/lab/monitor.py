@@ -46,6 +46,7 @@ PAIRS = 2  # of noise at each time at which gains are measured
 KEPT = 2
 LOOKS = 6  # in a run after the first, if --monitor-every is not given
 PLACES = ("on the beach", "in the snow", "on a wooden floor")
+EVALUATIONS = 2 * len(PLACES) * STEPS  # for the pictures of a look
 
 
 def settle(options):
@@ -102,7 +103,7 @@ class Monitor:
 
     def __call__(self, training):
         step = training.step
-        if step and step % self.every and step != self.options.steps:
+        if not self.looks_after(step):
             return
         self.rows = [row for row in self.rows if row["step"] < step]  # a resumed run looks again at its checkpoint
         self.rows.append({"step": step} | self.look(training.sd, step))
@@ -110,6 +111,10 @@ class Monitor:
         save_png(self.chart(), self.out / "curves.png")
         self.keep(training.sd)
         self.write_advice()
+
+    def looks_after(self, step):
+        """Whether it looks after this step."""
+        return step % self.every == 0 or step == self.options.steps
 
     def look(self, sd, step):
         """Draw six pictures, show and measure them, and measure σ₁ and the gains: {name of the curve: number}."""

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .. import data, runs, schedule
 from ..devices import autocast, choose_device, choose_threads, make_deterministic, unscaled_dtype
 from ..errors import UserError
+from ..files.locks import locked
 from ..files.schema import fitting, integer, one_of, record, text
 from ..files.store import read_json, read_tensors, write_json, write_tensors
 from ..networks.vae import sample_latents
@@ -219,6 +220,12 @@ def train_or_draw(options):
     if out.resolve() == Path(options.hints).resolve():
         raise UserError(f"--out {out} is --hints too, which would be written over: name another folder")
     check(options)
+    with locked(out):
+        train_or_draw_there(out, options)
+
+
+def train_or_draw_there(out, options):
+    """The same in a folder that belongs to this process."""
     device = choose_device(options.device)
     make_deterministic(device)
     dtype = getattr(torch, options.dtype or unscaled_dtype(device))

@@ -15,6 +15,7 @@ learns to draw such z. Because T is invertible, nothing is lost: KL(data ‖ T(q
 But: no guidance and no text; a corrector serves only the number of steps n that it was trained for.
 """
 
+import contextlib
 import shlex
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from torch import nn
 
 from ..devices import choose_threads
 from ..errors import UserError
+from ..files.locks import locked
 from ..files.schema import fitting, integer, record, text
 from ..files.store import ASSETS, open_weights, parse_json, read_tensors, write_tensors
 from ..networks.unet import UNet, UNetConfig, time_sinusoid
@@ -228,6 +230,12 @@ def train_or_draw(options):
         raise UserError(f"--out {out}: the name must end with .png")
     if options.train and out.is_file():
         raise UserError(f"--out {out} is a file; with --train name a folder")
+    with locked(out) if options.train else contextlib.nullcontext():
+        draw(out, options)
+
+
+def draw(out, options):
+    """The same, training first with --train; then the folder `out` belongs to this process."""
     sd = StableDiffusion.load("tiny")
     choose_threads("cpu", sd.unet)
     flow, corrector, n = train_both(sd, out, options) if options.train else bundled_or_own(options.flow)

@@ -18,6 +18,11 @@ from pathlib import Path
 from ..errors import UserError
 from .kinds import BUNDLED, KINDS, words
 
+MACHINE = ("device", "kernel")  # what a run settled for the machine that it ran on
+OF_METHOD = (  # what a run settled for its method
+    "where", "rank", "alpha", "blocks", "coft", "layers", "lr", "steps", "prior_weight", "class_count",
+)
+OUTPUTS = ("out", "work")  # options that name folders, but none that are read
 PATHS = ("images", "model", "tokenizer", "class_images", "sample_prompts", "monitor_dino")  # options of `train`
 
 
@@ -46,6 +51,42 @@ def read_options(path, options_class):
     return {name: value for name, value in values.items() if name not in ("out", "resume", "overwrite")}
 
 
+def config_options(path, options_class, given):
+    """{name: value} of the options that --config takes from a file or a run, beside those `given` on the command line.
+
+    Relative paths are those of the file's folder, or of the folder in which the run was started, if they are there. Of
+    a run the device and the kernel, which belong to its machine, are left out, and with another --method also what was
+    settled for the run's own. Raises UserError as `read_options`.
+    """
+    values, file = read_options(path, options_class), Path(path)
+    if file.suffix == ".toml":
+        return beside(values, options_class, file.parent)
+    file = file / "config.json" if file.is_dir() else file
+    home = json.loads(file.read_text(encoding="utf-8")).get("folder", ".")
+    other = given.get("method", values.get("method")) != values.get("method")
+    left_out = MACHINE + (OF_METHOD if other else ())
+    return beside({k: v for k, v in values.items() if k not in left_out}, options_class, Path(home))
+
+
+def beside(values, options_class, home):
+    """Options whose relative paths are taken from the folder `home`, where they are there."""
+    fields = {field.name: field for field in dataclasses.fields(options_class)}
+    return {name: _found(value, home) if is_path(fields[name]) else value for name, value in values.items()}
+
+
+def is_path(field):
+    """Whether an option names a file or folder that is read."""
+    kind = field.metadata["argparse"].get("metavar")
+    return field.name not in OUTPUTS and kind in ("DIR", "FILE", "PATH", "MODEL")
+
+
+def _found(value, home):
+    if isinstance(value, list):
+        return [_found(each, home) for each in value]
+    there = value not in BUNDLED and not Path(value).is_absolute() and (home / value).exists()
+    return str(home / value) if there else value
+
+
 def run_options(out, options_class):
     """{name: value} of the options of the run in the folder `out`, as far as they belong to the training.
 
@@ -72,7 +113,13 @@ def _moved(value, home):
 
 
 def write_options(path, values):
-    """Write {field: value} as a TOML file that `read_options` reads. Raises UserError when it exists."""
+    """Write {field: value} as a TOML file that `read_options` reads. Raises UserError when it exists.
+
+    In another folder than the present one relative paths would mean something else, and become absolute.
+    """
+    if Path(path).resolve().parent != Path.cwd():
+        home = Path.cwd()
+        values = {name: _found(value, home) if name in PATHS else value for name, value in values.items()}
     try:
         with open(path, "x", encoding="utf-8") as file:
             file.write("".join(f"{name.replace('_', '-')} = {toml(value)}\n" for name, value in values.items()))

@@ -55,7 +55,7 @@ def parse(options_class, prog, argv=None, examples=(), recipes=()):
     given = vars(values)
     config, save = given.pop("config", None), given.pop("save_config", None)
     try:
-        given = (configs.read_options(config, options_class) if config else {}) | given
+        given = (configs.config_options(config, options_class, given) if config else {}) | given
         if save:
             configs.write_options(save, given)
             print(f"written; to use it: {parser.prog} --config {shlex.quote(save)}")

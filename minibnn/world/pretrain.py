@@ -28,6 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .. import schedule
 from ..errors import UserError
 from ..files.configs import RECIPE, SD_SCHEDULER, official_configs
+from ..files.locks import locked
 from ..files.store import open_weights, write_tensors
 from ..networks.text_encoder import TextEncoder, TextEncoderConfig
 from ..networks.tokenizer import END, START, Tokenizer
@@ -295,16 +296,17 @@ def pretrain(options):
     if options.processes > least:
         raise UserError(f"--processes {options.processes}: each needs a picture of the {least} at once")
     work = Path(options.work)
-    for path in work.glob("*.safetensors"):
-        open_weights(path)  # tells before the processes start if it is damaged
-    make_vocabulary(all_words(), work / "tokenizer")
-    (work / "rendezvous").unlink(missing_ok=True)
-    try:  # the processes are daemons, so that they end with this one
-        torch.multiprocessing.spawn(worker, (options,), nprocs=options.processes, daemon=True)
-    except torch.multiprocessing.ProcessRaisedException as error:
-        kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
-        if kind.rpartition(".")[2] not in ("UserError", "WeightsError"):
-            raise
-        raise UserError(message) from None
-    if options.out:
-        assemble(work, options.out)
+    with locked(work):
+        for path in work.glob("*.safetensors"):
+            open_weights(path)  # tells before the processes start if it is damaged
+        make_vocabulary(all_words(), work / "tokenizer")
+        (work / "rendezvous").unlink(missing_ok=True)
+        try:  # the processes are daemons, so that they end with this one
+            torch.multiprocessing.spawn(worker, (options,), nprocs=options.processes, daemon=True)
+        except torch.multiprocessing.ProcessRaisedException as error:
+            kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
+            if kind.rpartition(".")[2] not in ("UserError", "WeightsError"):
+                raise
+            raise UserError(message) from None
+        if options.out:
+            assemble(work, options.out)

@@ -21,6 +21,7 @@ from torch import nn
 
 from .. import schedule
 from ..files.configs import RECIPE, SD_SCHEDULER, official_configs
+from ..files.locks import locked
 from ..networks.text_encoder import TextEncoder, TextEncoderConfig
 from ..networks.tokenizer import END, START, Tokenizer
 from ..networks.unet import UNet, UNetConfig
@@ -116,6 +117,12 @@ def untrained_unet():
 
 def pretrain(options):
     """Train in PretrainTexturedOptions.work and, if `out` is given, write the model there. Raises UserError."""
+    with locked(options.work):
+        pretrain_there(options)
+
+
+def pretrain_there(options):
+    """The same in a folder that belongs to this process."""
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     tokenizer = make_vocabulary(all_words(), Path(options.work) / "tokenizer")
