@@ -45,6 +45,7 @@ from .files.store import (
     write_tensors,
     write_text,
 )
+from .finetune.adamw_bf16 import AdamWBfloat16
 from .finetune.adapter_files import is_adapter
 from .options.commands import TrainOptions
 from .options.configs import PATHS
@@ -273,12 +274,15 @@ def load_checkpoint(out, training):
             there, needed = (list(of[name]) if name in of else "none" for of in (shapes, wanted))
             if there != needed:
                 raise WeightsError(f"{path} is no checkpoint of this training: {name} is {there}, but needs {needed}")
+        narrow = isinstance(training.optimiser, AdamWBfloat16)
+        moments = dict.fromkeys(("exp_avg", "exp_avg_sq"), torch.bfloat16 if narrow else torch.float32)
         for name, parameter in trained.items():
             keys = [f"{key}/{name}" for key in ("weight", "step", "exp_avg", "exp_avg_sq")]
             tensors = check_finite({key: file.get_tensor(key) for key in keys}, path)
             for key, tensor in tensors.items():
                 least = 0 if key.startswith(("step/", "exp_avg_sq/")) else -math.inf  # Adam takes a root of exp_avg_sq
-                if tensor.dtype != torch.float32 or (tensor.numel() and tensor.min() < least):
+                dtype = moments.get(key.partition("/")[0], torch.float32)
+                if tensor.dtype != dtype or (tensor.numel() and tensor.min() < least):
                     raise WeightsError(f"{path}: {key} cannot be a state of the optimiser")
             weight, *state = (tensor.to(parameter.device, copy=True) for tensor in tensors.values())
             parameter.copy_(weight)

@@ -29,6 +29,7 @@ from .devices import autocast, upload
 from .errors import UserError
 from .figures import Figures
 from .finetune import bayes, methods
+from .finetune.adamw_bf16 import AdamWBfloat16
 from .finetune.kl_gradient import add_kl_gradient
 from .networks.vae import sample_latents
 from .pipeline import StableDiffusion
@@ -162,16 +163,23 @@ def fine_tuning(sd, options):
 
     scaler = torch.amp.GradScaler(sd.device.type, enabled=dtype == torch.float16)
     means = {name: mu.detach().clone() for name, (mu, _) in bayes.sigmas(unet).items()} if options.lambda_kl else {}
-    return Training(sd, unet, predict, make_optimiser(unet, options.lr), scaler, means, called)
+    optimiser = make_optimiser(unet, options.lr, options.optimiser, options.seed)
+    return Training(sd, unet, predict, optimiser, scaler, means, called)
 
 
-def make_optimiser(network, lr):
-    """AdamW with the defaults of diffusers' script; σ takes no weight decay, which would pull it to 0."""
+def make_optimiser(network, lr, kind="adamw", seed=0):
+    """AdamW with the defaults of diffusers' script; σ takes no weight decay, which would pull it to 0.
+
+    kind: "adamw", or "adamw-bf16" (`finetune/adamw_bf16.py`), whose moments take half the memory and whose rounding has
+    this seed.
+    """
     groups = {False: [], True: []}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             groups[name.endswith("_sigma")].append(parameter)
     decayed, sigmas = ({"params": groups[is_sigma], "weight_decay": 0.0 if is_sigma else 0.01} for is_sigma in groups)
+    if kind == "adamw-bf16":
+        return AdamWBfloat16([decayed, sigmas], lr, seed=seed)
     return torch.optim.AdamW([decayed, sigmas], lr, fused=True)
 
 

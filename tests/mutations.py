@@ -37,6 +37,7 @@ SCHEDULE, TRAIN, SAMPLE, PIPELINE = (f"minibnn/{name}.py" for name in ("schedule
 UNET, TOKENIZER = "minibnn/networks/unet.py", "minibnn/networks/tokenizer.py"
 BAYES, LORA, OFT, ADAPTERS = (f"minibnn/finetune/{name}.py" for name in ("bayes", "lora", "oft", "adapter_files"))
 NOISE = "minibnn/finetune/weight_noise.py"
+ADAMW = "minibnn/finetune/adamw_bf16.py"
 SETTINGS, READING, SINGLE = (f"minibnn/{name}.py" for name in (
     "finetune/adapter_settings", "finetune/adapter_reading", "files/single_file"))
 LAYOUTS, STORE, RUNS = "minibnn/files/layouts.py", "minibnn/files/store.py", "minibnn/runs.py"
@@ -147,6 +148,10 @@ MUTATIONS = (
              "test_bayes.py", "All of training sees 256 different samples of the weights."),
     Mutation("bayes-bias-noise", NOISE, '2 * stream + (domain == "bias") if', "2 * stream if", "test_bayes.py",
              "A layer's bias has the first numbers of its weight's noise."),
+    Mutation("adamw-bf16-same-noise", ADAMW, "(self.seed * 1_000_003 + step)", "(self.seed * 1_000_003)",
+             "test_adamw_bf16.py", "Each step rounds its moments with the same random bits."),
+    Mutation("adamw-bf16-cut-off", ADAMW, "view(torch.int32) + noise)", "view(torch.int32))",
+             "test_adamw_bf16.py", "Moments are always rounded towards zero."),
     Mutation("bayes-one-stream", NOISE, "0x9E3779B97F4A7C15 * (stream + 1)", "0x9E3779B97F4A7C15", "test_bayes.py",
              "All layers have the same noise."),
     Mutation("bayes-random-in-eval", BAYES, "if not self.training:", "if False:", "test_bayes.py",

@@ -21,6 +21,7 @@ SAME = {  # the same meaning and the same kind of value
     "--checkpointing-steps": "--checkpoint-every", "--save-every-n-steps": "--checkpoint-every",
     "--sample-every-n-steps": "--sample-every", "--validation-steps": "--sample-every",
     "--snr-gamma": "--min-snr", "--min-snr-gamma": "--min-snr",
+    "--optimizer": "--optimiser",
     "--guidance-scale": "--guidance",
     "--num-images-per-prompt": "--count",
     "--config-file": "--config",
@@ -28,6 +29,8 @@ SAME = {  # the same meaning and the same kind of value
 
 INSTEAD = {  # another kind of value, or nothing to ask for
     "--mixed-precision": "--dtype bfloat16 or --dtype float16",
+    "--use-8bit-adam": "--optimiser adamw-bf16",
+    "--optimizer-type": "--optimiser adamw or --optimiser adamw-bf16",
     "--resume-from-checkpoint": "--resume --out RUN",
     "--validation-prompt": "--sample-prompts FILE, with one prompt in each line",
     "--network-module": "--method lora or --method oft",

@@ -66,6 +66,7 @@ class TrainOptions:
 
     steps: int = option(None, "optimiser steps [for each picture: {steps_per_picture}]", "training", type=whole)
     lr: float = option(None, "learning rate of AdamW [{lr}]", "training", type=positive)
+    optimiser: str = option("adamw", "adamw; or adamw-bf16, whose moments are kept in bfloat16, rounded at random: 4 bytes less for each trained number", "training", choices=("adamw", "adamw-bf16"))
     lr_warmup_steps: int = option(0, "the rate rises linearly over the first N steps", "training", type=natural, metavar="N")
     batch_size: int = option(1, "pictures for each forward; as many class pictures beside them", "training", type=whole)
     null_dropout: float = option(0.0, "share of the pictures, of subject and class, that are trained with the empty prompt, so that guidance's unconditional prediction is trained too; 0: none", "training", type=share, metavar="P")

@@ -19,6 +19,7 @@ from . import plain  # noqa: F401  (it registers how to write what a terminal la
 
 LESS_MEMORY = {  # option: what to try, if the command has it
     "gradient_checkpointing": "--gradient-checkpointing", "dtype": "--dtype bfloat16",
+    "optimiser": "--optimiser adamw-bf16",
     "batch_size": "a smaller --batch-size", "resolution": "a smaller --resolution",
     "width": "a smaller --width and --height", "draws": "fewer --draws", "processes": "fewer --processes",
 }
