@@ -241,6 +241,8 @@ def save_checkpoint(out, training):
         tensors[f"weight/{name}"] = parameter
         for key, value in training.optimiser.state[parameter].items():
             tensors[f"{key}/{name}"] = value
+    if training.average:
+        tensors |= {f"ema/{name}": mean for name, mean in training.average.mean.items()}
     scale = json.dumps(training.scaler.state_dict())
     write_tensors(Path(out) / STATE, tensors, {"completed_steps": str(training.step), "scaler": scale})
 
@@ -268,6 +270,8 @@ def load_checkpoint(out, training):
     trained = dict(_trainable(training.network))
     wanted = {f"{key}/{name}": p.shape for name, p in trained.items() for key in ("weight", "exp_avg", "exp_avg_sq")}
     wanted |= {f"step/{name}": () for name in trained}
+    averages = training.average.mean if training.average else {}
+    wanted |= {f"ema/{name}": mean.shape for name, mean in averages.items()}
     with open_weights(path) as file:
         shapes = shapes_of(file)
         for name in [*wanted, *shapes]:
@@ -287,6 +291,8 @@ def load_checkpoint(out, training):
             weight, *state = (tensor.to(parameter.device, copy=True) for tensor in tensors.values())
             parameter.copy_(weight)
             training.optimiser.state[parameter] = dict(zip(("step", "exp_avg", "exp_avg_sq"), state, strict=True))
+        for name, mean in averages.items():
+            mean.copy_(check_finite({name: file.get_tensor(f"ema/{name}")}, path)[name])
     training.scaler.load_state_dict(scaler)
     training.step = step
 

@@ -28,7 +28,7 @@ from . import data, distributed, schedule
 from .devices import autocast, upload
 from .errors import UserError
 from .figures import Figures
-from .finetune import bayes, methods
+from .finetune import bayes, ema, methods
 from .finetune.adamw_bf16 import AdamWBfloat16
 from .finetune.kl_gradient import add_kl_gradient
 from .networks.vae import sample_latents
@@ -50,6 +50,7 @@ class Training:
     prior_means: dict = field(default_factory=dict)  # {name of μ: its pretrained value}, for the KL
     called: nn.Module = None  # what `predict` calls: the network, or DDP around it
     first_time: int = 0  # t is drawn from first_time … 999
+    average: ema.Average = None  # of the weights, where it is kept
     max_norm: float = 1.0  # a longer gradient is scaled down to this length
     step: int = 0  # completed optimiser steps
     figures: Figures = None  # of the last step: "diffusion", "prior", "kl", "sigma" (the mean of σ) and "norm"
@@ -133,6 +134,8 @@ def train(training, options, batches, observers=()):
         optimiser.zero_grad()
         methods.constrain(network, options)
         training.step += 1
+        if training.average:
+            training.average.update(training.step)
         values = torch.stack([*of_all, kl, bayes.mean_of(sigmas, none), norm])
         training.figures = Figures(training.step, FIGURES, values)
         if before:
@@ -164,7 +167,8 @@ def fine_tuning(sd, options):
     scaler = torch.amp.GradScaler(sd.device.type, enabled=dtype == torch.float16)
     means = {name: mu.detach().clone() for name, (mu, _) in bayes.sigmas(unet).items()} if options.lambda_kl else {}
     optimiser = make_optimiser(unet, options.lr, options.optimiser, options.seed)
-    return Training(sd, unet, predict, optimiser, scaler, means, called)
+    average = ema.attach(unet, options.ema)
+    return Training(sd, unet, predict, optimiser, scaler, means, called, average=average)
 
 
 def make_optimiser(network, lr, kind="adamw", seed=0):
@@ -223,11 +227,12 @@ class Batches:
 
 @contextlib.contextmanager
 def at_the_mean(sd, dtype=torch.float32):
-    """Inside, a model in training draws as it will draw later: all parts on its device, weights at θ = μ, autocast."""
+    """Inside, a model in training draws as it will draw later: all parts on its device, θ = μ or its average, autocast.
+    """
     sd.to(sd.device)
     sd.unet.eval()
     try:
-        with autocast(sd.device, dtype):
+        with autocast(sd.device, dtype), ema.averaged(sd.unet):
             yield
     finally:
         sd.unet.train()

@@ -75,6 +75,10 @@ MUTATIONS = (
              "The time to the end forgets the look that is about to begin."),
     Mutation("config-method", "minibnn/options/configs.py", "MACHINE + (OF_METHOD if other else ())", "MACHINE",
              "test_options.py", "--config RUN --method lora brings the rate and the layers of DreamBooth along."),
+    Mutation("ema-of-live-weights", "minibnn/cli/train.py", "    ema.settle(sd.unet)\n", "", "test_ema.py",
+             "A run with --ema is made of the weights of its last step."),
+    Mutation("ema-warm-up", "minibnn/finetune/ema.py", "k / (k + 9)", "(k + 1) / (k + 10)", "test_ema.py",
+             "The decay of the average runs a step ahead of diffusers'."),
     # --- pages
     Mutation("page-attributes", "minibnn/page/html.py", """{key}="{escape(value)}\"""", """{key}="{value}\"""",
              "test_page.py", "A prompt with quotation marks ends an attribute, and the rest of it is obeyed."),

@@ -19,7 +19,7 @@ from ..devices import autocast, choose_device, choose_threads, half_dtype, make_
 from ..errors import UserError
 from ..files import headers
 from ..files.store import NotFinite
-from ..finetune import methods
+from ..finetune import ema, methods
 from ..finetune.adapter_files import KOHYA
 from ..finetune.kernel import choose_kernel
 from ..lab import curves, monitor
@@ -114,6 +114,7 @@ def course(options, sd, samples, watching):
 def finish(options, sd, samples, watching):
     """Write the result of a training, draw samples, and say how to go on. watching: [Monitor], or none."""
     out = Path(options.out)
+    ema.settle(sd.unet)
     kind = methods.save_result(sd, options, out)
     if options.single_file:
         sd.save_single_file(out / "model.safetensors", header=headers.model_header(headers.about_run(sd, options)))

@@ -27,7 +27,7 @@ import torch
 
 from ..errors import UserError
 from ..files.store import write_json, write_text
-from ..finetune import methods
+from ..finetune import ema, methods
 from ..photo import measures as photo_measures
 from ..photo.loading import load_dino
 from ..pictures import save_png, to_pil, to_tensor
@@ -175,7 +175,8 @@ class Monitor:
         wanted = [self.folder(step) for step in self.faithful()]
         now = self.folder(self.rows[-1]["step"])
         if now in wanted:
-            methods.write_result(sd, self.options, now)
+            with ema.averaged(sd.unet):
+                methods.write_result(sd, self.options, now)
             shutil.copy(self.out / "config.json", now / "config.json")
         for old in now.parent.glob("[0-9]" * 6):
             if old not in wanted and not old.is_symlink() and find_config(old):  # the user's own stay

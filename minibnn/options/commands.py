@@ -71,6 +71,7 @@ class TrainOptions:
     batch_size: int = option(1, "pictures for each forward; as many class pictures beside them", "training", type=whole)
     null_dropout: float = option(0.0, "share of the pictures, of subject and class, that are trained with the empty prompt, so that guidance's unconditional prediction is trained too; 0: none", "training", type=share, metavar="P")
     min_snr: float = option(None, "weigh times by their signal-to-noise ratio, cut at this γ, e.g. 5 (Hang et al. 2023), for subject and class [all alike]", "training", type=positive, metavar="GAMMA")
+    ema: float = option(None, "keep the exponential moving average of the trained weights, with this decay at most, e.g. 0.99, and draw, save and export that [none]", "training", type=share, metavar="DECAY")
     accumulate: int = option(1, "forwards for each optimiser step", "training", type=whole)
     resolution: int = option(None, "pixels of the square crop [{resolution}]", "training", type=whole)
     dtype: str = option(None, "of the computation; weights train in float32 [float32; CUDA: bfloat16 or float16]", "training", choices=DTYPES)
