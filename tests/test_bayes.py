@@ -11,7 +11,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.utils.checkpoint import checkpoint
 
 from minibnn.finetune import bayes
-from minibnn.networks.unet import UNet
+from minibnn.networks.unet import UNet, UNetConfig
 
 D = torch.float64
 
@@ -251,7 +251,7 @@ def test_kl_to_the_starting_point_is_zero():
 @pytest.mark.parametrize(
     ("where", "share"),
     [("paper", 23.08), ("up", 12.02), ("norm", 0.0233), ("cross-attention", 5.115), ("paper,time", 26.32),
-     ("up,time", 13.59), ("paper,paper", 23.08)],
+     ("up,time", 13.59), ("up,time,time-embedding", 13.83), ("paper,projections", 23.08), ("paper,paper", 23.08)],
 )
 def test_shares_of_sd15(where, share):
     with torch.device("meta"):
@@ -267,6 +267,17 @@ def test_the_default_is_the_96_layers_of_the_authors():
     assert len(names) == 96
     assert not any("attn2" in name for name in names)
     assert len(bayes.select(unet, "down")) + len(bayes.select(unet, "mid")) + len(bayes.select(unet, "up")) == 96
+
+
+def test_projections_are_linear_in_sd2_alone():
+    """The authors' scripts convert every linear layer of the transformer blocks' modules: 128 in SD v2."""
+    with torch.device("meta"):
+        sd2 = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
+        unet = UNet(UNetConfig(**sd2))
+        assert not bayes.select(UNet(), "projections")
+    names = bayes.select(unet, "paper,projections")
+    assert len(names) == 128 and len(set(names) - set(bayes.select(unet, "paper"))) == 32
+    assert all(name.endswith(("proj_in", "proj_out")) for name in set(names) - set(bayes.select(unet, "paper")))
 
 
 def test_all_is_every_parameter(vectors):

@@ -110,9 +110,11 @@ KINDS = {  # "paper" is the authors' choice: self-attention and feed-forward of 
     "norm": lambda name, layer: isinstance(layer, (nn.GroupNorm, nn.LayerNorm)),
     "cross-attention": lambda name, layer: ".attn2." in name and isinstance(layer, nn.Linear),
     "time": lambda name, layer: "time_emb" in name,
+    "projections": lambda name, layer: name.endswith((".proj_in", ".proj_out")) and isinstance(layer, nn.Linear),
     "conv": lambda name, layer: isinstance(layer, nn.Conv2d),
     "all": lambda name, layer: True,
 }
+EVERYWHERE = {"time-embedding": lambda name, layer: name.startswith("time_embedding.")}  # it lies in no block
 REGIONS = {"up": "up_blocks.", "mid": "mid_block.", "down": "down_blocks."}
 
 
@@ -120,21 +122,23 @@ def select(unet, where):
     """The names of the layers that `where`, words joined by commas, chooses.
 
     A word of KINDS adds layers. A word of REGIONS adds the "paper" layers and restricts everything to its blocks:
-    "up,time" means self-attention, feed-forward and time projections of the up blocks. Raises ValueError.
+    "up,time" means self-attention, feed-forward and time projections of the up blocks. A word of EVERYWHERE adds layers
+    that no region excludes. "projections" are linear in SD v2, where the authors' scripts make them random too, and
+    convolutions, which it leaves alone, in SD v1. Raises ValueError.
     """
     words = where.split(",")
     for word in words:
-        if word not in KINDS and word not in REGIONS:
-            raise ValueError(f"where = {word!r} is not one of {', '.join([*KINDS, *REGIONS])}")
+        if word not in KINDS | EVERYWHERE | REGIONS:
+            raise ValueError(f"where = {word!r} is not one of {', '.join([*KINDS, *EVERYWHERE, *REGIONS])}")
     regions = tuple(REGIONS[word] for word in words if word in REGIONS)
-    kinds = [KINDS[word] for word in words if word in KINDS]
-    if regions:
-        kinds.append(KINDS["paper"])
-    return [
-        name
-        for name, layer in unet.named_modules()
-        if type(layer) in BAYESIAN and name.startswith(regions or "") and any(kind(name, layer) for kind in kinds)
-    ]
+    kinds = [KINDS[word] for word in words if word in KINDS] + [KINDS["paper"]] * bool(regions)
+    free = [EVERYWHERE[word] for word in words if word in EVERYWHERE]
+
+    def is_chosen(name, layer):
+        inside = name.startswith(regions or "") and any(kind(name, layer) for kind in kinds)
+        return inside or any(kind(name, layer) for kind in free)
+
+    return [name for name, layer in unet.named_modules() if type(layer) in BAYESIAN and is_chosen(name, layer)]
 
 
 def bayesianize(unet: nn.Module, where: str = "paper", sigma: float = 0.01, kernel: str = "torch") -> WeightNoise:
