@@ -45,6 +45,8 @@ COMMANDS = {  # name: (what it does, its options, module:function, what the func
     "flow": ("draw with a flow, and correct its noise", commands.FlowOptions, "neighbours.flow:train_or_draw"),
     "bps": ("steer a frozen model by sketches or maps", commands.BpsOptions, "neighbours.bps:train_or_draw"),
     # the experiments
+    "paper": ("the paper's tables and figures, shared out among processes",
+              experiments.PaperOptions, "paper.command:paper"),
     "experiment corruption": ("measure the three phases of few-shot fine-tuning, with and without BNN",
                               experiments.CorruptionOptions, "experiments.corruption:experiment"),
     "experiment stage": ("measure the corruption stage of the textured model, its cause and its cures",

@@ -201,7 +201,7 @@ def check_class_pictures(folder, made_for):
             raise UserError(f"--class-images {folder} was drawn for {key} {was!r}, not {value!r}; name another folder")
 
 
-def class_pictures(sd, folder, count, made_for, group=16):
+def class_pictures(sd, folder, count, made_for, group=16, sampler="ddim"):
     """Paths of `count` pictures in `folder`: the user's own first, then drawn ones; those missing are drawn now.
 
     made_for: a `class_record`, kept beside the pictures. Group i of 16 pictures is drawn with seed i in one batch, or
@@ -221,7 +221,7 @@ def class_pictures(sd, folder, count, made_for, group=16):
     with progress_bar(total=len(missing), desc="class pictures", disable=distributed.rank() > 0) as bar:
         for seed in mine:
             names = drawn[seed * group : (seed + 1) * group]
-            for path, picture in zip(names, draw_group(sd, len(names), seed, made_for), strict=True):
+            for path, picture in zip(names, draw_group(sd, len(names), seed, made_for, sampler), strict=True):
                 if path in missing:
                     save_png(picture, path)
                     bar.update(distributed.world())  # the others do as much
@@ -229,13 +229,13 @@ def class_pictures(sd, folder, count, made_for, group=16):
     return paths
 
 
-def draw_group(sd, n, seed, made_for):
+def draw_group(sd, n, seed, made_for, sampler):
     """n pictures of a class from the noise of one seed, in one batch if the memory suffices."""
     at_once = n
     while True:
         try:
             prompts, size = [made_for["prompt"]] * n, made_for["resolution"]
-            return sd.generate(prompts, seed=seed, size=size, batch_size=at_once, progress=False)
+            return sd.generate(prompts, seed=seed, size=size, sampler=sampler, batch_size=at_once, progress=False)
         except torch.OutOfMemoryError:
             if at_once == 1:
                 raise

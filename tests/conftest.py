@@ -99,10 +99,8 @@ def micro(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
-def clip_folder(tmp_path_factory):
-    """vocab.json and merges.txt as in the official repositories."""
-    folder = tmp_path_factory.mktemp("clip")
+def make_vocabulary(folder):
+    """Write vocab.json and merges.txt as in the official repositories, and return the folder."""
     merges = gzip.decompress((DATA / "clip_merges_48894.txt.gz").read_bytes()).decode().strip().splitlines()
     merges = [line for line in merges if not line.startswith("#version")]
     symbols = list(byte_symbols().values())
@@ -111,3 +109,9 @@ def clip_folder(tmp_path_factory):
     (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory):
+    """vocab.json and merges.txt as in the official repositories."""
+    return make_vocabulary(tmp_path_factory.mktemp("clip"))

@@ -260,6 +260,18 @@ MUTATIONS = (
              "--overwrite deletes the pictures that it was given."),
     Mutation("runs-log-twice", RUNS, "[: training.step] if", "if",
              "test_train.py::test_a_kill_leaves_the_last_checkpoint", "After a resume the log holds some steps twice."),
+    # --- the paper by one command
+    Mutation("claims-immortal", "minibnn/files/claims.py", 'return lives(who["process"])', "return True",
+             "test_paper.py::test_the_claim_of_a_dead_process_is_taken_over_by_one_alone",
+             "What a killed process had begun waits for minutes."),
+    Mutation("claims-needs", "minibnn/files/claims.py", "if finished.issuperset(task.needs) else None", "",
+             "test_paper.py::test_tasks_are_done_once_by_many_and_after_what_they_need",
+             "A run begins before its class pictures are there."),
+    Mutation("paper-deviation", "minibnn/paper/tables.py", "statistics.stdev(means)", "statistics.pstdev(means)",
+             "test_paper.py::test_means_deviations_and_intervals_are_those_of_numpy_and_scipy",
+             "Standard deviations over few seeds are too small."),
+    Mutation("paper-celeba-steps", "minibnn/paper/plan.py", "CELEBA = 1.25", "CELEBA = 1.0",
+             "test_paper.py::test_the_runs_are_those_of_the_paper", "People are trained for 200 steps a picture."),
     # --- drawing
     Mutation("sample-noise-of-the-first-batch", SAMPLE, "later[k, part]", "later[k, : len(context)]",
              "test_sample_oracle.py", "With η > 0 all batches get the noise of the first one."),

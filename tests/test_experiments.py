@@ -187,9 +187,8 @@ def test_every_setting_makes_options_that_training_accepts(dog, tmp_path):
             names.add(it.name)
             made = corruption.train_options(it, options(dog, tmp_path), tmp_path)
             assert (made.bayes, made.seed, made.samples, made.monitor) == (it.bayes, 1, 0, False)
-            if setting.steps_per_picture is None:
-                settle(made, sd, 2)
-                alone[it.name] = made
+            settle(made, sd, 2)
+            alone[it.name] = made
             assert report._parts(it.name) == (name, 2, "bnn" if it.bayes else "plain")
     assert len(names) == sum(len(setting.bayes) for setting in SETTINGS.values())
     for name, made in alone.items():
@@ -211,10 +210,8 @@ def test_plan_says_what_would_be_done_and_leaves_nothing(dog, tmp_path, capsys):
     ("changes", "message"),
     [
         ({"settings": ["mian"]}, "--settings mian: there are main, views"),
-        ({"settings": ["paper"]}, "--settings paper does not go with --model tiny"),
         ({"pictures": [7]}, "--pictures 7: .* holds 6"),
         ({"images": "nowhere"}, "--images nowhere: no such folder"),
-        ({"model": "sd", "settings": ["paper"]}, "--dino is required"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(dog, tmp_path, changes, message):

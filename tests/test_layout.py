@@ -15,7 +15,7 @@ ORDER = (
     "errors", "options", "files", "networks", "finetune", "progress",
     "devices", "distributed", "figures", "schedule", "pictures", "data", "runs", "ownership", "sample", "pipeline",
     "train", "posterior",
-    "photo", "world", "lab", "page", "neighbours", "cli", "experiments", "__main__",
+    "photo", "world", "lab", "page", "neighbours", "cli", "experiments", "paper", "__main__",
 )
 ANYWHERE = "minibnn.__version__"  # all that a module may take from minibnn/__init__.py, which imports from everywhere
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import DATA
-from photo_vectors import alexnet_tensors, clip_tensors, pictures
+from photo_vectors import pictures
 from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
+from small_photo import CLIP_MEAN, CLIP_STD, make
 
 from minibnn.errors import UserError
 from minibnn.files.store import ASSETS
@@ -25,41 +26,12 @@ from minibnn.pictures import to_pil, to_tensor
 transformers = pytest.importorskip("transformers")
 RECORDED = json.loads((DATA / "photo.json").read_text())
 PROMPTS = ["a photo of a sks dog", "Two cats, on 3 mats!"] * 3
-CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory, clip_folder):
     """The four folders as a user fetches them, but with small random networks."""
-    root = tmp_path_factory.mktemp("networks")
-    for name in ("clip", "dino", "lpips", "clip_iqa"):
-        (root / name).mkdir()
-    for name, file in itertools.product(("clip", "clip_iqa"), ("vocab.json", "merges.txt")):
-        (root / name / file).write_bytes((clip_folder / file).read_bytes())
-
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = shape | {"eos_token_id": 49407, "bos_token_id": 49406}
-    vision = shape | {"image_size": 32, "patch_size": 8}
-    model = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
-    vit = transformers.ViTModel(transformers.ViTConfig(**vision), add_pooling_layer=False)
-    for network in (model, vit):  # the initial weights are so small that all pictures look alike
-        for tensor in network.parameters():
-            tensor.data += 0.1 * torch.randn_like(tensor)
-    model.save_pretrained(root / "clip")
-    vit.save_pretrained(root / "dino")
-    config = {"do_resize": True, "do_normalize": True, "size": 32}
-    clip = {"do_center_crop": True, "crop_size": 32, "resample": 3, "image_mean": CLIP_MEAN, "image_std": CLIP_STD}
-    dino = {"resample": 2, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-    for name, settings, kind in (("clip", clip, "CLIP"), ("dino", dino, "ViT")):  # like the official ones
-        settings = config | settings | {"feature_extractor_type": f"{kind}FeatureExtractor"}
-        (root / name / "preprocessor_config.json").write_text(json.dumps(settings))
-
-    trunk, linear = alexnet_tensors()
-    save_file(trunk, root / "lpips" / "alexnet-owt-7be5be79.safetensors")
-    save_file(linear, root / "lpips" / "alex.safetensors")
-    save_file(clip_tensors(), root / "clip_iqa" / "open_clip_model.safetensors")
-    return root
+    return make(tmp_path_factory.mktemp("networks"), clip_folder)
 
 
 def worst(got, wanted):
@@ -352,63 +324,3 @@ def test_the_monitor_sees_photographs_as_dino_does(folders, tmp_path, dog, monke
     photos = to_pil(data.load_pictures(data.list_pictures(dog), 64))
     expected = photo.mean_similarity(photo.dino_pictures(drawn, eyes), photo.dino_pictures(photos, eyes)).mean().item()
     assert [row["fidelity"] for row in rows] == pytest.approx([expected] * 2, abs=1e-3)
-
-
-# --- the corruption experiment on photographs -------------------------------------------------------------------------
-
-
-def test_the_paper_settings_measure_photographs(folders, tmp_path, dog, monkeypatch):
-    """The settings paper-celeba have the paper's steps, prompts and sampler, and the photo networks measure them."""
-    from minibnn.experiments import corruption as experiment
-    from minibnn.experiments.settings import SETTINGS, Run, View
-    from minibnn.options.experiments import CorruptionOptions
-
-    paths = {"model": ASSETS / "tiny", "images": dog, "out": tmp_path}
-    paths |= {name: folders / name for name in ("dino", "clip", "lpips", "clip_iqa")}
-    paths = {name: str(path) for name, path in paths.items()}
-    options = CorruptionOptions(**paths, settings=("paper-celeba",), each=1, steps=1)
-    it = Run("paper-celeba", 2, True, 0)
-    assert experiment.steps_of(it, replace(options, steps=None)) == 4 * 250 * 2
-    asked = experiment.train_options(it, options, tmp_path)
-    assert (asked.prompt, asked.class_prompt) == (["a photo of a sks person"], ["a photo of a person"])
-    assert asked.prior_weight is None
-
-    setting = SETTINGS["paper-celeba"]
-    assert setting.views == (View("pndm", 50, 7.5),)
-    fast = replace(setting, views=(View("pndm", 1, 7.5),), options={"prior_weight": 0.0})
-    monkeypatch.setitem(SETTINGS, "paper-celeba", fast)
-    monkeypatch.setattr(photo, "LPIPS_SIDE", 64)
-    drawn = {}
-    generate = experiment.StableDiffusion.generate
-
-    def spy(sd, prompts, *rest, **named):
-        pictures = generate(sd, prompts, *rest, **named)
-        drawn.setdefault(len(prompts), (prompts, pictures))
-        return pictures
-
-    monkeypatch.setattr(experiment.StableDiffusion, "generate", spy)
-    experiment.perform(it, options)
-    rows = experiment.read_rows(tmp_path / f"{it.name}.jsonl")
-    expected = list(itertools.product((0, 1), ("training", "other")))
-    assert [(row["step"], row["group"]) for row in rows] == expected
-    assert all(isinstance(rows[1][name], float) for name in ("fidelity", "nearest", "noise", "clip_t", "clip_iqa"))
-    assert rows[0]["diversity"] > 0 and rows[1]["diversity"] is None and rows[1]["background"] is None
-    prompts, pictures = drawn[25]
-    assert prompts[0] == "a photo of a sks person wearing sunglasses" and len(set(prompts)) == 25
-    clip = load_clip(folders / "clip")
-    texts = photo.clip_t(photo.clip_pictures(pictures, clip), photo.clip_prompts(prompts, clip))
-    assert rows[1]["clip_t"] == pytest.approx(texts.mean().item(), abs=1e-5)
-
-
-def test_settings_that_cannot_be_are_told(dog):
-    from minibnn.experiments.corruption import planned
-    from minibnn.options.experiments import CorruptionOptions
-
-    for options, words in (
-        (CorruptionOptions(images=str(dog), model="sd", settings=("paper",)), "--dino is required"),
-        (CorruptionOptions(images=str(dog), settings=("paper",)), "does not go with --model tiny"),
-        (CorruptionOptions(images=str(dog), settings=("mian",)), "--settings mian"),
-        (CorruptionOptions(images=str(dog), pictures=(7,)), "holds 6"),
-    ):
-        with pytest.raises(UserError, match=words):
-            planned(options)

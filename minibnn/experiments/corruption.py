@@ -38,15 +38,14 @@ from ..pipeline import StableDiffusion
 from ..progress import progress_bar
 from ..runs import fingerprint
 from ..train import at_the_mean
-from .measures import PhotoMeasures, WorldMeasures
-from .prompts import table5_object, table5_subject, world_prompts
+from .measures import WorldMeasures
+from .prompts import world_prompts
 from .records import check_alike, read_rows
 from .settings import SETTINGS, Run, log_spaced
 
 TRAINING_PICTURES = 8  # drawn of the training prompt
 SIGMA1_TIMES = (20, 100, 300, 500, 700, 900)
 SIGMA1_DRAWS = 8
-BEYOND = 4  # how many times the paper's steps are done for SD
 DRAWING = {"cpu": torch.float32, "cuda": torch.bfloat16}
 
 
@@ -82,12 +81,10 @@ class Observer:
         files = data.list_pictures(self.options.images)[: self.it.pictures]
         pictures = data.load_pictures(files, sd.recipe["resolution"])
         with at_the_mean(sd):
-            world = self.options.model == "tiny"
-            self.measures = WorldMeasures(sd, pictures) if world else PhotoMeasures(sd, pictures, self.options)
+            self.measures = WorldMeasures(sd, pictures)
             self.latents = sigma1_estimate.latents_of(sd, pictures)
         if any(view.base for view in self.views):
-            given = (self.options.tokenizer, torch.float32, self.options.prediction_type)
-            self.base = StableDiffusion.load(self.options.model, *given).to(sd.device)
+            self.base = StableDiffusion.load("tiny").to(sd.device)
         if any(view.average for view in self.views):  # as much memory as the UNet itself
             means = ((name, p) for name, p in sd.unet.named_parameters() if not name.endswith("_sigma"))
             self.average = {name: p.detach().clone() for name, p in means}
@@ -116,9 +113,8 @@ class Observer:
         """Pictures of the prompts as the view draws them, with the same seed at every checkpoint."""
         with self.averaged(sd) if view.average else contextlib.nullcontext():
             predictor = guidance.one_condition(sd, guidance.unconditional_of(self.base, sd)) if view.base else None
-            size = 16 if self.options.model == "tiny" else 4
             return sd.generate(prompts, view.steps, view.guidance, seed=1, sampler=view.sampler, eta=view.eta,
-                               batch_size=size, progress=False, predictor=predictor)
+                               batch_size=16, progress=False, predictor=predictor)
 
     @contextlib.contextmanager
     def averaged(self, sd):
@@ -134,20 +130,13 @@ class Observer:
 
 def prompts_of(it, options):
     """(training prompt, class prompt, [(other prompt, what it shows)], each `each` times)."""
-    kind = "person" if SETTINGS[it.setting].person else options.kind
-    if options.model == "tiny":
-        others = world_prompts(options.word, kind)
-    else:
-        texts = table5_subject(options.word) if SETTINGS[it.setting].person else table5_object(options.word, kind)
-        others = [(text, {}) for text in texts]
-    return f"a photo of a {options.word} {kind}", f"a photo of a {kind}", others * options.each
+    word, kind = options.word, options.kind
+    return f"a photo of a {word} {kind}", f"a photo of a {kind}", world_prompts(word, kind) * options.each
 
 
 def steps_of(it, options):
     """Optimiser steps of a run."""
-    setting = SETTINGS[it.setting]
-    own = BEYOND * setting.steps_per_picture * it.pictures if setting.steps_per_picture else setting.steps
-    return options.steps or own
+    return options.steps or SETTINGS[it.setting].steps
 
 
 def train_options(it, options, folder):
@@ -155,11 +144,10 @@ def train_options(it, options, folder):
     defaults = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
     prompt, class_prompt, _ = prompts_of(it, options)
     return TrainOptions(**(defaults | SETTINGS[it.setting].options | {
-        "images": str(folder), "model": options.model, "tokenizer": options.tokenizer,
-        "prediction_type": options.prediction_type, "bayes": it.bayes, "seed": it.seed,
+        "images": str(folder), "bayes": it.bayes, "seed": it.seed,
         "steps": steps_of(it, options), "prompt": prompt, "class_prompt": class_prompt,
         "class_images": str(Path(options.out) / "class_images"), "samples": 0, "monitor": False, "overwrite": True,
-        "gradient_checkpointing": options.gradient_checkpointing, "out": str(work_folder(it, options, "run")),
+        "out": str(work_folder(it, options, "run")),
     }))
 
 
@@ -191,15 +179,10 @@ def planned(options):
     """The runs that the options name, in order. Raises UserError for what cannot be."""
     names = options.settings
     if list(names) == ["all"]:
-        names = [name for name, setting in SETTINGS.items() if setting.steps_per_picture is None]
+        names = list(SETTINGS)
     for name in names:
         if name not in SETTINGS:
             raise UserError(f"--settings {name}: there are {', '.join(SETTINGS)}")
-        if (SETTINGS[name].steps_per_picture is None) != (options.model == "tiny"):
-            why = "paper… is for SD, the others for tiny"
-            raise UserError(f"--settings {name} does not go with --model {options.model}: {why}")
-    if options.model != "tiny" and not options.dino:
-        raise UserError("--dino is required for photographs: the folder of facebook/dino-vits16")
     there = len(data.list_pictures(options.images))
     if max(options.pictures) > there or min(options.pictures) < 1:
         raise UserError(f"--pictures {' '.join(map(str, options.pictures))}: {options.images} holds {there}")
@@ -213,7 +196,7 @@ def planned(options):
 def claim(options):
     """Note what the runs of a folder share besides their names. Raises UserError if earlier runs had something else."""
     path = Path(options.out) / "experiment.json"
-    own = {name: getattr(options, name) for name in ("model", "kind", "word", "each")}
+    own = {name: getattr(options, name) for name in ("kind", "word", "each")}
     own["images"] = fingerprint(data.list_pictures(options.images))
     if path.exists():
         check_alike(read_json(path), own, path)

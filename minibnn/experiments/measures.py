@@ -1,13 +1,8 @@
-"""What is measured on the pictures of a checkpoint, whether they are drawings of the world or photographs.
-
-Both give one line of numbers with the same names; what they cannot measure is None.
-"""
+"""What is measured on the pictures of a checkpoint: one line of numbers; what cannot be measured is None."""
 
 import torch
 
-from ..photo import loading
-from ..photo import measures as photo
-from ..pictures import to_pil, to_tensor
+from ..pictures import to_tensor
 from ..world import measures as world_measures
 from ..world.classifier import reconstruct
 
@@ -46,34 +41,4 @@ class WorldMeasures:
         for name in ("subject", "background"):
             known = [value for value in right[name] if value is not None]
             values[name] = sum(known) / len(known) if known else None
-        return _rounded(values)
-
-
-class PhotoMeasures:
-    """Measures photographs: fidelity by Dino, noise by Immerkær in grey levels; the rest by CLIP, Lpips, Clip-IQA."""
-
-    def __init__(self, sd, training, options):
-        self.dino = loading.load_dino(options.dino, sd.device)
-        self.clip = loading.load_clip(options.clip, sd.device) if options.clip else None
-        self.lpips = loading.load_lpips(options.lpips, sd.device) if options.lpips else None
-        self.quality = loading.load_clip_iqa(options.clip_iqa, sd.device) if options.clip_iqa else None
-        self.seen = photo.dino_pictures(to_pil(training), self.dino)
-
-    def __call__(self, pictures, wanted):
-        """As `WorldMeasures`, on photographs."""
-        prompts = [prompt for prompt, _ in wanted]
-        cosine = photo.dino_pictures(pictures, self.dino) @ self.seen.T
-        noise = 127.5 * world_measures.immerkaer(to_tensor(pictures))
-        values = {
-            "fidelity": cosine.mean(), "nearest": cosine.max(1).values.mean(), "noise": noise.mean(),
-            "worst_noise": noise.quantile(0.9), "immerkaer": noise.mean() / 127.5, "diversity": None,
-            "subject": None, "background": None, "clip_t": None, "clip_iqa": None,
-        }
-        if self.lpips and len(set(prompts)) < len(prompts):
-            values["diversity"] = photo.lpips_diversity(pictures, prompts, self.lpips).mean()
-        if self.clip:
-            images = photo.clip_pictures(pictures, self.clip)
-            values["clip_t"] = photo.clip_t(images, photo.clip_prompts(prompts, self.clip)).mean()
-        if self.quality:
-            values["clip_iqa"] = photo.clip_iqa_quality(pictures, self.quality).mean()
         return _rounded(values)

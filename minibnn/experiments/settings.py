@@ -1,4 +1,4 @@
-"""What the corruption experiment varies: one factor at a time against "main"; and the paper's own settings for SD.
+"""What the corruption experiment varies: one factor at a time against "main".
 
 Every setting that was tried is listed here, whether it showed something or not.
 """
@@ -28,19 +28,13 @@ class View:
 
 @dataclass(frozen=True)
 class Setting:
-    """One factor changed. options: of the command `train`; views: how checkpoints draw; bayes: without BNN, with it.
-
-    steps: of the bundled model. steps_per_picture: only the paper's settings for SD have it (App. H), and their other
-    values are those of `files/configs.py`. person: draw the second column of Table 5.
-    """
+    """One factor changed. options: of the command `train`; views: how checkpoints draw; bayes: without BNN, with it."""
 
     what: str
     options: dict = dataclasses.field(default_factory=lambda: dict(ALONE))
     views: tuple = (View(),)
     bayes: tuple = (False, True)
     steps: int = 800
-    steps_per_picture: int = None
-    person: bool = False
 
 
 SAMPLERS = (
@@ -70,10 +64,6 @@ SETTINGS = {
         f"where-{where.split('-')[0]}": Setting(f"random: {where}", ALONE | {"where": where}, bayes=(True,))
         for where in ("up", "norm", "cross-attention", "conv", "all")
     },
-    "paper": Setting("the paper's: SD v1.5, DreamBooth data set", {}, PAPER_VIEWS, steps_per_picture=200),
-    "paper-v14": Setting("SD v1.4, λ = 0.1", {"lambda_kl": 0.1}, PAPER_VIEWS, steps_per_picture=200),
-    "paper-v20": Setting("SD v2.0, 400 steps a picture", {}, PAPER_VIEWS, steps_per_picture=400),
-    "paper-celeba": Setting("CelebA, prompts for a person", {}, PAPER_VIEWS, steps_per_picture=250, person=True),
 }
 
 

@@ -104,11 +104,12 @@ def remove_leftovers(folder, own=True):
         if not found or not path.is_file() or path.is_symlink():
             continue
         with contextlib.suppress(OSError):
-            if own or (time.time() - path.stat().st_mtime > 60 and not _lives(int(found[1]))):
+            if own or (time.time() - path.stat().st_mtime > 60 and not lives(int(found[1]))):
                 path.unlink()
 
 
-def _lives(process):
+def lives(process):
+    """Whether a process of this machine lives; where that cannot be asked, True."""
     if os.name == "nt":  # where asking would end the process
         return True
     try:

@@ -122,7 +122,8 @@ def write_options(path, values):
         values = {name: _found(value, home) if name in PATHS else value for name, value in values.items()}
     try:
         with open(path, "x", encoding="utf-8") as file:
-            file.write("".join(f"{name.replace('_', '-')} = {toml(value)}\n" for name, value in values.items()))
+            words = {name.rstrip("_").replace("_", "-"): toml(value) for name, value in values.items()}
+            file.write("".join(f"{name} = {value}\n" for name, value in words.items()))
     except (OSError, UnicodeError) as error:
         raise UserError(f"--save-config {path}: {getattr(error, 'strerror', error)}; name another file") from None
 
@@ -142,10 +143,10 @@ def typed(values, options_class, where):
 
     where: the file, for the message.
     """
-    fields = {field.name: field for field in dataclasses.fields(options_class)}
+    fields = {field.name.rstrip("_"): field for field in dataclasses.fields(options_class)}
     read = {}
     for name, value in values.items():
-        field = fields.get(name.replace("-", "_"))
+        field = fields.get(name.replace("-", "_").rstrip("_"))
         if field is None:
             near = difflib.get_close_matches(name, fields, 1)
             raise UserError(f"{where}: no option {name}" + (f"; did you mean {near[0]}?" if near else ""))

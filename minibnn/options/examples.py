@@ -91,6 +91,10 @@ EXAMPLES = {
         "python -m minibnn bps --hints pairs --out runs/bps",
         "python -m minibnn bps --hints sketches --branch runs/bps --out runs/bps-drawn",
     ),
+    "paper": (
+        "python -m minibnn paper --model tiny --only table1 --seeds 0 1 2",
+        "python -m minibnn paper --model SD_FOLDER --data dreambooth/dataset --networks nets --out paper --plan",
+    ),
     "experiment corruption": (
         "python -m minibnn experiment corruption --plan",
         "python -m minibnn experiment corruption --settings main --pictures 1 4 --seeds 0 --processes 2",

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from .commands import device_option, prediction_type_option, seed_option, tokenizer_option
-from .kinds import natural, option, positive, seed_number, whole, words
+from .commands import DTYPES, device_option, prediction_type_option, seed_option, tokenizer_option
+from .kinds import natural, nonnegative, option, positive, seed_number, whole, words
 
 
 def seeds_option(group, help="seeds of training"):
@@ -15,24 +15,48 @@ class CorruptionOptions:
     """Fine-tune on 1-6 pictures with and without BNN, and measure pictures, noise and σ₁ on the way."""
 
     images: str = option("tutorials/dog", "folder of the training pictures; runs take the first of them", "what", metavar="DIR")
-    model: str = option("tiny", '"tiny", or an SD model for the settings called paper', "what")
-    tokenizer: str = tokenizer_option()
-    prediction_type: str = prediction_type_option()
     kind: str = option("dog", "the subject's class word", "what")
     word: str = option("sks", "the rare word that names it", "what")
-    settings: list = option(("main",), "names of experiments/settings.py; all: those for the bundled model", "what", nargs="+", metavar="NAME")
+    settings: list = option(("main",), "names of experiments/settings.py, or all", "what", nargs="+", metavar="NAME")
     pictures: list = option((1, 2, 4, 6), "numbers of training pictures", "what", nargs="+", type=whole, metavar="N")
     seeds: list = seeds_option("what")
-    steps: int = option(None, "optimiser steps of each run [800; long: 3200; paper: 4 times the paper's]", "what", type=whole)
-    each: int = option(2, "pictures for each of the other prompts; the paper draws 4", "what", type=whole)
-    dino: str = option(None, "facebook/dino-vits16: fidelity of photographs", "photographs", metavar="DIR")
-    clip: str = option(None, "openai/clip-vit-large-patch14, for Clip-T", "photographs", metavar="DIR")
-    lpips: str = option(None, "torchvision's AlexNet and Lpips' linear layers", "photographs", metavar="DIR")
-    clip_iqa: str = option(None, "timm/resnet50_clip.openai", "photographs", metavar="DIR")
-    gradient_checkpointing: bool = option(False, "less memory, more time", "photographs")
+    steps: int = option(None, "optimiser steps of each run [800; long: 3200]", "what", type=whole)
+    each: int = option(2, "pictures for each of the other prompts", "what", type=whole)
     processes: int = option(1, "runs at once, one thread each", "how", type=whole)
     plan: bool = option(False, "say what would be done, and stop", "how")
     out: str = option("runs/corruption", "folder", "how", metavar="DIR")
+
+
+@dataclass(frozen=True)
+class PaperOptions:
+    """The paper's tables and figures, on Stable Diffusion or on the bundled model, shared out among processes."""
+
+    model: str = option("tiny", 'SD v1.5, a diffusers folder or an LDM .safetensors file; or "tiny": the same tables at its size', "what", metavar="MODEL")
+    model_v14: str = option(None, "SD v1.4, for Table 2", "what", metavar="MODEL")
+    model_v20: str = option(None, "SD v2.0, for Table 2", "what", metavar="MODEL")
+    tokenizer: str = tokenizer_option()
+    prediction_type: str = prediction_type_option()
+    data: str = option(None, "the DreamBooth data set: a folder for each subject [tiny: tutorials]", "what", metavar="DIR")
+    celeba: str = option(None, "CelebA-HQ: a folder for each person [none: what is subject-driven is left out]", "what", metavar="DIR")
+    networks: str = option(None, "folder with clip/, dino/, lpips/ and clip_iqa/, the networks of the photo measures", "what", metavar="DIR")
+
+    only: list = option(None, "tables and figures: table1 table2 table3 fig2 fig7 fig8 fig9 fig13 [all for which there are models and data]", "how much", nargs="+", choices=("table1", "table2", "table3", "fig2", "fig7", "fig8", "fig9", "fig13"), metavar="ITEM")
+    classes: list = option(None, "subjects: folders of --data; one that is not of the data set as NAME=CLASS [all 30; tiny: dog]", "how much", nargs="+", type=words, metavar="NAME")
+    seeds: list = option((0, 1, 2, 3, 4), "seeds of training and of drawing", "how much", nargs="+", type=seed_number, metavar="N")
+    sigmas: list = option((0.003, 0.01, 0.03, 0.1), "σ₀ of Fig. 9a", "how much", nargs="+", type=positive, metavar="X")
+    lambdas: list = option((0.0, 0.001, 0.01, 0.1, 1.0), "λ of Fig. 9b", "how much", nargs="+", type=nonnegative, metavar="X")
+    each: int = option(4, "pictures for each prompt, at least 2", "how much", type=whole)
+    plan: bool = option(False, "say what would be done and how long it would take here, from about a minute of it; and stop", "how much")
+
+    as_: str = option("paper", "where they differ: what the paper's text says, or what the authors' released scripts do", "how", choices=("paper", "authors"))
+    dtype: str = option(None, "of training and drawing; weights train in float32 [float32; CUDA: bfloat16 or float16, but float32 with --as authors]", "how", choices=DTYPES)
+    device: str = option(None, "cpu, cuda, cuda:1, mps, ... [a GPU for each process of a machine, or the CPU]", "how", metavar="DEVICE")
+    kernel: str = option("auto", "what draws the random weights, as for `train`", "how", choices=("auto", "torch", "reference", "triton"))
+    gradient_checkpointing: bool = option(False, "less memory, more time", "how")
+    sample_steps: int = option(None, "sampling steps [{sample_steps}]", "how", type=whole)
+    batch_size: int = option(None, "pictures drawn at once [4; tiny: 16]", "how", type=whole)
+    keep_pictures: bool = option(True, "keep all pictures that were measured, and not only the best, average and worst", "how")
+    out: str = option("runs/paper", "folder, which all processes must see", "how", metavar="DIR")
 
 
 @dataclass(frozen=True)

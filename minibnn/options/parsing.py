@@ -113,7 +113,7 @@ def build(options_class, prog, examples=(), recipes=()):
             number = "*" if f.type is list else "?"
             groups[name].add_argument(f.name, nargs=number, help=help.replace("%", "%%"), **settings)
         else:
-            groups[name].add_argument(spelled(f), help=help.replace("%", "%%"), **settings)
+            groups[name].add_argument(spelled(f), dest=f.name, help=help.replace("%", "%%"), **settings)
     files = parser.add_argument_group("options in files")
     files.add_argument("--config", metavar="FILE", help="take options from a TOML file, or from a run's config.json")
     files.add_argument("--save-config", metavar="FILE", help="write the given options as a TOML file, and stop")
@@ -126,8 +126,8 @@ def is_word(field):
 
 
 def spelled(field):
-    """How a field is written on the command line: --class-prompt, or RUN for a word of its own."""
-    return field.metadata["argparse"]["metavar"] if is_word(field) else "--" + field.name.replace("_", "-")
+    """How a field is written on the command line: --class-prompt, --as for `as_`, or RUN for a word of its own."""
+    return field.metadata["argparse"]["metavar"] if is_word(field) else "--" + field.name.rstrip("_").replace("_", "-")
 
 
 def recipe_notes(recipes):

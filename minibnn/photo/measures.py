@@ -33,6 +33,7 @@ from ..progress import progress_bar
 from .loading import load_clip, load_clip_iqa, load_dino, load_lpips
 
 LPIPS_SIDE = 512  # pixels, as the authors
+LOADERS = {"clip": load_clip, "dino": load_dino, "lpips": load_lpips, "clip_iqa": load_clip_iqa}
 
 
 @torch.no_grad()
@@ -117,6 +118,36 @@ def clip_iqa_quality(pictures, clip_iqa):
     return torch.cat([clip_iqa(image).cpu() for image in one_by_one])
 
 
+def load_networks(folders, device):
+    """{name: folder, or None} -> {name: network} of those that are given, the names as in LOADERS. Raises UserError."""
+    return {name: load(folders[name], device) for name, load in LOADERS.items() if folders.get(name)}
+
+
+def measure_pictures(pictures, prompts, seen, networks):
+    """n pictures and their n prompts -> {measure: (n,)} for the networks of `load_networks`.
+
+    seen: what `remember` made of the m training pictures.
+    """
+    values = {}
+    if "clip" in networks:
+        images = clip_pictures(pictures, networks["clip"])
+        values["Clip-T"] = clip_t(images, clip_prompts(prompts, networks["clip"]))
+        values["Clip-I"] = mean_similarity(images, seen["clip"])
+    if "dino" in networks:
+        values["Dino"] = mean_similarity(dino_pictures(pictures, networks["dino"]), seen["dino"])
+    if "lpips" in networks:
+        values["Lpips"] = lpips_diversity(pictures, prompts, networks["lpips"])
+    if "clip_iqa" in networks:
+        values["Clip-IQA"] = clip_iqa_quality(pictures, networks["clip_iqa"])
+    return values
+
+
+def remember(training, networks):
+    """What Clip-I and Dino need of m training pictures: {"clip": (m, D), "dino": (m, D)}."""
+    features = {"clip": clip_pictures, "dino": dino_pictures}
+    return {name: embed(training, networks[name]) for name, embed in features.items() if name in networks}
+
+
 def cases(values):
     """Which pictures are the best, average and worst case (App. I): {"best": i, "average": i, "worst": i}.
 
@@ -187,20 +218,8 @@ def measure_photos(options):
     if options.lpips:
         prompt_groups(prompts)  # before the networks are read
 
-    loaders = {"clip": load_clip, "dino": load_dino, "lpips": load_lpips, "clip_iqa": load_clip_iqa}
-    given = {name: load(getattr(options, name), device) for name, load in loaders.items() if getattr(options, name)}
-    values = {}
-    if "clip" in given:
-        images = clip_pictures(pictures, given["clip"])
-        values["Clip-T"] = clip_t(images, clip_prompts(prompts, given["clip"]))
-        values["Clip-I"] = mean_similarity(images, clip_pictures(training, given["clip"]))
-    if "dino" in given:
-        values["Dino"] = mean_similarity(dino_pictures(pictures, given["dino"]), dino_pictures(training, given["dino"]))
-    if "lpips" in given:
-        values["Lpips"] = lpips_diversity(pictures, prompts, given["lpips"])
-    if "clip_iqa" in given:
-        values["Clip-IQA"] = clip_iqa_quality(pictures, given["clip_iqa"])
-
+    networks = load_networks({name: getattr(options, name) for name in LOADERS}, device)
+    values = measure_pictures(pictures, prompts, remember(training, networks), networks)
     rows = summary(values)
     columns = {"file": [file.name for file in files]} | ({"prompt": prompts} if prompts else {})
     columns |= {name: numbers.tolist() for name, numbers in values.items()}

@@ -1,0 +1,171 @@
+"""Work shared out among processes, on one machine or on many that see the same folder: who does what, once.
+
+A process claims a piece of work by making the file NAME.1, which only one process can make. It keeps touching the file.
+When it dies, the next one makes NAME.2, which again only one process can make, and so on: nothing is ever renamed or
+deleted that another process may own. Who claims a piece looks afterwards whether it has been done meanwhile.
+
+    claims = Claims("out/claims")
+    perform(tasks, claims)
+
+A claim is dead when its process does not live any more on this machine, or when it has not been touched for `patience`
+seconds: that is what is seen of another machine's process.
+
+But: a process that was suspended for longer than that goes on beside the one that took its place. Therefore work must
+leave the same whole files however often it is done.
+"""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UserError
+from .locks import lives
+
+PATIENCE = 300.0  # seconds without a touch after which another machine's process counts as dead
+CLAIM = re.compile(r"(.+)\.(\d+)")
+
+
+def here():
+    """This machine, and within it the space in which process numbers mean something: containers have their own."""
+    with contextlib.suppress(OSError):
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    return socket.gethostname()
+
+
+class Claims:
+    """The claims in a folder, which is made if need be. patience: in seconds. Raises UserError if it cannot be."""
+
+    def __init__(self, folder, patience=PATIENCE):
+        self.folder, self.patience = Path(folder), patience
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror}; name another folder") from None
+
+    def take(self, name):
+        """A Claim on the work of this name, or None if a living process has it."""
+        number = self._last(name)
+        if number and self._is_held(self.folder / f"{name}.{number}"):
+            return None
+        path = self.folder / f"{name}.{number + 1}"
+        who = {"process": os.getpid(), "where": here(), "since": time.strftime("%F %T")}
+        try:
+            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        except FileExistsError:  # another process was quicker
+            return None
+        with os.fdopen(file, "w", encoding="utf-8") as file:
+            json.dump(who, file)
+        return Claim(path, number + 1, self.patience / 10)
+
+    def holder(self, name):
+        """Who has the work of this name, in words, or None."""
+        number = self._last(name)
+        path = self.folder / f"{name}.{number}"
+        if not number or not self._is_held(path):
+            return None
+        who = _read(path)
+        return f"process {who.get('process', '?')} on {who.get('where', '?').split()[0]}"
+
+    def _last(self, name):
+        found = (CLAIM.fullmatch(path.name) for path in self.folder.iterdir())
+        return max((int(match[2]) for match in found if match and match[1] == name), default=0)
+
+    def _is_held(self, path):
+        try:
+            idle = self._now() - path.stat().st_mtime
+        except FileNotFoundError:  # given back meanwhile
+            return False
+        if idle > self.patience:
+            return False
+        who = _read(path)
+        if who.get("where") == here():
+            return lives(who["process"])
+        return True
+
+    def _now(self):
+        """The time by the clock of the file system, which may be another machine's."""
+        clock = self.folder / f".clock-{socket.gethostname()}-{os.getpid()}"
+        clock.touch()
+        now = clock.stat().st_mtime
+        clock.unlink(missing_ok=True)
+        return now
+
+
+def _read(path):
+    """What a claim says; {} if its process has just begun to write it, or it is gone."""
+    try:
+        who = json.loads(path.read_text(encoding="utf-8"))
+        return who if isinstance(who, dict) and type(who.get("process")) is int else {}
+    except (OSError, ValueError):
+        return {}
+
+
+class Claim:
+    """`with claims.take(name):` touches the file in a thread, and gives the work back at the end."""
+
+    def __init__(self, path, number, every):
+        self.path, self.number, self.every = path, number, every
+        self.ended = threading.Event()
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=self._touch, daemon=True)
+        self.thread.start()
+        return self
+
+    def _touch(self):
+        while not self.ended.wait(self.every):
+            with contextlib.suppress(OSError):
+                os.utime(self.path)
+
+    def __exit__(self, *_):
+        self.ended.set()
+        self.thread.join()
+        stem = self.path.name.removesuffix(str(self.number))
+        for number in range(1, self.number + 1):  # those of the dead first: a claim stands as long as the work may
+            self.path.with_name(f"{stem}{number}").unlink(missing_ok=True)
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece of work. `done` looks at files alone, for any process may have done it; needs: names of earlier tasks."""
+
+    name: str
+    do: Callable[[], None]
+    done: Callable[[], bool]
+    needs: tuple[str, ...] = ()
+
+
+def perform(tasks, claims, first=0, told=print, poll=2.0):
+    """Do what is not done, together with all other processes that were given the same tasks; return when all is done.
+
+    first: at which task this process begins to look, so that processes seldom want the same. told: is given a line when
+    a task begins. While all that is left belongs to others, it looks every `poll` seconds whether one of them died.
+    """
+    order = [*tasks[first:], *tasks[:first]]
+    finished = set()
+    while True:
+        finished |= {task.name for task in order if task.name not in finished and task.done()}
+        left = [task for task in order if task.name not in finished]
+        if not left:
+            return
+        for task in left:
+            claim = claims.take(task.name) if finished.issuperset(task.needs) else None
+            if claim is None:
+                continue
+            with claim:
+                if not task.done():
+                    told(f"{len(finished)} of {len(tasks)} are done; now {task.name}")
+                    task.do()
+            break
+        else:
+            time.sleep(poll)

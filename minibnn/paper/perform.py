@@ -1,0 +1,255 @@
+"""One training of the paper, and what is drawn and measured of it at its steps.
+
+The training is that of the command `train`: the same options, settled in the same way, the same loop. But it writes no
+checkpoint and no result, which for Stable Diffusion are 17 GB: what is wanted are pictures at θ = μ, and a training
+that was interrupted gives the same weights when it is done again.
+
+    OUT/runs/NAME/000800/00-0.png …   the pictures: number of the prompt, number of the picture
+    OUT/runs/NAME/000800/measures.json   written last: {"run", "steps", "prompts", "values": {measure: one for each
+                                         picture}, "cases": {"best", "average", "worst": number of the picture}}
+    OUT/runs/NAME/diverged.json       in place of the rest, if the loss is no number any more
+    OUT/costs/NAME.json               seconds of a step, memory, random parameters; not the same twice
+"""
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+
+import torch
+
+from .. import data
+from ..cli import train as train_command
+from ..devices import autocast, choose_threads, make_deterministic
+from ..experiments.prompts import world_prompts
+from ..files.schema import integer, items, mapping, number, record, text
+from ..files.store import read_json, write_json
+from ..finetune import bayes
+from ..options.commands import TrainOptions
+from ..photo import measures as photo
+from ..pictures import save_png
+from ..pipeline import StableDiffusion
+from ..runs import Progress
+from ..train import Batches, Diverged, at_the_mean, fine_tuning, train
+from . import dataset, judges
+from .plan import WHERE
+
+MEASURED = {
+    "run": text, "steps": integer(0), "prompts": items(text, 1), "values": mapping(items(number(), 1)),
+    "cases": mapping(integer(0)),
+}
+AUTHORS_CLASS_PICTURES = 200  # for each class in all; the paper: 200 for each training picture
+
+
+@dataclasses.dataclass
+class Bench:
+    """What all runs of a process share. options: PaperOptions; paths: {model of `plan.MODELS`: path}."""
+
+    options: object
+    study: object
+    paths: dict
+    device: str
+    dtype: str
+    networks: dict = None  # of the photo measures, read when the first run needs them
+
+    @property
+    def out(self):
+        return Path(self.options.out)
+
+    @property
+    def tiny(self):
+        return self.options.model == "tiny"
+
+
+def folder_of(bench, run):
+    return bench.out / "runs" / run.name
+
+
+def measures_of(bench, run, steps):
+    """The file that is written when the pictures of a run after so many steps are measured."""
+    return folder_of(bench, run) / f"{steps:06d}" / "measures.json"
+
+
+def read_measures(path):
+    """What a file of `measures_of` holds. Raises UserError when it is damaged."""
+    return read_json(path, record(MEASURED, required=MEASURED))
+
+
+def is_done(bench, run, steps):
+    """Whether nothing of the run remains to be measured at these steps."""
+    if (folder_of(bench, run) / "diverged.json").exists():
+        return True
+    return all(measures_of(bench, run, each).exists() for each in steps)
+
+
+# --- what is trained --------------------------------------------------------------------------------------------------
+
+
+def open_model(bench, name):
+    """A pretrained model of the study, in float32 on the CPU."""
+    options = bench.options
+    return StableDiffusion.load(bench.paths[name], options.tokenizer, torch.float32, options.prediction_type)
+
+
+def captions_of(bench, subject):
+    """(training prompt, class prompt) of a subject; the bundled model knows the word sks and an article alone."""
+    return dataset.captions("paper" if bench.tiny else bench.study.source, subject.kind)
+
+
+def wanted_of(bench, subject):
+    """[(prompt, what a picture must show)] of all pictures that are drawn of a subject: each prompt `each` times."""
+    if bench.tiny:
+        prompts = world_prompts(dataset.WORDS["paper"], subject.kind)
+    else:
+        prompts = [(prompt, {}) for prompt in dataset.prompts(bench.study.source, subject.kind)]
+    return [each for each in prompts for _ in range(bench.options.each)]
+
+
+def images_of(bench, run):
+    """The files of the pictures that a run is trained on."""
+    given = bench.options.celeba if run.subject.data == "celeba" else bench.options.data
+    return data.list_pictures(dataset.root_of(given) / run.subject.name)[: run.pictures]
+
+
+def has_prior(bench, run):
+    """Does the run learn class pictures too? In the paper only DreamBooth does, in the authors' scripts all do."""
+    recipe = bench.study.recipe
+    own = (recipe | recipe["methods"].get(run.method, {})).get("prior_weight", 1.0)
+    return bool(own) or bench.study.source == "authors"
+
+
+def class_count(bench, run):
+    """How many class pictures a run learns from."""
+    if bench.study.source == "authors":
+        return min(AUTHORS_CLASS_PICTURES, bench.study.recipe["class_pictures_per_picture"] * 6)
+    return bench.study.recipe["class_pictures_per_picture"] * run.pictures
+
+
+def class_folder(bench, run):
+    """Where the class pictures of a run lie: one folder for each class and pretrained model."""
+    return bench.out / "class_images" / f"{run.model}-{run.subject.kind.replace(' ', '-')}"
+
+
+def train_options(bench, run, steps):
+    """The TrainOptions of a run, as the command `train` takes them."""
+    options, (prompt, class_prompt) = bench.options, captions_of(bench, run.subject)
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
+    own = {
+        "images": [str(images_of(bench, run)[0].parent)], "model": bench.paths[run.model],
+        "tokenizer": options.tokenizer, "prediction_type": options.prediction_type,
+        "prompt": [prompt], "class_prompt": [class_prompt], "class_images": str(class_folder(bench, run)),
+        "class_count": class_count(bench, run), "prior_weight": 1.0 if has_prior(bench, run) else 0.0,
+        "method": run.method, "bayes": run.bayes, "sigma": run.sigma, "lambda_kl": run.lambda_kl, "steps": steps,
+        "kernel": options.kernel,
+        "kl": "p-q" if bench.study.source == "authors" else "q-p",
+        "dtype": bench.dtype, "device": bench.device, "seed": run.seed, "samples": 0,
+        "monitor": False, "gradient_checkpointing": options.gradient_checkpointing, "out": str(folder_of(bench, run)),
+    }
+    if run.method == "dreambooth" and run.bayes:
+        own["where"] = WHERE[bench.study.source][run.where]
+    return TrainOptions(**(defaults | own))
+
+
+def draw_class_pictures(bench, run, count):
+    """Draw the class pictures of all runs that share this one's; what an interrupted call has drawn stays."""
+    sd = open_model(bench, run.model)
+    make_deterministic(bench.device)
+    choose_threads(bench.device, sd.unet)
+    sd.to(bench.device)
+    made_for = data.class_record(captions_of(bench, run.subject)[1], bench.paths[run.model], sd.recipe["resolution"])
+    sampler = "pndm" if bench.study.source == "authors" else "ddim"
+    with autocast(sd.device, getattr(torch, bench.dtype)):
+        data.class_pictures(sd, class_folder(bench, run), count, made_for, sampler=sampler)
+
+
+def perform(bench, run, steps):
+    """Train a run and leave the pictures and measures of those of its steps that are not there yet."""
+    missing = [each for each in steps if not measures_of(bench, run, each).exists()]
+    sd = open_model(bench, run.model)
+    files = images_of(bench, run)
+    options = train_command.settle(train_options(bench, run, missing[-1]), sd, len(files))
+    images = data.load_pictures(files, options.resolution)
+    make_deterministic(options.device)
+    choose_threads(options.device, sd.unet)
+    sd.to(options.device)
+    judge = judge_of(bench, sd, images)
+    sources = [(images, data.captions(files, options.prompt[0]))]
+    if options.prior_weight:
+        sources += train_command.class_source(options, sd, train_command.class_folders(options, [len(files)]))
+    batches = Batches(sd, sources, options.batch_size, options.seed)
+    training = fine_tuning(sd, options)
+    observer = Observer(bench, run, missing, judge)
+    try:
+        with Progress(None, training, options.steps, run.name) as progress:
+            train(training, options, batches, [progress, observer])
+    except Diverged as error:
+        write_json(folder_of(bench, run) / "diverged.json", {"run": run.name, "why": str(error)})
+    write_json(bench.out / "costs" / f"{run.name}.json", observer.costs(training))
+
+
+def judge_of(bench, sd, images):
+    """The judge of runs that are trained on these pictures."""
+    if bench.tiny:
+        return judges.WorldJudge(sd, images)
+    if bench.networks is None:
+        bench.networks = photo.load_networks(network_folders(bench.options), bench.device)
+    return judges.PhotoJudge(bench.networks, images)
+
+
+def network_folders(options):
+    """{name of a photo network: its folder in --networks}."""
+    return {name: str(Path(options.networks) / name) for name in photo.LOADERS}
+
+
+class Observer:
+    """Watches a training: draws and measures at the missing steps, and takes the time of the rest."""
+
+    def __init__(self, bench, run, missing, judge):
+        self.bench, self.run, self.missing, self.judge = bench, run, missing, judge
+        self.wanted = wanted_of(bench, run.subject)
+        self.seconds, self.peak, self.resumed = 0.0, 0, None
+
+    def __call__(self, training):
+        device = training.sd.device
+        if self.resumed is not None and training.step in self.missing:
+            training.check()  # which waits for the step's figures, and so for the device
+            self.seconds += time.perf_counter() - self.resumed
+            if device.type == "cuda":
+                self.peak = max(self.peak, torch.cuda.max_memory_allocated(device))
+        if training.step in self.missing:
+            with at_the_mean(training.sd, getattr(torch, self.bench.dtype)):
+                self.draw(training.sd, training.step)
+        if self.resumed is None or training.step in self.missing:
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            self.resumed = time.perf_counter()
+
+    def draw(self, sd, step):
+        """Draw the pictures of a step and measure them."""
+        bench, file = self.bench, measures_of(self.bench, self.run, step)
+        settings = {"steps": bench.options.sample_steps or sd.recipe["sample_steps"], "guidance": sd.recipe["guidance"],
+                    "seed": self.run.seed, "sampler": "ddim" if bench.tiny else "pndm"}
+        prompts = [prompt for prompt, _ in self.wanted]
+        pictures = sd.generate(prompts, **settings, batch_size=bench.options.batch_size, progress=False)
+        values, each = self.judge(pictures, self.wanted), bench.options.each
+        if not all(math.isfinite(value) for of_each in values.values() for value in of_each):
+            raise Diverged(f"the pictures after step {step} have no measures")
+        for i, picture in enumerate(pictures) if bench.options.keep_pictures else ():
+            path = file.with_name(f"{i // each:02d}-{i % each}.png")
+            save_png(picture, path, settings | {"prompt": prompts[i], "model": f"{self.run.name}, step {step}"})
+        found = judges.cases(values)
+        for name, i in found.items():
+            save_png(pictures[i], file.with_name(f"{name}.png"), settings | {"prompt": prompts[i]})
+        write_json(file, {"run": self.run.name, "steps": step, "prompts": prompts, "values": values, "cases": found})
+
+    def costs(self, training):
+        """What the training took up to the last measured step, without drawing and measuring."""
+        network, cuda = training.network, training.sd.device.type == "cuda"
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        return {
+            "run": self.run.name, "seconds of a step": self.seconds / max(1, self.missing[-1]),
+            "random share": bayes.random_share(network) if self.run.bayes else 0.0,
+            "trained bytes": 4 * sum(p.numel() * p.element_size() for p in trained),  # itself, gradient, two moments
+            "peak bytes": self.peak if cuda else None,
+            "device": torch.cuda.get_device_name(training.sd.device) if cuda else "CPU",
+        }
