@@ -23,6 +23,7 @@ from PIL.Image import Image
 
 from . import schedule
 from .errors import UserError
+from .networks.unet import same_prompt
 from .pictures import to_pil
 from .progress import progress_bar
 
@@ -38,12 +39,15 @@ def guided_eps(sd: Any, x: torch.Tensor, t: int, context: torch.Tensor, uncondit
 
     x (B, 4, h, w) float32; t an int; context and unconditional (B, 77, d) -> (B, 4, h, w) float32.
     """
-    dtype = context.dtype
-    times = torch.full((len(x),), t, device=x.device)
-    if guidance == 1:
-        return sd.predict_eps(x.to(dtype), times, context).float()
-    both = sd.predict_eps(x.to(dtype).repeat(2, 1, 1, 1), times.repeat(2), torch.cat([unconditional, context]))
-    return guide(*both.float().chunk(2), guidance)
+    return eps_of_joined(sd, x, t, context if guidance == 1 else torch.cat([unconditional, context]), guidance)
+
+
+def eps_of_joined(sd, x, t, contexts, guidance):
+    """The same with the contexts joined beforehand: (2B, 77, d), those without the prompt first; or (B, 77, d)."""
+    copies = len(contexts) // len(x)
+    times = torch.full((len(contexts),), t, device=x.device)
+    eps = sd.predict_eps(x.to(contexts.dtype).repeat(copies, 1, 1, 1), times, contexts).float()
+    return guide(*eps.chunk(2), guidance) if copies == 2 else eps
 
 
 @torch.no_grad()
@@ -77,16 +81,20 @@ def generate(sd: Any, prompts: str | Iterable[str], steps: int | None = None,
             part = slice(i, i + batch_size)
             context = sd.encode_prompts(prompts[part])
             unconditional = sd.encode_prompts([negative_prompt]).expand_as(context)
+            joined = context if guidance == 1 else torch.cat([unconditional, context])
 
-            def model(x, t, context=context, unconditional=unconditional):
+            def model(x, t, context=context, unconditional=unconditional, joined=joined):
                 bar.update()
-                return (predictor or sd.guided_eps)(x, t, context, unconditional, guidance)
+                if predictor:
+                    return predictor(x, t, context, unconditional, guidance)
+                return eps_of_joined(sd, x, t, joined, guidance)
 
             x = start[part].to(sd.device)
-            if sampler == "pndm":
-                x = schedule.sample_pndm(model, x, times, abar, sd.v_prediction)
-            else:
-                x = schedule.sample_ddim(model, x, times, abar, eta, lambda k, part=part: later[k, part].to(sd.device))
+            with same_prompt(sd.unet):
+                if sampler == "pndm":
+                    x = schedule.sample_pndm(model, x, times, abar, sd.v_prediction)
+                else:
+                    x = schedule.sample_ddim(model, x, times, abar, eta, lambda k, p=part: later[k, p].to(sd.device))
             pictures += to_pil(sd.decode_latents(x))
     return pictures
 

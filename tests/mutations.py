@@ -152,6 +152,8 @@ MUTATIONS = (
              "test_bayes.py", "All of training sees 256 different samples of the weights."),
     Mutation("bayes-bias-noise", NOISE, '2 * stream + (domain == "bias") if', "2 * stream if", "test_bayes.py",
              "A layer's bias has the first numbers of its weight's noise."),
+    Mutation("sample-first-prompt", UNET, "if not self.kept or self.kept[0] is not context:", "if not self.kept:",
+             "test_same_prompt.py", "A second prompt is drawn with the keys and values of the first."),
     Mutation("adamw-bf16-same-noise", ADAMW, "(self.seed * 1_000_003 + step)", "(self.seed * 1_000_003)",
              "test_adamw_bf16.py", "Each step rounds its moments with the same random bits."),
     Mutation("adamw-bf16-cut-off", ADAMW, "view(torch.int32) + noise)", "view(torch.int32))",

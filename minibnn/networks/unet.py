@@ -23,6 +23,7 @@ The way of a 512 × 512 picture through SD v1.5:
     conv_out         4 × 64 × 64
 """
 
+import contextlib
 import math
 from dataclasses import dataclass
 
@@ -132,10 +133,17 @@ class Attention(nn.Module):
         self.to_k = nn.Linear(context_channels, channels, bias=False)
         self.to_v = nn.Linear(context_channels, channels, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.kept = None  # (context, its keys, its values) within `same_prompt`
+
+    def keys_and_values(self, context):
+        if self.kept is None:
+            return self.to_k(context), self.to_v(context)
+        if not self.kept or self.kept[0] is not context:
+            self.kept = context, self.to_k(context), self.to_v(context)
+        return self.kept[1:]
 
     def forward(self, x, context=None):
-        context = x if context is None else context
-        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
+        q, (k, v) = self.to_q(x), self.keys_and_values(x if context is None else context)
         if not self.upcast:
             return self.to_out[0](attention(q, k, v, self.heads))
         with torch.autocast(x.device.type, enabled=False):  # the products q·k of SD v2.1 overflow float16
@@ -173,6 +181,22 @@ class TransformerBlock(nn.Module):
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff["net"](self.norm3(x))
+
+
+@contextlib.contextmanager
+def same_prompt(network):
+    """Inside, a network computes the prompt's keys and values once for as long as `context` is the same tensor.
+
+    For a sampler, which gives the prompt in every step: neither that tensor nor the weights may change inside.
+    """
+    layers = [block.attn2 for block in network.modules() if isinstance(block, TransformerBlock)]
+    for layer in layers:
+        layer.kept = ()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.kept = None
 
 
 class SpatialTransformer(nn.Module):
