@@ -61,10 +61,14 @@ def choose_threads(device, network):
 
 
 def make_deterministic(device):
-    """The same bits from the same seed also on a GPU, as far as PyTorch has such kernels; elsewhere it warns."""
+    """The same bits from the same seed also on a GPU, by slower kernels; elsewhere there is nothing to do.
+
+    All kernels or none: a fast backward of attention alone would lose the bits that slow convolutions keep. What has no
+    such kernel raises RuntimeError, which `options/running.py` explains.
+    """
     if not device.startswith("cuda"):
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False

@@ -65,9 +65,9 @@ CONFIG = {  # config.json
 HEADER = {"completed_steps": integer(0), "scaler": record(SCALER)}  # of a checkpoint's file, as JSON
 FORMAT = "minibnn run"
 MAY_CHANGE = (  # on --resume: what leaves the weights as they would be. Pictures are compared by their content.
-    "steps", "resume", "overwrite", "out", "images", "class_images", "device", "gradient_checkpointing",
-    "samples", "sample_every", "sample_prompts", "checkpoint_every", "monitor", "monitor_every", "monitor_dino",
-    "single_file", "export", "keep_posterior",
+    "steps", "resume", "overwrite", "out", "images", "class_images", "device", "deterministic",
+    "gradient_checkpointing", "samples", "sample_every", "sample_prompts", "checkpoint_every", "monitor",
+    "monitor_every", "monitor_dino", "single_file", "export", "keep_posterior",
 )
 SAME_WEIGHTS = ("reference", "triton")  # values of --kernel that draw the same
 

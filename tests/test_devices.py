@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from minibnn.devices import choose_device, choose_threads, half_dtype, unscaled_dtype
+from minibnn.devices import choose_device, choose_threads, half_dtype, make_deterministic, unscaled_dtype
 from minibnn.errors import UserError
+from minibnn.options.running import explain
 
 
 def pretend(monkeypatch, capability):
@@ -60,3 +61,20 @@ def test_one_thread_for_small_networks_unless_the_user_says_otherwise(monkeypatc
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
     choose_threads(device, torch.nn.Linear(width, width, device="meta"))
     assert calls == ([chosen] if chosen else [])
+
+
+@pytest.mark.parametrize(("device", "calls"), [("cuda:1", [((True,), {})]), ("cpu", [])])
+def test_deterministic_kernels_are_all_or_none(monkeypatch, device, calls):
+    """Bug of an earlier version: with warn_only the fast backward of attention stayed, and no bit was the same."""
+    seen = []
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *words, **more: seen.append((words, more)))
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    make_deterministic(device)
+    assert seen == calls
+    assert torch.utils.deterministic.fill_uninitialized_memory is (device == "cpu")
+
+
+def test_an_operation_without_a_deterministic_kernel_is_named():
+    said = explain(RuntimeError("put_cuda_ does not have a deterministic implementation, but you set 'torch.use_…"))
+    assert said == "put_cuda_ has no kernel that gives the same bits twice: leave out --deterministic"

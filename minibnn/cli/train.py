@@ -66,7 +66,8 @@ def fine_tune_there(options, observers):
             data.load_picture(path, options.resolution)
     if options.resume:
         runs.check_same_run(options, files)
-    make_deterministic(options.device)
+    if options.deterministic:
+        make_deterministic(options.device)
     choose_threads(options.device, sd.unet)
     out = Path(options.out)
     if options.resume:

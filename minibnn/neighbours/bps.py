@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .. import data, runs, schedule
-from ..devices import autocast, choose_device, choose_threads, make_deterministic, unscaled_dtype
+from ..devices import autocast, choose_device, choose_threads, unscaled_dtype
 from ..errors import UserError
 from ..files.locks import locked
 from ..files.schema import fitting, integer, one_of, record, text
@@ -227,7 +227,6 @@ def train_or_draw(options):
 def train_or_draw_there(out, options):
     """The same in a folder that belongs to this process."""
     device = choose_device(options.device)
-    make_deterministic(device)
     dtype = getattr(torch, options.dtype or unscaled_dtype(device))
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
     choose_threads(device, sd.unet)

@@ -33,7 +33,7 @@ from torch import nn
 
 from .. import runs, schedule
 from ..data import full_name, picked, read_prompts
-from ..devices import autocast, choose_device, choose_threads, make_deterministic, unscaled_dtype
+from ..devices import autocast, choose_device, choose_threads, unscaled_dtype
 from ..errors import UserError
 from ..files import schema
 from ..files.locks import locked
@@ -269,7 +269,6 @@ def graft_there(options, out):
     reward = load_reward(options.reward)
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
     options = settle(options, sd)
-    make_deterministic(options.device)
     choose_threads(options.device, sd.unet)
     sd.to(options.device)
     prompts = [prompt for prompt in options.prompt for _ in range(options.groups * options.candidates)]

@@ -27,7 +27,7 @@ def device_option(group):
     return option(None, "cpu, cuda, cuda:1, mps, ... [cuda if there is one]", group, metavar="DEVICE")
 
 
-def seed_option(group, help="fixes everything on one device"):
+def seed_option(group, help="fixes all that is random"):
     return option(0, help, group, type=seed_number)
 
 
@@ -76,6 +76,7 @@ class TrainOptions:
     resolution: int = option(None, "pixels of the square crop [{resolution}]", "training", type=whole)
     dtype: str = option(None, "of the computation; weights train in float32 [float32; CUDA: bfloat16 or float16]", "training", choices=DTYPES)
     device: str = device_option("training")
+    deterministic: bool = option(False, "on a GPU take only kernels that give the same bits twice; slower. On a CPU all do", "training")
     gradient_checkpointing: bool = option(False, "recompute blocks in backward: less memory, more time", "training")
     seed: int = seed_option("training")
 

@@ -137,6 +137,9 @@ def explain(error, options=None):
     if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or any(words in said for words in NO_MEMORY):
         tries = [words for name, words in LESS_MEMORY.items() if hasattr(options, name)]
         return "out of memory" + (f": try {', '.join(tries)}" if tries else "")
+    operation, lacks, _ = said.partition(" does not have a deterministic implementation")
+    if lacks:
+        return f"{operation} has no kernel that gives the same bits twice: leave out --deterministic"
     if isinstance(error, (UserError, OSError)) or said.startswith("Symlink loop"):  # the latter is pathlib's
         return said
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("minibnn"):
