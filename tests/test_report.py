@@ -200,7 +200,8 @@ def test_losses_are_means_over_equal_parts_of_the_training():
     (loss,) = curves.of_steps(rows)
     assert loss.lines[0].x == list(range(2, 121, 2)) and loss.lines[0].y == [step - 0.5 for step in range(2, 121, 2)]
     rows = [row | {"prior": 0.5, "kl": 2.0, "sigma": 0.01} for row in rows[:7]]
-    loss, sigma, kl = curves.of_steps(rows)
+    loss, sigma, kl = curves.of_steps([row | {"sigma": 0.01 + 0.001 * (row["step"] - 1)} for row in rows])
+    assert sigma.lines[0].y == pytest.approx([0, 10, 20, 30, 40, 50, 60]) and sigma.lines[0].label.endswith("0.01")
     assert [line.label for line in loss.lines] == ["on the subject", "on the class"]
     assert loss.lines[0].x == sigma.lines[0].x == kl.lines[0].x == list(range(1, 8)) and kl.lines[0].y == [2.0] * 7
     assert curves.of_steps([]) == []

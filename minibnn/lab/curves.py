@@ -71,8 +71,9 @@ def of_steps(rows):
     loss = [Line("on the subject", ends, means["diffusion"])]
     loss += [Line("on the class", ends, means["prior"])] if any(means["prior"]) else []
     found = [Panel("loss, mean over neighbouring steps", loss)]
-    if any(means["sigma"]):
-        found.append(Panel("σ of the random weights, mean", [Line("mean σ", ends, means["sigma"])]))
+    if first := rows[0]["sigma"]:
+        change = [100 * (value / first - 1) for value in means["sigma"]]
+        found.append(Panel("σ of the random weights, change in %", [Line(f"mean σ, first {first:.3g}", ends, change)]))
     if any(means["kl"]):
         found.append(Panel("KL divergence from the prior", [Line("KL", ends, means["kl"])]))
     return found
