@@ -1,46 +1,85 @@
-"""Guidance with and without the base's unconditional prediction.
+"""Guidance with the base's unconditional prediction, and its controls: `python -m minibnn experiment guidance`
 
-    python -m minibnn experiment guidance --runs runs/dog
+For each subject and seed the bundled model is fine-tuned on six drawings of one spotted animal, for 400 steps without
+class pictures and without BNN (with `--method lora` by LoRA), and then draws 16 pictures for each *anchor* and each
+scale w, always from the same noise:
 
-Draws 16 pictures for each run and each scale, of the training prompt and of four places, from the same noise for all.
-Runs are folders of `python -m minibnn.train`, of any method. Measured (see `world/measures.py`):
+    ε̂ = ε_anchor + w·(ε(c) − ε_anchor)
 
-    fidelity    cosine to the training pictures, mean over all
-    place       share of the pictures with a place whose background is judged to be the prompted one
-    noise       high-frequency energy of calm areas above clean drawings', × 1000
-    clipped     share of channel values at 0 or 255: saturation
+    none         w = 1: the prompt alone, no anchor
+    own          the fine-tuned model with the empty prompt: ordinary guidance
+    base         the model before fine-tuning with the empty prompt: the method
+    base class   the model before fine-tuning with "a photo of a dog": a control. It knows the class, so it is no
+                 unconditional prior; if it does as well, what helps is to move from *the base* to the fine-tuned model.
 
-guidance-samples.png has a row for each run without and with the base. It shows the scales 1.5, 3 and 7.5 with four
-pictures each: the training prompt, beach, snow and night. guidance.json keeps earlier runs of the same base, prompt and
-pictures.
+Measured for each (see `world/measures.py`), 4 pictures of the training prompt and 12 with a place:
+
+    fidelity     cosine to the training pictures, mean over all
+    place        share of the pictures with a place whose background is judged to be the prompted one
+    subject      share judged to show the subject's class (of real spotted dogs the classifier calls 79 % a dog)
+    noise        high-frequency energy of calm areas above clean drawings', × 1000
+    clipped      share of channel values at 0 or 255: saturation
+    drift        share of 48 pictures drawn from the empty prompt alone that show the class, of each model
+    gains        c with the prompt and u of each anchor around the training pictures (`lab/gains.py`); guided gains
+                 w·c − (w−1)·u above 1 take out too much noise, below 1 too little
+
+Criterion (settled before the runs): each question of QUESTIONS is a difference paired by seed, with its 95 % t-interval
+over the seeds of a subject. "more" or "less" if the interval excludes 0, else "not told from 0".
+
+Leaves guidance.jsonl (a line for each training; what is there is not repeated), and of the first subject and seed
+guidance-samples.png, and guidance.png with curves of means.
 """
 
+import json
+import shutil
 from pathlib import Path
 
 from PIL import Image
 
 from .. import data
+from ..cli.train import fine_tune
 from ..devices import choose_threads
-from ..errors import UserError
-from ..files.schema import mapping, number, record
-from ..files.store import read_json, write_json
+from ..files.schema import integer, items, mapping, number, one_of, record
+from ..files.store import write_text
+from ..lab import gains
+from ..lab.intervals import interval, require_scipy
 from ..lab.plot import Line, Panel, chart
 from ..lab.sheets import sheet
+from ..lab.sigma1_estimate import latents_of, predictor
 from ..neighbours import guidance
+from ..options.commands import TrainOptions
 from ..pictures import save_png, to_tensor
 from ..pipeline import StableDiffusion
 from ..progress import progress_bar
-from ..runs import fingerprint
 from ..world import measures as world_measures
 from ..world import scenes as world
 from ..world.classifier import reconstruct
-from .records import check_alike
+from .records import check_alike, read_rows
 
-SCALES = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5)
+SCALES = (1.5, 3.0, 7.5)
+ANCHORS = ("own", "base", "base class")
 PLACES = ("beach", "snow", "night", "wood")
-MEASURES = ("fidelity", "place", "noise", "clipped")
-CELLS = mapping(record(dict.fromkeys(MEASURES, number()), MEASURES))
-TABLE = record({"own": CELLS, "base": CELLS}, required=("own", "base"))  # of a run, in guidance.json
+MEASURES = ("fidelity", "place", "subject", "noise", "clipped")
+DRIFT = 48  # pictures from the empty prompt
+ROW = {
+    "method": one_of("dreambooth", "lora"), "subject": one_of(*world.ANIMALS), "seed": integer(0), "steps": integer(1),
+    "cells": mapping(mapping(record(dict.fromkeys(MEASURES, number()), MEASURES))), "drift": mapping(number()),
+    "gains": mapping(items(number())),
+}
+QUESTIONS = {  # what is asked: (measure, anchor and scale, anchor and scale of what it is compared with)
+    "base − own, w = 1.5": ("fidelity", ("base", "1.5"), ("own", "1.5")),
+    "base − own, w = 3": ("fidelity", ("base", "3"), ("own", "3")),
+    "base − own, w = 7.5": ("fidelity", ("base", "7.5"), ("own", "7.5")),
+    "base − base class, w = 1.5": ("fidelity", ("base", "1.5"), ("base class", "1.5")),
+    "base − no guidance, w = 1.5": ("fidelity", ("base", "1.5"), ("none", "1")),
+    "base class − own, w = 1.5": ("fidelity", ("base class", "1.5"), ("own", "1.5")),
+    "place: base − own, w = 1.5": ("place", ("base", "1.5"), ("own", "1.5")),
+    "place: base − own, w = 7.5": ("place", ("base", "7.5"), ("own", "7.5")),
+    "noise: base − own, w = 1.5": ("noise", ("base", "1.5"), ("own", "1.5")),
+    "noise: base − own, w = 3": ("noise", ("base", "3"), ("own", "3")),
+    "noise: base − own, w = 7.5": ("noise", ("base", "7.5"), ("own", "7.5")),
+    "clipped: base − own, w = 7.5": ("clipped", ("base", "7.5"), ("own", "7.5")),
+}
 
 
 def prompts_and_places(prompt):
@@ -49,86 +88,171 @@ def prompts_and_places(prompt):
     return [f"{prompt} {world.BACKGROUNDS[place]}" if place else prompt for place in places], places
 
 
-def measure(pictures, places, training):
+def measure(pictures, places, training, kind="dog"):
     """MEASURES of the pictures of one scale; training: the decoded training pictures (n, 3, 64, 64)."""
-    images, wanted = to_tensor(pictures), [{"background": place} if place else {} for place in places]
-    told = [right for right in world_measures.prompt_fidelity(images, wanted)["background"] if right is not None]
+    images = to_tensor(pictures)
+    wanted = [{"subject": kind} | ({"background": place} if place else {}) for place in places]
+    right = world_measures.prompt_fidelity(images, wanted)
+    told = [value for value in right["background"] if value is not None]
     return {
         "fidelity": world_measures.fidelity(images, training)[0].mean().item(),
         "place": sum(told) / len(told),
+        "subject": sum(right["subject"]) / len(pictures),
         "noise": world_measures.noise(images).mean().item(),
         "clipped": (images.abs() == 1).float().mean().item(),
     }
 
 
-def names_of(runs):
-    """{folder's name: folder}. Raises UserError when two have the same name, under which results are kept."""
-    named = {Path(folder).resolve().name: folder for folder in runs}
-    if len(named) < len(runs):
-        raise UserError(f"--runs {' '.join(runs)}: two folders have the same name; rename one")
-    return named
+def class_drift(sd, kind):
+    """Share of pictures from the empty prompt, without guidance, that the classifier calls a `kind`."""
+    pictures = sd.generate([""] * DRIFT, guidance=1, batch_size=16, seed=7, progress=False)
+    return world_measures.recognise(to_tensor(pictures))["subject"].count(kind) / DRIFT
 
 
-def kept_runs(path, settings):
-    """The earlier results in a file, {name: table}. Raises UserError when they were made with other settings."""
-    kind = record({"runs": mapping(TABLE)}, required=("runs",))
-    before = read_json(path, kind) if path.exists() else settings | {"runs": {}}
-    check_alike(before, settings, path)
-    return before["runs"]
+def gains_of(sd, base, latents, prompt, class_prompt):
+    """The mean gains around the training pictures: {"t", "c", and for each anchor its u: one number for each t}."""
+    anchors = {"own": predictor(sd, ""), "base": guidance.unconditional_of(base, sd)}
+    anchors["base class"] = guidance.unconditional_of(base, sd, class_prompt)
+    measured = {name: gains.measure(sd, latents, prompt, unconditional=anchor) for name, anchor in anchors.items()}
+    own = {name: gains.mean(found.u) for name, found in measured.items()}
+    return {"t": list(gains.TIMES), "c": gains.mean(measured["own"].c)} | own
+
+
+def one_run(base, options, kind, seed):
+    """Train and measure one run: its line, and the rows of pictures of its sheet."""
+    work = Path(options.work)
+    prompt, class_prompt = f"a photo of a sks {kind}", f"a photo of a {kind}"
+    images, folder = work / kind, work / f"{options.method}-{kind}-{seed}"
+    for i, scene in enumerate(world.animal_scenes(kind)):
+        save_png(world.draw(scene), images / f"{i:02d}.png")
+    fine_tune(TrainOptions(
+        images=str(images), prompt=prompt, prior_weight=0.0, method=options.method, bayes=False, steps=options.steps,
+        seed=seed, out=str(folder), samples=0, monitor=False, overwrite=True,
+    ))
+    sd = StableDiffusion.load(folder)
+    shutil.rmtree(folder)
+    drawn = data.load_pictures(data.list_pictures(images), base.recipe["resolution"])
+    training, (prompts, places) = reconstruct(base, drawn), prompts_and_places(prompt)
+    predictors = {
+        "own": None, "base": guidance.one_condition(sd, guidance.unconditional_of(base, sd)),
+        "base class": guidance.one_condition(sd, guidance.unconditional_of(base, sd, class_prompt)),
+    }
+
+    def drawing(scale, anchor=None):
+        return sd.generate(prompts, guidance=scale, batch_size=16, predictor=anchor, progress=False)
+
+    cells, shown = {"none": {"1": measure(drawing(1.0), places, training, kind)}}, []
+    for name, anchor in predictors.items():
+        cells[name] = {}
+        shown.append([])
+        for scale in progress_bar(SCALES, desc=f"{kind}, seed {seed}, anchor: {name}"):
+            pictures = drawing(scale, anchor)
+            cells[name][f"{scale:g}"] = measure(pictures, places, training, kind)
+            shown[-1] += [pictures[i] for i in (0, 4, 7, 10)]
+    line = {
+        "method": options.method, "subject": kind, "seed": seed, "steps": options.steps, "cells": cells,
+        "drift": {"own": class_drift(sd, kind), "base": class_drift(base, kind)},
+        "gains": gains_of(sd, base, latents_of(sd, drawn), prompt, class_prompt),
+    }
+    return line, shown
+
+
+def rounded(value):
+    """The same JSON with five digits after the point."""
+    if isinstance(value, dict):
+        return {name: rounded(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
+    return round(value, 5) if isinstance(value, float) else value
 
 
 def experiment(options):
-    """Draw and measure the runs of GuidanceOptions, and write figures, pictures and curves."""
-    runs = names_of(options.runs)
-    base = StableDiffusion.load(options.base, options.tokenizer, prediction_type=options.prediction_type)
-    choose_threads("cpu", base.unet)
-    prompts, places = prompts_and_places(options.prompt)
-    files = data.list_pictures(options.images)
-    training = reconstruct(base, data.load_pictures(files, base.recipe["resolution"]))
+    """Do the runs of GuidanceOptions that are not there yet, and report all that are."""
+    require_scipy()
     out = Path(options.out)
-    path = out / "guidance.json"
-    settings = {"base": options.base, "prompt": options.prompt, "images": fingerprint(files), "seed": 0}
-    result = settings | {"runs": kept_runs(path, settings)}
-    shown, labels = [], []
-    for run_name, folder in runs.items():
-        sd = StableDiffusion.load(folder)
-        with_base = guidance.one_condition(sd, guidance.unconditional_of(base, sd))
-        table = {"own": {}, "base": {}}
-        for name, predictor in (("own", None), ("base", with_base)):
-            shown.append([])
-            labels.append(f"{run_name}\n{name}")
-            for scale in progress_bar(SCALES, desc=f"{folder}, unconditional: {name}"):
-                pictures = sd.generate(prompts, guidance=scale, batch_size=16, predictor=predictor, progress=False)
-                table[name][f"{scale:g}"] = measure(pictures, places, training)
-                if scale in (1.5, 3.0, 7.5):
-                    shown[-1] += [pictures[i] for i in (0, 4, 7, 10)]
-        result["runs"][run_name] = table
-        write_json(path, result)
-    columns = [f"{scale:g}" if i == 0 else "" for scale in (1.5, 3, 7.5) for i in range(4)]
-    picture = sheet(shown, labels, columns).quantize(256, dither=Image.Dither.NONE)
-    save_png(picture, out / "guidance-samples.png", optimize=True)
-    save_png(curves(result), out / "guidance.png")
-    print_table(result)
+    path = out / "guidance.jsonl"
+    rows = read_rows(path, ROW, required=ROW)
+    for row in rows:
+        if row["method"] == options.method:
+            check_alike(row, {"steps": options.steps}, path)
+    done = {(row["method"], row["subject"], row["seed"]) for row in rows}
+    base = StableDiffusion.load("tiny")
+    choose_threads("cpu", base.unet)
+    for kind in options.subjects:
+        for seed in options.seeds:
+            if (options.method, kind, seed) in done:
+                continue
+            line, shown = one_run(base, options, kind, seed)
+            rows.append(rounded(line))
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+            if (kind, seed) == (options.subjects[0], options.seeds[0]):
+                columns = [f"w = {scale:g}" if i == 0 else "" for scale in SCALES for i in range(4)]
+                picture = sheet(shown, list(ANCHORS), columns).quantize(256, dither=Image.Dither.NONE)
+                suffix = "" if options.method == "dreambooth" else f"-{options.method}"
+                save_png(picture, out / f"guidance-samples{suffix}.png", optimize=True)
+    save_png(curves([row for row in rows if row["method"] == "dreambooth"]), out / "guidance.png")
+    print(report(rows))
 
 
-def curves(result):
-    """The measures over the scale, a panel for each: a PIL picture."""
+def grouped(rows):
+    """{(method, subject): its rows, in the order of their seeds}."""
+    groups = {}
+    for row in sorted(rows, key=lambda row: row["seed"]):
+        groups.setdefault((row["method"], row["subject"]), []).append(row)
+    return groups
+
+
+def curves(rows):
+    """The measures over the scale, means over all rows, a panel for each measure: a PIL picture."""
     panels = []
     for key in MEASURES:
-        lines = [
-            Line(f"{name}, {source}", list(SCALES), [cells[f"{scale:g}"][key] for scale in SCALES])
-            for name, table in result["runs"].items() for source, cells in table.items()
-        ]
-        panels.append(Panel(key, lines, "guidance"))
-    return chart(panels, columns=4)
+        lines = []
+        for anchor in ANCHORS:
+            of_scales = [[row["cells"][anchor][f"{scale:g}"][key] for row in rows] for scale in SCALES]
+            means = [sum(values) / len(values) for values in of_scales]
+            lines.append(Line(anchor, list(SCALES), means, list(map(min, of_scales)), list(map(max, of_scales))))
+        panels.append(Panel(key, lines, "guidance w"))
+    return chart(panels, columns=3)
 
 
-def print_table(result):
-    """Print the measures as a Markdown table."""
-    print("| run | unconditional | measure | " + " | ".join(f"{s:g}" for s in SCALES) + " |")
-    print("|---|---|---|" + "---|" * len(SCALES))
-    for run_name, table in result["runs"].items():
-        for name, cells in table.items():
+def report(rows):
+    """The tables of the page, in Markdown: means of each anchor and scale, then the questions, drift and gains."""
+    lines = []
+    for (method, kind), own in grouped(rows).items():
+        lines += [f"### {method}, {kind}, {len(own)} seeds", "", "| anchor | measure | w = 1 | "
+                  + " | ".join(f"{scale:g}" for scale in SCALES) + " |", "|---|---|---|" + "---|" * len(SCALES)]
+        for anchor in ("none", *ANCHORS):
             for key in MEASURES:
-                values = " | ".join(f"{cells[f'{s:g}'][key]:.2f}" for s in SCALES)
-                print(f"| {run_name} | {name} | {key} | {values} |")
+                of_each = [row["cells"][anchor] for row in own]
+                scales = ["1", *(f"{scale:g}" for scale in SCALES)]
+                shown = [f"{mean([c[w][key] for c in of_each]):.2f}" if w in of_each[0] else "" for w in scales]
+                lines.append(f"| {anchor} | {key} | {' | '.join(shown)} |")
+        lines += ["", "| question | difference | verdict |", "|---|---|---|"]
+        for name, (key, (a, at), (b, bt)) in QUESTIONS.items():
+            differences = [row["cells"][a][at][key] - row["cells"][b][bt][key] for row in own]
+            lines.append(f"| {name} | {answer(differences)} |")
+        lines.append(f"| class drift: own − base | {answer([r['drift']['own'] - r['drift']['base'] for r in own])} |")
+        lines += ["", "| gain at t | " + " | ".join(str(t) for t in own[0]["gains"]["t"]) + " |", "|---|" + "---|" * 5]
+        for name in ("c", *ANCHORS):
+            of_each = zip(*(row["gains"][name] for row in own), strict=True)
+            lines.append(f"| {name} | " + " | ".join(f"{mean(values):.3f}" for values in of_each) + " |")
+        for scale in SCALES:
+            for name in ANCHORS:
+                pairs = zip(*((row["gains"]["c"], row["gains"][name]) for row in own), strict=True)
+                c, u = ([mean(each) for each in zip(*values, strict=True)] for values in pairs)
+                guided = [scale * a - (scale - 1) * b for a, b in zip(c, u, strict=True)]
+                lines.append(f"| guided, w = {scale:g}, {name} | " + " | ".join(f"{v:.2f}" for v in guided) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def mean(values):
+    """The mean of some numbers."""
+    return sum(values) / len(values)
+
+
+def answer(differences):
+    """Mean, interval and verdict of differences paired by seed, as two cells of a table."""
+    middle, low, high = interval(differences)
+    verdict = "more" if low > 0 else "less" if high < 0 else "not told from 0"
+    return f"{middle:+.3f} [{low:+.3f}, {high:+.3f}] | {verdict}"

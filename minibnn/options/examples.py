@@ -124,8 +124,8 @@ EXAMPLES = {
         "python -m minibnn experiment where --seeds 0 --steps 300 --out runs/where",
     ),
     "experiment guidance": (
-        "python -m minibnn experiment guidance --runs runs/dog",
-        "python -m minibnn experiment guidance --runs runs/dog runs/lora --out runs/guidance",
+        "python -m minibnn experiment guidance",
+        "python -m minibnn experiment guidance --subjects dog --seeds 0 --method lora --out runs/guidance",
     ),
     "experiment sd-gains": (
         "python -m minibnn experiment sd-gains --model SD_FOLDER --images photos/rex --dino nets/dino",

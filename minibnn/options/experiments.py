@@ -137,15 +137,14 @@ class MethodsOptions:
 
 @dataclass(frozen=True)
 class GuidanceOptions:
-    """Guidance of fine-tuned models, with and without the base's unconditional prediction."""
+    """Guidance of fine-tuned models by their own and by the base's unconditional prediction, with controls."""
 
-    runs: list = option(None, "folders of fine-tuned models; their names must differ", "what", required=True, nargs="+", metavar="DIR")
-    base: str = option("tiny", "the model whose unconditional prediction is tried", "what", metavar="MODEL")
-    tokenizer: str = tokenizer_option()
-    prediction_type: str = prediction_type_option()
-    prompt: str = option("a photo of a sks dog", "the training prompt", "what", type=words)
-    images: str = option("tutorials/dog", "the subject's pictures", "what", metavar="DIR")
-    out: str = option("tutorials/results", "folder", "how", metavar="DIR")
+    subjects: list = option(("dog",), "spotted animals of the picture world to fine-tune on", "what", nargs="+", choices=("dog", "cat", "bird", "fish"))
+    seeds: list = option((0, 1, 2, 3, 4), "seeds of training", "what", nargs="+", type=seed_number, metavar="N")
+    method: str = option("dreambooth", "of fine-tuning", "what", choices=("dreambooth", "lora"))
+    steps: int = option(400, "optimiser steps of each run", "what", type=whole)
+    work: str = option("runs/experiments/guidance", "folder of the trainings", "how", metavar="DIR")
+    out: str = option("tutorials/results", "folder of guidance.jsonl and its pictures", "how", metavar="DIR")
 
 
 @dataclass(frozen=True)

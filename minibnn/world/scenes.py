@@ -121,12 +121,17 @@ def outline(mask):
     return mask * (1 - core)
 
 
-def dog_scenes():
-    """The six scenes of the few-shot subject: the same spotted dog on six backgrounds."""
+def animal_scenes(kind):
+    """The six scenes of a few-shot subject: the same spotted animal, one of ANIMALS, on six backgrounds."""
     rng = np.random.default_rng(2024)
     for place in DOG_BACKGROUNDS:
-        scene = pose(Scene("dog", "blue", place, spotted=True), rng)
+        scene = pose(Scene(kind, "blue", place, spotted=True), rng)
         yield replace(scene, size=max(scene.size, 20.0))
+
+
+def dog_scenes():
+    """The six scenes of the tutorials' subject, the dog of `tutorials/dog/`."""
+    return animal_scenes("dog")
 
 
 # --- command ----------------------------------------------------------------------------------------------------------
