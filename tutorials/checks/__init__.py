@@ -184,6 +184,8 @@ def in_words(error, fn):
     own = getattr(getattr(fn, "__code__", None), "co_filename", None)
     line = [number for frame, number in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == own]
     what = f"{type(error).__name__}: {error}"
+    if "Boolean value of Tensor" in what:
+        what += " (a tensor is neither true nor false; to ask whether there is one, write `is None`)"
     if line:
         code = linecache.getline(own, line[-1]).strip()
         return Mistake(f"your code stopped with {what}" + (f"\n  in the line  {code}" if code else ""))

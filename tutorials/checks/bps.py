@@ -5,42 +5,49 @@ import torch.nn.functional as F
 
 from . import compare, exercise, random
 
-WRONG = {}
+WRONG, RIGHT = {}, {}
 
 
-def _steering(z, c, abar, a, noise, power=0.5, sign=-1.0, root=True, variance=None):
+def _steering(z, y, abar, a, noise, power=0.5, sign=-1.0, root=True, variance=None):
     variance = (1 - abar) * a**2 + noise**2 if variance is None else variance
     inner = abar**0.5 if root else 1.0
-    return sign * (1 - abar) ** power * inner * a * (c - inner * a * z) / variance
+    return sign * (1 - abar) ** power * inner * a * (y - inner * a * z) / variance
 
 
 @exercise
 def check_steering_term(fn):
-    z, c, abar, a, noise = random(6), random(6, seed=1), 0.6, 1.3, 0.4
-    right = _steering(z, c, abar, a, noise)
+    z, y, abar, a, noise = random(6), random(6, seed=1), 0.6, 1.3, 0.4
+    right = _steering(z, y, abar, a, noise)
     compare(
-        fn(z, c, abar, a, noise),
+        fn(z, y, abar, a, noise),
         right,
         {
             "the sign: ε points away from the data, the gradient of log p towards it, so M = −√(1−ᾱ)·∇": -right,
-            "this is the gradient of log p(c | z_t) itself; ε is −√(1−ᾱ) times a gradient": -right / (1 - abar) ** 0.5,
-            "c given z_t is less certain than c given z_0: its variance is a²(1−ᾱ) + noise²": _steering(
-                z, c, abar, a, noise, variance=torch.tensor(noise**2)
+            "this is the gradient of log p(y | z_t) itself; ε is −√(1−ᾱ) times a gradient": -right / (1 - abar) ** 0.5,
+            "y given z_t is less certain than y given z_0: its variance is a²(1−ᾱ) + noise²": _steering(
+                z, y, abar, a, noise, variance=torch.tensor(noise**2)
             ),
-            "the mean of z_0 given z_t is √ᾱ z_t, not z_t": _steering(z, c, abar, a, noise, root=False),
+            "the mean of z_0 given z_t is √ᾱ z_t, not z_t": _steering(z, y, abar, a, noise, root=False),
             "noise is a standard deviation: square it":
-                _steering(z, c, abar, a, noise, variance=(1 - abar) * a**2 + noise),
+                _steering(z, y, abar, a, noise, variance=(1 - abar) * a**2 + noise),
             "the inner derivative is missing: d(√ᾱ a z)/dz = √ᾱ a": right / (abar**0.5 * a),
+            "of the inner derivative √ᾱ a the factor a is missing": right / a,
+            "of the inner derivative √ᾱ a the factor √ᾱ is missing": right / abar**0.5,
+            "a scales z_0: its variance enters with a², not with a":
+                _steering(z, y, abar, a, noise, variance=a * (1 - abar) + noise**2),
         },
         "M",
     )
 
 
 WRONG["steering_term"] = [
-    (lambda z, c, abar, a, noise: -_steering(z, c, abar, a, noise), "sign"),
-    (lambda z, c, abar, a, noise: -_steering(z, c, abar, a, noise) / (1 - abar) ** 0.5, "log p(c | z_t) itself"),
-    (lambda z, c, abar, a, noise: _steering(z, c, abar, a, noise, variance=torch.tensor(noise**2)), "less certain"),
-    (lambda z, c, abar, a, noise: _steering(z, c, abar, a, noise) / (abar**0.5 * a), "inner derivative"),
+    (lambda z, y, abar, a, noise: -_steering(z, y, abar, a, noise), "sign"),
+    (lambda z, y, abar, a, noise: -_steering(z, y, abar, a, noise) / (1 - abar) ** 0.5, "log p(y | z_t) itself"),
+    (lambda z, y, abar, a, noise: _steering(z, y, abar, a, noise, variance=torch.tensor(noise**2)), "less certain"),
+    (lambda z, y, abar, a, noise: _steering(z, y, abar, a, noise) / (abar**0.5 * a), "inner derivative is missing"),
+    (lambda z, y, abar, a, noise: _steering(z, y, abar, a, noise) / a, "the factor a"),
+    (lambda z, y, abar, a, noise: _steering(z, y, abar, a, noise) / abar**0.5, "the factor √ᾱ"),
+    (lambda z, y, abar, a, noise: _steering(z, y, abar, a, noise, variance=a * (1 - abar) + noise**2), "with a², not"),
 ]
 
 
@@ -57,6 +64,8 @@ def check_pixels_to_channels(fn):
             "each colour keeps its f² pixels together: the colour comes before the place in the tile":
                 tiles.permute(0, 3, 5, 1, 2, 4).flatten(1, 3),
             "that is a mean over each tile: the sketch's lines would be gone": F.avg_pool2d(hint, factor),
+            "a reshape alone tears the tiles apart: split H and W into (places, factor), permute, then flatten":
+                hint.reshape(2, 48, 2, 3),
         },
         "the rearranged hint",
     )
@@ -69,7 +78,9 @@ WRONG["pixels_to_channels"] = [
      "colour comes before"),
     (lambda hint, f: F.avg_pool2d(hint, f), "mean"),
     (lambda hint, f: hint, "shape"),
+    (lambda hint, f: hint.reshape(len(hint), -1, hint.shape[2] // f, hint.shape[3] // f), "reshape alone"),
 ]
+RIGHT["pixels_to_channels"] = [F.pixel_unshuffle]
 
 
 def _blocks():
@@ -112,6 +123,7 @@ WRONG["run_steered"] = [
     (lambda blocks, features, h: _run(blocks, features, h, "before"), "*output*"),
     (lambda blocks, features, h: _run(blocks, [None] * 3, h, "none") + features[0] + features[2], "very end"),
     (_skipping, "still runs"),
+    (lambda blocks, features, h: [b(h) + f if f else b(h) for b, f in zip(blocks, features, strict=True)], "`is None`"),
 ]
 
 

@@ -4,9 +4,9 @@ import math
 
 import torch
 
-from . import Mistake, compare, exercise, pair, random
+from . import Mistake, compare, equal, exercise, pair, random
 
-WRONG = {}
+WRONG, RIGHT = {}, {}
 
 
 @exercise
@@ -27,9 +27,14 @@ def check_top_k(fn):
             "True for what is kept, this is the opposite": (~right).double(),
             "one too many: K samples of each group": torch.zeros(4, 8).scatter(-1, order[:, :4], 1.0),
             "a threshold on the reward keeps as many as it likes; rank within the group": (rewards > 0).double(),
+            "argsort lists the places, the best first; that is not each sample's rank: mark the first K places":
+                (order < 3).double(),
         },
         "the mask",
     )
+    other = torch.zeros(4, 8).scatter(-1, order[:, :5], 1.0)
+    if not equal(torch.as_tensor(fn(rewards, 5)).double(), other):
+        raise Mistake("right for K = 3, wrong for K = 5: use k")
 
 
 def _mask(rewards, indices):
@@ -42,7 +47,10 @@ WRONG["top_k"] = [
      "*each* group"),
     (lambda rewards, k: rewards > 0, "rank within the group"),
     (lambda rewards, k: rewards.topk(k).values, "True or False"),
+    (lambda rewards, k: rewards.argsort(-1, descending=True) < k, "not each sample's rank"),
+    (lambda rewards, k: _mask(rewards, rewards.argsort(-1, descending=True)[:, :3]), "use k"),
 ]
+RIGHT["top_k"] = [lambda rewards, k: rewards.argsort(-1, descending=True).argsort(-1) < k]
 
 
 def _binomial(q, m, k, others):
@@ -61,6 +69,9 @@ def check_top_k_probability(fn):
             "j = 0 counts, too: nobody better": _binomial(q, 8, 3, 1) - (1 - q) ** 7,
             "q is the chance that another one is better, not worse": _binomial(1 - q, 8, 3, 1),
             "the binomial coefficients are missing": sum(q**j * (1 - q) ** (7 - j) for j in range(3)),
+            "the coefficients count the ways to choose j of the M − 1 others: C(M−1, j)":
+                sum(math.comb(8, j) * q**j * (1 - q) ** (7 - j) for j in range(3)),
+            "this is exactly K − 1 better ones; fewer are as good: add up j = 0 … K − 1": 21 * q**2 * (1 - q) ** 5,
         },
         "the probability",
     )
@@ -71,6 +82,8 @@ WRONG["top_k_probability"] = [
     (lambda q, m, k: _binomial(q, m, k + 1, 1), "fewer than K"),
     (lambda q, m, k: _binomial(1 - q, m, k, 1), "not worse"),
     (lambda q, m, k: sum(q**j * (1 - q) ** (m - 1 - j) for j in range(k)), "coefficients"),
+    (lambda q, m, k: sum(math.comb(m, j) * q**j * (1 - q) ** (m - 1 - j) for j in range(k)), "C(M−1, j)"),
+    (lambda q, m, k: math.comb(m - 1, k - 1) * q ** (k - 1) * (1 - q) ** (m - k), "add up"),
 ]
 
 
@@ -83,7 +96,7 @@ def check_ceiling(fn):
         {
             "this is the success without any training; accepted states have the weight a": a.mean(),
             "this is the second moment; divide by the acceptance rate": (a**2).mean(),
-            "the mean of a², not the square of the mean": a.mean() ** 2 / a.mean() + 1e-3,
+            "divide by the acceptance rate, the mean of a, once": (a**2).mean() / a.mean() ** 2,
             "one state's success is a, not always 1": torch.tensor(1.0),
         },
         "the ceiling",
@@ -94,13 +107,21 @@ WRONG["ceiling"] = [
     (lambda a: a.mean(), "without any training"),
     (lambda a: (a**2).mean(), "acceptance rate"),
     (lambda a: torch.tensor(1.0), "not always 1"),
+    (lambda a: (a * a / a.sum() * len(a)).mean() / a.mean(), "once"),
 ]
+RIGHT["ceiling"] = [lambda a: (a / a.sum() * a).sum()]
 
 
 def _renoise(x_t, abar_t, abar_s, eps):
     rho = (abar_s / abar_t).sqrt()
     variance = (1 - abar_s) - rho**2 * (1 - abar_t)
     return rho, variance, rho * x_t + variance.sqrt() * eps
+
+
+def _with_target(x_t, abar_t, abar_s, eps, factor):
+    """The right x_s, and the target factor(σ²)·ε."""
+    _, variance, x_s = _renoise(x_t, abar_t, abar_s, eps)
+    return x_s, factor(variance) * eps
 
 
 @exercise
@@ -129,6 +150,9 @@ def check_renoise(fn):
             "ε is only the noise added last; scale it so that its mean is −√(1−ᾱ_s) times the score": eps,
             "upside down: the target is larger than ε": (variance / (1 - abar_s)).sqrt() * eps,
             "the root is missing": (1 - abar_s) / variance * eps,
+            "this is the score −ε/σ itself; ε̂ is −√(1−ᾱ_s) times the score": -eps / variance.sqrt(),
+            "the factor √(1−ᾱ_s) is missing: ε̂ is −√(1−ᾱ_s) times the score −ε/σ": eps / variance.sqrt(),
+            "the sign: ε̂ is *minus* √(1−ᾱ_s) times the score −ε/σ": -((1 - abar_s) / variance).sqrt() * eps,
         },
         "the target",
     )
@@ -140,6 +164,15 @@ WRONG["renoise"] = [
     (lambda x_t, abar_t, abar_s, eps: _renoise(x_t, abar_t, abar_s, eps)[2], "two values"),
     (lambda x_t, abar_t, abar_s, eps: ((abar_s / abar_t).sqrt() * x_t + (1 - abar_s).sqrt() * eps, eps),
      "too much noise"),
+    (lambda x_t, abar_t, abar_s, eps: _with_target(x_t, abar_t, abar_s, eps, lambda v: -1 / v.sqrt()), "score −ε/σ"),
+    (lambda x_t, abar_t, abar_s, eps: _with_target(x_t, abar_t, abar_s, eps, lambda v: 1 / v.sqrt()), "factor √(1−ᾱ_s"),
+    (lambda x_t, abar_t, abar_s, eps: _with_target(x_t, abar_t, abar_s, eps, lambda v: -((1 - abar_s) / v).sqrt()),
+     "the sign"),
+]
+RIGHT["renoise"] = [
+    lambda x_t, abar_t, abar_s, eps: _with_target(
+        x_t, abar_t, abar_s, eps, lambda _: ((1 - abar_s) / (1 - abar_s / abar_t)).sqrt()  # σ² = 1 − ᾱ_s/ᾱ_t
+    ),
 ]
 
 
@@ -148,8 +181,8 @@ def check_switched(fn):
     for t, switch, name in ((700, 500, "fine-tuned"), (300, 500, "base"), (500, 500, "base"), (1, 0, "fine-tuned")):
         asked = []
         predict = fn(
-            lambda x, t, asked=asked: asked.append("fine-tuned") or 2 * x,
-            lambda x, t, asked=asked: asked.append("base") or 3 * x,
+            lambda x, t, asked=asked: asked.append("fine-tuned") or 2 * x + t,
+            lambda x, t, asked=asked: asked.append("base") or 3 * x + t,
             switch,
         )
         if not callable(predict):
@@ -161,7 +194,9 @@ def check_switched(fn):
             raise Mistake("at the switch itself the base works: the state x_t *there* is what was learned")
         if asked != [name]:
             raise Mistake(f"at t = {t} with the switch at {switch} the {name} network works: drawing begins at large t")
-        compare(got, torch.full((3,), 2.0 if name == "fine-tuned" else 3.0), {}, "ε̂")
+        factor = 2.0 if name == "fine-tuned" else 3.0
+        other = {"ask the network at t, not at the switch": torch.full((3,), factor + switch)} if switch != t else {}
+        compare(got, torch.full((3,), factor + t), other, "ε̂")
 
 
 WRONG["switched"] = [
@@ -169,4 +204,5 @@ WRONG["switched"] = [
     (lambda ours, base, switch: lambda x, t: ours(x, t) if t >= switch else base(x, t), "at the switch itself"),
     (lambda ours, base, switch: lambda x, t: (ours(x, t), base(x, t))[0], "at twice the price"),
     (lambda ours, base, switch: None, "return a function"),
+    (lambda ours, base, switch: lambda x, t: ours(x, switch) if t > switch else base(x, switch), "not at the switch"),
 ]

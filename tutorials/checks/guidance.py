@@ -4,7 +4,7 @@ import torch
 
 from . import Mistake, compare, exercise, random
 
-WRONG = {}
+WRONG, RIGHT = {}, {}
 
 
 @exercise
@@ -30,25 +30,32 @@ WRONG["guide"] = [
     (lambda eps_u, eps_c, scale: scale * eps_c + (scale - 1) * eps_u, "1 − w, not w − 1"),
     (lambda eps_u, eps_c, scale: eps_u + scale * (eps_u - eps_c), "direction"),
 ]
+RIGHT["guide"] = [lambda eps_u, eps_c, scale: eps_c.sub_(eps_u).mul_(scale).add_(eps_u)]  # in place
 
 
 @exercise
 def check_schedule_map(fn):
-    abar, base = (torch.linspace(*ends).cumprod(0) for ends in ((0.999, 0.9, 20), (0.9995, 0.96, 50)))
+    abar, base = torch.linspace(0.99, 0.01, 300), torch.linspace(0.97, 0.03, 9) ** 2  # so coarse that each way shows
+
+    def nearest(quantity):
+        return (quantity(abar)[:, None] - quantity(base)[None]).abs().argmin(1)
+
     compare(
         fn(abar, base),
         (abar[:, None] - base[None]).abs().argmin(1),
         {
             "this maps the base's times to ours; we need the base's time for each of ours":
                 (abar[:, None] - base[None]).abs().argmin(0),
-            "nearest in variance 1 − ᾱ, not in its root":
-                ((1 - abar).sqrt()[:, None] - (1 - base).sqrt()[None]).abs().argmin(1),
+            "nearest in variance 1 − ᾱ, not in its root": nearest(lambda a: (1 - a).sqrt()),
+            "nearest in variance 1 − ᾱ, not in √ᾱ": nearest(torch.sqrt),
+            "nearest in variance 1 − ᾱ, not in the ratio of noise and picture, √((1−ᾱ)/ᾱ)":
+                nearest(lambda a: ((1 - a) / a).sqrt()),
+            "nearest in variance 1 − ᾱ, not in the logarithm of the ratio of picture and noise":
+                nearest(lambda a: (a / (1 - a)).log()),
             "this is the largest distance: argmin, not argmax": (abar[:, None] - base[None]).abs().argmax(1),
-            "the times themselves are kept: look for the base's nearest variance": torch.arange(20),
+            "the times themselves are kept: look for the base's nearest variance": torch.arange(300),
             "the base's time must be nearest on both sides; this is the first that is at least as noisy":
-                torch.searchsorted(
-                1 - base, 1 - abar
-            ).clamp(max=49),
+                torch.searchsorted(1 - base, 1 - abar).clamp(max=8),
         },
         "τ",
     )
@@ -58,7 +65,10 @@ WRONG["schedule_map"] = [
     (lambda abar, base: (abar[:, None] - base[None]).abs().argmin(0), "each of ours"),
     (lambda abar, base: torch.arange(len(abar)), "the times themselves"),
     (lambda abar, base: ((1 - abar).sqrt()[:, None] - (1 - base).sqrt()[None]).abs().argmin(1), "not in its root"),
+    (lambda abar, base: (abar.sqrt()[:, None] - base.sqrt()[None]).abs().argmin(1), "not in √ᾱ"),
+    (lambda abar, base: ((1 / abar - 1).sqrt()[:, None] - (1 / base - 1).sqrt()[None]).abs().argmin(1), "the ratio"),
 ]
+RIGHT["schedule_map"] = [lambda abar, base: (abar[:, None] - base[None]).square().argmin(1)]
 
 
 @exercise
@@ -68,16 +78,19 @@ def check_base_eps(fn):
     t, tau, asked = 12, int((abar[12] - base).abs().argmin()), []
 
     def network(x, time):
-        asked.append(time)
+        asked.append((x.clone(), torch.as_tensor(time).flatten()))
         return v
 
     got = fn(network, x, t, torch.arange(50)[[tau] * 20], base)
     if not asked:
         raise Mistake("the base was not asked: call network(x, time)")
-    if int(asked[0]) == t:
+    seen, times = asked[0]
+    if len(times) and bool((times == t).all()):
         raise Mistake("the base was asked at our time t: its own time of the same noise is tau[t]")
-    if int(asked[0]) != tau:
-        raise Mistake(f"the base was asked at {int(asked[0])}, tau[t] is {tau}")
+    if not len(times) or not bool((times == tau).all()):
+        raise Mistake(f"the base was asked at {times.tolist()}, tau[t] is {tau}")
+    if seen.shape != x.shape or not torch.equal(seen, x):
+        raise Mistake("the base sees x as it is: neither empty nor rescaled")
     right = base[tau]
     compare(
         got,
@@ -104,6 +117,14 @@ WRONG["base_eps"] = [
     (lambda network, x, t, tau, abar_base: network(x, tau[t]), "convert it"),
     (lambda network, x, t, tau, abar_base: _base_eps(network, x, t, tau, abar_base, t), "ᾱ at τ"),
     (lambda network, x, t, tau, abar_base: x, "not asked"),
+    (lambda network, x, t, tau, abar_base: _base_eps(lambda _, time: network(0 * x, time), x, t, tau, abar_base),
+     "as it is"),
+    (lambda network, x, t, tau, abar_base: _base_eps(lambda _, s: network(x / 2, s), x, t, tau, abar_base), "as it is"),
+]
+RIGHT["base_eps"] = [
+    lambda network, x, t, tau, abar_base: _base_eps(
+        lambda x, time: network(x, torch.full((len(x),), int(time))), x, t, tau, abar_base
+    ),
 ]
 
 
@@ -119,6 +140,8 @@ def check_guide_two(fn):
             "the scales are swapped": eps_u + 4.0 * (eps_1 - eps_u) + 1.5 * (eps_12 - eps_1),
             "begin at ε_u": 1.5 * (eps_1 - eps_u) + 4.0 * (eps_12 - eps_1),
             "the first condition's arrow is missing": eps_u + 4.0 * (eps_12 - eps_1),
+            "the second arrow goes from ε_1 to ε_12, not from where the first arrow has led to ε_12":
+                eps_u + 1.5 * (eps_1 - eps_u) + 4.0 * (eps_12 - eps_u - 1.5 * (eps_1 - eps_u)),
         },
         "ε̂",
     )
@@ -128,4 +151,5 @@ WRONG["guide_two"] = [
     (lambda u, one, both, a, b: u + a * (one - u) + b * (both - u), "at ε_1"),
     (lambda u, one, both, a, b: u + b * (one - u) + a * (both - one), "swapped"),
     (lambda u, one, both, a, b: u + b * (both - one), "missing"),
+    (lambda u, one, both, a, b: (1 - b) * (u + a * (one - u)) + b * both, "where the first arrow has led"),
 ]

@@ -4,19 +4,22 @@ import torch
 
 from minibnn.neighbours import flow
 
-from . import Mistake, compare, exercise, pair, random
+from . import Mistake, compare, equal, exercise, pair, random
 
-WRONG = {}
+WRONG, RIGHT = {}, {}
 
 
 def turning(x, s):
-    """A velocity that depends on place and time, with h·L < 1 for the steps used here."""
+    """A velocity that depends on place and time, with h·L < 1 for the steps used here. Raises Mistake."""
+    if not torch.is_tensor(s) or s.shape != x.shape[:1]:
+        full = "torch.full((len(x),), s, dtype=x.dtype)"
+        raise Mistake(f"velocity(x, s) wants a time for each sample, a tensor (B,): {full}")
     return (-0.4 + torch.sin(3 * s))[:, None] * x + 1 + 0.3 * torch.cos(2 * x)
 
 
 @exercise
 def check_flow_pair(fn):
-    x, e, s = random(4, 2), random(4, 2, seed=1), torch.tensor([0.0, 0.2, 0.7, 1.0])
+    x, e, s = random(4, 4), random(4, 4, seed=1), torch.tensor([0.0, 0.2, 0.7, 1.0])
     x_s, target = pair(fn(x, e, s), "the point x_s and the target")
     column = s[:, None]
     compare(
@@ -26,6 +29,7 @@ def check_flow_pair(fn):
             "noise and data are swapped: s = 0 is noise, s = 1 is data": column * e + (1 - column) * x,
             "roots belong to diffusion; a rectified flow goes along straight lines":
                 (1 - column).sqrt() * e + column.sqrt() * x,
+            "each *row* has its own time: give s a second dimension, s[:, None]": (1 - s) * e + s * x,
         },
         "x_s",
     )
@@ -46,6 +50,7 @@ WRONG["flow_pair"] = [
     (lambda x, e, s: ((1 - s[:, None]) * e + s[:, None] * x, e - x), "sign"),
     (lambda x, e, s: ((1 - s[:, None]) * e + s[:, None] * x, (1 - s[:, None]) * (x - e)), "rest of the way"),
     (lambda x, e, s: (1 - s[:, None]) * e + s[:, None] * x, "two values"),
+    (lambda x, e, s: ((1 - s) * e + s * x, x - e), "each *row*"),
 ]
 
 
@@ -71,6 +76,8 @@ def check_euler(fn):
         },
         "T(z)",
     )
+    if not equal(fn(turning, z, 7), flow.euler(turning, z, 7)):
+        raise Mistake("right for 4 steps, wrong for 7: use steps")
 
 
 def _one_less(z):
@@ -83,7 +90,18 @@ WRONG["euler"] = [
     (lambda velocity, z, steps: _euler(z, steps, lambda j, n: (j + 1) / n), "right end"),
     (lambda velocity, z, steps: _euler(z, steps, lambda j, n: j / n, float(steps)), "whole velocity"),
     (lambda velocity, z, steps: _euler(z, steps, lambda j, n: 0.0), "time stays 0"),
+    (lambda velocity, z, steps: _euler(z, 4, lambda j, n: j / n), "use steps"),
+    (lambda velocity, z, steps: velocity(z, 0.0), "a time for each sample"),
 ]
+
+
+def _euler_in_place(velocity, z, steps):
+    for j in range(steps):
+        z += velocity(z, torch.full((len(z),), j / steps)) / steps
+    return z
+
+
+RIGHT["euler"] = [_euler_in_place]
 
 
 @exercise
@@ -119,6 +137,7 @@ WRONG["inverse_step"] = [
     (lambda velocity, x, s, h, iterations: x - h * velocity(x, torch.full((len(x),), s)), "one step only"),
     (_subtract_from_y, "subtract from x"),
     (lambda velocity, x, s, h, iterations: flow.inverse_step(velocity, x, s, -h, iterations, 0.0)[0], "takes it away"),
+    (lambda velocity, x, s, h, iterations: x - h * velocity(x, s), "a time for each sample"),
 ]
 
 
@@ -147,7 +166,7 @@ def check_invert(fn):
             ),
         },
         "the noise from which T goes to x",
-        tolerance=1e-8,
+        tolerance=1e-4,  # as exact as `flow.invert` with its own tolerance; the mistakes are off by more than 0.01
     )
 
 
@@ -157,13 +176,18 @@ WRONG["invert"] = [
      "T asked at its beginning"),
     (lambda velocity, x, steps: x, "wrong"),
 ]
+RIGHT["invert"] = [lambda velocity, x, steps: flow.invert(velocity, x, steps)[0]]
+
+
+def _affine(steps, slope, shift):
+    a = (1 + slope / steps) ** steps
+    return a, sum((1 + slope / steps) ** k for k in range(steps)) * shift / steps
 
 
 @exercise
 def check_affine_inverse_noise(fn):
     mean, std, steps, slope, shift = 1.5, 0.3, 20, -0.4, 1.0
-    a = (1 + slope / steps) ** steps
-    b = sum((1 + slope / steps) ** k for k in range(steps)) * shift / steps
+    a, b = _affine(steps, slope, shift)
     got = pair(fn(mean, std, steps, slope, shift), "mean and standard deviation")
     for value in got:
         if not torch.isfinite(torch.as_tensor(value, dtype=torch.float64)).all():
@@ -176,8 +200,7 @@ def check_affine_inverse_noise(fn):
             "subtract B before you divide by A": mean / a - b,
             "B is missing: T(z) = A z + B": mean / a,
             "this is the flow with infinitely many steps; T has n":
-                (mean + shift / slope * (1 - torch.exp(torch.tensor(slope))))
-            * torch.exp(torch.tensor(-slope)),
+                (mean + shift / slope * (1 - torch.exp(torch.tensor(slope)))) * torch.exp(torch.tensor(-slope)),
         },
         "the mean",
     )
@@ -191,16 +214,19 @@ def check_affine_inverse_noise(fn):
         },
         "the standard deviation",
     )
-
-
-def _affine(steps, slope, shift):
-    a = (1 + slope / steps) ** steps
-    return a, sum((1 + slope / steps) ** k for k in range(steps)) * shift / steps
+    a, b = _affine(5, 0.7, -0.2)
+    if not equal(torch.tensor(pair(fn(0.4, 1.2, 5, 0.7, -0.2), "both")), torch.tensor([(0.4 - b) / a, 1.2 / a])):
+        raise Mistake("right for one sampler, wrong for another: use all five arguments")
 
 
 def _forward(mean, std, steps, slope, shift):
     a, b = _affine(steps, slope, shift)
     return a * mean + b, a * std
+
+
+def _inverse(mean, std, steps, slope, shift):
+    a, b = _affine(steps, slope, shift)
+    return (mean - b) / a, std / a
 
 
 def _variance(mean, std, steps, slope, shift):
@@ -212,4 +238,6 @@ WRONG["affine_inverse_noise"] = [
     (_forward, "where T takes the data"),
     (_variance, "the variance"),
     (lambda mean, std, steps, slope, shift: (mean - 1) / 0.67, "two values"),
+    (lambda mean, std, steps, slope, shift: _inverse(1.5, 0.3, 20, -0.4, 1.0), "all five arguments"),
+    (lambda mean, std, steps, slope, shift: _inverse(mean, std, 20, slope, shift), "all five arguments"),
 ]

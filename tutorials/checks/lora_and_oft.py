@@ -1,10 +1,25 @@
 """Checks of 11_lora_and_oft."""
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import Mistake, compare, exercise, pair, random
+from . import Mistake, compare, equal, exercise, pair, random
 
-WRONG = {}
+WRONG, RIGHT = {}, {}
+
+
+class Products(TorchDispatchMode):
+    """Notes the shapes of all matrix products that are computed meanwhile."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm):
+            self.shapes.append(tuple(out.shape))
+        return out
 
 
 @exercise
@@ -20,9 +35,18 @@ def check_lora(fn):
             "W is missing: LoRA adds to the pretrained layer": x @ (3.0 * change).T,
             "α/r belongs to the change alone, not to W": 3.0 * x @ (weight + change).T,
             "α/r is applied twice, once for each matrix": x @ (weight + 9.0 * change).T,
+            "r is the number of rows of A, not of its columns": x @ (weight + 1.2 * change).T,
+            "α belongs to the change alone, and divided by r": 6.0 * x @ (weight + change).T,
         },
         "y",
     )
+    wide = random(3, 5, seed=4), random(3, 3, seed=5)
+    if not equal(fn(x, weight, *wide, alpha), x @ (weight + 2.0 * wide[1] @ wide[0]).T):
+        raise Mistake("right for r = 2, wrong for r = 3: r is len(down)")
+    with Products() as products:
+        fn(x, weight, down, up, alpha)
+    if {(3, 5), (5, 3)} & set(products.shapes):
+        raise Mistake("B A was formed, a matrix as large as W: apply A to x first, then B to what comes out")
     if not torch.equal(torch.as_tensor(fn(x, weight, down, 0 * up, alpha)), x @ weight.T):
         raise Mistake("with B = 0 the output must be that of W alone, to the last bit: add the correction to x Wᵀ")
 
@@ -31,6 +55,13 @@ WRONG["lora"] = [
     (lambda x, weight, down, up, alpha: x @ (weight + alpha * up @ down).T, "not by α"),
     (lambda x, weight, down, up, alpha: x @ (up @ down * 3.0).T, "W is missing"),
     (lambda x, weight, down, up, alpha: 3.0 * x @ (weight + up @ down).T, "alone"),
+    (lambda x, weight, down, up, alpha: x @ weight.T + alpha / down.shape[1] * x @ down.T @ up.T, "not of its columns"),
+    (lambda x, weight, down, up, alpha: alpha * (x @ weight.T + x @ down.T @ up.T), "divided by r"),
+    (lambda x, weight, down, up, alpha: x @ weight.T + alpha / 2 * (x @ down.T) @ up.T, "len(down)"),
+    (lambda x, weight, down, up, alpha: x @ weight.T + alpha / len(down) * x @ (up @ down).T, "was formed"),
+]
+RIGHT["lora"] = [
+    lambda x, weight, down, up, alpha: torch.nn.functional.linear(x, weight) + x @ down.T @ (alpha / len(down) * up).T,
 ]
 
 
@@ -51,19 +82,19 @@ def check_for_diffusers(fn):
         },
         "B A",
     )
-    compare(
-        got_down,
-        down,
-        {"put the factor into B: the rows of A keep their size, and B = 0 still means 'no change'": 3.0 * down},
-        "A",
-    )
+    if torch.as_tensor(got_down).shape != down.shape:
+        raise Mistake(f"A has shape {tuple(torch.as_tensor(got_down).shape)}, expected {tuple(down.shape)}")
 
 
 WRONG["for_diffusers"] = [
     (lambda down, up, alpha: (down, up), "must be in the file"),
     (lambda down, up, alpha: (3.0 * down, 3.0 * up), "both matrices"),
     (lambda down, up, alpha: (down, alpha * up), "not α"),
-    (lambda down, up, alpha: (3.0 * down, up), "into B"),
+    (lambda down, up, alpha: (down, up / 3.0), "divided out"),
+]
+RIGHT["for_diffusers"] = [
+    lambda down, up, alpha: ((alpha / len(down)) ** 0.5 * down, (alpha / len(down)) ** 0.5 * up),
+    lambda down, up, alpha: (alpha / len(down) * down, up),
 ]
 
 
@@ -132,6 +163,7 @@ def check_weight_std(fn):
         2.0 * sigma * squares.sqrt(),
         {
             "the scale α/r is missing": sigma * squares.sqrt(),
+            "the scale is α/r, not α": 6.0 * sigma * squares.sqrt(),
             "standard deviations of independent terms do not add up; variances do": 2.0 * sigma * down.abs().sum(0),
             "this is the variance: take the root": (2.0 * sigma) ** 2 * squares,
             "sum over the rank, one number for each input": 2.0 * sigma * (down**2).sum(1).sqrt(),
@@ -147,4 +179,5 @@ WRONG["weight_std"] = [
     (lambda down, sigma, alpha: sigma * down.norm(dim=0), "α/r is missing"),
     (lambda down, sigma, alpha: 2.0 * sigma * down.abs().sum(0), "variances do"),
     (lambda down, sigma, alpha: (2.0 * sigma * down.norm(dim=0)) ** 2, "take the root"),
+    (lambda down, sigma, alpha: alpha * sigma * down.norm(dim=0), "not α"),
 ]
