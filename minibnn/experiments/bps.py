@@ -64,6 +64,12 @@ def skip_only(unet, features):
 class SkipBranch(bps_branch.Branch):
     """As `Branch`, but with features for conv_in and the downsamplers too, whose results are skips; no decoder."""
 
+    def __init__(self, config):
+        super().__init__(config)
+        for i, unit in enumerate(self.encoder):
+            if isinstance(unit, torch.nn.Conv2d):
+                self.zeros[i] = bps_branch.zero_conv(unit.out_channels, unit.out_channels)
+
     def forward(self, hint, time):
         h, features = torch.nn.functional.pixel_unshuffle(hint, self.factor), []
         for unit, zero, gain in zip(self.encoder, self.zeros, self.gains, strict=False):

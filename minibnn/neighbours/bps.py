@@ -4,6 +4,7 @@
 
 Trains the branch of `bps_branch.py`, which says what is learned (arXiv 2406.03683), on pairs, and draws with it. A pair
 is NAME.png (picture), NAME.hint.png (hint) and NAME.txt (caption); `python -m minibnn world --pairs DIR` makes some.
+With `--edges` no hints are needed: they are the edges of NAME.png itself (`edges.py`), in training and in drawing.
 
 But: style hints, which are several maps at once, are left out.
 """
@@ -31,6 +32,7 @@ from ..progress import progress_bar
 from ..sample import check_numbers, guide
 from ..train import Training, train
 from .bps_branch import Branch, added, steered
+from .edges import sketch
 
 FORMAT = "minibnn bps"
 CONFIG = {  # what opening a branch needs
@@ -79,6 +81,19 @@ def read_hint(path, channels, size=None, resolution=None):
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
+def picture_files(folder):
+    """NAME -> its picture's path. Raises UserError if there is none."""
+    found = {path.stem: path for path in sorted(Path(folder).glob("*.png")) if not path.name.endswith(".hint.png")}
+    if not found:
+        raise UserError(f"--hints {folder}: no NAME.png in it, whose edges --edges could take")
+    return found
+
+
+def edges_of(path, resolution):
+    """The sketch (1, H, W) in [0, 1] of a picture that is cropped to a square. Raises UserError naming the file."""
+    return sketch((data.load_picture(path, resolution)[None] + 1) / 2)[0]
+
+
 def read_caption(path):
     """The words of a text file. Raises UserError if it is missing, empty or not UTF-8."""
     try:
@@ -90,14 +105,20 @@ def read_caption(path):
     return text
 
 
-def read_pairs(folder, channels, resolution):
-    """Folder -> hints, pictures, captions, each hint as large as its picture; both cropped to the resolution."""
+def read_pairs(folder, channels, resolution, edges=False):
+    """Folder -> hints, pictures, captions, each hint as large as its picture; both cropped to the resolution.
+
+    edges: take the pictures' edges as their hints.
+    """
     hints, images, captions = [], [], []
-    for name, path in hint_files(folder).items():
+    for name, path in (picture_files(folder) if edges else hint_files(folder)).items():
         picture = Path(folder) / f"{name}.png"
         images.append(data.load_picture(picture, resolution))
-        size = ImageOps.exif_transpose(Image.open(picture)).size
-        hints.append(read_hint(path, channels, size, resolution))
+        if edges:
+            hints.append(edges_of(picture, resolution))
+        else:
+            size = ImageOps.exif_transpose(Image.open(picture)).size
+            hints.append(read_hint(path, channels, size, resolution))
         captions.append(read_caption(Path(folder) / f"{name}.txt"))
     return torch.stack(hints), torch.stack(images), captions
 
@@ -187,6 +208,9 @@ def load_branch(folder, sd):
     fitting(config, record(CONFIG), Path(folder) / "config.json")
     branch = Branch(sd.unet.config, config["hint_channels"], config["factor"], config["gains"])
     state = read_tensors(Path(folder) / "branch.safetensors")
+    unused = [i for i, zero in enumerate(branch.zeros) if not list(zero.parameters())]
+    for i in unused:  # version 0.1 wrote four convolutions that nothing uses
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(f"zeros.{i}.")}
     wanted = {name: tensor.shape for name, tensor in branch.state_dict().items()}
     if {name: tensor.shape for name, tensor in state.items()} != wanted:
         model = config["model"]
@@ -207,6 +231,8 @@ def check(options):
     for name in TRAINING if options.branch else ():
         if getattr(options, name) != getattr(BpsOptions, name):
             raise UserError(f"--{name.replace('_', '-')} is for training; with --branch nothing is trained")
+    if options.edges and options.hint_channels != 1:
+        raise UserError("--edges makes grey hints: leave out --hint-channels 3")
     if options.sample_steps and options.sample_steps >= schedule.TRAIN_STEPS:
         raise UserError(f"--sample-steps {options.sample_steps} is outside 1..{schedule.TRAIN_STEPS - 1}")
     check_numbers("ddim", 0.0, options.guidance or 1.0, options.seed)
@@ -233,10 +259,15 @@ def train_or_draw_there(out, options):
     if options.branch:
         branch = load_branch(options.branch, sd).to(device)
         sd.to(device)
-        files = hint_files(options.hints)
-        first = read_hint(next(iter(files.values())), branch.hint_channels)
-        size = (first.shape[2], first.shape[1])
-        hints = torch.stack([read_hint(path, branch.hint_channels, size) for path in files.values()])
+        if options.edges and branch.hint_channels != 1:
+            raise UserError(f"--edges makes grey hints, and --branch {options.branch} was trained on coloured ones")
+        files = picture_files(options.hints) if options.edges else hint_files(options.hints)
+        if options.edges:
+            hints = torch.stack([edges_of(path, sd.recipe["resolution"]) for path in files.values()])
+        else:
+            first = read_hint(next(iter(files.values())), branch.hint_channels)
+            size = (first.shape[2], first.shape[1])
+            hints = torch.stack([read_hint(path, branch.hint_channels, size) for path in files.values()])
         prompts = [read_caption(Path(options.hints) / f"{name}.txt") for name in files]
     else:
         branch, hints, prompts = train_on_pairs(sd.to(device), out, options, dtype)
@@ -257,7 +288,7 @@ def train_on_pairs(sd, out, options, dtype):
     steps, lr = options.steps or (400 if bundled else 1000), options.lr or (5e-4 if bundled else 1e-5)
     if resolution % sd.vae.factor:
         raise UserError(f"--resolution {resolution} is no multiple of {sd.vae.factor}")
-    hints, images, prompts = read_pairs(options.hints, options.hint_channels, resolution)
+    hints, images, prompts = read_pairs(options.hints, options.hint_channels, resolution, options.edges)
     torch.manual_seed(options.seed)
     branch = Branch(sd.unet.config, options.hint_channels, sd.vae.factor, options.gains).to(sd.device)
     train_branch(sd, branch, Pairs(sd, hints, images, prompts), steps, lr, options.batch_size, options.seed, dtype)

@@ -15,8 +15,8 @@ SD v1.5 has 25 units (12 encoder, 1 middle, 12 decoder) and 38 such additions. "
 middle get blocks that know the time, with gains 16, 8, 4, 2 and 16; the decoder gets light blocks without time, and
 gain 1.
 
-But: no BPS-XL. Nothing uses the 4 zero convolutions of conv_in and the downsamplers (20.3 M parameters in SD v1.5);
-they are kept, so that the branch has as many parameters as the released one.
+But: no BPS-XL. The released branch also holds 4 zero convolutions for conv_in and the downsamplers, which nothing uses
+(20.3 M parameters in SD v1.5); here they are left out.
 """
 
 import contextlib
@@ -96,7 +96,10 @@ class Branch(nn.Module):
             heavy += [2.0 ** (4 - level)] * len(blocks + downsample)
         self.gains = [*heavy, 16.0] if gains == "head-heavy" else [1.0] * (len(heavy) + 1)  # of encoder and middle
         self.middle = nn.ModuleList(TimedBlock(channels[-1], channels[-1], time_channels, groups) for _ in range(2))
-        self.zeros = nn.ModuleList(zero_conv(width, width) for width in [*widths, channels[-1]])
+        places = zip([*self.encoder, None], [*widths, channels[-1]], strict=True)  # None: the middle
+        self.zeros = nn.ModuleList(
+            nn.Identity() if isinstance(unit, nn.Conv2d) else zero_conv(width, width) for unit, width in places
+        )
 
         self.decoder, self.upsamplers, before = nn.ModuleList(), nn.ModuleList(), channels[-1]
         for level in reversed(range(len(channels))):

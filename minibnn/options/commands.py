@@ -235,10 +235,11 @@ class BpsOptions:
     model: str = model_option("; stays frozen")
     tokenizer: str = tokenizer_option()
     prediction_type: str = prediction_type_option()
+    edges: bool = option(False, "take the edges of each NAME.png as its hint; NAME.hint.png is not needed", "what")
 
     hint_channels: int = option(1, "1: grey hints (sketch, mask), 3: coloured ones (map)", "training", type=int, choices=(1, 3))
     gains: str = option("head-heavy", "16, 8, 4, 2 by level and 16 in the middle, or 1 everywhere", "training", choices=("head-heavy", "equal"))
-    steps: int = option(None, "optimiser steps [1000; bundled model: 400]", "training", type=whole)
+    steps: int = option(None, "optimiser steps [1000, a trial; bundled model: 400]; the authors' recipe for COCO comes to about 164,000", "training", type=whole)
     lr: float = option(None, "learning rate of AdamW [1e-5; bundled model: 5e-4]", "training", type=positive)
     batch_size: int = option(16, "pairs for each step", "training", type=whole)
     resolution: int = option(None, "pixels of the square crop [{resolution}]", "training", type=whole)

@@ -90,6 +90,7 @@ EXAMPLES = {
     "bps": (
         "python -m minibnn bps --hints pairs --out runs/bps",
         "python -m minibnn bps --hints sketches --branch runs/bps --out runs/bps-drawn",
+        "python -m minibnn bps --hints photos --edges --model stable-diffusion-v1-5/ --out runs/edges",
     ),
     "paper": (
         "python -m minibnn paper --model tiny --only table1 --seeds 0 1 2",
