@@ -45,6 +45,7 @@ OWNERSHIP, LOCKS = "minibnn/ownership.py", "minibnn/files/locks.py"
 GUIDANCE, PICTURES, DATA = "minibnn/neighbours/guidance.py", "minibnn/pictures.py", "minibnn/data.py"
 GAINS, LAW, ADVICE = (f"minibnn/lab/{name}.py" for name in ("gains", "gain_law", "gain_advice"))
 SD_GAINS = "minibnn/experiments/sd_gains.py"
+FITTED, EDGES = "minibnn/neighbours/fitted_noise.py", "minibnn/neighbours/edges.py"
 DISTRIBUTED = "minibnn/distributed.py"
 REFERENCE, PHILOX, KERNEL = "kernels/reference.py", "kernels/philox.py", "kernels/bayes_linear.py"
 NETWORK = "kernels/network.py"
@@ -287,6 +288,12 @@ MUTATIONS = (
              "test_pipeline.py::test_velocity_prediction", "A v-prediction is taken for ε."),
     Mutation("guidance-negative-prompt", GUIDANCE, "base.encode_prompts([prompt])", 'base.encode_prompts([""])',
              "test_guidance_oracle.py", "The base ignores the negative prompt."),
+    Mutation("fitted-noise-transposed", FITTED, "flatten(1) @ factor.T)", "flatten(1) @ factor)",
+             "test_fitted_noise.py", "The fitted noise has another covariance than the inverse noise."),
+    Mutation("fitted-noise-unshrunk", FITTED, "(1 - share) * s, share", "s, share", "test_fitted_noise.py",
+             "The sample covariance is not shrunk: with few samples its small directions are far too small."),
+    Mutation("edges-one-direction", EDGES, "[across, across.T]", "[across, across]", "test_edges.py",
+             "A sketch of a photo has vertical lines only."),
     Mutation("guidance-time-map", GUIDANCE, "tau[t], device", "t, device", "test_guidance.py",
              "A base of another schedule sees a wrong time."),
     # --- the kernels

@@ -12,7 +12,8 @@ from torch import nn
 
 from minibnn import StableDiffusion, UserError, posterior, schedule
 from minibnn.cli.sample import sample
-from minibnn.experiments.guidance import kept_runs, measure, names_of
+from minibnn.experiments import anchors
+from minibnn.experiments.guidance import ANCHORS, MEASURES, QUESTIONS, SCALES, measure, report
 from minibnn.files.store import write_tensors
 from minibnn.neighbours import guidance
 from minibnn.options.commands import SampleOptions
@@ -427,16 +428,31 @@ def test_the_experiment_measures_what_it_says(dog):
     assert white["clipped"] == 1 and white["place"] == 0 and white["fidelity"] < figures["fidelity"]
 
 
-def test_the_experiment_keeps_what_was_made_alike(tmp_path):
-    """Other settings, and two runs of one name, would overwrite results."""
-    assert names_of(["a/dog", "b/cat/"]) == {"dog": "a/dog", "cat": "b/cat/"}
-    with pytest.raises(UserError, match="--runs a/dog b/dog/: two folders have the same name; rename one"):
-        names_of(["a/dog", "b/dog/"])
-    settings = {"base": "tiny", "prompt": "a dog", "images": {"0.png": "12"}, "seed": 0}
-    path = tmp_path / "guidance.json"
-    assert kept_runs(path, settings) == {}
-    path.write_text(json.dumps(settings | {"runs": {"dog": {"own": {}, "base": {}}}}))
-    assert kept_runs(path, settings) == {"dog": {"own": {}, "base": {}}}
-    for name, other in (("base", "x"), ("prompt", "a cat"), ("images", {"0.png": "13"})):
-        with pytest.raises(UserError, match=f"was made with .*{name}.*; name another --out"):
-            kept_runs(path, settings | {name: other})
+def test_the_experiments_report_pairs_seeds_and_names_what_it_can_tell():
+    """Three seeds in which the base is better by .1, .2, .3 at 1.5 and by nothing that can be told elsewhere."""
+    def row(seed):
+        def cells(shift):
+            return {f"{w:g}": dict.fromkeys(MEASURES, 0.0) | {"fidelity": shift * (w == 1.5)} for w in SCALES}
+
+        all_cells = {name: cells(0.1 * (seed + 1) if name == "base" else 0.0) for name in ANCHORS}
+        all_cells["none"] = {"1": dict.fromkeys(MEASURES, 0.0)}
+        gains = {"t": [20, 100, 300, 600, 900]} | dict.fromkeys(("c", *ANCHORS), [0.9] * 5)
+        return {"method": "lora", "subject": "cat", "seed": seed, "steps": 1, "cells": all_cells, "gains": gains,
+                "drift": {"own": 0.5, "base": 0.25}}
+
+    text = report([row(seed) for seed in (2, 0, 1)])
+    assert "### lora, cat, 3 seeds" in text and len(QUESTIONS) >= 12
+    assert "| base − own, w = 1.5 | +0.200 [-0.048, +0.448] | not told from 0 |" in text  # ± 4.303 · 0.1/√3
+    assert "| class drift: own − base | +0.250 [+0.250, +0.250] | more |" in text
+    assert "| base | fidelity |  | 0.20 | 0.00 | 0.00 |" in text and "| none | fidelity | 0.00 |  |  |  |" in text
+
+
+def test_the_laboratorys_lines_are_paired_by_seed():
+    def row(setting, view, seed, value):
+        return {"run": f"{setting}-4-plain-{seed}", "view": view, "step": 400, "group": "other", "noise": value}
+
+    rows = [row("base", "ddim-25-g3-base", seed, 1.0 + seed) for seed in range(4)]
+    rows += [row("pndm", "ddim-25-g3", seed, 0.5 * seed) for seed in range(3)] + [row("main", "ddim-25-g3", 3, 9.0)]
+    n, middle, low, high = anchors.difference(rows, ("base 3", "own 3"), 400, "other", "noise")
+    assert (n, middle) == (3, pytest.approx(1.5)) and low < 1.5 < high
+    assert anchors.difference(rows, ("base 7.5", "own 3"), 400, "other", "noise") is None

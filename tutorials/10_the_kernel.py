@@ -16,7 +16,7 @@
 # without a GPU, and say which mistakes a test must see.
 #
 # You need: tutorial 04, matrix multiplication by blocks. No GPU: Triton's *interpreter* runs kernels on a CPU, slowly.
-# About 60 minutes. Symbols: [NOTATION.md](NOTATION.md).
+# About 80 minutes, 60 of them for the exercises. Symbols: [NOTATION.md](NOTATION.md).
 
 # %%
 import os
@@ -190,7 +190,9 @@ for block_n, block_k in ((16, 16), (32, 8), (8, 64)):
 # ## Exercise 4 · forward (15 minutes, hard)
 #
 # Now the multiplication, as in `multiply_by_tiles`, with a θ that exists for one tile at a time. `load_tile` is what
-# you wrote above. `tl.dot` multiplies two tiles (on a GPU, on the tensor cores), `tl.trans` transposes one.
+# you wrote above. `tl.dot` multiplies two tiles (on a GPU, on the tensor cores), `tl.trans` transposes one. On a GPU
+# the tensor cores would round float32 inputs to 10 bits of mantissa (TF32) before they multiply;
+# `tl.dot(a, b, input_precision="ieee")` keeps all 23. The check compares to five digits, so ask for it.
 
 # %%
 @triton.jit
@@ -381,6 +383,19 @@ for b in (1, 4):
 #   its last bit between forward and backward; hence `enable_fp_fusion=False`.
 # - **A bias is not one more column with the same noise:** all rows' first columns would share their noise with it. It
 #   has a domain of its own.
+#
+# ## Questions
+#
+# 1. Two layers of the same shape get the same seed and the same stream by mistake. Which of the three gradients is then
+#    wrong, which test of one layer alone would notice, and what would you see in training?
+# 2. The counter holds $\lfloor k/4\rfloor$ in 32 bits. How large may a matrix be before two elements share a random
+#    number, and which of its two dimensions meets the limit first?
+# 3. $d\sigma=d\mu\circ\epsilon$ needs $d\mu$ to be complete, summed over all rows. If two programs each sum half of the
+#    rows and add their results in memory, what may each of them multiply by $\epsilon$, and what may it not?
+#
+# **An open problem.** The forward kernel makes each tile of noise again for every 64 rows. A program could instead keep
+# a tile of $\theta$ in shared memory and walk over *all* rows. For which shapes does that beat writing $\theta$ once,
+# by the cost model above, and which assumption of the model would you measure first?
 #
 # ## Summary
 #

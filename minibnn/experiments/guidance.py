@@ -26,8 +26,9 @@ Measured for each (see `world/measures.py`), 4 pictures of the training prompt a
 Criterion (settled before the runs): each question of QUESTIONS is a difference paired by seed, with its 95 % t-interval
 over the seeds of a subject. "more" or "less" if the interval excludes 0, else "not told from 0".
 
-Leaves guidance.jsonl (a line for each training; what is there is not repeated), and of the first subject and seed
-guidance-samples.png, and guidance.png with curves of means.
+Prints the tables, and what the corruption laboratory's trainings of six seeds say (`anchors.py`) where --out holds
+their lines. Leaves guidance.jsonl (a line for each training; what is there is not repeated), of the first subject and
+seed guidance-samples.png, and guidance.png with curves of means.
 """
 
 import json
@@ -54,6 +55,7 @@ from ..progress import progress_bar
 from ..world import measures as world_measures
 from ..world import scenes as world
 from ..world.classifier import reconstruct
+from . import anchors
 from .records import check_alike, read_rows
 
 SCALES = (1.5, 3.0, 7.5)
@@ -192,6 +194,8 @@ def experiment(options):
                 save_png(picture, out / f"guidance-samples{suffix}.png", optimize=True)
     save_png(curves([row for row in rows if row["method"] == "dreambooth"]), out / "guidance.png")
     print(report(rows))
+    if laboratory := read_rows(out / "corruption.jsonl"):
+        print(anchors.table(laboratory))
 
 
 def grouped(rows):

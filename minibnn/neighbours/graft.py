@@ -10,7 +10,7 @@ only at noise levels above t, and draws with the fine-tuned model down to t and 
     switch     t       a time of 0..999: the fine-tuned model is used at times above it; 0 is GRAFT
     x_t        X_t     the state of the trajectory at the first time of the sampler that is not above the switch
 
-The paper does not say how P-GRAFT is trained at levels s > t. There are two ways:
+How the paper trains P-GRAFT at levels s > t was not seen by us: its body was not at hand. There are two ways:
     A   x_s is x_t with more noise, which learns the law of the accepted x_t itself (`renoise`);
     B   x_s is the accepted x_0 with noise, as the command does. This learns the same law if (x_0, x_t) of the sampler
         have the law of the forward process: for a good model drawn with η = 1, not for the deterministic sampler.
@@ -165,13 +165,13 @@ def accept(rewards, options):
 def renoise(x_t, abar_t, abar_s, eps):
     """Way A: noise x_t further to a level s > t -> x_s, the target of ε̂, and the weight of its squared error.
 
-    x_s = ρ·x_t + √σ²·ε,   ρ = √(ᾱ_s/ᾱ_t),   σ² = (1−ᾱ_s) − ρ²(1−ᾱ_t)
+    x_s = ρ·x_t + √σ²·ε,   ρ = √(ᾱ_s/ᾱ_t),   σ² = (1−ᾱ_s) − ρ²(1−ᾱ_t) = 1 − ᾱ_s/ᾱ_t
     target = √((1−ᾱ_s)/σ²)·ε, whose mean given x_s is −√(1−ᾱ_s)·∇log p_s(x_s): denoising score matching (Vincent 2011).
     Its variance diverges as s → t, hence the weight σ²/(1−ᾱ_s). Shapes as x_t; ᾱ_t a number, ᾱ_s a number or (B,).
     """
     abar_s = schedule._over(abar_s, x_t)
     rho2 = abar_s / schedule._over(abar_t, x_t)
-    share = ((1 - abar_s) - rho2 * (1 - schedule._over(abar_t, x_t))) / (1 - abar_s)
+    share = (1 - rho2) / (1 - abar_s)
     return rho2.sqrt() * x_t + (share * (1 - abar_s)).sqrt() * eps, eps / share.sqrt(), share
 
 

@@ -1,7 +1,8 @@
 """Generalised rejection sampling (GRS): which of a model's own samples to keep, by their rewards.
 
-Follows: GRAFT (arXiv 2510.02692, §2): X^1 … X^M are drawn independently from p̄, and X^i is kept with a probability that
-depends on the rewards. Whatever the rule, a kept sample has the law
+Follows: GRAFT (arXiv 2510.02692, §2; its lemmas by their numbers in an outline, since the body was not at hand):
+X^1 … X^M are drawn independently from p̄, and X^i is kept with a probability that depends on the rewards. Whatever the
+rule, a kept sample has the law
 
     p_acc(x) ∝ p̄(x)·a(x),   a(x) = P(kept | X = x),
 
@@ -50,7 +51,8 @@ def top_k_probability(q, m, k):
 def deduplicate(kept, keys, generator):
     """Of the kept samples with the same key keep one, each with the same probability.
 
-    kept (n,) bool; keys: list of n hashable values, what makes two samples "the same" (the paper leaves it open).
+    kept (n,) bool; keys: list of n hashable values, what makes two samples "the same" (which the paper takes was not
+    seen by us).
     """
     chosen = torch.zeros_like(kept)
     seen = set()
