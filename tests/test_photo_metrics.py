@@ -17,6 +17,7 @@ from small_photo import CLIP_MEAN, CLIP_STD, make
 
 from minibnn.errors import UserError
 from minibnn.files.store import ASSETS
+from minibnn.neighbours import rewards
 from minibnn.options.commands import PhotoOptions, TrainOptions
 from minibnn.photo import measures as photo
 from minibnn.photo.loading import load_clip, load_clip_iqa, load_dino, load_lpips
@@ -110,6 +111,16 @@ def test_clip_t_equals_the_logits_of_transformers(folders, theirs):
     assert cosines.std() > 0.01
     assert worst(got, cosines.diag()) < 3e-5
     assert worst(photo.clip_prompts(PROMPTS[:3], clip), out.text_embeds[:3]) < 3e-5
+
+
+def test_the_clip_score_is_a_reward(folders, theirs):
+    """`graft --reward clip:FOLDER` rewards each picture for its own prompt, as transformers' logits do."""
+    out, model = theirs
+    reward = rewards.load_reward(f"clip:{folders / 'clip'}")
+    got = rewards.rewards_of(reward, pictures(), PROMPTS)
+    assert worst(got, (out.logits_per_image / model.logit_scale.exp()).diagonal()) < 3e-5
+    with pytest.raises(UserError, match="--reward clip:.*nowhere: .*--clip"):
+        rewards.load_reward(f"clip:{folders / 'nowhere'}")
 
 
 def test_clip_i_is_the_mean_over_all_pairs(folders, theirs):

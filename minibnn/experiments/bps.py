@@ -26,6 +26,7 @@ from PIL import Image
 from ..devices import choose_threads
 from ..files.schema import number, record
 from ..files.store import read_json, write_json
+from ..lab import sheets
 from ..neighbours import bps, bps_branch
 from ..pictures import grid, save_png, to_pil, to_tensor
 from ..pipeline import StableDiffusion
@@ -162,7 +163,9 @@ def experiment(options):
 
 def sheet(options, hints, images):
     """Eight columns: a hint, its drawing, and what each of the runs of the first seed drew for it, if it is there."""
-    rows = [grid(to_pil(2 * hints[:8].expand(-1, 3, -1, -1) - 1), 8), grid(to_pil(images[:8]), 8)]
-    files = [run_file(options, variant, count, options.seeds[0]).with_suffix(".png") for variant, count in sorted(RUNS)]
-    rows += [Image.open(path) for path in files if path.exists()]
-    return grid(rows, 1).quantize(256)  # a palette: a third of the bytes
+    rows = {"sketch": grid(to_pil(2 * hints[:8].expand(-1, 3, -1, -1) - 1), 8), "drawing": grid(to_pil(images[:8]), 8)}
+    for variant, count in sorted(RUNS):
+        path = run_file(options, variant, count, options.seeds[0]).with_suffix(".png")
+        if path.exists():
+            rows[f"{variant}, {count} pairs" if count else "frozen"] = Image.open(path)
+    return sheets.sheet([[row] for row in rows.values()], list(rows), [""]).quantize(256)  # a third of the bytes

@@ -266,7 +266,7 @@ def graft(options):
 
 def graft_there(options, out):
     """The same into a folder that belongs to this process and may be replaced."""
-    reward = load_reward(options.reward)
+    reward = load_reward(options.reward, choose_device(options.device))
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
     options = settle(options, sd)
     choose_threads(options.device, sd.unet)

@@ -1,7 +1,8 @@
 """Rewards: plain functions of pictures and their prompts, (list of n PIL pictures, list of n strings) -> n numbers.
 
 Those of the picture world read the pixels, so that they need no network and can be checked against the world's own
-scenes. A reward of your own is a function in a file: `--reward mine.py:beauty`.
+scenes. For photographs `--reward clip:FOLDER` is the CLIP score: the cosine of picture and prompt in openai/clip-vit-*.
+A reward of your own is a function in a file: `--reward mine.py:beauty`.
 """
 
 import runpy
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
+from ..photo import loading, measures
 
 
 def _red(picture):
@@ -42,12 +44,30 @@ def redness(pictures, prompts):
 # --- finding and calling one ------------------------------------------------------------------------------------------
 
 
-def load_reward(name):
-    """A function of this file by its name, or "file.py:function". Raises UserError saying what is missing."""
+def clip_score(folder, device="cpu"):
+    """The CLIP score as a reward, −1 … 1. folder: a CLIPModel with its processor and vocabulary. Raises UserError."""
+    clip = loading.load_clip(folder, device)
+
+    def score(pictures, prompts):
+        return measures.clip_t(measures.clip_pictures(pictures, clip), measures.clip_prompts(prompts, clip))
+
+    return score
+
+
+def load_reward(name, device="cpu"):
+    """A function of this file by its name, "clip:FOLDER" or "file.py:function". Raises UserError: what is missing.
+
+    device: where CLIP computes.
+    """
+    if name.startswith("clip:"):
+        try:
+            return clip_score(name.removeprefix("clip:"), device)
+        except UserError as error:
+            raise UserError(f"--reward {name}: {error}") from None
     own = {function.__name__: function for function in (red_thing_on_grass, redness)}
     if ":" not in name:
         if name not in own:
-            raise UserError(f"--reward {name} is not one of {', '.join(own)}; your own: --reward file.py:function")
+            raise UserError(f"--reward {name} is not one of {', '.join(own)}; clip:FOLDER; your own: file.py:function")
         return own[name]
     path, _, function = name.rpartition(":")
     if not Path(path).is_file():

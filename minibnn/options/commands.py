@@ -175,7 +175,7 @@ class RunReportOptions:
 class GraftOptions:
     """Fine-tune a model on those of its own samples that a reward accepts (GRAFT, P-GRAFT)."""
 
-    reward: str = option(None, "red_thing_on_grass, redness, or your own as file.py:function", "what", required=True)
+    reward: str = option(None, "red_thing_on_grass, redness, clip:FOLDER (the CLIP score, by openai/clip-vit-*), or your own as file.py:function", "what", required=True)
     model: str = model_option()
     tokenizer: str = tokenizer_option()
     prediction_type: str = prediction_type_option()
