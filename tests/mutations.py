@@ -155,7 +155,7 @@ MUTATIONS = (
              "A layer's bias has the first numbers of its weight's noise."),
     Mutation("sample-first-prompt", UNET, "if not self.kept or self.kept[0] is not context:", "if not self.kept:",
              "test_same_prompt.py", "A second prompt is drawn with the keys and values of the first."),
-    Mutation("adamw-bf16-same-noise", ADAMW, "(self.seed * 1_000_003 + step)", "(self.seed * 1_000_003)",
+    Mutation("adamw-bf16-same-noise", ADAMW, "(seed * 1_000_003 + step)", "(seed * 1_000_003)",
              "test_adamw_bf16.py", "Each step rounds its moments with the same random bits."),
     Mutation("adamw-bf16-cut-off", ADAMW, "view(torch.int32) + noise)", "view(torch.int32))",
              "test_adamw_bf16.py", "Moments are always rounded towards zero."),

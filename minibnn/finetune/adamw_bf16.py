@@ -24,6 +24,12 @@ def stochastic_bfloat16(x, generator):
     return ((x.view(torch.int32) + noise) & -(2**16)).view(torch.float32).bfloat16()
 
 
+def generator_of(seed, step, device):
+    """The source of a step's random bits."""
+    number = (seed * 1_000_003 + step) % 2**63  # a CPU's generator sees the lower 32 bits alone
+    return torch.Generator(device).manual_seed(number)
+
+
 def chunks(parameters):
     """Consecutive parts of a list of tensors, each of at most CHUNK elements, or of one tensor."""
     part, size = [], 0
@@ -66,8 +72,7 @@ class AdamWBfloat16(torch.optim.Optimizer):
             for parameters in chunks([p for p in group["params"] if p.grad is not None]):
                 step = self._count(parameters)
                 if generator is None:
-                    number = (self.seed * 1_000_003 + step) % 2**63  # a CPU's generator sees its lower 32 bits alone
-                    generator = torch.Generator(parameters[0].device).manual_seed(number)
+                    generator = generator_of(self.seed, step, parameters[0].device)
                 self._update(parameters, group, step, generator)
 
     def _count(self, parameters):
