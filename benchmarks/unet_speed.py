@@ -1,8 +1,11 @@
-"""Is a training step of our UNet as fast as one of diffusers' UNet, in the tiny configuration?
+"""Is our UNet as fast as that of diffusers, in the tiny configuration: a training step, and drawing by DDIM?
 
-    python benchmarks/unet_speed.py
+    python benchmarks/unet_speed.py                              training steps at batch 1, 2 and 16
+    python benchmarks/unet_speed.py --what drawing --repeats 5   50 steps of DDIM with guidance at batch 1 and 8
 
-Both sides alternate within one run; the printed ratio is that of the medians.
+Both sides alternate within one run and have the same weights; for drawing they also start from the same noise, and
+diffusers' side is its UNet and its DDIMScheduler in the loop of its pipeline. Without a GPU it is the process whose
+seconds are counted, so that other programs disturb little. The printed ratio is the median of the rounds' ratios.
 """
 
 import argparse
@@ -12,25 +15,35 @@ import time
 import torch
 import torch.nn.functional as F
 
-from minibnn.networks.unet import UNet
+from minibnn import StableDiffusion, schedule
+from minibnn.networks.unet import UNet, same_prompt
+from minibnn.sample import eps_of_joined
 from minibnn.world.pretrain import UNET_CONFIG
 
+STEPS, GUIDANCE = 50, 7.5
 
 def alternate(a, b, repeats):
-    """Median seconds of a() and b(), called in turn."""
-    times = ([], [])
-    for i in range(repeats + 2):
+    """(median seconds of a(), of b(), the median of their ratios), called in turn."""
+    clock, times = time.perf_counter if torch.cuda.is_available() else time.process_time, ([], [])
+    warm = min(2, repeats)
+    for i in range(repeats + warm):
         for f, results in zip((a, b), times, strict=True):
-            start = time.perf_counter()
+            start = clock()
             f()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            if i >= 2:  # the first two warm up
-                results.append(time.perf_counter() - start)
-    return [statistics.median(t) for t in times]
+            if i >= warm:
+                results.append(clock() - start)
+    return *map(statistics.median, times), statistics.median(a / b for a, b in zip(*times, strict=True))
 
 
-def training_step(options):
+def show(what, batch, a, b, ratio):
+    figures = f"ours {a * 1e3:7.1f} ms, diffusers {b * 1e3:7.1f} ms, ratio {ratio:.3f}"
+    print(f"{what}, batch {batch:3d}: {figures}", flush=True)
+
+
+def networks():
+    """(ours, diffusers', the device): the same random weights."""
     from diffusers import UNet2DConditionModel
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -39,6 +52,11 @@ def training_step(options):
     config = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(UNET_CONFIG).items()}
     theirs = UNet2DConditionModel.from_config({"sample_size": 8, **config}).to(device)
     theirs.load_state_dict(ours.state_dict())
+    return ours, theirs, device
+
+
+def training_step(options):
+    ours, theirs, device = networks()
     optimisers = {n: torch.optim.AdamW(n.parameters(), 1e-5, fused=True) for n in (ours, theirs)}
 
     def step(network, predicted, target):
@@ -49,22 +67,55 @@ def training_step(options):
     for batch in options.batch:
         x, t = torch.randn(batch, 4, 8, 8, device=device), torch.randint(0, 1000, (batch,), device=device)
         context = torch.randn(batch, 77, UNET_CONFIG.cross_attention_dim, device=device)
-        a, b = alternate(
+        times = alternate(
             lambda x=x, t=t, c=context: step(ours, ours(x, t, c), x),
             lambda x=x, t=t, c=context: step(theirs, theirs(x, t, c).sample, x),
             options.repeats,
         )
-        figures = f"ours {a * 1e3:7.1f} ms, diffusers {b * 1e3:7.1f} ms, ratio {a / b:.3f}"
-        print(f"training step, batch {batch:3d}: {figures}")
+        show("training step", batch, *times)
+
+
+@torch.no_grad()
+def drawing(options):
+    """50 steps of DDIM: prompts are encoded and latents decoded elsewhere."""
+    from diffusers import DDIMScheduler
+
+    ours, theirs, device = networks()
+    sd = StableDiffusion.load("tiny").to(device)
+    sd.unet, scheduler = ours.eval(), DDIMScheduler.from_config(sd.configs["scheduler"])
+    theirs.eval()
+    for batch in options.batch:
+        x = torch.randn(batch, 4, 8, 8, device=device)
+        context = torch.randn(2 * batch, 77, UNET_CONFIG.cross_attention_dim, device=device)
+
+        def draw(x=x, context=context):
+            def model(x, t):
+                return eps_of_joined(sd, x, t, context, GUIDANCE)
+
+            with same_prompt(sd.unet):
+                return schedule.sample_ddim(model, x, schedule.timesteps(STEPS), sd.alphas_cumprod)
+
+        def draw_theirs(x=x, context=context):
+            scheduler.set_timesteps(STEPS, device=device)
+            for t in scheduler.timesteps:
+                eps_u, eps_c = theirs(scheduler.scale_model_input(torch.cat([x, x]), t), t, context).sample.chunk(2)
+                x = scheduler.step(eps_u + GUIDANCE * (eps_c - eps_u), t, x).prev_sample
+            return x
+
+        difference = (draw() - draw_theirs()).abs().max() / x.std()
+        assert difference < 1e-3, difference
+        show(f"{STEPS} steps of DDIM", batch, *alternate(draw, draw_theirs, options.repeats))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--what", choices=("training", "drawing"), default="training")
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 16])
+    parser.add_argument("--batch", type=int, nargs="+", help="[1 2 16; drawing 1 8]")
     options = parser.parse_args()
+    options.batch = options.batch or ([1, 2, 16] if options.what == "training" else [1, 8])
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    training_step(options)
+    {"training": training_step, "drawing": drawing}[options.what](options)
 
 
 if __name__ == "__main__":
