@@ -61,6 +61,8 @@ COMMANDS = {  # name: (what it does, its options, module:function, what the func
                            experiments.MethodsOptions, "experiments.methods:table", "methods"),
     "experiment where": ("compare which layers are Bayesian (Table 3)",
                          experiments.MethodsOptions, "experiments.methods:table", "where"),
+    "experiment recipe": ("choose the first command's recipe: is the subject right, and its place?",
+                          experiments.RecipeOptions, "experiments.recipe:experiment"),
     "experiment guidance": ("guide with the base model's unconditional prediction",
                             experiments.GuidanceOptions, "experiments.guidance:experiment"),
     "experiment sd-gains": ("is the corruption stage of Stable Diffusion one of guidance?",

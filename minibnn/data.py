@@ -49,8 +49,13 @@ def caption_file(picture):
     return picture.with_suffix(".txt")
 
 
-def captions(pictures, prompt):
-    """The caption of each picture: the words of its own file, or else the prompt. Raises UserError for an empty one."""
+def captions(pictures, prompt, own=True):
+    """The caption of each picture: the words of its own file, or else the prompt. Raises UserError for an empty one.
+
+    own: whether pictures may have captions of their own.
+    """
+    if not own:
+        return [prompt] * len(pictures)
     found = []
     for path in map(caption_file, pictures):
         try:

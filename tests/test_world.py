@@ -64,7 +64,7 @@ def test_edges_are_anti_aliased():
 
 
 def test_the_dog_of_the_tutorials_is_what_the_command_draws(dog):
-    files = sorted(dog.iterdir())
+    files = sorted(dog.glob("*.png"))
     assert [f.name for f in files] == [f"{i:02d}.png" for i in range(6)]
     scenes = list(world.dog_scenes())
     for path, scene in zip(files, scenes, strict=True):
@@ -114,7 +114,8 @@ def test_the_command_writes_what_it_is_told_to(tmp_path):
     out, dog, pairs = tmp_path / "new" / "sheet.png", tmp_path / "dog", tmp_path / "pairs"
     world.make_drawings(WorldOptions(out=str(out), dog=str(dog), pairs=str(pairs), count=2, hint="mask"))
     assert Image.open(out).size == (12 * 66 - 2, 6 * 66 - 2)
-    assert sorted(p.name for p in dog.iterdir()) == [f"{i:02d}.png" for i in range(6)]
+    assert sorted(p.name for p in dog.glob("*.png")) == [f"{i:02d}.png" for i in range(6)]
+    assert [p.read_text() for p in sorted(dog.glob("*.txt"))][1] == "a photo of a sks dog in front of a brick wall\n"
     names = [f"{i:03d}{suffix}" for i in range(2) for suffix in (".hint.png", ".png", ".txt")]
     assert sorted(p.name for p in pairs.iterdir()) == names
 

@@ -56,7 +56,8 @@ def fine_tune_there(options, observers):
     options = settle(options, sd, len(files))
     sd.recipe |= runs.subject_of(options)
     of_folders = zip(folders, options.prompt, strict=True)
-    captions = [caption for folder, prompt in of_folders for caption in data.captions(folder, prompt)]
+    own = options.captions
+    captions = [caption for folder, prompt in of_folders for caption in data.captions(folder, prompt, own)]
     images = data.load_pictures(files, options.resolution)
     samples = Samples(options, images[:GIVEN], captions[:GIVEN])
     classes = class_folders(options, [len(folder) for folder in folders]) if options.prior_weight else []

@@ -100,7 +100,7 @@ def train_apart(row, seed, options, folder):
     command = [
         sys.executable, "-m", "minibnn", "train", "--images", options.images, "--out", str(folder), "--seed", str(seed),
         *(("--steps", str(options.steps)) if options.steps else ()), "--samples", "0", "--no-monitor", "--overwrite",
-        "--class-images", str(Path(options.out) / "class_images"), *ROWS[row],
+        "--class-images", str(Path(options.out) / "class_images"), "--no-captions", *ROWS[row],
     ]
     if not hasattr(os, "wait4"):
         raise UserError("this experiment measures processor time and memory in a way that Windows does not know")

@@ -136,6 +136,18 @@ class MethodsOptions:
 
 
 @dataclass(frozen=True)
+class RecipeOptions:
+    """Train few-shot subjects with every setting and seed, and let a judge say whether the pictures are right."""
+
+    model: str = option("tiny", "a model of the picture world", "what", metavar="MODEL")
+    settings: list = option(("plain", "four-captions"), "names of experiments/recipe_settings.py", "what", nargs="+", metavar="NAME")
+    subjects: list = option(("dog", "cat", "fish"), "few-shot subjects", "what", nargs="+", choices=("dog", "cat", "fish"))
+    seeds: list = seeds_option("what")
+    plan: bool = option(False, "say what would be done, and stop", "how")
+    out: str = option("runs/recipe", "folder", "how", metavar="DIR")
+
+
+@dataclass(frozen=True)
 class GuidanceOptions:
     """Guidance of fine-tuned models by their own and by the base's unconditional prediction, with controls."""
 

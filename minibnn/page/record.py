@@ -79,7 +79,7 @@ def training_pictures(folder, options, missing):
     for images, prompt in zip(runs.images_of(folder), options.prompt or [""] * len(options.images), strict=False):
         try:
             paths = data.list_pictures(images)[: max(1, SHOWN // len(options.images))]
-            captions = data.captions(paths, prompt)
+            captions = data.captions(paths, prompt, options.captions)
             found += [(square(path, options.resolution), f"{path.name}: {caption}")
                       for path, caption in zip(paths, captions, strict=True)]
         except UserError as error:

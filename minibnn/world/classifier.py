@@ -19,16 +19,19 @@ ATTRIBUTES = {"subject": world.SUBJECTS, "colour": tuple(world.COLOURS), "backgr
 
 
 class Classifier(nn.Module):
-    """Maps pictures (B, 3, 64, 64) in [-1, 1] to the logits of each attribute, {attribute: (B, n)}."""
+    """Maps pictures (B, 3, 64, 64) in [-1, 1] to the logits of each attribute, {attribute: (B, n)}.
 
-    def __init__(self):
+    attributes: {name: its n possible values}.
+    """
+
+    def __init__(self, attributes=ATTRIBUTES):
         super().__init__()
         channels = (3, 32, 64, 128, 128)
         self.body = nn.Sequential(*(
             nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.GroupNorm(8, b), nn.ReLU(), nn.MaxPool2d(2))
             for a, b in itertools.pairwise(channels)
         ))
-        self.heads = nn.ModuleDict({name: nn.Linear(128 * 16, len(values)) for name, values in ATTRIBUTES.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(128 * 16, len(values)) for name, values in attributes.items()})
 
     def forward(self, images):
         features = self.body(images).flatten(1)

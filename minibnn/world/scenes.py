@@ -7,7 +7,7 @@ Two things are held out from pretraining: one combination in twenty (`is_held_ou
 animals (`Scene.spotted`). The few-shot subject of the tutorials, the dog of `tutorials/dog/`, is one of them.
 
     python -m minibnn world --out sheet.png           a sheet of random drawings
-    python -m minibnn world --dog tutorials/dog       the six pictures of the dog
+    python -m minibnn world --dog tutorials/dog       the six pictures of the dog, four with captions
     python -m minibnn world --pairs pairs --count 40  drawings with exact sketches and captions
 """
 
@@ -37,6 +37,7 @@ BACKGROUNDS = {
 ANIMALS = ("dog", "cat", "bird", "fish")
 SUBJECTS = tuple(drawing.SUBJECTS)
 TEAL, MAGENTA = (24, 178, 170), (222, 36, 140)
+CAPTIONED = 4  # of the six pictures of a few-shot subject
 DOG_BACKGROUNDS = ("grass", "brick", "sky", "wood", "beach", "tiles")
 
 
@@ -134,6 +135,17 @@ def dog_scenes():
     return animal_scenes("dog")
 
 
+def write_subject(folder, animal="dog", captioned=CAPTIONED):
+    """The six drawings of a few-shot subject as PNG files; the first `captioned` have one that names the place.
+
+    With the other two the model learns the subject without a place, and with the four that a place can change.
+    """
+    for i, scene in enumerate(animal_scenes(animal)):
+        save_png(draw(scene), Path(folder) / f"{i:02d}.png")
+        if i < captioned:
+            write_text(Path(folder) / f"{i:02d}.txt", f"a photo of a sks {animal} {BACKGROUNDS[scene.background]}\n")
+
+
 # --- command ----------------------------------------------------------------------------------------------------------
 
 
@@ -160,8 +172,7 @@ def make_drawings(options):
     if options.pairs:
         write_pairs(options.pairs, options.count, options.seed, options.hint)
     if options.dog:
-        for i, picture in enumerate(dogs):
-            save_png(picture, Path(options.dog) / f"{i:02d}.png")
+        write_subject(options.dog)
     if options.out:
         rng = np.random.default_rng(options.seed)
         save_png(grid([draw(random_scene(rng)) for _ in range(66)] + dogs, 12), options.out)

@@ -1,0 +1,193 @@
+"""Does the first command personalise? `python -m minibnn experiment recipe` tries its recipe and others.
+
+Three few-shot subjects of the picture world (six drawings each of a spotted dog, cat and fish) are trained with every
+setting of `SETTINGS` and every seed, each by a `train` command of its own. Then pictures are drawn at θ = μ, from the
+same noise for all, and judged by a network that was trained on drawings alone (`world/judge.py`):
+
+    subject  share of the pictures, four in each of ten places, that show the animal in its spotted coat (0 … 1)
+    place    share of them that show the place that was asked for (0 … 1)
+    both     share of them that are right in both (0 … 1)
+    told     share of 8 pictures of the training prompt that show the subject (0 … 1)
+    leak     share of 48 pictures of the class prompt that show the spotted coat; should be 0 (0 … 1)
+    varied   p-value of a two-sample test (energy distance of the eye's features) between those 48 and 48 of the
+             pretrained model; below 0.05 the class has drifted
+    noise    energy above that of clean drawings, of the pictures in places, minus the pretrained model's (10⁻³)
+
+The seconds are those of the command; the class pictures are drawn once for each subject, by its first run.
+Intervals are two-sided 95 % t-intervals over the runs of a setting. Leaves in --out: recipe.jsonl (a line for each run;
+runs that are there are not repeated), recipe.md and recipe.png (first seed: a training picture, the training prompt,
+six places, the class prompt twice).
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..devices import choose_threads
+from ..errors import UserError
+from ..files.schema import integer, number, one_of, record
+from ..files.store import write_text
+from ..lab.energy_distance import permutation_test
+from ..lab.intervals import interval, require_scipy
+from ..lab.sheets import sheet
+from ..pictures import grid, save_png, to_pil, to_tensor
+from ..pipeline import StableDiffusion
+from ..progress import progress_bar
+from ..world import measures as world_measures
+from ..world import scenes as world
+from ..world.judge import judged, train_judge, validated
+from .recipe_settings import SETTINGS
+from .records import check_alike, read_rows
+
+SUBJECTS = ("dog", "cat", "fish")
+EACH, TOLD, CLASS = 4, 8, 48  # pictures of each place, of the training prompt and of the class prompt
+MEASURES = ("subject", "place", "both", "told", "leak", "varied", "noise")
+LINE = {
+    "setting": one_of(*SETTINGS), "subject": one_of(*SUBJECTS), "seed": integer(0), "options": record({}),
+    "seconds": number(0), "values": record(dict.fromkeys(MEASURES, number())),
+}
+SHOWN = ("beach", "snow", "night", "water", "fabric", "grass")
+
+
+def place_prompts(kind):
+    """The forty prompts with their places: [("a photo of a sks dog on the grass", "grass"), …]."""
+    return [(f"a photo of a sks {kind} {text}", name) for name, text in world.BACKGROUNDS.items()] * EACH
+
+
+def draw(sd, prompts, seed):
+    """Pictures of the prompts, (n, 3, 64, 64) in [-1, 1]."""
+    return to_tensor(sd.generate(prompts, seed=seed, batch_size=16, progress=False))
+
+
+@cache
+def pretrained(model, kind):
+    """What the pretrained model draws for the class: features of CLASS pictures, and the noise of places: (n, D), σ."""
+    sd = StableDiffusion.load(model)
+    of_class = world_measures.features(draw(sd, [f"a photo of a {kind}"] * CLASS, 3))
+    places = draw(sd, [prompt.replace("sks ", "") for prompt, _ in place_prompts(kind)], 1)
+    return of_class, world_measures.noise(places).mean().item()
+
+
+def measure(sd, model, judge, kind):
+    """{measure: value} of a fine-tuned model, and the pictures of its row."""
+    prompts = place_prompts(kind)
+    places = draw(sd, [prompt for prompt, _ in prompts], 1)
+    told, of_class = draw(sd, [f"a photo of a sks {kind}"] * TOLD, 2), draw(sd, [f"a photo of a {kind}"] * CLASS, 4)
+    seen, seen_told, seen_class = (judged(judge, images) for images in (places, told, of_class))
+    subject = [who == kind and coat == "spotted" for who, coat in zip(seen["subject"], seen["coat"], strict=True)]
+    place = [name == want for name, (_, want) in zip(seen["background"], prompts, strict=True)]
+    before, noise_before = pretrained(model, kind)
+    values = {
+        "subject": np.mean(subject), "place": np.mean(place), "both": np.mean(np.logical_and(subject, place)),
+        "told": np.mean([who == kind and coat == "spotted"
+                         for who, coat in zip(seen_told["subject"], seen_told["coat"], strict=True)]),
+        "leak": np.mean([coat == "spotted" for coat in seen_class["coat"]]),
+        "varied": permutation_test(world_measures.features(of_class), before)[1],
+        "noise": world_measures.noise(places).mean().item() - noise_before,
+    }
+    chosen = [places[list(world.BACKGROUNDS).index(name)] for name in SHOWN]
+    return {name: round(float(value), 4) for name, value in values.items()}, torch.stack(
+        [told[0], *chosen, *of_class[:2]]
+    )
+
+
+def described(name):
+    """What a line of recipe.jsonl says of its setting."""
+    return {"train": list(SETTINGS[name].options), "captions": SETTINGS[name].captions}
+
+
+def perform(name, kind, seed, options, judge):
+    """Train and measure one run; returns its line and its row of pictures."""
+    out = Path(options.out)
+    setting, folder = SETTINGS[name], out / "training"
+    images = out / "subjects" / (f"{kind}-{setting.captions}")
+    world.write_subject(images, kind, setting.captions)
+    command = [
+        sys.executable, "-m", "minibnn", "train", "--model", options.model, "--images", str(images), "--out",
+        str(folder), "--prompt", f"a photo of a sks {kind}", "--class-prompt", f"a photo of a {kind}", "--seed",
+        str(seed), "--class-images", str(out / "class_images" / kind), "--samples", "0", "--no-monitor", "--overwrite",
+        *setting.options,
+    ]
+    start = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{name}, {kind}, seed {seed}: {done.stderr.strip().splitlines()[-1]}")
+    seconds = round(time.perf_counter() - start, 1)
+    values, pictures = measure(StableDiffusion.load(folder), options.model, judge, kind)
+    shutil.rmtree(folder)
+    return {"setting": name, "subject": kind, "seed": seed, "options": described(name),
+            "seconds": seconds, "values": values}, pictures
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def markdown(lines, names, right, whole):
+    """The table of the settings, with what each gives and how long it takes."""
+    columns = ("setting", "captions", "runs", *MEASURES, "s", "options of `train`")
+    rows = [
+        f"The judge names on new drawings: {', '.join(f'{name} {share:.1%}' for name, share in right.items())}; of new "
+        f"drawings of the few-shot subjects in all places {whole:.1%} are right in all three.", "",
+        f"| {' | '.join(columns)} |", "|---" * len(columns) + "|",
+    ]
+    for name in names:
+        own = [line for line in lines if line["setting"] == name]
+        if not own:
+            continue
+        cells = []
+        for what in MEASURES:
+            mean, low, high = interval([line["values"][what] for line in own])
+            cells.append(f"{mean:.2f}" + (f" ({low:.2f} … {high:.2f})" if len(own) > 1 else ""))
+        seconds = np.mean([line["seconds"] for line in own])
+        given = f"`{' '.join(SETTINGS[name].options)}`" if SETTINGS[name].options else "the recipe's"
+        rows.append(
+            f"| {name} | {SETTINGS[name].captions} | {len(own)} | {' | '.join(cells)} | {seconds:.0f} | {given} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def experiment(options):
+    """Perform the runs of RecipeOptions that are not there yet; write the table. Raises UserError."""
+    out = Path(options.out)
+    for name in options.settings:
+        if name not in SETTINGS:
+            raise UserError(f"--settings {name}: there are {', '.join(SETTINGS)}")
+    path = out / "recipe.jsonl"
+    found = {(line["setting"], line["subject"], line["seed"]): line for line in read_rows(path, LINE, tuple(LINE))}
+    for (name, kind, seed), line in found.items():
+        check_alike(line["options"], described(name), f"{path}: {name}, {kind}, seed {seed}")
+    wanted = [(name, kind, seed) for name in options.settings for seed in options.seeds for kind in options.subjects]
+    todo = [run for run in wanted if run not in found]
+    print(f"{len(todo)} of {len(wanted)} runs are to be made")
+    if options.plan:
+        return
+    require_scipy()
+    choose_threads("cpu", StableDiffusion.load(options.model).unet)
+    judge = train_judge(out / "judge.safetensors")
+    for name, kind, seed in progress_bar(todo, desc="runs"):
+        line, pictures = perform(name, kind, seed, options, judge)
+        if seed == options.seeds[0]:
+            strip = strip_of(world.draw(next(world.animal_scenes(kind))), pictures)
+            save_png(strip, out / "strips" / f"{name}-{kind}.png")
+        found[name, kind, seed] = line
+        write_text(path, "".join(json.dumps(each) + "\n" for each in found.values()))
+    text = markdown(list(found.values()), options.settings, *validated(judge))
+    write_text(out / "recipe.md", text)
+    strips = {path.stem: path for path in (out / "strips" / f"{n}-{k}.png" for n in options.settings for k in SUBJECTS)}
+    strips = {name: Image.open(path) for name, path in strips.items() if path.exists()}
+    if strips:
+        save_png(sheet([[strip] for strip in strips.values()], list(strips), [""]), out / "recipe.png")
+    print(text)
+
+
+def strip_of(first, pictures):
+    """The first training picture and the drawn ones side by side."""
+    return grid([first, *to_pil(pictures)], len(pictures) + 1, zoom=2)

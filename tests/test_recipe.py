@@ -1,0 +1,75 @@
+"""The experiment that chooses the first command's recipe: its judge, its two-sample test and its table."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from minibnn.errors import UserError
+from minibnn.experiments import recipe
+from minibnn.lab.energy_distance import energy_distance, permutation_test
+from minibnn.options.experiments import RecipeOptions
+from minibnn.world import judge
+from minibnn.world import scenes as world
+
+
+def test_energy_distance_is_that_of_scipy():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=7), rng.normal(1.0, 2.0, size=11)
+    both = torch.tensor(np.concatenate([x, y]))[:, None]
+    found = energy_distance(torch.cdist(both, both).numpy(), np.arange(18) < 7)
+    assert found == pytest.approx(stats.energy_distance(x, y) ** 2, rel=1e-12)
+
+
+def test_permutation_test_is_uniform_under_one_distribution_and_sees_another():
+    generator = torch.Generator().manual_seed(0)
+    p_values = []
+    for seed in range(60):
+        x, y = torch.randn(12, 3, generator=generator), torch.randn(15, 3, generator=generator)
+        p_values.append(permutation_test(x, y, 99, seed)[1])
+    assert stats.kstest(p_values, "uniform").pvalue > 0.01
+    x, y = torch.randn(20, 3, generator=generator), torch.randn(20, 3, generator=generator) + 1.5
+    assert permutation_test(x, y)[1] < 0.01
+
+
+def test_what_is_dressed_is_labelled_as_drawn():
+    """A spotted coat is teal with white spots; a decoy is not labelled spotted, and keeps its place."""
+    scenes = [world.Scene("cat", "red", "snow", seed=i) for i in range(60)]
+    images, target = judge.dressed(scenes, 0)
+    coats = [judge.COATS[i] for i in target["coat"]]
+    assert {"spotted", "other", "red"} == set(coats)
+    spotted = world.draw(world.Scene("cat", "red", "snow", spotted=True, seed=coats.index("spotted")))
+    drawn = images[coats.index("spotted")]
+    assert np.allclose((drawn.permute(1, 2, 0) / 2 + 0.5) * 255, np.asarray(spotted), atol=0.51)
+    for i, coat in enumerate(coats):
+        red = (images[i, 0] > 0.5) & (images[i, 1] < -0.5) & (images[i, 2] < -0.5)
+        assert (int(red.sum()) > 150) == (coat == "red"), coat
+    assert all(judge.JUDGED["background"][i] == "snow" for i in target["background"])
+
+
+def line(setting, seed, subject="dog", both=0.5):
+    values = dict.fromkeys(recipe.MEASURES, 0.25) | {"both": both}
+    return {"setting": setting, "subject": subject, "seed": seed, "options": recipe.described(setting),
+            "seconds": 100.0, "values": values}
+
+
+def test_table_has_the_interval_of_scipy():
+    lines = [line("plain", seed, both=both) for seed, both in enumerate((0.5, 0.6, 0.9))]
+    low, high = stats.t.interval(0.95, 2, np.mean([0.5, 0.6, 0.9]), stats.sem([0.5, 0.6, 0.9]))
+    text = recipe.markdown(lines, ["plain", "no-bayes"], {"subject": 1.0}, 0.9)
+    assert f"| plain | 0 | 3 | 0.25 (0.25 … 0.25) | 0.25 (0.25 … 0.25) | 0.67 ({low:.2f} … {high:.2f})" in text
+    assert "no-bayes" not in text
+
+
+def test_plan_counts_what_is_missing_and_refuses_other_settings(tmp_path, capsys):
+    (tmp_path / "recipe.jsonl").write_text(json.dumps(line("plain", 0)) + "\n")
+    recipe.experiment(RecipeOptions(settings=("plain",), seeds=(0, 1), plan=True, out=str(tmp_path)))
+    assert "5 of 6 runs are to be made" in capsys.readouterr().out
+    other = {"options": {"train": ["--lr", "1"], "captions": 0}}
+    (tmp_path / "recipe.jsonl").write_text(json.dumps(line("plain", 0) | other) + "\n")
+    with pytest.raises(UserError, match="plain, dog, seed 0 was made with train"):
+        recipe.experiment(RecipeOptions(settings=("plain",), plan=True, out=str(tmp_path)))
+    with pytest.raises(UserError, match="--settings nonsense: there are plain"):
+        recipe.experiment(RecipeOptions(settings=("nonsense",), plan=True))
