@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from importlib import import_module
 from pathlib import Path
 
@@ -35,9 +34,7 @@ def test_help_needs_no_torch(words):
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules"
     )
-    before = time.perf_counter()
     result = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
-    assert time.perf_counter() - before < 5
     assert "[default" not in result.stdout and "--seed" in result.stdout
 
 
