@@ -58,7 +58,7 @@ def test_a_training_leaves_its_page_complete_and_whole(run, dog):
     assert page.needs() == [] and PROMPT in page.said("h1") and "4 of 4 steps are done" in page.said("p")
     pictures = page.pictures()
     alts = [alt for alt, _ in pictures]
-    paths = sorted(dog.iterdir())
+    paths = sorted(dog.glob("*.png"))
     assert alts[:6] == [f"{path.name}: {PROMPT}" for path in paths]
     assert all(same(picture, Image.open(path)) for (_, picture), path in zip(pictures, paths, strict=False))
     assert alts[6:9] == ["a photo of a dog"] * 3  # of the class

@@ -18,7 +18,7 @@ from minibnn.train import Batches
 @pytest.fixture
 def folders(dog, tmp_path):
     """Two folders with two and three pictures."""
-    paths = sorted(dog.iterdir())
+    paths = sorted(dog.glob("*.png"))
     for name, some in (("rex", paths[:2]), ("tom", paths[2:5])):
         (tmp_path / name).mkdir()
         for path in some:

@@ -27,7 +27,7 @@ FAST = ["--class-count", "4", "--steps", "3", "--samples", "0", "--no-monitor"]
 def class_images(tmp_path_factory, dog):
     """Class pictures need not be good here; nobody wants to wait for drawn ones."""
     folder = tmp_path_factory.mktemp("class")
-    for i, path in enumerate(sorted(dog.iterdir())[:4]):
+    for i, path in enumerate(sorted(dog.glob("*.png"))[:4]):
         (folder / f"{i}.png").write_bytes(path.read_bytes())
     return folder
 
@@ -181,7 +181,7 @@ def test_gradient_checkpointing_trains_the_same(options, tmp_path):
 def denoising_error(model, dog, prompt):
     """Mean squared error of ε̂ on the training pictures, at fixed times and noises."""
     sd, generator = StableDiffusion.load(model), torch.Generator().manual_seed(5)
-    x0 = sd.encode_pictures(data.load_pictures(sorted(dog.iterdir()), 64), generator).repeat(4, 1, 1, 1)
+    x0 = sd.encode_pictures(data.load_pictures(sorted(dog.glob("*.png")), 64), generator).repeat(4, 1, 1, 1)
     t = torch.arange(100, 900, 200).repeat_interleave(6)
     eps = torch.randn(x0.shape, generator=generator)
     x_t = schedule.q_sample(x0, eps, sd.alphas_cumprod[t])
