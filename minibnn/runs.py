@@ -156,15 +156,16 @@ def check_bases(run):
         base = base_of(base)[0]
 
 
-def fingerprint(paths):
+def fingerprint(paths, captions=True):
     """{file name: first half of its SHA-256}: resuming with other pictures or captions would not be the same run.
 
-    Names begin with the number of their folder where there are several.
+    captions: whether the pictures' own captions count. Names begin with the number of their folder where there are
+    several.
     """
     folders = list(dict.fromkeys(path.parent for path in paths))
     names = {}
     for path in paths:
-        for file in (path, caption_file(path)) if caption_file(path).exists() else (path,):
+        for file in (path, caption_file(path)) if captions and caption_file(path).exists() else (path,):
             number = f"{folders.index(path.parent)}/" if len(folders) > 1 else ""
             names[number + file.name] = hashlib.sha256(file.read_bytes()).hexdigest()[:32]
     return names

@@ -30,7 +30,7 @@ PROMPT = "<script>alert(1)</script> a sks 'dog' & friends"
 def run(dog, micro, tmp_path_factory):
     """A run of four steps with two looks, samples on the way, class pictures and a nasty prompt."""
     folder = tmp_path_factory.mktemp("report") / "my run"
-    words = ["--images", str(dog), "--model", str(micro), "--out", str(folder), "--prompt", PROMPT,
+    words = ["--images", str(dog), "--model", str(micro), "--out", str(folder), "--prompt", PROMPT, "--no-captions",
              "--class-prompt", "a photo of a dog", "--class-count", "3", "--steps", "4", "--monitor-every", "2",
              "--samples", "5", "--sample-every", "2", "--no-bayes", "--lr", "1e-4"]
     with pytest.MonkeyPatch.context() as patch:

@@ -197,7 +197,7 @@ def claim(options):
     """Note what the runs of a folder share besides their names. Raises UserError if earlier runs had something else."""
     path = Path(options.out) / "experiment.json"
     own = {name: getattr(options, name) for name in ("kind", "word", "each")}
-    own["images"] = fingerprint(data.list_pictures(options.images))
+    own["images"] = fingerprint(data.list_pictures(options.images), captions=False)
     if path.exists():
         check_alike(read_json(path), own, path)
     write_json(path, own)

@@ -91,7 +91,7 @@ def read_runs(path):
 
 def settings_of(options):
     """What all runs of a table must share. images: a hash of the pictures' names and contents."""
-    pictures = json.dumps(fingerprint(data.list_pictures(options.images)), sort_keys=True)
+    pictures = json.dumps(fingerprint(data.list_pictures(options.images), captions=False), sort_keys=True)
     return {"steps": options.steps, "each": options.each, "images": hashlib.sha256(pictures.encode()).hexdigest()[:16]}
 
 

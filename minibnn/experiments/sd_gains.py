@@ -167,7 +167,7 @@ def claim(options):
     path = Path(options.out) / "experiment.json"
     names = ("model", "prompt", "steps", "lr", "count", "sample_steps", "seed")
     own = {name: getattr(options, name) for name in names}
-    own["images"] = fingerprint(data.list_pictures(options.images)[:1])
+    own["images"] = fingerprint(data.list_pictures(options.images)[:1], captions=False)
     if path.exists():
         check_alike(read_json(path), own, path)
     write_json(path, own)

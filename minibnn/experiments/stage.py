@@ -216,7 +216,8 @@ def experiment(options):
 def make(todo, options):
     """Perform these runs; --out is ours alone."""
     record = Path(options.out) / "experiment.json"
-    subjects = {Path(subject).name: fingerprint(data.list_pictures(subject)) for subject in options.images}
+    pictures = {Path(subject).name: data.list_pictures(subject) for subject in options.images}
+    subjects = {name: fingerprint(paths, captions=False) for name, paths in pictures.items()}
     before = read_json(record) if record.exists() else {}
     check_alike({name: before.get(name, own) for name, own in subjects.items()}, subjects, record)
     write_json(record, before | subjects)
