@@ -162,7 +162,7 @@ def test_seeds_are_those_that_every_generator_takes(options_class, capsys):
     [
         (
             TrainOptions(),
-            "out of memory: try --gradient-checkpointing, --dtype bfloat16, a smaller --batch-size, "
+            "out of memory: try --gradient-checkpointing, --dtype bfloat16, --optimiser adamw-bf16, a smaller --batch-size, "
             "a smaller --resolution",
         ),
         (
