@@ -162,8 +162,8 @@ def test_seeds_are_those_that_every_generator_takes(options_class, capsys):
     [
         (
             TrainOptions(),
-            "out of memory: try --gradient-checkpointing, --dtype bfloat16, --optimiser adamw-bf16, a smaller --batch-size, "
-            "a smaller --resolution",
+            "out of memory: try --gradient-checkpointing, --dtype bfloat16, --optimiser adamw-bf16, a smaller "
+            "--batch-size, a smaller --resolution",
         ),
         (
             SampleOptions(),

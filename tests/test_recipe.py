@@ -9,7 +9,7 @@ from scipy import stats
 
 from minibnn.errors import UserError
 from minibnn.experiments import recipe
-from minibnn.lab.energy_distance import energy_distance, permutation_test
+from minibnn.lab.energy_distance import energy_distance, of_groups, permutation_test
 from minibnn.options.experiments import RecipeOptions
 from minibnn.world import judge
 from minibnn.world import scenes as world
@@ -19,8 +19,14 @@ def test_energy_distance_is_that_of_scipy():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=7), rng.normal(1.0, 2.0, size=11)
     both = torch.tensor(np.concatenate([x, y]))[:, None]
-    found = energy_distance(torch.cdist(both, both).numpy(), np.arange(18) < 7)
+    found = of_groups(torch.cdist(both, both).numpy(), np.arange(18) < 7)
     assert found == pytest.approx(stats.energy_distance(x, y) ** 2, rel=1e-12)
+
+
+def test_energy_distance_of_few_points_has_no_bias():
+    generator = torch.Generator().manual_seed(0)
+    found = [energy_distance(*torch.randn(2, 4, 2, generator=generator)) for _ in range(2000)]
+    assert abs(np.mean(found)) < 3 * stats.sem(found)
 
 
 def test_permutation_test_is_uniform_under_one_distribution_and_sees_another():

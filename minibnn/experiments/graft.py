@@ -31,6 +31,7 @@ from .. import schedule
 from ..devices import choose_threads
 from ..files.schema import mapping, number, record
 from ..files.store import read_json, write_json
+from ..lab.energy_distance import energy_distance
 from ..lab.intervals import interval, require_scipy
 from ..lab.sheets import sheet
 from ..neighbours import graft
@@ -39,7 +40,6 @@ from ..options.commands import GraftOptions
 from ..pictures import save_png, to_tensor
 from ..pipeline import StableDiffusion
 from ..world import measures as world_measures
-from .inverse_noise import energy_distance
 from .records import check_alike
 
 SWITCHES = (250, 500, 750)

@@ -30,6 +30,7 @@ from ..devices import choose_threads
 from ..errors import UserError
 from ..files.schema import items, mapping, number, record, text
 from ..files.store import read_json, read_tensors, write_json, write_tensors
+from ..lab.energy_distance import energy_distance
 from ..lab.intervals import interval, require_scipy
 from ..lab.plot import Line, Panel, chart
 from ..neighbours import fitted_noise, flow
@@ -66,13 +67,6 @@ def spiral(n, generator):
 
 
 DATA = (ring, moons, spiral)
-
-
-def energy_distance(a, b):
-    """The energy distance of two samples (n, …) and (m, …), unbiased: a number."""
-    a, b = a.flatten(1), b.flatten(1)
-    within = [torch.cdist(x, x).sum() / (len(x) * (len(x) - 1)) for x in (a, b)]
-    return (2 * torch.cdist(a, b).mean() - sum(within)).item()
 
 
 @torch.no_grad()
