@@ -276,7 +276,7 @@ MUTATIONS = (
     Mutation("paper-celeba-steps", "minibnn/paper/plan.py", "CELEBA = 1.25", "CELEBA = 1.0",
              "test_paper.py::test_the_runs_are_those_of_the_paper", "People are trained for 200 steps a picture."),
     # --- drawing
-    Mutation("sample-noise-of-the-first-batch", SAMPLE, "later[k, part]", "later[k, : len(context)]",
+    Mutation("sample-noise-of-the-first-batch", SAMPLE, "later[k, p]", "later[k, : len(x)]",
              "test_sample_oracle.py", "With η > 0 all batches get the noise of the first one."),
     Mutation("sample-negative-prompt", SAMPLE, "sd.encode_prompts([negative_prompt])", 'sd.encode_prompts([""])',
              "test_sample_oracle.py", "--negative-prompt is ignored."),
