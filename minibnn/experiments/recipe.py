@@ -15,8 +15,8 @@ same noise for all, and judged by a network that was trained on drawings alone (
 
 The seconds are those of the command; the class pictures are drawn once for each subject, by its first run.
 Intervals are two-sided 95 % t-intervals over the runs of a setting. Leaves in --out: recipe.jsonl (a line for each run;
-runs that are there are not repeated), recipe.md and recipe.png (first seed: a training picture, the training prompt,
-six places, the class prompt twice).
+runs that are there are not repeated), recipe.md and recipe.png (of the command's first seed: a training picture, the
+training prompt, six places, the class prompt twice).
 """
 
 import json
@@ -184,7 +184,8 @@ def experiment(options):
     strips = {path.stem: path for path in (out / "strips" / f"{n}-{k}.png" for n in options.settings for k in SUBJECTS)}
     strips = {name: Image.open(path) for name, path in strips.items() if path.exists()}
     if strips:
-        save_png(sheet([[strip] for strip in strips.values()], list(strips), [""]), out / "recipe.png")
+        rows = sheet([[strip] for strip in strips.values()], list(strips), [""])
+        save_png(rows.quantize(256), out / "recipe.png", optimize=True)
     print(text)
 
 
