@@ -210,7 +210,7 @@ def test_losses_are_means_over_equal_parts_of_the_training():
 def test_the_level_of_noise_is_that_from_which_it_has_risen():
     row = {"fidelity": 0.5, "noise": 0.25} | {f"sigma1 at {t}": 0.1 for t in curves.TIMES}
     for world, level in ((True, 0.75), (False, 1.25)):
-        noise = curves.of_looks([{"step": 0} | row, {"step": 9} | row], world, 7.5)[1]
+        noise = curves.of_looks([{"step": 0} | row, {"step": 9} | row | {"noise": 0.75}], world, 7.5)[1]
         assert noise.level == level
     marked = curves.panels([], [{"step": 0} | row, {"step": 9} | row], True, 7.5, advised=5)
     assert [panel.mark for panel in marked] == [5] * 4
