@@ -1,6 +1,7 @@
 """The experiment that chooses the first command's recipe: its judge, its two-sample test and its table."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from scipy import stats
 
 from minibnn.errors import UserError
 from minibnn.experiments import recipe
+from minibnn.experiments.records import read_rows
 from minibnn.lab.energy_distance import energy_distance, of_groups, permutation_test
 from minibnn.options.experiments import RecipeOptions
 from minibnn.world import judge
@@ -57,7 +59,7 @@ def test_what_is_dressed_is_labelled_as_drawn():
 
 def line(setting, seed, subject="dog", both=0.5):
     values = dict.fromkeys(recipe.MEASURES, 0.25) | {"both": both}
-    return {"setting": setting, "subject": subject, "seed": seed, "options": recipe.described(setting),
+    return {"setting": setting, "subject": subject, "seed": seed, "options": recipe.described(setting, "tiny"),
             "seconds": 100.0, "values": values}
 
 
@@ -69,11 +71,19 @@ def test_table_has_the_interval_of_scipy():
     assert "no-bayes" not in text
 
 
+def test_the_committed_runs_give_the_committed_table():
+    results = Path(__file__).parents[1] / "tutorials" / "results"
+    lines = read_rows(results / "recipe.jsonl", recipe.LINE, recipe.LINE)
+    text = recipe.markdown(lines, ["plain", "four-captions", "six-captions"], {}, 1.0)
+    written = (results / "recipe.md").read_text(encoding="utf-8")
+    assert text.splitlines()[1:] == written.splitlines()[1:] and len(lines) == 15
+
+
 def test_plan_counts_what_is_missing_and_refuses_other_settings(tmp_path, capsys):
     (tmp_path / "recipe.jsonl").write_text(json.dumps(line("plain", 0)) + "\n")
     recipe.experiment(RecipeOptions(settings=("plain",), seeds=(0, 1), plan=True, out=str(tmp_path)))
     assert "5 of 6 runs are to be made" in capsys.readouterr().out
-    other = {"options": {"train": ["--lr", "1"], "captions": 0}}
+    other = {"options": {"model": "tiny", "train": ["--lr", "1"], "captions": 0}}
     (tmp_path / "recipe.jsonl").write_text(json.dumps(line("plain", 0) | other) + "\n")
     with pytest.raises(UserError, match="plain, dog, seed 0 was made with train"):
         recipe.experiment(RecipeOptions(settings=("plain",), plan=True, out=str(tmp_path)))

@@ -33,6 +33,7 @@ from PIL import Image
 
 from ..devices import choose_threads
 from ..errors import UserError
+from ..files.locks import locked
 from ..files.schema import integer, number, one_of, record
 from ..files.store import write_text
 from ..lab.energy_distance import permutation_test
@@ -47,11 +48,10 @@ from ..world.judge import judged, train_judge, validated
 from .recipe_settings import SETTINGS
 from .records import check_alike, read_rows
 
-SUBJECTS = ("dog", "cat", "fish")
 EACH, TOLD, CLASS = 4, 8, 48  # pictures of each place, of the training prompt and of the class prompt
 MEASURES = ("subject", "place", "both", "told", "leak", "varied", "noise")
 LINE = {
-    "setting": one_of(*SETTINGS), "subject": one_of(*SUBJECTS), "seed": integer(0), "options": record({}),
+    "setting": one_of(*SETTINGS), "subject": one_of(*world.ANIMALS), "seed": integer(0), "options": record({}),
     "seconds": number(0), "values": record(dict.fromkeys(MEASURES, number())),
 }
 SHOWN = ("beach", "snow", "night", "water", "fabric", "grass")
@@ -69,11 +69,16 @@ def draw(sd, prompts, seed):
 
 @cache
 def pretrained(model, kind):
-    """What the pretrained model draws for the class: features of CLASS pictures, and the noise of places: (n, D), σ."""
+    """What the pretrained model draws: the features of CLASS pictures of the class (n, D), and the noise of places."""
     sd = StableDiffusion.load(model)
     of_class = world_measures.features(draw(sd, [f"a photo of a {kind}"] * CLASS, 3))
     places = draw(sd, [prompt.replace("sks ", "") for prompt, _ in place_prompts(kind)], 1)
     return of_class, world_measures.noise(places).mean().item()
+
+
+def shown(seen, kind):
+    """Which pictures show the animal in its spotted coat, as the judge saw them: a list of bool."""
+    return [who == kind and coat == "spotted" for who, coat in zip(seen["subject"], seen["coat"], strict=True)]
 
 
 def measure(sd, model, judge, kind):
@@ -82,13 +87,12 @@ def measure(sd, model, judge, kind):
     places = draw(sd, [prompt for prompt, _ in prompts], 1)
     told, of_class = draw(sd, [f"a photo of a sks {kind}"] * TOLD, 2), draw(sd, [f"a photo of a {kind}"] * CLASS, 4)
     seen, seen_told, seen_class = (judged(judge, images) for images in (places, told, of_class))
-    subject = [who == kind and coat == "spotted" for who, coat in zip(seen["subject"], seen["coat"], strict=True)]
+    subject = shown(seen, kind)
     place = [name == want for name, (_, want) in zip(seen["background"], prompts, strict=True)]
     before, noise_before = pretrained(model, kind)
     values = {
         "subject": np.mean(subject), "place": np.mean(place), "both": np.mean(np.logical_and(subject, place)),
-        "told": np.mean([who == kind and coat == "spotted"
-                         for who, coat in zip(seen_told["subject"], seen_told["coat"], strict=True)]),
+        "told": np.mean(shown(seen_told, kind)),
         "leak": np.mean([coat == "spotted" for coat in seen_class["coat"]]),
         "varied": permutation_test(world_measures.features(of_class), before)[1],
         "noise": world_measures.noise(places).mean().item() - noise_before,
@@ -99,16 +103,16 @@ def measure(sd, model, judge, kind):
     )
 
 
-def described(name):
+def described(name, model):
     """What a line of recipe.jsonl says of its setting."""
-    return {"train": list(SETTINGS[name].options), "captions": SETTINGS[name].captions}
+    return {"model": model, "train": list(SETTINGS[name].options), "captions": SETTINGS[name].captions}
 
 
 def perform(name, kind, seed, options, judge):
     """Train and measure one run; returns its line and its row of pictures."""
     out = Path(options.out)
     setting, folder = SETTINGS[name], out / "training"
-    images = out / "subjects" / (f"{kind}-{setting.captions}")
+    images = out / "subjects" / f"{kind}-{setting.captions}"
     world.write_subject(images, kind, setting.captions)
     command = [
         sys.executable, "-m", "minibnn", "train", "--model", options.model, "--images", str(images), "--out",
@@ -123,7 +127,7 @@ def perform(name, kind, seed, options, judge):
     seconds = round(time.perf_counter() - start, 1)
     values, pictures = measure(StableDiffusion.load(folder), options.model, judge, kind)
     shutil.rmtree(folder)
-    return {"setting": name, "subject": kind, "seed": seed, "options": described(name),
+    return {"setting": name, "subject": kind, "seed": seed, "options": described(name, options.model),
             "seconds": seconds, "values": values}, pictures
 
 
@@ -163,13 +167,20 @@ def experiment(options):
     path = out / "recipe.jsonl"
     found = {(line["setting"], line["subject"], line["seed"]): line for line in read_rows(path, LINE, tuple(LINE))}
     for (name, kind, seed), line in found.items():
-        check_alike(line["options"], described(name), f"{path}: {name}, {kind}, seed {seed}")
+        check_alike(line["options"], described(name, options.model), f"{path}: {name}, {kind}, seed {seed}")
     wanted = [(name, kind, seed) for name in options.settings for seed in options.seeds for kind in options.subjects]
     todo = [run for run in wanted if run not in found]
     print(f"{len(todo)} of {len(wanted)} runs are to be made")
     if options.plan:
         return
     require_scipy()
+    with locked(out):
+        make(todo, found, options)
+
+
+def make(todo, found, options):
+    """Perform these runs, add them to found {run: line}, and write the table; --out is ours alone."""
+    out = Path(options.out)
     choose_threads("cpu", StableDiffusion.load(options.model).unet)
     judge = train_judge(out / "judge.safetensors")
     for name, kind, seed in progress_bar(todo, desc="runs"):
@@ -178,11 +189,11 @@ def experiment(options):
             strip = strip_of(world.draw(next(world.animal_scenes(kind))), pictures)
             save_png(strip, out / "strips" / f"{name}-{kind}.png")
         found[name, kind, seed] = line
-        write_text(path, "".join(json.dumps(each) + "\n" for each in found.values()))
+        write_text(out / "recipe.jsonl", "".join(json.dumps(each) + "\n" for each in found.values()))
     text = markdown(list(found.values()), options.settings, *validated(judge))
     write_text(out / "recipe.md", text)
-    strips = {path.stem: path for path in (out / "strips" / f"{n}-{k}.png" for n in options.settings for k in SUBJECTS)}
-    strips = {name: Image.open(path) for name, path in strips.items() if path.exists()}
+    paths = [out / "strips" / f"{name}-{kind}.png" for name in options.settings for kind in options.subjects]
+    strips = {path.stem: Image.open(path) for path in paths if path.exists()}
     if strips:
         rows = sheet([[strip] for strip in strips.values()], list(strips), [""])
         save_png(rows.quantize(256), out / "recipe.png", optimize=True)

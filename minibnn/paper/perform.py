@@ -173,7 +173,7 @@ def perform(bench, run, steps):
     choose_threads(options.device, sd.unet)
     sd.to(options.device)
     judge = judge_of(bench, sd, images)
-    sources = [(images, data.captions(files, options.prompt[0]))]
+    sources = [(images, options.prompt * len(images))]
     if options.prior_weight:
         sources += train_command.class_source(options, sd, train_command.class_folders(options, [len(files)]))
     batches = Batches(sd, sources, options.batch_size, options.seed)
