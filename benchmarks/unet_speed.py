@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from minibnn import StableDiffusion, schedule
-from minibnn.networks.unet import UNet, same_prompt
+from minibnn.networks.transformer import same_prompt
+from minibnn.networks.unet import UNet
 from minibnn.sample import eps_of_joined
 from minibnn.world.pretrain import UNET_CONFIG
 

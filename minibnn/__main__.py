@@ -41,7 +41,7 @@ COMMANDS = {  # name: (what it does, its options, module:function, what the func
     "gains": ("does guidance leave noise? the gains with and without the prompt",
               commands.GainsOptions, "cli.gains:show_gains"),
     # the neighbours
-    "graft": ("train on own samples that a reward accepts", commands.GraftOptions, "neighbours.graft:graft"),
+    "graft": ("train on own samples that a reward accepts", commands.GraftOptions, "neighbours.graft_run:graft"),
     "flow": ("draw with a flow, and correct its noise", commands.FlowOptions, "neighbours.flow:train_or_draw"),
     "bps": ("steer a frozen model by sketches or maps", commands.BpsOptions, "neighbours.bps:train_or_draw"),
     # the experiments

@@ -12,9 +12,10 @@ import os
 import re
 from pathlib import Path
 
+from .checkpoints import STATE
 from .errors import UserError
 from .files.locks import LOCK, TEMPORARY, locked, remove_leftovers
-from .runs import STATE, base_of, find_config, is_adapter_run, read_config
+from .runs import base_of, find_config, is_adapter_run, read_config
 
 log = logging.getLogger("minibnn")
 

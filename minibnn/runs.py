@@ -1,4 +1,5 @@
-"""A run's folder: what is in it, and how training resumes bit for bit. When it may be written to: `ownership.py`.
+"""A run's folder: what is in it, what it was trained with, and what it takes to go on. When it may be written to is in
+`ownership.py`, how it goes on bit for bit in `checkpoints.py`.
 
     config.json               the options, all of them, and the versions
     log.jsonl                 one line for each step
@@ -9,19 +10,13 @@
                               advice.json which one to use (monitor.py)
     class_images/             pictures of the class, drawn by the base model, and for what (.class.json)
     checkpoint/               for --resume: weights, optimiser and step
-
-No random state is saved: every forward draws from a generator seeded by (seed, its number).
 """
 
-import contextlib
 import dataclasses
 import hashlib
-import json
 import logging
-import math
 import os
 import platform
-import signal
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,40 +24,20 @@ from types import SimpleNamespace
 import torch
 
 from . import distributed
+from .checkpoints import STATE, read_progress
 from .data import caption_file, full_name
 from .errors import UserError
-from .files.schema import fields_of, fitting, integer, mapping, number, optional, record, text
-from .files.store import (
-    WeightsError,
-    append_text,
-    check_finite,
-    open_weights,
-    parse_json,
-    read_json,
-    read_text,
-    shapes_of,
-    write_json,
-    write_tensors,
-    write_text,
-)
-from .finetune.adamw_bf16 import AdamWBfloat16
+from .files.schema import fields_of, fitting, integer, mapping, optional, record, text
+from .files.store import read_json, write_json
 from .finetune.adapter_files import is_adapter
 from .options.commands import TrainOptions
 from .options.configs import PATHS
 from .options.kinds import BUNDLED
-from .options.running import interrupt, note_signal, on_stop
-from .progress import Course, progress_bar
 
-STATE = Path("checkpoint") / "state.safetensors"
-SCALER = {  # of GradScaler's state; {} where it is not used
-    "scale": number(above=0), "growth_factor": number(above=1), "backoff_factor": number(above=0, high=1),
-    "growth_interval": integer(1), "_growth_tracker": integer(0),
-}
 CONFIG = {  # config.json
     "options": record(fields_of(TrainOptions)), "base": text, "base_tokenizer": optional(text),
     "pictures": mapping(text), "threads": integer(1, 4096), "processes": integer(1),
 }
-HEADER = {"completed_steps": integer(0), "scaler": record(SCALER)}  # of a checkpoint's file, as JSON
 FORMAT = "minibnn run"
 MAY_CHANGE = (  # on --resume: what leaves the weights as they would be. Pictures are compared by their content.
     "steps", "resume", "overwrite", "out", "images", "class_images", "device", "deterministic",
@@ -226,172 +201,3 @@ def start(options, pictures):
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "numpy", "safetensors", "pillow")},
     })
-
-
-# --- checkpoints ------------------------------------------------------------------------------------------------------
-
-
-def _trainable(network):
-    return ((name, p) for name, p in network.named_parameters() if p.requires_grad)
-
-
-def save_checkpoint(out, training):
-    """Write everything that a Training (`train.py`) needs to go on, as one file, whole or not at all."""
-    tensors = {}
-    for name, parameter in _trainable(training.network):
-        tensors[f"weight/{name}"] = parameter
-        for key, value in training.optimiser.state[parameter].items():
-            tensors[f"{key}/{name}"] = value
-    if training.average:
-        tensors |= {f"ema/{name}": mean for name, mean in training.average.mean.items()}
-    scale = json.dumps(training.scaler.state_dict())
-    write_tensors(Path(out) / STATE, tensors, {"completed_steps": str(training.step), "scaler": scale})
-
-
-def read_progress(path):
-    """(completed steps, state of the loss scaling) of a checkpoint's file. Raises UserError when it is damaged."""
-    with open_weights(path) as file:
-        header = fitting(file.metadata(), record({"completed_steps": text, "scaler": text}, HEADER), path)
-    values = {key: parse_json(header[key], f"{path}: {key}") for key in HEADER}
-    fitting(values, record(HEADER), path)
-    return values["completed_steps"], values["scaler"]
-
-
-@torch.no_grad()
-def load_checkpoint(out, training):
-    """Restore the network, the optimiser, the loss scaling and the number of completed steps in place.
-
-    Raises UserError unless the file holds just what is trained, in the same shapes and finite: the optimiser trusts
-    its state, and one of another shape makes it write beyond the end of a tensor.
-    """
-    path = Path(out) / STATE
-    step, scaler = read_progress(path)
-    if training.scaler.is_enabled():
-        fitting(scaler, record(SCALER, required=SCALER), f"{path}: scaler")
-    trained = dict(_trainable(training.network))
-    wanted = {f"{key}/{name}": p.shape for name, p in trained.items() for key in ("weight", "exp_avg", "exp_avg_sq")}
-    wanted |= {f"step/{name}": () for name in trained}
-    averages = training.average.mean if training.average else {}
-    wanted |= {f"ema/{name}": mean.shape for name, mean in averages.items()}
-    with open_weights(path) as file:
-        shapes = shapes_of(file)
-        for name in [*wanted, *shapes]:
-            there, needed = (list(of[name]) if name in of else "none" for of in (shapes, wanted))
-            if there != needed:
-                raise WeightsError(f"{path} is no checkpoint of this training: {name} is {there}, but needs {needed}")
-        narrow = isinstance(training.optimiser, AdamWBfloat16)
-        moments = dict.fromkeys(("exp_avg", "exp_avg_sq"), torch.bfloat16 if narrow else torch.float32)
-        for name, parameter in trained.items():
-            keys = [f"{key}/{name}" for key in ("weight", "step", "exp_avg", "exp_avg_sq")]
-            tensors = check_finite({key: file.get_tensor(key) for key in keys}, path)
-            for key, tensor in tensors.items():
-                least = 0 if key.startswith(("step/", "exp_avg_sq/")) else -math.inf  # Adam takes a root of exp_avg_sq
-                dtype = moments.get(key.partition("/")[0], torch.float32)
-                if tensor.dtype != dtype or (tensor.numel() and tensor.min() < least):
-                    raise WeightsError(f"{path}: {key} cannot be a state of the optimiser")
-            weight, *state = (tensor.to(parameter.device, copy=True) for tensor in tensors.values())
-            parameter.copy_(weight)
-            training.optimiser.state[parameter] = dict(zip(("step", "exp_avg", "exp_avg_sq"), state, strict=True))
-        for name, mean in averages.items():
-            mean.copy_(check_finite({name: file.get_tensor(f"ema/{name}")}, path)[name])
-    training.scaler.load_state_dict(scaler)
-    training.step = step
-
-
-# --- observers of a training ------------------------------------------------------------------------------------------
-
-
-class Checkpoints:
-    """Saves after every `every` steps (0: never), after the last one, and when `stop` (CtrlC) asks; then it also stops.
-
-    `saved` is the number of steps after which the last checkpoint was written; 0: there is none.
-    """
-
-    def __init__(self, options, stop, saved, progress):
-        self.out, self.every, self.steps = Path(options.out), options.checkpoint_every, options.steps
-        self.stop, self.saved, self.progress = stop, saved, progress
-
-    def __call__(self, training):
-        done = training.step
-        if done == self.saved:
-            return
-        stopping = distributed.any_of(self.stop.asked)
-        if stopping or done == self.steps or (self.every and done % self.every == 0):
-            training.check()
-            self.progress.write()  # a log that ends before the checkpoint could not be completed
-            distributed.first_alone(save_checkpoint, self.out, training)
-            self.saved = done
-        if stopping and done < self.steps:
-            saved = f"stopped after step {done}, saved in {self.out / STATE.parent}"
-            raise KeyboardInterrupt(f"{saved}: the same command with --resume goes on")
-
-
-class Progress:
-    """A bar on the terminal and, in a run's folder, log.jsonl with one line for each step; `with Progress(…) as look:`.
-
-    A line is written a step late, when the step's figures have arrived from the GPU. On resume, the lines after the
-    checkpoint are dropped. out: the folder, or None for the bar alone. course: a `progress.Course` of longer work, or
-    None where all steps take alike.
-    """
-
-    def __init__(self, out, training, steps, label="training", course=None):
-        shown = distributed.rank() == 0
-        self.path = Path(out) / "log.jsonl" if out and shown else None
-        if self.path:
-            lines = read_text(self.path).splitlines()[: training.step] if self.path.exists() and training.step else []
-            write_text(self.path, "".join(line + "\n" for line in lines))
-        self.bar = progress_bar(total=steps, initial=training.step, desc=label, disable=not shown)
-        self.waiting, self.course = None, course or Course(steps)  # waiting: the figures of the last step
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.write()
-        self.bar.close()
-
-    def __call__(self, training):
-        self.course.passed(training.step)
-        if training.figures is None:  # before the first step
-            return
-        self.write()
-        self.waiting = training.figures
-        self.bar.to_go = self.course.to_go()
-        self.bar.update()
-
-    def write(self):
-        """Write the line of the step whose figures have been waited for, if there is one."""
-        if self.waiting is None:
-            return
-        figures, step = self.waiting.read(), self.waiting.step
-        self.waiting = None
-        if self.path and math.isfinite(figures["diffusion"] + figures["prior"] + figures["kl"]):
-            values = {name: float(f"{figures[name]:.6g}") for name in ("diffusion", "prior", "kl", "sigma")}
-            append_text(self.path, json.dumps({"step": step, **values}) + "\n")
-        self.bar.set_postfix(loss=f"{figures['diffusion']:.3f}", refresh=False)
-
-
-class CtrlC:
-    """`with CtrlC() as stop:` turns the first Ctrl-C, SIGTERM or SIGHUP into `stop.asked`: a step ends before training.
-
-    A second Ctrl-C interrupts at once. SIGTERM and SIGHUP may come several times, and then mean nothing more.
-    """
-
-    def __enter__(self):
-        self.asked = False
-        self.before = on_stop(self._note)
-        return self
-
-    def _note(self, number, _frame):
-        note_signal(number)
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, interrupt)
-        if not self.asked:
-            self.asked = True
-            # not print: what is interrupted may itself be writing to the buffered stderr; and there may be no terminal
-            with contextlib.suppress(OSError):
-                os.write(2, b"\nstopping after this step; Ctrl-C again stops at once, and the step is lost\n")
-
-    def __exit__(self, *_):
-        for each, handler in self.before.items():
-            signal.signal(each, handler)

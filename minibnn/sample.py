@@ -23,7 +23,7 @@ from PIL.Image import Image
 
 from . import schedule
 from .errors import UserError
-from .networks.unet import same_prompt
+from .networks.transformer import same_prompt
 from .pictures import to_pil
 from .progress import progress_bar
 

@@ -6,7 +6,7 @@ paper's Algorithm 1. Methods differ in *what is trainable*; this one loop serves
     pictures → VAE → x_0;   t, ε → x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε;   θ = μ + σ∘ε_θ
     L = ‖ε_θ(x_t, t, c) − ε‖² + w·‖… on a class picture‖² + λ·KL(Q_W(θ) ‖ P(θ))     →  AdamW on μ and σ
 
-The loop knows nothing of folders, progress bars and samples: observers see to those (`runs.py`, `cli/train.py`).
+The loop knows nothing of folders, progress bars and samples: observers see to those (`observers.py`, `cli/train.py`).
 
 But: the text encoder and the VAE are not trained. Several GPUs: see `distributed.py`.
 """

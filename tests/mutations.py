@@ -34,7 +34,7 @@ class Mutation:
 
 
 SCHEDULE, TRAIN, SAMPLE, PIPELINE = (f"minibnn/{name}.py" for name in ("schedule", "train", "sample", "pipeline"))
-UNET, TOKENIZER = "minibnn/networks/unet.py", "minibnn/networks/tokenizer.py"
+UNET, TRANSFORMER, TOKENIZER = (f"minibnn/networks/{name}.py" for name in ("unet", "transformer", "tokenizer"))
 BAYES, LORA, OFT, ADAPTERS = (f"minibnn/finetune/{name}.py" for name in ("bayes", "lora", "oft", "adapter_files"))
 NOISE = "minibnn/finetune/weight_noise.py"
 ADAMW = "minibnn/finetune/adamw_bf16.py"
@@ -91,7 +91,7 @@ MUTATIONS = (
     Mutation("unet-no-checkpointing", UNET, "if self.gradient_checkpointing and torch.is_grad_enabled():", "if False:",
              "test_networks.py",
              "Gradient checkpointing never happens: the memory that it should save is used."),
-    Mutation("unet-no-upcast", UNET, "if not self.upcast:", "if True:", "test_networks.py",
+    Mutation("unet-no-upcast", TRANSFORMER, "if not self.upcast:", "if True:", "test_networks.py",
              "SD v2.1's attention overflows in float16, because upcast_attention is ignored."),
     Mutation("unet-sin-first", UNET, "torch.cat([angle.cos(), angle.sin()]", "torch.cat([angle.sin(), angle.cos()]",
              "test_networks.py", "Sines and cosines of the time embedding are exchanged."),
@@ -107,7 +107,7 @@ MUTATIONS = (
     Mutation("stage-equal-loss", "minibnn/experiments/stage_report.py", "matched = [equal_loss(b, loss_late(a))",
              "matched = [equal_loss(b, loss_late(b))", "test_stage.py",
              "A cure is compared at equal steps where the table says at equal loss."),
-    Mutation("unet-norm-eps", UNET, "channels, eps=1e-6)", "channels, eps=1e-5)", "test_networks.py",
+    Mutation("unet-norm-eps", TRANSFORMER, "channels, eps=1e-6)", "channels, eps=1e-5)", "test_networks.py",
              "The norm before the transformer has the ε of the other norms."),
     Mutation("unet-odd-sizes", UNET, "return self.upsamplers[0](x, size)", "return self.upsamplers[0](x)",
              "test_parity.py", "Upsampling doubles, also where the skip's size is odd."),
@@ -133,8 +133,8 @@ MUTATIONS = (
              "A write that fails leaves half a file in the place of the old one."),
     Mutation("store-not-finite", STORE, "if not all(end.isfinite() for end in wide.aminmax()):",
              "if not wide.max().isfinite():", "test_checkpoints.py", "An infinite minimum is not seen."),
-    Mutation("runs-checkpoint-shapes", RUNS, "            if there != needed:\n", "            if False:\n",
-             "test_checkpoints.py", "A checkpoint's tensors may have other shapes than the network's."),
+    Mutation("checkpoint-shapes", "minibnn/checkpoints.py", "if there != needed:", "if False:", "test_checkpoints.py",
+             "A checkpoint's tensors may have other shapes than the network's."),
     Mutation("ownership-first-checkpoint", OWNERSHIP, "        begun.add(STATE.parent.name)", "        pass",
              "test_ownership.py::test_a_run_killed_before_its_first_checkpoint_has_a_way_on",
              "A run killed while its first checkpoint is written can neither resume nor start."),
@@ -153,8 +153,9 @@ MUTATIONS = (
              "test_bayes.py", "All of training sees 256 different samples of the weights."),
     Mutation("bayes-bias-noise", NOISE, '2 * stream + (domain == "bias") if', "2 * stream if", "test_bayes.py",
              "A layer's bias has the first numbers of its weight's noise."),
-    Mutation("sample-first-prompt", UNET, "if not self.kept or self.kept[0] is not context:", "if not self.kept:",
-             "test_same_prompt.py", "A second prompt is drawn with the keys and values of the first."),
+    Mutation("sample-first-prompt", TRANSFORMER, "if not self.kept or self.kept[0] is not context:",
+             "if not self.kept:", "test_same_prompt.py",
+             "A second prompt is drawn with the keys and values of the first."),
     Mutation("adamw-bf16-same-noise", ADAMW, "(seed * 1_000_003 + step)", "(seed * 1_000_003)",
              "test_adamw_bf16.py", "Each step rounds its moments with the same random bits."),
     Mutation("adamw-bf16-cut-off", ADAMW, "view(torch.int32) + noise)", "view(torch.int32))",
@@ -261,7 +262,7 @@ MUTATIONS = (
     Mutation("runs-overwrite-deletes", OWNERSHIP, 'and path != out / "class_images":', "and False:",
              "test_train.py::test_overwrite_never_deletes_what_it_is_given",
              "--overwrite deletes the pictures that it was given."),
-    Mutation("runs-log-twice", RUNS, "[: training.step] if", "if",
+    Mutation("log-twice", "minibnn/observers.py", "[: training.step] if", "if",
              "test_train.py::test_a_kill_leaves_the_last_checkpoint", "After a resume the log holds some steps twice."),
     # --- the paper by one command
     Mutation("claims-immortal", "minibnn/files/claims.py", 'return lives(who["process"])', "return True",

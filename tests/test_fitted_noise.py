@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minibnn.experiments import inverse_noise
+from minibnn.experiments import inverse_noise, inverse_noise_report
 from minibnn.neighbours import fitted_noise
 
 
@@ -63,7 +63,7 @@ def test_a_contest_is_paired_by_seed_and_leaves_out_what_is_missing():
 
     seeds = [rows(0.3, 0.1), rows(0.5, 0.2), rows(0.2, 0.1)]
     world = [row | {"seed": 4} for row in rows(0.1, 0.4)] + [{"what": "real", "distance": 0.0}]
-    found = inverse_noise.contests({"moons": seeds}, world)
+    found = inverse_noise_report.contests({"moons": seeds}, world)
     assert [(data, n, what, count) for data, n, what, *_, count in found] == [
         ("moons", 5, "gaussian", 3), ("moons", 5, "flow with 10 steps", 3),
         ("world", 5, "gaussian", 1), ("world", 5, "flow with 10 steps", 1),

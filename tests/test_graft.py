@@ -15,7 +15,8 @@ from torch import nn
 from minibnn import StableDiffusion, UserError, schedule
 from minibnn.cli.sample import sample
 from minibnn.experiments.graft import diversity, kept_seeds, path_kl
-from minibnn.neighbours import graft, guidance, rejection, rewards
+from minibnn.files import folders
+from minibnn.neighbours import graft, graft_run, guidance, rejection, rewards
 from minibnn.options.commands import GraftOptions, SampleOptions
 from minibnn.options.parsing import parse
 from minibnn.pictures import to_tensor
@@ -419,7 +420,7 @@ def fingerprint(network):
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("graft") / "run"
-    graft.graft(graft_options("--switch", "400", "--out", str(folder)))
+    graft_run.graft(graft_options("--switch", "400", "--out", str(folder)))
     return folder
 
 
@@ -432,7 +433,7 @@ def test_a_run_is_a_model_that_hands_over_to_its_base(run_folder, base, tmp_path
     assert [p.name for p in run_folder.parent.iterdir()] == ["run"]  # no temporary folder
     record = json.loads((run_folder / "graft.json").read_text())
     assert (record["base"], record["switch"], record["kept"], record["samples"]) == ("tiny", 400, 2, 4)
-    sd = graft.open_graft_run(run_folder)
+    sd = graft_run.open_graft_run(run_folder)
     assert fingerprint(sd.unet.base) == fingerprint(base.unet) != fingerprint(sd.unet.finetuned)
     assert (sd.recipe["guidance"], sd.recipe["sample_steps"]) == (1.0, 4)
     words = {"prompt": ["a car"], "steps": 4, "seed": 1, "dtype": "float32"}
@@ -443,7 +444,7 @@ def test_a_run_is_a_model_that_hands_over_to_its_base(run_folder, base, tmp_path
 
 
 def test_the_same_seed_gives_the_same_run(run_folder, tmp_path):
-    graft.graft(graft_options("--switch", "400", "--out", str(tmp_path / "again")))
+    graft_run.graft(graft_options("--switch", "400", "--out", str(tmp_path / "again")))
     a, b = (StableDiffusion.load(f).unet.state_dict() for f in (run_folder, tmp_path / "again"))
     assert all(torch.equal(a[k], b[k]) for k in a)
     a, b = (json.loads((f / "graft.json").read_text()) for f in (run_folder, tmp_path / "again"))
@@ -454,7 +455,7 @@ def test_the_same_seed_gives_the_same_run(run_folder, tmp_path):
 def test_training_sees_only_times_above_the_state(switch, lowest):
     """Of a sampler of four steps, 751 501 251 1, the state at switch 400 is that at 251."""
     sd = StableDiffusion.load("tiny")
-    options = graft.settle(graft_options("--switch", str(switch), "--batch-size", "64"), sd)
+    options = graft_run.settle(graft_options("--switch", str(switch), "--batch-size", "64"), sd)
     options = dataclasses.replace(options, steps=4, lr=1e-6)
     x0, states = graft.draw_latents(sd, ["a car"] * 2, options, 0, [switch])
     seen = []
@@ -468,7 +469,7 @@ def test_training_sees_only_times_above_the_state(switch, lowest):
 def test_training_raises_the_likelihood_of_what_was_kept(base):
     """Eight steps on one picture: its denoising loss falls."""
     sd = StableDiffusion.load("tiny")
-    options = dataclasses.replace(graft.settle(graft_options(), sd), steps=8, batch_size=2)
+    options = dataclasses.replace(graft_run.settle(graft_options(), sd), steps=8, batch_size=2)
     x0 = sd.encode_pictures(to_tensor([world.draw(world.Scene("dog", "blue", "grass", spotted=True))]))
     context = sd.encode_prompts(["a dog"])
     t = torch.arange(20, 1000, 120)
@@ -503,31 +504,31 @@ def test_training_raises_the_likelihood_of_what_was_kept(base):
 )
 def test_refusals_leave_nothing(words, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        graft.graft(graft_options("--out", str(tmp_path / "run"), *words))
+        graft_run.graft(graft_options("--out", str(tmp_path / "run"), *words))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("words", [["threshold"], ["threshold", "--minimum", "0.1"], ["tilt", "--alpha", "2"]])
 def test_keep_counts_for_top_k_alone(words, base):
     """Its default of 2 does not forbid groups of one."""
-    options = graft.settle(graft_options("--rule", *words, "--candidates", "1"), base)
+    options = graft_run.settle(graft_options("--rule", *words, "--candidates", "1"), base)
     assert (options.rule, options.candidates) == (words[0], 1)
 
 
 def test_a_folder_is_replaced_only_on_request_and_only_if_it_is_a_run(run_folder, tmp_path):
     with pytest.raises(UserError, match="exists: name another or pass --overwrite"):
-        graft.graft(graft_options("--out", str(run_folder)))
+        graft_run.graft(graft_options("--out", str(run_folder)))
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match="it is no run of this command"):
-        graft.graft(graft_options("--out", str(tmp_path / "mine"), "--overwrite"))
+        graft_run.graft(graft_options("--out", str(tmp_path / "mine"), "--overwrite"))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "graft.json").write_text("{}")
-    with pytest.raises(ZeroDivisionError), graft.new_folder(tmp_path / "run") as temporary:
+    with pytest.raises(ZeroDivisionError), folders.new_folder(tmp_path / "run") as temporary:
         temporary.mkdir()
         (temporary / "half").write_text("made")
         raise ZeroDivisionError
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["graft.json"]
-    with graft.new_folder(tmp_path / "run") as temporary:
+    with folders.new_folder(tmp_path / "run") as temporary:
         temporary.mkdir()
         (temporary / "whole").write_text("made")
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["whole"]
@@ -545,24 +546,24 @@ def test_a_run_is_not_its_own_base(run_folder, tmp_path, monkeypatch):
         (".", str(run_folder / "new"), "lies inside --model ."),
     ):
         with pytest.raises(UserError, match=message):
-            graft.graft(graft_options("--model", model, *words, out))
+            graft_run.graft(graft_options("--model", model, *words, out))
     with pytest.raises(UserError, match="would replace --prompts-from graft.json"):
-        graft.graft(graft_options("--prompts-from", "graft.json", *words, str(run_folder)))
+        graft_run.graft(graft_options("--prompts-from", "graft.json", *words, str(run_folder)))
     assert sorted(p.name for p in run_folder.iterdir()) == before
 
 
 def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "old").write_text("kept")
-    replace = graft.os.replace
+    replace = folders.os.replace
 
     def failing(source, target):
         if str(source).endswith(".tmp"):
             raise OSError("disk full")
         replace(source, target)
 
-    monkeypatch.setattr(graft.os, "replace", failing)
-    with pytest.raises(OSError, match="disk full"), graft.new_folder(tmp_path / "run") as temporary:
+    monkeypatch.setattr(folders.os, "replace", failing)
+    with pytest.raises(OSError, match="disk full"), folders.new_folder(tmp_path / "run") as temporary:
         temporary.mkdir()
     assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")] == ["run", "run/old"]
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minibnn.networks import layers, text_encoder, unet
+from minibnn.networks import layers, text_encoder, transformer, unet
 from minibnn.networks.vae import sample_latents
 
 
@@ -57,7 +57,7 @@ def test_vaswani_sinusoid_as_printed():
 
 def test_shazeer_geglu_as_printed():
     """GEGLU(x, W, V, b, c) = GELU(xW + b) ⊗ (xV + c), GELU(z) = z Φ(z); the official weight stacks V above W."""
-    module, x = unet.GEGLU(6, 4).double(), torch.randn(3, 6, dtype=torch.float64)
+    module, x = transformer.GEGLU(6, 4).double(), torch.randn(3, 6, dtype=torch.float64)
     (v, w), (c, b) = module.proj.weight.chunk(2), module.proj.bias.chunk(2)
     z = x @ w.T + b
     printed = z * torch.special.ndtr(z) * (x @ v.T + c)
@@ -124,7 +124,7 @@ def test_upcast_attention_multiplies_in_float32(vectors, monkeypatch, upcast):
         seen.append({tensor.dtype for tensor in (q, k, v)} | {torch.is_autocast_enabled("cpu")})
         return layers.attention(q, k, v, heads)
 
-    monkeypatch.setattr(unet, "attention", see)
+    monkeypatch.setattr(transformer, "attention", see)
     inputs = vectors["in/x"], vectors["out/unet.mixed_t"], vectors["in/ctx"]
     network = vectors.network("unet", upcast_attention=upcast)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -174,7 +174,7 @@ def transformer_norms(network, eps):
 
 def set_heads(network, heads):
     for module in network.modules():
-        if isinstance(module, unet.Attention):
+        if isinstance(module, transformer.Attention):
             module.heads = heads
 
 
@@ -237,7 +237,7 @@ BUGS = {  # name of the table's row: (parts it must show in, set, on the network
     "sin/cos not flipped": ("unet", "main", None, swapped_sinusoid),
     "freq_shift 1": ("unet", "main", None, frequency_shift),
     "GEGLU tanh gelu": ("unet", "main", None, lambda p: p.setattr(
-        unet.F, "gelu", lambda x, gelu=F.gelu: gelu(x, approximate="tanh"))),
+        transformer.F, "gelu", lambda x, gelu=F.gelu: gelu(x, approximate="tanh"))),
     "clip gelu not quick": ("clip", "main", None, lambda p: p.setitem(
         text_encoder.ACTIVATIONS, "quick_gelu", text_encoder.F.gelu)),
     "clip no causal mask": ("clip", "main", None, lambda p: p.setattr(

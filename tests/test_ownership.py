@@ -15,8 +15,8 @@ from PIL import Image
 from minibnn import UserError, ownership, runs
 from minibnn.cli import sample
 from minibnn.cli.train import fine_tune
-from minibnn.files import locks, store
-from minibnn.neighbours import graft
+from minibnn.files import folders, locks, store
+from minibnn.neighbours import graft_run
 from minibnn.options import commands, experiments
 from minibnn.options.commands import GraftOptions, SampleOptions, TrainOptions
 from minibnn.options.parsing import parse
@@ -294,11 +294,11 @@ def test_a_killed_replacement_is_undone(tmp_path):
     for name in (".graft.12.old", ".graft.12.tmp", ".graft2.12.tmp"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x").write_text(name)
-    graft.restore(out)
+    folders.restore(out)
     assert (out / "x").read_text() == ".graft.12.old"
     assert sorted(path.name for path in tmp_path.iterdir()) == [".graft2.12.tmp", "graft"]
     (tmp_path / ".graft.13.old").mkdir()
-    graft.restore(out)
+    folders.restore(out)
     assert (out / "x").exists() and not (tmp_path / ".graft.13.old").exists()
 
 
@@ -309,7 +309,7 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path):
         (out / name).touch()
     options = parse(GraftOptions, "graft", ["--reward", "redness", "--out", str(out), "--overwrite"])
     with pytest.raises(UserError, match="holds notes.txt, which this command did not write: move it"):
-        graft.check_folder(options, out)
+        graft_run.check_folder(options, out)
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from minibnn import StableDiffusion, sample, schedule
-from minibnn.networks.unet import TransformerBlock, same_prompt
+from minibnn.networks.transformer import TransformerBlock, same_prompt
 from minibnn.pictures import to_pil
 
 

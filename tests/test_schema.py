@@ -15,7 +15,7 @@ from minibnn.files.configs import RECIPE, RECIPE_KINDS, check_scheduler
 from minibnn.files.layouts import check_config
 from minibnn.files.store import ASSETS, read_json
 from minibnn.lab.drawn_by_eq2 import measured_sigma1
-from minibnn.neighbours import bps, graft
+from minibnn.neighbours import bps, graft_run
 from minibnn.networks.text_encoder import TextEncoder
 from minibnn.networks.tokenizer import Tokenizer
 from minibnn.networks.unet import UNet
@@ -171,7 +171,7 @@ def test_hostile_records_of_the_neighbours(tmp_path, micro):
     bps.save_branch(bps.Branch(sd.unet.config), tmp_path, branch)
     only_user_errors(branch, use)
     record = {"base": "tiny", "switch": 3, "options": {"tokenizer": None, "prediction_type": None}}
-    only_user_errors(record, lambda values: schema.fitting(values, graft.KIND, "graft.json"))
+    only_user_errors(record, lambda values: schema.fitting(values, graft_run.KIND, "graft.json"))
 
 
 def test_hostile_results(tmp_path):

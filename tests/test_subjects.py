@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from minibnn import StableDiffusion, UserError, data, runs
-from minibnn.cli.train import class_folders, describe, fine_tune, sample_prompts, settle
+from minibnn.cli.run_samples import sample_prompts
+from minibnn.cli.train import class_folders, describe, fine_tune, settle
 from minibnn.finetune.methods import make_trainable
 from minibnn.options.commands import TrainOptions
 from minibnn.options.parsing import parse

@@ -39,13 +39,14 @@ from conftest import make_micro
 
 from minibnn import StableDiffusion, posterior, runs
 from minibnn.__main__ import COMMANDS
+from minibnn.checkpoints import load_checkpoint
 from minibnn.cli.train import fine_tune
 from minibnn.data import check_class_pictures
 from minibnn.experiments.records import read_rows
 from minibnn.files import store
 from minibnn.files.configs import check_scheduler
 from minibnn.lab.drawn_by_eq2 import measured_sigma1
-from minibnn.neighbours import bps, flow, graft
+from minibnn.neighbours import bps, flow, graft_run
 from minibnn.networks.text_encoder import TextEncoder
 from minibnn.networks.tokenizer import Tokenizer
 from minibnn.networks.unet import UNet
@@ -265,14 +266,14 @@ def loaders(place):
         (lora / "pytorch_lora_weights.safetensors", lambda path: sd.merge_adapter(path)),
         (made["oft"] / "adapter_model.safetensors", lambda path: sd.merge_adapter(path.parent)),
         (made["oft"] / "adapter_config.json", lambda path: sd.merge_adapter(path.parent)),
-        (lora / runs.STATE, lambda path: runs.load_checkpoint(path.parents[1], training)),
+        (lora / runs.STATE, lambda path: load_checkpoint(path.parents[1], training)),
         (lora / "config.json", run),
         (made["dreambooth"] / "posterior.safetensors", lambda path: posterior.open_run(path.parent)),
         (flow.BUNDLED / "corrector.safetensors", lambda path: flow.load_flow(path, flow.CORRECTOR)),
         (other / "branch" / "branch.safetensors", lambda path: bps.load_branch(path.parent, sd)),
         (other / "branch" / "config.json", lambda path: bps.load_branch(path.parent, sd)),
         (other / "m.json", measured_sigma1),
-        (other / "graft.json", lambda path: store.read_json(path, graft.KIND)),
+        (other / "graft.json", lambda path: store.read_json(path, graft_run.KIND)),
         (other / "class" / ".class.json", lambda path: check_class_pictures(path.parent, {"prompt": "a"})),
         (other / "rows.jsonl", row),
     ]

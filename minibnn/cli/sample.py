@@ -19,7 +19,7 @@ from .. import posterior
 from ..devices import choose_device, choose_threads, drawing_dtype
 from ..errors import UserError
 from ..lab import curves
-from ..neighbours import graft, guidance
+from ..neighbours import graft_run, guidance
 from ..pictures import grid, save_png
 from ..pipeline import StableDiffusion
 from ..world import words
@@ -97,8 +97,8 @@ def open_model(options, dtype):
     random = None
     if options.posterior_samples:
         sd, random = posterior.open_run(options.model, options.tokenizer, dtype, options.prediction_type)
-    elif (Path(options.model) / graft.RECORD).exists():
-        sd = graft.open_graft_run(options.model, dtype=dtype)
+    elif (Path(options.model) / graft_run.RECORD).exists():
+        sd = graft_run.open_graft_run(options.model, dtype=dtype)
     else:
         sd = StableDiffusion.load(options.model, options.tokenizer, dtype, options.prediction_type)
     for path, strength in zip(options.adapter or [], strengths(options), strict=True):

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from .. import data, distributed, ownership, runs
+from ..checkpoints import load_checkpoint
 from ..devices import autocast, choose_device, choose_threads, half_dtype, make_deterministic
 from ..errors import UserError
 from ..files import headers
@@ -23,18 +24,16 @@ from ..finetune import ema, methods
 from ..finetune.adapter_files import KOHYA
 from ..finetune.kernel import choose_kernel
 from ..lab import curves, monitor
-from ..lab.captioned import Group, save_sheet
+from ..observers import Checkpoints, CtrlC, Progress
 from ..options.commands import run_folder
 from ..page.run import write_report
-from ..pictures import to_pil
 from ..pipeline import StableDiffusion
 from ..progress import Course
-from ..train import Batches, Diverged, at_the_mean, fine_tuning, train
+from ..train import Batches, Diverged, fine_tuning, train
 from . import programs
+from .run_samples import Samples
 
 log = logging.getLogger("minibnn")
-
-GIVEN = 8  # training pictures on samples.png
 
 
 @distributed.one_of_several
@@ -59,7 +58,7 @@ def fine_tune_there(options, observers):
     own = options.captions
     captions = [caption for folder, prompt in of_folders for caption in data.captions(folder, prompt, own)]
     images = data.load_pictures(files, options.resolution)
-    samples = Samples(options, images[:GIVEN], captions[:GIVEN])
+    samples = Samples(options, images, captions)
     classes = class_folders(options, [len(folder) for folder in folders]) if options.prior_weight else []
     for each in classes:  # before the folder is made: own class pictures may be broken
         data.check_class_pictures(each.folder, each.made_for)
@@ -79,7 +78,7 @@ def fine_tune_there(options, observers):
     batches = Batches(sd, sources, options.batch_size, options.seed, options.null_dropout)
     training = fine_tuning(sd, options)
     if options.resume:
-        runs.load_checkpoint(out, training)
+        load_checkpoint(out, training)
     print(describe(options, sd.unet, captions))
     if options.monitor:
         print(f"first pictures soon in {out / 'report.html'}, which is renewed at each look")
@@ -88,8 +87,8 @@ def fine_tune_there(options, observers):
     pages = [lambda training: write_page(options, training.step, watching[0])] if watching else []
     drawing = [samples, *observers, *watching, *pages] if first else []
     timed = course(options, sd, samples, watching)
-    with runs.Progress(out, training, options.steps, course=timed) as progress, runs.CtrlC() as stop:
-        checkpoints = runs.Checkpoints(options, stop, training.step, progress)
+    with Progress(out, training, options.steps, course=timed) as progress, CtrlC() as stop:
+        checkpoints = Checkpoints(options, stop, training.step, progress)
         try:
             train(training, options, batches, [progress, *drawing, checkpoints])
         except (Diverged, NotFinite) as error:
@@ -256,53 +255,3 @@ def describe(options, unet, captions):
     said += f", {own} with a caption of {'their' if own > 1 else 'its'} own" if own else ""
     training = f"{options.steps} steps at lr {options.lr:g}, {options.dtype} on {options.device}"
     return f"{said}, {training}; {methods.describe(unet, options)}"
-
-
-# --- samples -------------------------------------------------------------------------------------------------------
-
-
-class Samples:
-    """Draws the fixed prompts with fixed seeds; as an observer samples-NNNNNN.png every `--sample-every` steps.
-
-    images (n, 3, H, W) and captions: of the training pictures that are shown beside them.
-    """
-
-    def __init__(self, options, images, captions):
-        self.options, self.every, self.prompts = options, options.sample_every, sample_prompts(options)
-        self.given = given(images, captions)
-
-    def __call__(self, training):
-        if self.every and training.figures and training.step % self.every == 0:
-            self.draw(training.sd, training.step, Path(self.options.out) / f"samples-{training.step:06d}.png")
-
-    def draw(self, sd, step, path):
-        """Draw at θ = μ, and save the pictures as one; nothing with --samples 0."""
-        if self.prompts:
-            with at_the_mean(sd, getattr(torch, self.options.dtype)):
-                side = self.options.resolution
-                pictures = sd.generate(self.prompts, seed=0, size=side, batch_size=4, progress=False)
-            drawn = Group(f"drawn after step {step}", list(zip(pictures, self.prompts, strict=True)))
-            save_sheet([self.given, drawn], path, {"step": step})
-
-
-def given(images, captions):
-    """The training pictures (n, 3, H, W) in [-1, 1] as a Group for samples.png: large ones at half the size."""
-    pictures, rows = to_pil(images), 2
-    if images.shape[-1] > 192:
-        pictures, rows = [picture.reduce(2) for picture in pictures], 4
-    return Group("training pictures", list(zip(pictures, captions, strict=True)), -(-len(pictures) // rows))
-
-
-def sample_prompts(options):
-    """The prompts of samples.png: those of --sample-prompts; or the training prompt four times, the same with other
-    places, the class, and so on. Several subjects take turns, each beginning with its prompt and then the places."""
-    if options.sample_prompts:
-        prompts = data.read_prompts(options.sample_prompts, "--sample-prompts")
-        return [prompts[i % len(prompts)] for i in range(len(prompts) if options.samples is None else options.samples)]
-    places = ("on the beach", "in the snow", "on a wooden floor")
-    of_each = []
-    for number, prompt in enumerate(options.prompt):
-        own = [prompt] * (4 if len(options.prompt) == 1 else 1) + [f"{prompt} {place}" for place in places]
-        of_each.append([*own, options.class_prompt[number] if options.class_prompt else prompt])
-    prompts = [prompt for turn in zip(*of_each, strict=True) for prompt in turn]
-    return [prompts[i % len(prompts)] for i in range(8 if options.samples is None else options.samples)]

@@ -34,7 +34,7 @@ from ..files.store import read_json, write_json
 from ..lab.energy_distance import energy_distance
 from ..lab.intervals import interval, require_scipy
 from ..lab.sheets import sheet
-from ..neighbours import graft
+from ..neighbours import graft, graft_run
 from ..neighbours.rewards import red_thing_on_grass, rewards_of
 from ..options.commands import GraftOptions
 from ..pictures import save_png, to_tensor
@@ -102,7 +102,7 @@ def one_seed(seed, options, fresh_for_each):
     """All methods from the same candidates: {method: figures}, {method: eight pictures}."""
     base = StableDiffusion.load("tiny")
     choose_threads("cpu", base.unet)
-    options = dataclasses.replace(graft.settle(options, base), seed=seed)
+    options = dataclasses.replace(graft_run.settle(options, base), seed=seed)
     prompts = [prompt for prompt in options.prompt for _ in range(options.groups * options.candidates)]
     x0, states = graft.draw_latents(base, prompts, options, 1000 + seed, SWITCHES)
     candidates = graft.pictures_of(base, x0)

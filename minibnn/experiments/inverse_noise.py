@@ -19,7 +19,6 @@ that of seed 0; `--bundle` writes it.
 
 import copy
 import hashlib
-import math
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +30,11 @@ from ..errors import UserError
 from ..files.schema import items, mapping, number, record, text
 from ..files.store import read_json, read_tensors, write_json, write_tensors
 from ..lab.energy_distance import energy_distance
-from ..lab.intervals import interval, require_scipy
-from ..lab.plot import Line, Panel, chart
+from ..lab.intervals import require_scipy
 from ..neighbours import fitted_noise, flow
 from ..pictures import grid, save_png, to_pil
 from ..pipeline import StableDiffusion
+from .inverse_noise_report import curves, report, tables
 
 PLANE_STEPS, PLANE_LR, PLANE_BATCH, PLANE_POINTS = 1500, 5e-3, 256, 4000
 EULER = (5, 10)
@@ -207,66 +206,6 @@ def world_rows(options, sd):
     return rows
 
 
-def table(rows):
-    """[{what, n, corrector steps, mean, standard deviation over seeds, MFLOPs}] of rows of several seeds."""
-    groups = {}
-    for row in rows:
-        if "distance" in row:
-            key = row["what"], row.get("n"), row.get("corrector steps"), row.get("FLOPs")
-            groups.setdefault(key, []).append(row["distance"])
-    result = []
-    for (what, n, k, cost), values in groups.items():
-        spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-        result.append({"what": what, "n": n, "corrector steps": k, "MFLOPs": cost and cost / 1e6,
-                       "distance": float(np.mean(values)), "±": spread, "seeds": len(values)})
-    return result
-
-
-def by_seed(seeds, what, n, k=None):
-    """The distances of one row in the lists of rows of several seeds; None for seeds that lack it."""
-    def has(row):
-        return (row["what"], row.get("n"), row.get("corrector steps")) == (what, n, k)
-
-    return [next((row["distance"] for row in rows if has(row)), None) for rows in seeds]
-
-
-def contests(plane_seeds, world):
-    """[(data, n, what is compared, mean, low, high, seeds)]: paired differences to 20 steps of the corrector network.
-
-    Positive: the network is better. plane_seeds: {data: rows of each seed}; world: its rows, in which a seed stands.
-    """
-    groups, found = dict(plane_seeds), []
-    if world:
-        seeds = sorted({row["seed"] for row in world if "seed" in row})
-        groups["world"] = [[row for row in world if row.get("seed") == seed] for seed in seeds]
-    for name, seeds in groups.items():
-        for n in sorted({row["n"] for rows in seeds for row in rows if row["what"] == "corrected"}):
-            network = by_seed(seeds, "corrected", n, 20)
-            for what in ("gaussian", "scaled", "flow trained on", "flow"):
-                other = by_seed(seeds, what, 2 * n if what == "flow" else n)
-                pairs = [(a, b) for a, b in zip(other, network, strict=True) if None not in (a, b)]
-                if pairs:
-                    label = f"flow with {2 * n} steps" if what == "flow" else what
-                    found.append((name, n, label, *interval([a - b for a, b in pairs]), len(pairs)))
-    return found
-
-
-def curves(tables):
-    """The logarithm of the distance ± its deviation against FLOPs, a panel for each data set: a PIL picture."""
-    panels = []
-    for name, rows in tables.items():
-        groups = {}
-        for row in rows:
-            if row["what"] in ("flow", "corrected", "gaussian"):
-                label = row["what"] if row["what"] == "flow" else f"{row['what']}, n = {row['n']}"
-                cost, mean, spread = float(f"{row['MFLOPs']:.3g}"), row["distance"], row["±"]
-                heights = [math.log10(y) if y > 0 else None for y in (mean, mean - spread, mean + spread)]
-                groups.setdefault(label, []).append((cost, *heights))
-        lines = [Line(label, *map(list, zip(*sorted(points), strict=True))) for label, points in groups.items()]
-        panels.append(Panel(f"{name}: log10 of the energy distance", lines, "MFLOPs for one sample", stretch=1e-3))
-    return chart(panels, len(panels))
-
-
 def experiment(options):
     """Do the parts that InverseNoiseOptions ask for, add them to what is there, and report all."""
     require_scipy()
@@ -286,17 +225,7 @@ def experiment(options):
         old = [row for row in result.get("world", []) if row.get("seed", options.seeds[0]) not in options.seeds]
         result["world"] = old + new
         write_json(path, result)
-    tables = {name: table([row for seed in seeds for row in seed]) for name, seeds in result.get("plane", {}).items()}
-    if "world" in result:
-        tables["world"] = table(result["world"])
-    result["tables"] = tables
+    result["tables"] = tables(result)
     write_json(path, result)
-    for name, rows in tables.items():
-        for row in rows:
-            print(f"{name:6s} {row['what']:24s} n {row['n'] or '':4} corrector {row['corrector steps'] or '':4} "
-                  f"MFLOPs {row['MFLOPs'] or 0:9.3f}  distance {row['distance']:.4f} ± {row['±']:.4f} ({row['seeds']})")
-    print("paired differences of the distance to 20 steps of the corrector; above 0: the network is better")
-    for name, n, what, middle, low, high, count in contests(result.get("plane", {}), result.get("world", [])):
-        verdict = "network better" if low > 0 else "network worse" if high < 0 else "not told from 0"
-        print(f"{name:8s} n {n:2}  {what} − corrected: {middle:+.4f} [{low:+.4f}, {high:+.4f}] ({count}) {verdict}")
-    save_png(curves(tables), out / "inverse_noise.png")
+    report(result)
+    save_png(curves(result["tables"]), out / "inverse_noise.png")

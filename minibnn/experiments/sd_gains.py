@@ -29,6 +29,7 @@ import torch
 from PIL import Image
 
 from .. import data
+from ..checkpoints import STATE
 from ..cli.train import fine_tune
 from ..errors import UserError
 from ..files.locks import locked
@@ -39,7 +40,7 @@ from ..options.commands import TrainOptions
 from ..photo import loading
 from ..photo import measures as photo
 from ..pictures import grid, save_png, to_pil, to_tensor
-from ..runs import STATE, fingerprint
+from ..runs import fingerprint
 from ..train import at_the_mean
 from .records import check_alike, read_rows
 

@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .. import data, runs, schedule
+from .. import data, schedule
 from ..devices import autocast, choose_device, choose_threads, unscaled_dtype
 from ..errors import UserError
 from ..files.locks import locked
 from ..files.schema import fitting, integer, one_of, record, text
 from ..files.store import read_json, read_tensors, write_json, write_tensors
 from ..networks.vae import sample_latents
+from ..observers import Progress
 from ..options.commands import BpsOptions, TrainOptions
 from ..pictures import grid, save_png, to_pil
 from ..pipeline import StableDiffusion
@@ -154,7 +155,7 @@ def train_branch(sd, branch, pairs, steps, lr, batch_size=16, seed=0, dtype=torc
         if training.losses:  # there are none before the first step
             losses.append(training.losses["diffusion"])
 
-    with runs.Progress(None, training, steps, "training the branch") as progress:
+    with Progress(None, training, steps, "training the branch") as progress:
         train(training, options, batches, [progress, note])
     return losses
 

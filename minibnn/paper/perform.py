@@ -25,11 +25,11 @@ from ..experiments.prompts import world_prompts
 from ..files.schema import integer, items, mapping, number, record, text
 from ..files.store import read_json, write_json
 from ..finetune import bayes
+from ..observers import Progress
 from ..options.commands import TrainOptions
 from ..photo import measures as photo
 from ..pictures import save_png
 from ..pipeline import StableDiffusion
-from ..runs import Progress
 from ..train import Batches, Diverged, at_the_mean, fine_tuning, train
 from . import dataset, judges
 from .plan import WHERE
