@@ -339,12 +339,18 @@ def _forward_tail(x, mu, sigma, seed, y, M, N, K, BM: tl.constexpr, BN: tl.const
 
 
 @triton.jit
+def _theta_tile(mu, sigma, seed, n0, k0, N, K, of_n0, of_k0, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The tile of θ at row n0 and column k0, with the ε of another place."""
+    eps = normal_tile(seed, 0, 0, of_n0, of_k0, ROWS, COLUMNS)
+    return load(mu, n0, k0, N, K, ROWS, COLUMNS) + load(sigma, n0, k0, N, K, ROWS, COLUMNS) * eps
+
+
+@triton.jit
 def _forward_same_noise(x, mu, sigma, seed, y, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     m0, n0 = tl.program_id(0) * BM, tl.program_id(1) * BN
     acc = tl.zeros((BM, BN), tl.float32)
     for k0 in range(0, K, BK):
-        eps = normal_tile(seed, 0, 0, n0, 0, BN, BK)
-        theta = load(mu, n0, k0, N, K, BN, BK) + load(sigma, n0, k0, N, K, BN, BK) * eps
+        theta = _theta_tile(mu, sigma, seed, n0, k0, N, K, n0, 0, BN, BK)
         acc += tl.dot(load(x, m0, k0, M, K, BM, BK), tl.trans(theta), input_precision="ieee")
     store(acc, y, m0, n0, M, N, BM, BN)
 
@@ -354,8 +360,7 @@ def _forward_by_row_tile(x, mu, sigma, seed, y, M, N, K, BM: tl.constexpr, BN: t
     m0, n0 = tl.program_id(0) * BM, tl.program_id(1) * BN
     acc = tl.zeros((BM, BN), tl.float32)
     for k0 in range(0, K, BK):
-        eps = normal_tile(seed, 0, 0, m0, k0, BN, BK)
-        theta = load(mu, n0, k0, N, K, BN, BK) + load(sigma, n0, k0, N, K, BN, BK) * eps
+        theta = _theta_tile(mu, sigma, seed, n0, k0, N, K, m0, k0, BN, BK)
         acc += tl.dot(load(x, m0, k0, M, K, BM, BK), tl.trans(theta), input_precision="ieee")
     store(acc, y, m0, n0, M, N, BM, BN)
 
@@ -365,8 +370,7 @@ def _forward_x_unmasked(x, mu, sigma, seed, y, M, N, K, BM: tl.constexpr, BN: tl
     m0, n0 = tl.program_id(0) * BM, tl.program_id(1) * BN
     acc = tl.zeros((BM, BN), tl.float32)
     for k0 in range(0, K, BK):
-        eps = normal_tile(seed, 0, 0, n0, k0, BN, BK)
-        theta = load(mu, n0, k0, N, K, BN, BK) + load(sigma, n0, k0, N, K, BN, BK) * eps
+        theta = _theta_tile(mu, sigma, seed, n0, k0, N, K, n0, k0, BN, BK)
         tile = tl.load(x + (m0 + tl.arange(0, BM)[:, None]) * K + k0 + tl.arange(0, BK)[None, :])
         acc += tl.dot(tile, tl.trans(theta), input_precision="ieee")
     store(acc, y, m0, n0, M, N, BM, BN)
@@ -377,8 +381,7 @@ def _forward_tiles_interchanged(x, mu, sigma, seed, y, M, N, K, BM: tl.constexpr
     m0, n0 = tl.program_id(0) * BM, tl.program_id(1) * BN
     acc = tl.zeros((BM, BN), tl.float32)
     for k0 in range(0, K, BN):
-        eps = normal_tile(seed, 0, 0, n0, k0, BN, BN)
-        theta = load(mu, n0, k0, N, K, BN, BN) + load(sigma, n0, k0, N, K, BN, BN) * eps
+        theta = _theta_tile(mu, sigma, seed, n0, k0, N, K, n0, k0, BN, BN)
         acc += tl.dot(load(x, m0, k0, M, K, BM, BK), tl.trans(theta), input_precision="ieee")
     store(acc, y, m0, n0, M, N, BM, BN)
 
@@ -422,43 +425,44 @@ def check_gradient_kernel(fn):
 
 
 @triton.jit
+def _dmu_tile(dy, x, n0, k0, last, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """The tile of dyᵀ x at row n0 and column k0, from the row tiles that begin before `last`."""
+    acc = tl.zeros((BN, BK), tl.float32)
+    for m0 in range(0, last, BM):
+        acc += tl.dot(tl.trans(load(dy, m0, n0, M, N, BM, BN)), load(x, m0, k0, M, K, BM, BK), input_precision="ieee")
+    return acc
+
+
+@triton.jit
 def _gradient_without_noise(dy, x, seed, dmu, dsigma, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     n0, k0 = tl.program_id(0) * BN, tl.program_id(1) * BK
-    acc = tl.zeros((BN, BK), tl.float32)
-    for m0 in range(0, M, BM):
-        acc += tl.dot(tl.trans(load(dy, m0, n0, M, N, BM, BN)), load(x, m0, k0, M, K, BM, BK), input_precision="ieee")
-    store(acc, dmu, n0, k0, N, K, BN, BK)
-    store(acc, dsigma, n0, k0, N, K, BN, BK)
+    dmu_tile = _dmu_tile(dy, x, n0, k0, M, M, N, K, BM, BN, BK)
+    store(dmu_tile, dmu, n0, k0, N, K, BN, BK)
+    store(dmu_tile, dsigma, n0, k0, N, K, BN, BK)
 
 
 @triton.jit
 def _gradient_other_noise(dy, x, seed, dmu, dsigma, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     n0, k0 = tl.program_id(0) * BN, tl.program_id(1) * BK
-    acc = tl.zeros((BN, BK), tl.float32)
-    for m0 in range(0, M, BM):
-        acc += tl.dot(tl.trans(load(dy, m0, n0, M, N, BM, BN)), load(x, m0, k0, M, K, BM, BK), input_precision="ieee")
-    store(acc, dmu, n0, k0, N, K, BN, BK)
-    store(acc * normal_tile(seed, 1, 0, n0, k0, BN, BK), dsigma, n0, k0, N, K, BN, BK)
+    dmu_tile = _dmu_tile(dy, x, n0, k0, M, M, N, K, BM, BN, BK)
+    store(dmu_tile, dmu, n0, k0, N, K, BN, BK)
+    store(dmu_tile * normal_tile(seed, 1, 0, n0, k0, BN, BK), dsigma, n0, k0, N, K, BN, BK)
 
 
 @triton.jit
 def _gradient_short(dy, x, seed, dmu, dsigma, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     n0, k0 = tl.program_id(0) * BN, tl.program_id(1) * BK
-    acc = tl.zeros((BN, BK), tl.float32)
-    for m0 in range(0, M - BM + 1, BM):
-        acc += tl.dot(tl.trans(load(dy, m0, n0, M, N, BM, BN)), load(x, m0, k0, M, K, BM, BK), input_precision="ieee")
-    store(acc, dmu, n0, k0, N, K, BN, BK)
-    store(acc * normal_tile(seed, 0, 0, n0, k0, BN, BK), dsigma, n0, k0, N, K, BN, BK)
+    dmu_tile = _dmu_tile(dy, x, n0, k0, M - BM + 1, M, N, K, BM, BN, BK)
+    store(dmu_tile, dmu, n0, k0, N, K, BN, BK)
+    store(dmu_tile * normal_tile(seed, 0, 0, n0, k0, BN, BK), dsigma, n0, k0, N, K, BN, BK)
 
 
 @triton.jit
 def _gradient_squared(dy, x, seed, dmu, dsigma, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     n0, k0 = tl.program_id(0) * BN, tl.program_id(1) * BK
-    acc = tl.zeros((BN, BK), tl.float32)
-    for m0 in range(0, M, BM):
-        acc += tl.dot(tl.trans(load(dy, m0, n0, M, N, BM, BN)), load(x, m0, k0, M, K, BM, BK), input_precision="ieee")
-    store(acc, dmu, n0, k0, N, K, BN, BK)
-    store(acc * acc, dsigma, n0, k0, N, K, BN, BK)
+    dmu_tile = _dmu_tile(dy, x, n0, k0, M, M, N, K, BM, BN, BK)
+    store(dmu_tile, dmu, n0, k0, N, K, BN, BK)
+    store(dmu_tile * dmu_tile, dsigma, n0, k0, N, K, BN, BK)
 
 
 WRONG["gradient_kernel"] = [
