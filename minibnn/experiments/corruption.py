@@ -29,7 +29,7 @@ from ..cli.train import fine_tune
 from ..errors import UserError
 from ..files.locks import locked
 from ..files.schema import integer
-from ..files.store import read_json, write_json, write_text
+from ..files.store import write_text
 from ..lab import sigma1_estimate
 from ..neighbours import guidance
 from ..options.commands import TrainOptions
@@ -40,7 +40,7 @@ from ..runs import fingerprint
 from ..train import at_the_mean
 from .measures import WorldMeasures
 from .prompts import world_prompts
-from .records import check_alike, read_rows
+from .records import note_shared, read_rows
 from .settings import SETTINGS, Run, log_spaced
 
 TRAINING_PICTURES = 8  # drawn of the training prompt
@@ -195,12 +195,8 @@ def planned(options):
 
 def claim(options):
     """Note what the runs of a folder share besides their names. Raises UserError if earlier runs had something else."""
-    path = Path(options.out) / "experiment.json"
     own = {name: getattr(options, name) for name in ("kind", "word", "each")}
-    own["images"] = fingerprint(data.list_pictures(options.images), captions=False)
-    if path.exists():
-        check_alike(read_json(path), own, path)
-    write_json(path, own)
+    note_shared(options.out, own | {"images": fingerprint(data.list_pictures(options.images), captions=False)})
 
 
 def _start_worker(folder):

@@ -2,10 +2,11 @@
 
 import contextlib
 import json
+from pathlib import Path
 
 from ..errors import UserError
 from ..files.schema import Unfit, fitting, record
-from ..files.store import read_text
+from ..files.store import read_json, read_text, write_json
 
 
 def figure(value, name):
@@ -36,3 +37,11 @@ def check_alike(before, settings, what):
         if was != now:
             how = f"other {name}" if isinstance(now, dict) else f"{name} = {was}, not {now}"
             raise UserError(f"{what} was made with {how}; name another --out")
+
+
+def note_shared(folder, settings):
+    """Keep in experiment.json what all runs in a folder share, {name: value}. Raises UserError as `check_alike`."""
+    path = Path(folder) / "experiment.json"
+    if path.exists():
+        check_alike(read_json(path), settings, path)
+    write_json(path, settings)

@@ -33,7 +33,7 @@ from ..checkpoints import STATE
 from ..cli.train import fine_tune
 from ..errors import UserError
 from ..files.locks import locked
-from ..files.store import read_json, write_json, write_text
+from ..files.store import write_json, write_text
 from ..lab import gain_advice, gain_law, gains, monitor, plot, sheets
 from ..lab.sigma1_estimate import latents_of
 from ..options.commands import TrainOptions
@@ -42,7 +42,7 @@ from ..photo import measures as photo
 from ..pictures import grid, save_png, to_pil, to_tensor
 from ..runs import fingerprint
 from ..train import at_the_mean
-from .records import check_alike, read_rows
+from .records import note_shared, read_rows
 
 ARMS = {"plain": {"bayes": False}, "null": {"bayes": False, "null_dropout": 0.1}, "bnn": {"bayes": True}}
 GUIDANCE = 7.5
@@ -165,13 +165,9 @@ def train_options(arm, options, folder, work):
 
 def claim(options):
     """Note what all arms share. Raises UserError if the folder holds results made with something else."""
-    path = Path(options.out) / "experiment.json"
     names = ("model", "prompt", "steps", "lr", "count", "sample_steps", "seed")
     own = {name: getattr(options, name) for name in names}
-    own["images"] = fingerprint(data.list_pictures(options.images)[:1], captions=False)
-    if path.exists():
-        check_alike(read_json(path), own, path)
-    write_json(path, own)
+    note_shared(options.out, own | {"images": fingerprint(data.list_pictures(options.images)[:1], captions=False)})
 
 
 def experiment(options):
