@@ -14,7 +14,7 @@ _HOME = {
     "StableDiffusion": "pipeline", "UNet": "networks.unet", "UNetConfig": "networks.unet",
     "VAE": "networks.vae", "VAEConfig": "networks.vae", "TextEncoder": "networks.text_encoder",
     "TextEncoderConfig": "networks.text_encoder", "Tokenizer": "networks.tokenizer", "UserError": "errors",
-    "WeightsError": "files.store", "bayesianize": "finetune.bayes", "kl": "finetune.bayes",
+    "WeightsError": "files.weights", "bayesianize": "finetune.bayes", "kl": "finetune.bayes",
 }
 __all__ = list(_HOME)
 

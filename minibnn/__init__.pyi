@@ -1,5 +1,5 @@
 from .errors import UserError as UserError
-from .files.store import WeightsError as WeightsError
+from .files.weights import WeightsError as WeightsError
 from .finetune.bayes import bayesianize as bayesianize
 from .finetune.bayes import kl as kl
 from .networks.text_encoder import TextEncoder as TextEncoder

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from .files.schema import fitting, integer, number, record, text
-from .files.store import WeightsError, check_finite, open_weights, parse_json, shapes_of, write_tensors
+from .files.store import parse_json
+from .files.weights import WeightsError, check_finite, open_weights, shapes_of, write_tensors
 from .finetune.adamw_bf16 import AdamWBfloat16
 
 STATE = Path("checkpoint") / "state.safetensors"  # in a run's folder

@@ -28,7 +28,8 @@ from .files.configs import (
 )
 from .files.layouts import single_file_tensors
 from .files.schema import fitting, integer, record
-from .files.store import ASSETS, WeightsError, open_weights, read_json, write_json, write_tensors
+from .files.store import ASSETS, read_json, write_json
+from .files.weights import WeightsError, open_weights, write_tensors
 from .finetune import adapter_reading
 from .networks.text_encoder import TextEncoder
 from .networks.tokenizer import Tokenizer

@@ -15,7 +15,7 @@ from PIL import Image
 
 from . import runs
 from .errors import UserError
-from .files.store import read_tensors
+from .files.weights import read_tensors
 from .finetune import bayes, methods
 from .pipeline import StableDiffusion, open_base
 

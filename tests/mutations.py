@@ -40,7 +40,8 @@ NOISE = "minibnn/finetune/weight_noise.py"
 ADAMW = "minibnn/finetune/adamw_bf16.py"
 SETTINGS, READING, SINGLE = (f"minibnn/{name}.py" for name in (
     "finetune/adapter_settings", "finetune/adapter_reading", "files/single_file"))
-LAYOUTS, STORE, RUNS = "minibnn/files/layouts.py", "minibnn/files/store.py", "minibnn/runs.py"
+LAYOUTS, STORE, WEIGHTS = (f"minibnn/files/{name}.py" for name in ("layouts", "store", "weights"))
+RUNS = "minibnn/runs.py"
 OWNERSHIP, LOCKS = "minibnn/ownership.py", "minibnn/files/locks.py"
 GUIDANCE, PICTURES, DATA = "minibnn/neighbours/guidance.py", "minibnn/pictures.py", "minibnn/data.py"
 GAINS, LAW, ADVICE = (f"minibnn/lab/{name}.py" for name in ("gains", "gain_law", "gain_advice"))
@@ -131,7 +132,7 @@ MUTATIONS = (
              "A half-precision file takes twice its memory."),
     Mutation("store-not-whole", STORE, 'path.with_name(f".{path.name}.{os.getpid()}.tmp")', "path", "test_weights.py",
              "A write that fails leaves half a file in the place of the old one."),
-    Mutation("store-not-finite", STORE, "if not all(end.isfinite() for end in wide.aminmax()):",
+    Mutation("weights-not-finite", WEIGHTS, "if not all(end.isfinite() for end in wide.aminmax()):",
              "if not wide.max().isfinite():", "test_checkpoints.py", "An infinite minimum is not seen."),
     Mutation("checkpoint-shapes", "minibnn/checkpoints.py", "if there != needed:", "if False:", "test_checkpoints.py",
              "A checkpoint's tensors may have other shapes than the network's."),
@@ -144,7 +145,7 @@ MUTATIONS = (
              "if not isinstance(value, int) or not low", "test_schema.py", "A file may say true for a whole number."),
     Mutation("running-broken-pipe", "minibnn/options/running.py", "            if not _received:\n",
              "            if False:\n", "test_running.py", "Training goes on when nobody reads its output."),
-    Mutation("store-pickles", STORE, "if path.suffix in PICKLES:", "if False:", "test_weights.py",
+    Mutation("weights-pickles", WEIGHTS, "if path.suffix in PICKLES:", "if False:", "test_weights.py",
              "A pickle, which can run code, is not refused by its name."),
     # --- Bayesian layers
     Mutation("bayes-sigma-min", BAYES, "SIGMA_MIN = 1e-7", "SIGMA_MIN = 5e-3", "test_bayes.py",

@@ -5,7 +5,7 @@ import torch
 
 from minibnn import UserError, runs
 from minibnn.cli.train import fine_tune
-from minibnn.files.store import read_tensors, write_tensors
+from minibnn.files.weights import read_tensors, write_tensors
 from minibnn.finetune import adamw_bf16
 from minibnn.finetune.adamw_bf16 import AdamWBfloat16, stochastic_bfloat16
 from minibnn.options.commands import TrainOptions

@@ -8,7 +8,7 @@ import torch
 
 from minibnn import StableDiffusion, UserError, runs
 from minibnn.cli.train import fine_tune
-from minibnn.files import store
+from minibnn.files import weights
 from minibnn.neighbours import flow
 from minibnn.options.commands import FlowOptions, TrainOptions
 from minibnn.options.parsing import parse
@@ -24,8 +24,8 @@ def trained(dog, micro, tmp_path_factory):
     """A run of two steps: its folder, and the tensors and the header of its checkpoint."""
     out = tmp_path_factory.mktemp("trained") / "run"
     fine_tune(options_of(dog, micro, out, "--steps", "2"))
-    with store.open_weights(out / runs.STATE) as file:
-        return out, store.read_tensors(out / runs.STATE), file.metadata()
+    with weights.open_weights(out / runs.STATE) as file:
+        return out, weights.read_tensors(out / runs.STATE), file.metadata()
 
 
 def first(tensors, key):
@@ -68,14 +68,14 @@ def test_a_damaged_checkpoint_is_refused_and_named(trained, dog, micro, damage):
     hurt, message = DAMAGES[damage]
     hurt(tensors, header)
     written = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    store.save_file(written, out / runs.STATE, header)
+    weights.save_file(written, out / runs.STATE, header)
     with pytest.raises(UserError, match=f"state.safetensors.*{message}"):
         fine_tune(options_of(dog, micro, out, "--steps", "3", "--resume"))
 
 
 def test_an_undamaged_checkpoint_is_accepted(trained, dog, micro):
     out, tensors, header = trained
-    store.save_file(tensors, out / runs.STATE, header)
+    weights.save_file(tensors, out / runs.STATE, header)
     fine_tune(options_of(dog, micro, out, "--steps", "3", "--resume"))
 
 
@@ -106,31 +106,31 @@ def test_a_flow_that_diverges_is_not_saved(tmp_path):
 def test_one_value_among_many_that_is_not_finite_is_found(value, dtype):
     tensors = {"empty": torch.zeros(0), "whole": torch.arange(5), "large": torch.full((999,), 6e4).to(dtype)}
     if dtype != torch.float8_e5m2:  # whose largest value is 57344
-        assert store.not_finite(tensors) is None
+        assert weights.not_finite(tensors) is None
     tensors = {"good": torch.ones(7).to(dtype), "bad": torch.ones(33, 31).to(dtype)}
-    assert store.not_finite(tensors) is None
+    assert weights.not_finite(tensors) is None
     tensors["bad"][17, 5] = value
-    assert store.not_finite(tensors) == "bad"
+    assert weights.not_finite(tensors) == "bad"
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_a_model_with_nan_or_whole_numbers_for_weights_is_refused(micro, tmp_path, part):
     shutil.copytree(micro, tmp_path / "m")
     (path,) = (tmp_path / "m" / part).glob("*.safetensors")
-    tensors = store.read_tensors(path)
+    tensors = weights.read_tensors(path)
     name = max(tensors)
-    store.save_file(tensors | {name: tensors[name] * float("nan")}, path, {"format": "pt"})
+    weights.save_file(tensors | {name: tensors[name] * float("nan")}, path, {"format": "pt"})
     with pytest.raises(UserError, match=f"{path.name}: .* holds NaN or infinite values"):
         StableDiffusion.load(tmp_path / "m")
-    store.save_file(tensors | {name: tensors[name].int()}, path, {"format": "pt"})
+    weights.save_file(tensors | {name: tensors[name].int()}, path, {"format": "pt"})
     with pytest.raises(UserError, match=f"{path.name}: {name} holds int32, no weights"):
         StableDiffusion.load(tmp_path / "m")
 
 
 def test_what_was_there_stays_when_new_tensors_are_not_finite(tmp_path):
     path = tmp_path / "a.safetensors"
-    store.write_tensors(path, {"a": torch.ones(3)}, {"note": json.dumps("good")})
+    weights.write_tensors(path, {"a": torch.ones(3)}, {"note": json.dumps("good")})
     before = path.read_bytes()
-    with pytest.raises(store.NotFinite, match="a.safetensors is not written: b holds NaN"):
-        store.write_tensors(path, {"a": torch.ones(3), "b": torch.tensor([float("nan")])})
+    with pytest.raises(weights.NotFinite, match="a.safetensors is not written: b holds NaN"):
+        weights.write_tensors(path, {"a": torch.ones(3), "b": torch.tensor([float("nan")])})
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]

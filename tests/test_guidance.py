@@ -14,7 +14,7 @@ from minibnn import StableDiffusion, UserError, posterior, schedule
 from minibnn.cli.sample import sample
 from minibnn.experiments import anchors
 from minibnn.experiments.guidance import ANCHORS, MEASURES, QUESTIONS, SCALES, measure, report
-from minibnn.files.store import write_tensors
+from minibnn.files.weights import write_tensors
 from minibnn.neighbours import guidance
 from minibnn.options.commands import SampleOptions
 from minibnn.pictures import to_tensor

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # The rooms of minibnn, from the ground floor up: its packages, and the modules that stand beside them. A module may
 # import modules of its own room and of the rooms before it, whether at its top or inside a function.
 ORDER = (
-    "errors", "options", "files", "networks", "finetune", "progress",
+    "errors", "files", "options", "networks", "finetune", "progress",
     "devices", "distributed", "figures", "schedule", "pictures", "data", "checkpoints", "runs", "ownership",
     "sample", "pipeline", "train", "observers", "posterior",
     "photo", "world", "lab", "page", "neighbours", "cli", "experiments", "paper", "__main__",

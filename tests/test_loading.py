@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from minibnn import StableDiffusion, UserError, WeightsError, pipeline
 from minibnn.__main__ import COMMANDS
 from minibnn.files import single_file
-from minibnn.files.store import open_weights
+from minibnn.files.weights import open_weights
 
 
 @pytest.fixture(scope="module")

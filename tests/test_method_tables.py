@@ -18,7 +18,8 @@ from minibnn import UserError, runs
 from minibnn.experiments import methods
 from minibnn.experiments.prompts import world_prompts
 from minibnn.files.configs import RECIPE
-from minibnn.files.store import write_json, write_tensors
+from minibnn.files.store import write_json
+from minibnn.files.weights import write_tensors
 from minibnn.finetune import methods as fine_tuning
 from minibnn.options.commands import TrainOptions
 from minibnn.options.experiments import MethodsOptions

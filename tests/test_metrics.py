@@ -12,7 +12,8 @@ import torch
 from scipy import ndimage, signal
 
 from minibnn import StableDiffusion, UserError
-from minibnn.files.store import ASSETS, open_weights, shapes_of
+from minibnn.files.store import ASSETS
+from minibnn.files.weights import open_weights, shapes_of
 from minibnn.options.commands import EyeOptions
 from minibnn.pictures import to_tensor
 from minibnn.world import damage, eye

@@ -11,7 +11,8 @@ from PIL import Image
 
 from minibnn import StableDiffusion, Tokenizer, UNet, UserError
 from minibnn.cli.sample import sample
-from minibnn.files.store import write_json, write_tensors
+from minibnn.files.store import write_json
+from minibnn.files.weights import write_tensors
 from minibnn.options.commands import SampleOptions
 from minibnn.pictures import grid
 

@@ -11,7 +11,8 @@ import torch
 
 from minibnn import UserError, runs
 from minibnn.errors import visible
-from minibnn.files.store import open_weights, parse_json, read_json
+from minibnn.files.store import parse_json, read_json
+from minibnn.files.weights import open_weights
 from minibnn.options import running
 
 if os.name == "nt":

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from minibnn import StableDiffusion, UserError, data, runs, schedule
 from minibnn.cli.train import fine_tune, settle
-from minibnn.files.store import open_weights
+from minibnn.files.weights import open_weights
 from minibnn.finetune.kernel import default_kernel
 from minibnn.options.commands import TrainOptions
 from minibnn.options.parsing import parse

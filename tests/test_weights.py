@@ -10,10 +10,10 @@ import torch
 from conftest import NETWORKS
 from safetensors.torch import load_file, save_file
 
-from minibnn.files import layouts, ldm, store
+from minibnn.files import layouts, ldm, store, weights
 from minibnn.files.configs import SD2_TEXT, SD2_UNET
 from minibnn.files.layouts import check_config, find_tensors
-from minibnn.files.store import WeightsError
+from minibnn.files.weights import WeightsError
 from minibnn.networks.text_encoder import TextEncoder, TextEncoderConfig
 from minibnn.networks.unet import UNet
 from minibnn.networks.vae import VAE
@@ -120,7 +120,7 @@ def test_single_file_round_trip_is_bit_exact(small, tmp_path, caplog):
     tensors = layouts.single_file_tensors(small, openclip=False)
     unneeded = {"betas": torch.zeros(1000), "model_ema.decay": torch.zeros(())}
     unneeded[layouts.POSITION_IDS] = torch.arange(77).float()[None]
-    store.write_tensors(path, tensors | unneeded)
+    weights.write_tensors(path, tensors | unneeded)
     for network_class, part in ((UNet, "unet"), (VAE, "vae"), (TextEncoder, "text_encoder")):
         assert_same(network_class.from_file(path, config_of(small[part])), small[part])
     assert "the model weights are used, not the EMA weights" in caplog.text
@@ -131,7 +131,7 @@ def test_openclip_round_trip_is_bit_exact(vectors, small, tmp_path):
     tensors = layouts.single_file_tensors({"unet": small["unet"], "text_encoder": text}, openclip=True)
     layer = f"{ldm.OPENCLIP}transformer.resblocks.3."  # the last layer of CLIP, which SD v2 leaves out
     surplus = {layer + "ln_1.weight": torch.ones(48), ldm.OPENCLIP + "logit_scale": torch.ones(())}
-    store.write_tensors(tmp_path / "v2.safetensors", tensors | surplus)
+    weights.write_tensors(tmp_path / "v2.safetensors", tensors | surplus)
     assert_same(TextEncoder.from_file(tmp_path / "v2.safetensors", config_of(text)), text)
 
 
@@ -302,7 +302,7 @@ def test_loading_takes_the_memory_of_the_weights(tmp_path):
 
 def test_writing_is_whole_or_not_at_all(tmp_path):
     path = tmp_path / "folder" / "file.safetensors"
-    store.write_tensors(path, {"a": torch.arange(3)})
+    weights.write_tensors(path, {"a": torch.arange(3)})
     old = path.read_bytes()
 
     def interrupted(temporary):

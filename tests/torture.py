@@ -43,7 +43,7 @@ from minibnn.checkpoints import load_checkpoint
 from minibnn.cli.train import fine_tune
 from minibnn.data import check_class_pictures
 from minibnn.experiments.records import read_rows
-from minibnn.files import store
+from minibnn.files import store, weights
 from minibnn.files.configs import check_scheduler
 from minibnn.lab.drawn_by_eq2 import measured_sigma1
 from minibnn.neighbours import bps, flow, graft_run
@@ -331,7 +331,7 @@ def fuzz(place):
 def state_of(out):
     """A hash of the weights, the optimiser's state and the log of a finished run."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(store.read_tensors(out / runs.STATE).items()):
+    for name, tensor in sorted(weights.read_tensors(out / runs.STATE).items()):
         digest.update(name.encode() + tensor.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest() + str((out / "log.jsonl").read_text().count("\n"))
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from minibnn.__main__ import main
-from minibnn.files.store import open_weights
+from minibnn.files.weights import open_weights
 
 from . import ROOT, models
 

@@ -17,7 +17,7 @@ import torch
 from .. import runs
 from ..errors import UserError
 from ..files import headers
-from ..files.store import open_weights
+from ..files.weights import open_weights
 from ..finetune import adapter_files
 from ..finetune.adapter_settings import PEFT, PEFT_CONFIG
 from ..pipeline import StableDiffusion

@@ -19,7 +19,7 @@ from ..checkpoints import load_checkpoint
 from ..devices import autocast, choose_device, choose_threads, half_dtype, make_deterministic
 from ..errors import UserError
 from ..files import headers
-from ..files.store import NotFinite
+from ..files.weights import NotFinite
 from ..finetune import ema, methods
 from ..finetune.adapter_files import KOHYA
 from ..finetune.kernel import choose_kernel

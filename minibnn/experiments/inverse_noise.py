@@ -28,7 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..devices import choose_threads
 from ..errors import UserError
 from ..files.schema import items, mapping, number, record, text
-from ..files.store import read_json, read_tensors, write_json, write_tensors
+from ..files.store import read_json, write_json
+from ..files.weights import read_tensors, write_tensors
 from ..lab.energy_distance import energy_distance
 from ..lab.intervals import require_scipy
 from ..neighbours import fitted_noise, flow

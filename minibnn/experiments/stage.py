@@ -24,7 +24,8 @@ from .. import data
 from ..cli.train import settle
 from ..errors import UserError
 from ..files.locks import locked
-from ..files.store import read_json, write_json, write_tensors, write_text
+from ..files.store import read_json, write_json, write_text
+from ..files.weights import write_tensors
 from ..finetune import bayes
 from ..lab import gains, sigma1_estimate
 from ..neighbours import guidance

@@ -12,7 +12,8 @@ and the gains c and u that explain them.
 from pathlib import Path
 
 from .. import data
-from ..files.store import read_tensors, write_json
+from ..files.store import write_json
+from ..files.weights import read_tensors
 from ..lab import gains, sigma1_estimate
 from ..lab.sheets import sheet
 from ..neighbours import guidance

@@ -17,7 +17,7 @@ from torch import nn
 from ..errors import UserError
 from . import ldm
 from .schema import fitting, integer, optional, record
-from .store import WeightsError, check_finite, open_weights, shapes_of
+from .weights import WeightsError, check_finite, open_weights, shapes_of
 
 log = logging.getLogger("minibnn")
 SIZE = integer(1, 2**16)  # of channels and the like, in a config.json

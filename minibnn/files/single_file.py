@@ -22,7 +22,8 @@ from . import headers, ldm
 from .configs import RECIPE_KINDS
 from .layouts import is_single_file
 from .schema import fitting, record
-from .store import WeightsError, open_weights, parse_json, read_text, shapes_of
+from .store import parse_json, read_text
+from .weights import WeightsError, open_weights, shapes_of
 
 KEY = "minibnn"  # of the header, with the configurations as JSON
 LAST_BIAS = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from ..files.store import read_tensors, write_json, write_tensors
+from ..files.store import write_json
+from ..files.weights import read_tensors, write_tensors
 from . import oft
 from .adapter_settings import PEFT, PEFT_CONFIG
 from .adapters import adapters

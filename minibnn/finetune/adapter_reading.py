@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..files.store import WeightsError, check_finite, open_weights
+from ..files.weights import WeightsError, check_finite, open_weights
 from . import lora, oft
 from .adapter_files import DIFFUSERS, KOHYA, OFT_NAME
 from .adapter_names import adaptable, lora_names, meaning

@@ -11,7 +11,8 @@ import math
 import re
 
 from ..files.schema import fitting, integer, mapping, number, one_of, optional, record, truth
-from ..files.store import WeightsError, parse_json, read_json
+from ..files.store import parse_json, read_json
+from ..files.weights import WeightsError
 
 PARTS = ("unet", "text_encoder")
 HEADER = "lora_adapter_metadata"

@@ -15,7 +15,7 @@ import torch
 
 from ..errors import UserError
 from ..files.headers import about_run, lora_header, model_header
-from ..files.store import write_tensors
+from ..files.weights import write_tensors
 from . import adapter_files, adapters, bayes
 from .kernel import room_at_once
 from .weight_noise import WeightNoise, draw_at_once

@@ -23,7 +23,8 @@ from ..devices import autocast, choose_device, choose_threads, unscaled_dtype
 from ..errors import UserError
 from ..files.locks import locked
 from ..files.schema import fitting, integer, one_of, record, text
-from ..files.store import read_json, read_tensors, write_json, write_tensors
+from ..files.store import read_json, write_json
+from ..files.weights import read_tensors, write_tensors
 from ..networks.vae import sample_latents
 from ..observers import Progress
 from ..options.commands import BpsOptions, TrainOptions

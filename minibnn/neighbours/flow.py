@@ -28,7 +28,8 @@ from ..devices import choose_threads
 from ..errors import UserError
 from ..files.locks import locked
 from ..files.schema import fitting, integer, record, text
-from ..files.store import ASSETS, open_weights, parse_json, read_tensors, write_tensors
+from ..files.store import ASSETS, parse_json
+from ..files.weights import open_weights, read_tensors, write_tensors
 from ..networks.unet import UNet, UNetConfig, time_sinusoid
 from ..pictures import grid, save_png, to_pil, to_tensor
 from ..pipeline import StableDiffusion

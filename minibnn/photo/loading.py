@@ -15,7 +15,8 @@ import torch.nn.functional as F
 
 from ..errors import UserError
 from ..files.ldm import OPENCLIP, ldm_name
-from ..files.store import WeightsError, open_weights, read_json, read_tensors
+from ..files.store import read_json
+from ..files.weights import WeightsError, open_weights, read_tensors
 from ..networks.text_encoder import TextEncoder, TextEncoderConfig
 from ..networks.tokenizer import Tokenizer
 from .networks import ClipIqa, ClipResNet, Lpips

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import UserError
-from ..files.store import WeightsError, read_tensors, write_tensors
+from ..files.weights import WeightsError, read_tensors, write_tensors
 from ..pictures import to_tensor
 from ..progress import progress_bar
 from . import scenes as world

@@ -26,7 +26,8 @@ from torch import nn
 
 from ..devices import choose_threads
 from ..errors import UserError
-from ..files.store import ASSETS, read_tensors, write_tensors
+from ..files.store import ASSETS
+from ..files.weights import read_tensors, write_tensors
 from ..pictures import to_tensor
 from ..pipeline import StableDiffusion
 from ..progress import progress_bar

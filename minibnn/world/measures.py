@@ -29,7 +29,8 @@ import torch
 import torch.nn.functional as F
 
 from ..devices import choose_threads
-from ..files.store import ASSETS, read_json, read_tensors, write_json
+from ..files.store import ASSETS, read_json, write_json
+from ..files.weights import read_tensors
 from ..pictures import to_tensor
 from ..pipeline import StableDiffusion
 from . import scenes as world

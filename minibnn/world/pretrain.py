@@ -29,7 +29,7 @@ from .. import schedule
 from ..errors import UserError
 from ..files.configs import RECIPE, SD_SCHEDULER, official_configs
 from ..files.locks import locked
-from ..files.store import open_weights, write_tensors
+from ..files.weights import open_weights, write_tensors
 from ..networks.text_encoder import TextEncoder, TextEncoderConfig
 from ..networks.tokenizer import END, START, Tokenizer
 from ..networks.unet import UNet, UNetConfig
