@@ -27,18 +27,13 @@ from . import distributed
 from .checkpoints import STATE, read_progress
 from .data import caption_file, full_name
 from .errors import UserError
-from .files.schema import fields_of, fitting, integer, mapping, optional, record, text
-from .files.store import read_json, write_json
+from .files.store import write_json
 from .finetune.adapter_files import is_adapter
+from .options import of_runs
 from .options.commands import TrainOptions
-from .options.configs import PATHS
 from .options.kinds import BUNDLED
+from .options.of_runs import FORMAT, PATHS
 
-CONFIG = {  # config.json
-    "options": record(fields_of(TrainOptions)), "base": text, "base_tokenizer": optional(text),
-    "pictures": mapping(text), "threads": integer(1, 4096), "processes": integer(1),
-}
-FORMAT = "minibnn run"
 MAY_CHANGE = (  # on --resume: what leaves the weights as they would be. Pictures are compared by their content.
     "steps", "resume", "overwrite", "out", "images", "class_images", "device", "deterministic",
     "gradient_checkpointing", "samples", "sample_every", "sample_prompts", "checkpoint_every", "monitor",
@@ -63,14 +58,7 @@ def find_config(folder):
     Raises UserError, naming the key, when it is a run's but a value is not what a run writes.
     """
     path = Path(folder) / "config.json"
-    config = read_json(path) if path.exists() else {}
-    if config.get("format") != FORMAT or "options" not in config:
-        return None
-    fitting(config, record(CONFIG), path)
-    options = config["options"]
-    for name in ("images", "prompt", "class_prompt"):  # runs of the first version had one subject, and no lists
-        options[name] = [options[name]] if isinstance(options.get(name), str) else options.get(name)
-    return config
+    return of_runs.read(path, TrainOptions) if path.exists() else None
 
 
 def options_of(folder):
@@ -166,7 +154,7 @@ def check_same_run(options, pictures):
     done, _ = read_progress(Path(options.out) / STATE)
     if done > options.steps:
         raise UserError(f"--steps {options.steps} lies before the checkpoint, which is after step {done}")
-    if config["pictures"] != fingerprint(pictures):
+    if config.get("pictures") != fingerprint(pictures):
         began = f"those that the run in {options.out} began with"
         raise UserError(f"--images {' '.join(options.images)}: the pictures are not {began}")
 

@@ -75,6 +75,9 @@ MUTATIONS = (
     Mutation("progress-looks", "minibnn/progress.py", "works = sum(self.step <= step <= self.total",
              "works = sum(self.step < step <= self.total", "test_progress.py",
              "The time to the end forgets the look that is about to begin."),
+    Mutation("config-unchecked", "minibnn/options/of_runs.py",
+             'fitting(config, record(SCHEMA | {"options": record(fields_of(options_class))}), path)', "pass",
+             "test_options.py", "A run's config.json is believed whatever it holds."),
     Mutation("config-method", "minibnn/options/configs.py", "MACHINE + (OF_METHOD if other else ())", "MACHINE",
              "test_options.py", "--config RUN --method lora brings the rate and the layers of DreamBooth along."),
     Mutation("ema-of-live-weights", "minibnn/cli/train.py", "    ema.settle(sd.unet)\n", "", "test_ema.py",
@@ -257,7 +260,7 @@ MUTATIONS = (
     Mutation("data-one-order", DATA, "generator_of(seed, epoch)", "generator_of(seed, 0)", "test_data.py",
              "Pictures come in the same order in each epoch."),
     # --- a run's folder
-    Mutation("runs-other-pictures", RUNS, 'if config["pictures"] != fingerprint(pictures):', "if False:",
+    Mutation("runs-other-pictures", RUNS, 'if config.get("pictures") != fingerprint(pictures):', "if False:",
              "test_train.py::test_a_moved_run_resumes_but_not_with_other_pictures",
              "A run goes on with other pictures than it began with."),
     Mutation("runs-overwrite-deletes", OWNERSHIP, 'and path != out / "class_images":', "and False:",

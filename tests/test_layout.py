@@ -181,6 +181,8 @@ def test_training_loads_nothing_from_above():
     assert not [name for name in names if name.startswith("minibnn.") and name.split(".")[1] in rooms]
 
 
-def test_the_package_alone_loads_no_torch():
-    names = loaded_by("minibnn")
-    assert "minibnn" in names and "torch" not in names
+@pytest.mark.parametrize("module", ["minibnn", "minibnn.__main__"])
+def test_what_answers_at_once_loads_no_torch(module):
+    """The package itself, and all that reads a command line and files of options."""
+    names = loaded_by(module)
+    assert module in names and "torch" not in names

@@ -65,9 +65,11 @@ def test_mistakes_in_a_file_are_named(tmp_path, capsys, text, message):
 
 def test_other_files_are_refused_as_configuration(tmp_path, capsys):
     (tmp_path / "a.json").write_text('{"lr": 1}')
-    for name, message in (("none.toml", "no such file"), ("a.json", "is no config.json of a run")):
+    (tmp_path / "a.txt").write_text("lr = 1")
+    kinds = {"none.toml": "no such file", "a.json": "is no config.json of a run", "a.txt": "file ends with .toml"}
+    for name, message in kinds.items():
         with pytest.raises(UserError, match=message):
-            configs.read_options(tmp_path / name, TrainOptions)
+            configs.config_options(tmp_path / name, TrainOptions, {})
 
 
 HARD = {
@@ -79,7 +81,7 @@ HARD = {
 def test_saved_options_are_valid_toml_and_read_back_the_same(tmp_path):
     path = tmp_path / "a.toml"
     configs.write_options(path, HARD)
-    assert tomllib.loads(path.read_text(encoding="utf-8")) == HARD == configs.read_options(path, TrainOptions)
+    assert tomllib.loads(path.read_text(encoding="utf-8")) == HARD == configs.read_toml(path, TrainOptions)
     with pytest.raises(UserError, match="--save-config .*a.toml: File exists; name another file"):
         configs.write_options(path, HARD)
 
@@ -123,6 +125,36 @@ def test_resume_takes_its_options_from_the_run(run, monkeypatch):
     assert (options.steps, options.lr, options.monitor) == (20, 0.5, None)
     monkeypatch.chdir(home)  # where it was started, its paths stand as they were given
     assert parse(TrainOptions, "x", ["--resume", "--out", "runs/dog"]).images == ["photos"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"folder": 5}, "folder is 5, but must be a text"),
+        ({"options": {"lr": "fast"}}, "options.lr is 'fast', but must be"),
+        ({"options": {"steps": 0}}, "steps = 0 is not a whole number of at least 1"),
+        ({"options": [1]}, "options is a list, but must be an object"),
+        ({"format": "minibnn bps"}, "is no config.json of a run"),
+        ("[" * 100_000, "is not valid JSON"),
+        ('{"options": {"lr": NaN}}', "is not valid JSON"),
+    ],
+)
+@pytest.mark.parametrize("words", [["--resume", "--out", "RUN"], ["--config", "RUN", "--out", "other"]])
+def test_a_damaged_config_json_is_named(run, capsys, words, changes, message):
+    """The two ways to it once read it twice, of which one let a folder that is a number through, as a traceback."""
+    path = run / "config.json"
+    text = changes if isinstance(changes, str) else json.dumps(json.loads(path.read_text()) | changes)
+    path.write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        parse(TrainOptions, "x", [str(run) if word == "RUN" else word for word in words])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and len(error.splitlines()) == 1 and str(path) in error and message in error
+
+
+def test_a_run_resumes_without_what_its_config_does_not_say(run):
+    (run / "config.json").write_text('{"format": "minibnn run", "options": {"images": "photos", "class_images": "c"}}')
+    options = parse(TrainOptions, "x", ["--resume", "--out", str(run)])
+    assert (options.images, options.class_images, options.steps) == (["photos"], "c", None)
 
 
 def test_a_run_can_be_repeated_from_its_config(run):

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from .configs import run_options
 from .kinds import natural, nonnegative, option, positive, seed_number, share, whole, words
+from .of_runs import resumed_options
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -114,7 +114,7 @@ class TrainOptions:
             raise UserError("--resume needs --out, the folder of the run that is to go on")
         if given.get("images") and not Path(given["out"], "config.json").exists():
             return given  # the command itself says, more clearly, what is there instead
-        of_run = run_options(given["out"], TrainOptions)
+        of_run = resumed_options(given["out"], TrainOptions)
         if given.get("monitor_every") or given.get("monitor_dino"):  # asking for them asks for the monitor
             of_run.pop("monitor", None)
         return of_run | given

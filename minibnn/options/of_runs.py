@@ -1,0 +1,70 @@
+"""config.json of a training run, which holds its options: this is its one reader; `runs.start` writes it."""
+
+from pathlib import Path
+
+from ..errors import UserError
+from ..files.schema import fields_of, fitting, integer, mapping, optional, record, text
+from ..files.store import read_json
+from .kinds import BUNDLED
+from .typed import typed
+
+FORMAT = "minibnn run"
+SCHEMA = {  # besides the options
+    "base": text, "base_tokenizer": optional(text), "pictures": mapping(text), "threads": integer(1, 4096),
+    "processes": integer(1), "folder": text,
+}
+ONE_CALL = ("out", "resume", "overwrite")  # options that belong to one call, and not to the training
+PATHS = ("images", "model", "tokenizer", "class_images", "sample_prompts", "monitor_dino")  # options of `train`
+
+
+def read(path, options_class):
+    """What is in config.json of a run of this class of options, a dict; None if the file is not a run's.
+
+    "options" may lack those that its version did not know. Raises UserError, naming the key, when it is a run's but a
+    value is not what a run writes.
+    """
+    config = read_json(path)
+    if config.get("format") != FORMAT or "options" not in config:
+        return None
+    fitting(config, record(SCHEMA | {"options": record(fields_of(options_class))}), path)
+    options = config["options"]
+    for name in ("images", "prompt", "class_prompt"):  # runs of the first version had one subject, and no lists
+        if isinstance(options.get(name), str):
+            options[name] = [options[name]]
+    return config
+
+
+def training_options(path, options_class):
+    """{name: value} of a run's options, as far as they belong to the training, and its config.json as `read` gives it.
+
+    path: of that file. Raises UserError naming file and option.
+    """
+    config = read(path, options_class)
+    if config is None:
+        raise UserError(f"{path} is no config.json of a run; a configuration file ends with .toml")
+    values = {k: value for k, value in config["options"].items() if value is not None and k not in ONE_CALL}
+    return typed(values, options_class, path), config
+
+
+def resumed_options(out, options_class):
+    """{name: value} of the options with which the run in the folder `out` goes on.
+
+    Relative paths are those of the folder in which the run was started. Raises UserError when there is no run.
+    """
+    path = Path(out) / "config.json"
+    if not path.exists():
+        raise UserError(f"no checkpoint in {out}: nothing to resume; start without --resume")
+    values, config = training_options(path, options_class)
+    if values.get("class_images") == str(Path(config["options"].get("out") or "") / "class_images"):
+        del values["class_images"]  # they move with the run
+    home = Path(config.get("folder", "."))
+    if home.resolve() != Path.cwd():
+        values |= {name: _moved(values[name], home) for name in PATHS if name in values}
+    return values
+
+
+def _moved(value, home):
+    """A relative path, or a list of them, from another working folder. A bundled model's name is no path."""
+    if isinstance(value, list):
+        return [_moved(each, home) for each in value]
+    return value if value in BUNDLED else str(home / value)
