@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import statistics
 import time
@@ -22,8 +23,10 @@ from scipy import stats
 from web import CHROMIUM, Page, in_a_browser
 
 from minibnn.errors import UserError
+from minibnn.files import claims as claims_module
 from minibnn.files.claims import Claims, Task, perform
 from minibnn.files.configs import RECIPE
+from minibnn.files.failures import Failures
 from minibnn.options.experiments import PaperOptions
 from minibnn.options.parsing import parse
 from minibnn.paper import command, dataset, deviations, report, tables
@@ -204,6 +207,24 @@ def test_of_another_machine_only_the_touch_is_seen(tmp_path):
     assert claims.take("b") is None
 
 
+def test_machines_of_one_name_are_told_apart(tmp_path, monkeypatch):
+    """A process of another machine called localhost is not taken for a dead one of this."""
+    claims = Claims(tmp_path)
+    with claims.take("a"):
+        machine, boot, space = claims_module.here().split()
+        monkeypatch.setattr(claims_module, "here", lambda: f"{machine} {boot[::-1]} {space}")
+        monkeypatch.setattr(claims_module, "lives", lambda process: False)
+        assert claims.take("a") is None
+        monkeypatch.undo()
+
+
+def test_a_claim_that_is_just_being_given_back_is_looked_at_again(tmp_path, monkeypatch):
+    """Who has seen it in a listing must not claim the work beside one who lists after it is gone."""
+    claims = Claims(tmp_path)
+    monkeypatch.setattr(claims, "_last", lambda name: 1)
+    assert claims.take("a") is None and not list(tmp_path.glob("a.*"))
+
+
 def test_a_living_claim_is_touched(tmp_path):
     with Claims(tmp_path, patience=0.2).take("a") as claim:
         os.utime(claim.path, (0, 0))
@@ -241,6 +262,54 @@ def test_tasks_are_done_once_by_many_and_after_what_they_need(tmp_path):
     assert codes[3:] == [0, 0, 0] and all((work / name).exists() for name in names)
     begun = (work / "begun").read_text().split()
     assert set(begun) == set(names) and len(begun) <= len(names) + 3  # at most what the dead had begun is begun twice
+
+
+def one_that_fails(tmp_path, done, whole=("a", "b", "c")):
+    """Tasks of which "b" and what needs it, "d", fail; `done` is the list of what was begun."""
+    def do(name):
+        done.append(name)
+        if name == "b" and not (tmp_path / "mended").exists():
+            raise ValueError("the picture\nis broken")
+        (tmp_path / name).touch()
+
+    return [Task(name, lambda name=name: do(name), (tmp_path / name).exists, ("b",) if name == "d" else ())
+            for name in (*whole, "d")]
+
+
+def test_what_fails_is_left_out_and_tried_again_by_the_next_command(tmp_path):
+    """The others go on; each process tries it once, all together twice; what needs it is left out with it."""
+    claims, done, said = Claims(tmp_path / "claims"), [], []
+    tasks = one_that_fails(tmp_path, done)
+    here, there, third = (Failures(tmp_path / "failed") for _ in range(3))
+    assert perform(tasks, claims, told=said.append, poll=0.01, failures=here) == ["b", "d"]
+    assert done == ["a", "b", "c"] and "b failed, and is left out: ValueError: the picture is broken" in said
+    for beside in (there, third):  # they began before it failed; by then it has failed twice
+        perform(tasks, claims, told=said.append, poll=0.01, failures=beside)
+    assert done == ["a", "b", "c", "b"]
+    noted = Failures(tmp_path / "failed").noted()
+    assert noted["b"]["tries"] == 2 and "raise ValueError" in noted["b"]["traceback"] and list(noted) == ["b"]
+    (tmp_path / "mended").touch()
+    assert perform(tasks, claims, told=said.append, poll=0.01, failures=Failures(tmp_path / "failed")) == []
+    assert done[4:] == ["b", "d"] and not Failures(tmp_path / "failed").noted()
+    with pytest.raises(ValueError, match="broken"):
+        (tmp_path / "mended").unlink()
+        (tmp_path / "b").unlink()
+        perform(tasks, claims, told=said.append)
+    assert not list((tmp_path / "claims").iterdir())
+
+
+def test_a_process_in_which_everything_fails_ends(tmp_path):
+    """A machine whose GPU is broken must not go through the whole list."""
+    begun = []
+
+    def fail(name):
+        begun.append(name)
+        raise RuntimeError("CUDA error")
+
+    tasks = [Task(name, lambda name=name: fail(name), lambda: False) for name in "abcdef"]
+    with pytest.raises(UserError, match="3 runs failed one after the other, the last, c, with: RuntimeError: CUDA"):
+        perform(tasks, Claims(tmp_path / "claims"), told=begun.append, failures=Failures(tmp_path / "failed"))
+    assert [name for name in begun if len(name) == 1] == ["a", "b", "c"]
 
 
 # --- from end to end --------------------------------------------------------------------------------------------------
@@ -363,6 +432,67 @@ def test_what_is_done_is_not_done_again_and_what_is_damaged_is_told(whole, monke
         path.write_text(text)
 
 
+def test_a_run_that_fails_stops_no_other_and_is_named(whole, tmp_path, monkeypatch, capsys):
+    """In the report, with its reason; the command ends with an error, and when it is given again all is well."""
+    shutil.copytree(whole.out, tmp_path / "out")
+    for name in ("dreambooth-dog6-2p-lora-plain-s0", "dreambooth-dog6-2p-oft-plain-s1"):
+        shutil.rmtree(tmp_path / "out" / "runs" / name)
+    options = replace(whole.options, out=str(tmp_path / "out"))
+    draw = perform_module.Observer.draw
+
+    def broken(self, sd, step):
+        if self.run.method == "lora":
+            raise RuntimeError("out of luck <b>")
+        draw(self, sd, step)
+
+    monkeypatch.setattr(perform_module.Observer, "draw", broken)
+    with pytest.raises(UserError, match="1 of 15 failed, dreambooth-dog6-2p-lora-plain-s0 first: .* tries them again"):
+        command.paper(options)
+    table = json.loads((tmp_path / "out" / "tables" / "table1.json").read_text())
+    assert table["failed"] == {"dreambooth-dog6-2p-lora-plain-s0": "RuntimeError: out of luck <b>"}
+    assert [(line["runs"], line["of"]) for line in table["rows"] if line["row"] == "LoRA"] == [(1, 2)] * 5
+    assert "lora-plain-s0 (RuntimeError: out of luck <b>)" in (tmp_path / "out" / "report.md").read_text()
+    assert "out of luck <b>" in Page((tmp_path / "out" / "report.html").read_text()).said()
+    monkeypatch.undo()
+    capsys.readouterr()
+    command.paper(options)
+    assert "1 of 14 runs to do" in capsys.readouterr().out
+    assert contents(tmp_path / "out" / "tables") == contents(whole.out / "tables")
+
+
+def test_a_run_that_diverged_is_not_counted_as_work(whole, tmp_path):
+    shutil.copytree(whole.out, tmp_path / "out")
+    bench = command.open_bench(replace(whole.options, out=str(tmp_path / "out")))
+    run = next(run for run in trainings(plan(bench.study)) if run.method == "oft")
+    shutil.rmtree(perform_module.folder_of(bench, run))
+    assert command.estimate.work(bench, trainings(plan(bench.study))).runs == 1
+    perform_module.folder_of(bench, run).mkdir()
+    (perform_module.folder_of(bench, run) / "diverged.json").write_text("{}")
+    left = command.estimate.work(bench, trainings(plan(bench.study)))
+    assert (left.runs, left.steps, left.pictures) == (0, 0, 0)
+
+
+def test_what_a_single_file_needs_is_not_forced_on_folders(made, monkeypatch):
+    """--tokenizer and --prediction-type are of single files; the latter of v2.0's, where there is one."""
+    asked = []
+    load = lambda path, *more: asked.append((Path(path).name, *more))  # noqa: E731
+    monkeypatch.setattr(perform_module.StableDiffusion, "load", load)
+    files = [made / name for name in ("v15.safetensors", "v20.safetensors")]
+    for path in files:
+        path.touch()
+    words = small_paper.words(made, "--tokenizer", "tok", "--prediction-type", "v_prediction")
+    for more in (("--model", str(files[0])), ("--model", str(files[0]), "--model-v20", str(files[1])), ()):
+        bench = command.open_bench(parse(PaperOptions, "x", [*words, *more]))
+        for name in bench.paths:
+            perform_module.open_model(bench, name)
+    f32 = torch.float32
+    assert asked == [
+        ("v15.safetensors", "tok", f32, "v_prediction"),
+        ("v15.safetensors", "tok", f32, None), ("v20.safetensors", "tok", f32, "v_prediction"),
+        ("sd-v1", None, f32, None),
+    ]
+
+
 def test_people_have_their_own_folder_and_prompts(made):
     """Those of --celeba, five pictures at most, a quarter more steps, no prompt of an object."""
     bench = command.open_bench(parse(PaperOptions, "x", small_paper.words(made, "--celeba", str(made / "celeba"))))
@@ -413,13 +543,19 @@ def test_the_plan_is_told_with_hours_and_leaves_nothing(made, quickly, tmp_path,
         (["--celeba", "nowhere"], "--celeba nowhere: no such folder"),
         (["--only", "table2"], "--model-v14 or --model-v20 is required"),
         (["--model", "tiny", "--model-v14", "tiny"], "--model tiny has no other models"),
-        (["--model-v20", "nowhere"], "no model at nowhere"),
+        (["--model-v20", "nowhere"], "no model at nowhere"), (["--model-v20", "EMPTY"], "no model in .*empty: a diff"),
+        (["--data", "EMPTY", "--classes", "torn=dog"], "torn/1.png: broken or no picture"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_starts(made, tmp_path, words, message):
-    given = small_paper.words(made, "--out", str(tmp_path / "out"), *words)
-    with pytest.raises(UserError, match=message):
-        command.paper(parse(PaperOptions, "x", given))
+    """By --plan too, which may be all that is asked for."""
+    (tmp_path / "empty" / "torn").mkdir(parents=True)
+    (tmp_path / "empty" / "torn" / "1.png").write_bytes(b"no picture")
+    words = [str(tmp_path / "empty") if word == "EMPTY" else word for word in words]
+    for more in ((), ("--plan",)):
+        given = small_paper.words(made, "--out", str(tmp_path / "out"), *words, *more)
+        with pytest.raises(UserError, match=message):
+            command.paper(parse(PaperOptions, "x", given))
     assert not (tmp_path / "out").exists()
 
 
@@ -510,6 +646,7 @@ def test_the_twins_measure_drawings(tmp_path):
     options = parse(PaperOptions, "x", ["--out", str(tmp_path / "out")])
     bench = command.open_bench(options)
     assert [subject.name for subject in bench.study.subjects] == ["dog"] and bench.study.items == ITEMS
+    assert {cell.column for cell in plan(bench.study) if cell.item == "table1"} == {"drawings: dog"}
     assert bench.options.batch_size == 16
     steps = {run.name: steps[-1] for run, steps in trainings(plan(replace(bench.study, items=("table1", )))).items()}
     assert steps["dreambooth-dog-6p-dreambooth-bnn-s0"] == 900

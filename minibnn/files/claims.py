@@ -4,11 +4,14 @@ A process claims a piece of work by making the file NAME.1, which only one proce
 When it dies, the next one makes NAME.2, which again only one process can make, and so on: nothing is ever renamed or
 deleted that another process may own. Who claims a piece looks afterwards whether it has been done meanwhile.
 
-    claims = Claims("out/claims")
-    perform(tasks, claims)
+    claims, failures = Claims("out/claims"), Failures("out/failed")
+    left_out = perform(tasks, claims, failures=failures)
 
 A claim is dead when its process does not live any more on this machine, or when it has not been touched for `patience`
 seconds: that is what is seen of another machine's process.
+
+What fails is noted (`failures.py`) and left out, so that one broken piece of work stops nobody. A process in which
+several pieces fail one after the other has itself to blame, and ends.
 
 But: a process that was suspended for longer than that goes on beside the one that took its place. Therefore work must
 leave the same whole files however often it is done.
@@ -26,16 +29,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
+from .failures import describe
 from .locks import lives
 
 PATIENCE = 300.0  # seconds without a touch after which another machine's process counts as dead
 CLAIM = re.compile(r"(.+)\.(\d+)")
+IN_A_ROW = 3  # failures one after the other that end a process
 
 
 def here():
-    """This machine, and within it the space in which process numbers mean something: containers have their own."""
+    """This machine, and within it the space in which process numbers mean something: containers have their own.
+
+    Many machines are called localhost, and so the number of this start of the machine belongs to it.
+    """
     with contextlib.suppress(OSError):
-        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
     return socket.gethostname()
 
 
@@ -80,8 +89,8 @@ class Claims:
     def _is_held(self, path):
         try:
             idle = self._now() - path.stat().st_mtime
-        except FileNotFoundError:  # given back meanwhile
-            return False
+        except FileNotFoundError:  # it is being given back: how the work ended is seen at the next look
+            return True
         if idle > self.patience:
             return False
         who = _read(path)
@@ -145,19 +154,23 @@ class Task:
     needs: tuple[str, ...] = ()
 
 
-def perform(tasks, claims, first=0, told=print, poll=2.0):
-    """Do what is not done, together with all other processes that were given the same tasks; return when all is done.
+def perform(tasks, claims, first=0, told=print, poll=2.0, failures=None):
+    """Do what is not done, together with all other processes that were given the same tasks.
 
-    first: at which task this process begins to look, so that processes seldom want the same. told: is given a line when
-    a task begins. While all that is left belongs to others, it looks every `poll` seconds whether one of them died.
+    Returns, when nothing is left to do, the names of the tasks that are left out because they failed, or need one that
+    did; without `failures` an exception of a task ends it all. first: at which task this process begins to look, so
+    that processes seldom want the same. told: is given a line when a task begins or fails. While all that is left
+    belongs to others, it looks every `poll` seconds whether one of them died. Raises UserError after several failures
+    in a row.
     """
     order = [*tasks[first:], *tasks[:first]]
-    finished = set()
+    finished, in_a_row, waits = set(), 0, False
     while True:
         finished |= {task.name for task in order if task.name not in finished and task.done()}
-        left = [task for task in order if task.name not in finished]
+        out = impossible(tasks, finished, failures.left_out() if failures else set())
+        left = [task for task in order if task.name not in finished and task.name not in out]
         if not left:
-            return
+            return [task.name for task in tasks if task.name in out]
         for task in left:
             claim = claims.take(task.name) if finished.issuperset(task.needs) else None
             if claim is None:
@@ -165,7 +178,39 @@ def perform(tasks, claims, first=0, told=print, poll=2.0):
             with claim:
                 if not task.done():
                     told(f"{len(finished)} of {len(tasks)} are done; now {task.name}")
-                    task.do()
+                    in_a_row = 0 if attempt(task, failures, told) else in_a_row + 1
+            if in_a_row == IN_A_ROW:
+                why = failures.noted()[task.name]["why"]
+                raise UserError(f"{IN_A_ROW} runs failed one after the other, the last, {task.name}, with: {why}")
+            waits = False
             break
         else:
+            if not waits:
+                told(f"{len(left)} of {len(tasks)} are left, all with other processes; "
+                     f"{left[0].name} with {claims.holder(left[0].name) or 'one that is just ending'}")
+            waits = True
             time.sleep(poll)
+
+
+def impossible(tasks, finished, failed):
+    """The names of the tasks that are not finished and cannot be done: those that failed, and what needs them."""
+    out = set()
+    for task in tasks:  # what is needed comes earlier
+        if task.name not in finished and (task.name in failed or not out.isdisjoint(task.needs)):
+            out.add(task.name)
+    return out
+
+
+def attempt(task, failures, told):
+    """Do a task; whether that went well. Without `failures` its exceptions are not caught."""
+    if failures is None:
+        task.do()
+        return True
+    try:
+        task.do()
+    except Exception as error:
+        failures.note(task.name, error)
+        told(f"{task.name} failed, and is left out: {describe(error)}")
+        return False
+    failures.forget(task.name)
+    return True

@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..experiments.records import check_alike
 from ..files.claims import Claims, Task, perform
 from ..files.configs import RECIPE, RECIPE_KINDS
+from ..files.failures import Failures
 from ..files.schema import record
 from ..files.store import ASSETS, read_json, write_json
 from ..lab.intervals import require_scipy
@@ -25,7 +26,18 @@ from ..options.kinds import BUNDLED
 from ..photo.measures import load_networks
 from ..runs import fingerprint
 from . import dataset, estimate
-from .perform import Bench, class_folder, draw_class_pictures, has_prior, is_done, network_folders
+from .perform import (
+    Bench,
+    class_folder,
+    class_task,
+    draw_class_pictures,
+    failures_folder,
+    has_prior,
+    images_of,
+    is_done,
+    network_folders,
+    open_model,
+)
 from .perform import perform as perform_run
 from .plan import ITEMS, MODELS, Study, plan, trainings
 from .report import report
@@ -50,7 +62,7 @@ def place(environment):
 
 def device_of(asked, local):
     """--device; or a GPU of its own for each process of a machine, where it sees several."""
-    if asked is None and torch.cuda.is_available():
+    if asked in (None, "cuda") and torch.cuda.is_available():
         asked = f"cuda:{local % torch.cuda.device_count()}"
     return choose_device(asked)
 
@@ -90,8 +102,18 @@ def open_bench(options, local=0):
     device = device_of(options.device, local)
     half = half_dtype(device) if device.startswith("cuda") and options.as_ == "paper" else "float32"
     study = Study(recipes["main"], options.as_, tuple(paths), found, people, tuple(dict.fromkeys(options.seeds)),
-                  tuple(items), tuple(options.sigmas), tuple(options.lambdas))
+                  tuple(items), tuple(options.sigmas), tuple(options.lambdas), not tiny)
     return Bench(options, study, paths, device, options.dtype or half)
+
+
+def check(bench, todo):
+    """Open all that the runs `todo` will need. Raises UserError for what is broken: now, and not after days."""
+    for name in dict.fromkeys(run.model for run in todo):
+        open_model(bench, name)
+    for path in dict.fromkeys(path for run in todo for path in images_of(bench, run)):
+        data.open_picture(path)
+    if todo and not bench.tiny:
+        bench.networks = load_networks(network_folders(bench.options), bench.device)
 
 
 def settings_of(bench):
@@ -105,6 +127,7 @@ def settings_of(bench):
             pictures |= {f"{name}/{subject.name}/{file}": held for file, held in fingerprint(files).items()}
     own = {f"model {MODELS[name]}": full_name(path) for name, path in bench.paths.items()}
     own |= {"as": study.source, "each": options.each, "sample steps": options.sample_steps, "dtype": bench.dtype}
+    own |= {"networks": options.networks and full_name(options.networks), "prediction type": options.prediction_type}
     return own, pictures
 
 
@@ -128,7 +151,7 @@ def tasks_of(bench, todo):
     """The class pictures and the runs as tasks, each after what it needs. todo: {run: its steps}."""
     tasks, drawn = [], {}
     for folder, (run, count) in estimate.class_pictures(bench, todo).items():
-        drawn[folder] = f"class-{folder.name}"
+        drawn[folder] = class_task(folder)
         tasks.append(Task(
             drawn[folder], lambda run=run, count=count: draw_class_pictures(bench, run, count),
             lambda folder=folder, count=count: all((folder / f"drawn-{i:05d}.png").exists() for i in range(count)),
@@ -148,6 +171,8 @@ def paper(options):
     cells = plan(bench.study)
     todo = trainings(cells)
     left = estimate.work(bench, todo)
+    left_to_do = {run: steps for run, steps in todo.items() if not is_done(bench, run, steps)}
+    check(bench, left_to_do)
     if options.plan:
         for item in bench.study.items:
             own = trainings([cell for cell in cells if cell.item == item])
@@ -156,14 +181,12 @@ def paper(options):
         if left.runs:
             print(estimate.describe(left, *estimate.estimate(bench, todo, left)))
         return
-    if not bench.tiny:  # what is wrong with the networks is said before anything is done
-        bench.networks = load_networks(network_folders(bench.options), bench.device)
     print(f"process {rank} of {world} on {bench.device}: {estimate.describe(left)}", flush=True)
     claims = Claims(bench.out / "claims")
     agree(bench, claims)
     tasks = tasks_of(bench, todo)
     try:
-        perform(tasks, claims, first=len(tasks) * rank // world)
+        lost = perform(tasks, claims, first=len(tasks) * rank // world, failures=Failures(failures_folder(bench)))
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped: the same command goes on with the runs that are not done") from None
     claim = claims.take("report")  # None: another process is writing the same
@@ -171,3 +194,6 @@ def paper(options):
         with claim:
             items = report(bench, cells)
         print(f"{bench.out / 'report.html'}: {', '.join(items)}; {bench.out / 'tables'}: the numbers")
+    if lost:
+        raise UserError(f"{len(lost)} of {len(tasks)} failed, {lost[0]} first: {bench.out / 'report.html'} says why; "
+                        "the same command tries them again")

@@ -18,6 +18,7 @@ from .perform import (
     class_folder,
     has_prior,
     images_of,
+    is_done,
     judge_of,
     measures_of,
     open_model,
@@ -45,7 +46,7 @@ def work(bench, todo):
     left, kinds, steps, pictures = 0, {}, 0, 0
     for run, measured in todo.items():
         missing = [each for each in measured if not measures_of(bench, run, each).exists()]
-        if missing:
+        if not is_done(bench, run, measured):
             left, steps = left + 1, steps + missing[-1]
             kind = run.model, run.method, run.bayes
             kinds[kind] = kinds.get(kind, 0) + missing[-1]

@@ -9,9 +9,11 @@ that was interrupted gives the same weights when it is done again.
                                          picture}, "cases": {"best", "average", "worst": number of the picture}}
     OUT/runs/NAME/diverged.json       in place of the rest, if the loss is no number any more
     OUT/costs/NAME.json               seconds of a step, memory, random parameters; not the same twice
+    OUT/failed/NAME.json              why it, or the drawing of the class pictures that it needs, failed
 """
 
 import dataclasses
+import gc
 import math
 import time
 from pathlib import Path
@@ -75,6 +77,10 @@ def read_measures(path):
     return read_json(path, record(MEASURED, required=MEASURED))
 
 
+def failures_folder(bench):
+    return bench.out / "failed"
+
+
 def is_done(bench, run, steps):
     """Whether nothing of the run remains to be measured at these steps."""
     if (folder_of(bench, run) / "diverged.json").exists():
@@ -86,9 +92,15 @@ def is_done(bench, run, steps):
 
 
 def open_model(bench, name):
-    """A pretrained model of the study, in float32 on the CPU."""
-    options = bench.options
-    return StableDiffusion.load(bench.paths[name], options.tokenizer, torch.float32, options.prediction_type)
+    """A pretrained model of the study, in float32 on the CPU.
+
+    --tokenizer and --prediction-type are for single files: a folder has its own. What they predict is in doubt for SD
+    v2 alone, and so the option means v2.0 where it is given.
+    """
+    options, path = bench.options, bench.paths[name]
+    is_file, meant = Path(path).is_file(), "v20" if "v20" in bench.paths else "main"
+    predicts = options.prediction_type if is_file and name == meant else None
+    return StableDiffusion.load(path, options.tokenizer if is_file else None, torch.float32, predicts)
 
 
 def captions_of(bench, subject):
@@ -130,6 +142,11 @@ def class_folder(bench, run):
     return bench.out / "class_images" / f"{run.model}-{run.subject.kind.replace(' ', '-')}"
 
 
+def class_task(folder):
+    """The name of the work of drawing the class pictures in a folder of `class_folder`."""
+    return f"class-{folder.name}"
+
+
 def train_options(bench, run, steps):
     """The TrainOptions of a run, as the command `train` takes them."""
     options, (prompt, class_prompt) = bench.options, captions_of(bench, run.subject)
@@ -165,6 +182,7 @@ def draw_class_pictures(bench, run, count):
 def perform(bench, run, steps):
     """Train a run and leave the pictures and measures of those of its steps that are not there yet."""
     missing = [each for each in steps if not measures_of(bench, run, each).exists()]
+    before = allocated(bench)
     sd = open_model(bench, run.model)
     files = images_of(bench, run)
     options = train_command.settle(train_options(bench, run, missing[-1]), sd, len(files))
@@ -178,13 +196,22 @@ def perform(bench, run, steps):
         sources += train_command.class_source(options, sd, train_command.class_folders(options, [len(files)]))
     batches = Batches(sd, sources, options.batch_size, options.seed)
     training = fine_tuning(sd, options)
-    observer = Observer(bench, run, missing, judge)
+    observer = Observer(bench, run, missing, judge, before)
     try:
         with Progress(None, training, options.steps, run.name) as progress:
             train(training, options, batches, [progress, observer])
     except Diverged as error:
         write_json(folder_of(bench, run) / "diverged.json", {"run": run.name, "why": str(error)})
     write_json(bench.out / "costs" / f"{run.name}.json", observer.costs(training))
+
+
+def allocated(bench):
+    """Bytes of the GPU that a process holds between two runs, its photo networks above all; 0 on a CPU."""
+    if not bench.device.startswith("cuda"):
+        return 0
+    gc.collect()  # what a run that failed has left
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated(bench.device)
 
 
 def judge_of(bench, sd, images):
@@ -202,10 +229,13 @@ def network_folders(options):
 
 
 class Observer:
-    """Watches a training: draws and measures at the missing steps, and takes the time of the rest."""
+    """Watches a training: draws and measures at the missing steps, and takes the time of the rest.
 
-    def __init__(self, bench, run, missing, judge):
-        self.bench, self.run, self.missing, self.judge = bench, run, missing, judge
+    before: bytes of the GPU that do not belong to the training.
+    """
+
+    def __init__(self, bench, run, missing, judge, before=0):
+        self.bench, self.run, self.missing, self.judge, self.before = bench, run, missing, judge, before
         self.wanted = wanted_of(bench, run.subject)
         self.seconds, self.peak, self.resumed = 0.0, 0, None
 
@@ -215,7 +245,7 @@ class Observer:
             training.check()  # which waits for the step's figures, and so for the device
             self.seconds += time.perf_counter() - self.resumed
             if device.type == "cuda":
-                self.peak = max(self.peak, torch.cuda.max_memory_allocated(device))
+                self.peak = max(self.peak, torch.cuda.max_memory_allocated(device) - self.before)
         if training.step in self.missing:
             with at_the_mean(training.sd, getattr(torch, self.bench.dtype)):
                 self.draw(training.sd, training.step)

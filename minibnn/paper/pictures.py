@@ -6,7 +6,7 @@ from ..lab import plot
 from .perform import measures_of
 
 THUMBNAIL = 192  # pixels
-COLUMNS = 10  # subjects that a sheet shows
+COLUMNS = 10  # subjects that a sheet shows, as many of each data set
 
 
 def panels(item, lines, measure):
@@ -35,7 +35,9 @@ def case_pictures(bench, found, case):
         path = measures_of(bench, cell.run, cell.steps).with_name(f"{case}.png")
         if values is not None and path.exists():
             places.setdefault(cell.row, {}).setdefault((cell.run.subject.data, cell.run.subject.name), path)
-    subjects = list(dict.fromkeys(key for of_row in places.values() for key in of_row))[:COLUMNS]
+    known = list(dict.fromkeys(key for of_row in places.values() for key in of_row))
+    sets = list(dict.fromkeys(data for data, _ in known))
+    subjects = [key for data in sets for key in [each for each in known if each[0] == data][: COLUMNS // len(sets)]]
     pictures = [[opened(of_row[key]) if key in of_row else None for key in subjects] for of_row in places.values()]
     return pictures, list(places), [name for _, name in subjects]
 

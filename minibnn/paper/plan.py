@@ -61,6 +61,7 @@ class Study:
     items: tuple[str, ...]
     sigmas: tuple[float, ...] = ()
     lambdas: tuple[float, ...] = ()
+    photographs: bool = True  # False: the twins, which are drawings of the bundled model's world
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,11 @@ def pictures_of(subject):
     return min(subject.pictures, PERSON_PICTURES) if subject.data == "celeba" else subject.pictures
 
 
+def column_of(study, subject):
+    """What a subject's column of Table 1 is called: its data set, of which the bundled model's drawings are none."""
+    return DATA[subject.data] if study.photographs else f"drawings: {subject.name}"
+
+
 def plan(study):
     """The cells of all items of a study, in the order of ITEMS."""
     return [cell for item in ITEMS if item in study.items for cell in PLANS[item](study)]
@@ -140,7 +146,8 @@ def _table1(study):
             for method in METHODS:
                 for bayes in (False, True):
                     run = Run(subject, pictures_of(subject), seed, method, bayes)
-                    yield Cell("table1", name_of(method, bayes), DATA[subject.data], run, steps_of(study, run))
+                    column = column_of(study, subject)
+                    yield Cell("table1", name_of(method, bayes), column, run, steps_of(study, run))
 
 
 def _table2(study):

@@ -1,7 +1,8 @@
 """The paper's tables and figures from what is on disk: JSON, CSV, Markdown, pictures and a web page.
 
     OUT/report.html          all of it to look at, in one file; OUT/report.md: to read
-    OUT/tables/ITEM.json     rows, with − without, and for table1 the cases of App. I; ITEM.csv: the rows alone
+    OUT/tables/ITEM.json     rows, with − without, what diverged or failed, and for table1 the cases of App. I
+    OUT/tables/ITEM.csv      the rows alone
     OUT/tables/costs.json    of table3: share of parameters, memory and time, which are not the same twice
     OUT/figures/ITEM.png     curves of the figures; ITEM-CASE.png: the best, average and worst pictures
 
@@ -14,11 +15,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from .. import __version__
+from ..files.failures import Failures
 from ..files.schema import number, optional, record, text
 from ..files.store import read_json, write_json, write_text
 from ..lab import plot, sheets
 from ..pictures import save_png
 from . import deviations, tables, web
+from .perform import failures_folder
 from .pictures import case_pictures, panels
 from .plan import ITEMS
 from .statements import statements
@@ -39,6 +42,7 @@ class Contents:
     said: list
     costs: list
     drawn: dict  # {item: measures of which there are curves}
+    failed: dict  # {item: {name of a run: why it failed}}
 
 
 def gather(bench, cells):
@@ -53,7 +57,9 @@ def gather(bench, cells):
     for item, roles in CURVES.items():
         measures = {line["measure"] for line in rows.get(item, ())}
         drawn[item] = [name for name in (tables.by_role(measures, role) for role in roles) if name]
-    return Contents(found, rows, pairs, statements(rows, pairs), costs, drawn)
+    noted = Failures(failures_folder(bench)).noted()
+    failed = {item: tables.failed(bench, each, noted) for item, each in found.items()}
+    return Contents(found, rows, pairs, statements(rows, pairs), costs, drawn, failed)
 
 
 def report(bench, cells):
@@ -61,7 +67,7 @@ def report(bench, cells):
     contents = gather(bench, cells)
     for item, found in contents.found.items():
         whole = {"rows": contents.rows[item], "with − without": contents.pairs[item],
-                 "diverged": tables.diverged(bench, found)}
+                 "diverged": tables.diverged(bench, found), "failed": contents.failed[item]}
         if item == "table1":
             whole["cases"] = tables.case_rows(found)
         write_json(bench.out / "tables" / f"{item}.json", whole)
@@ -110,6 +116,9 @@ def markdown(bench, contents, figures):
             words.append(costs_markdown(contents.costs))
         if lost := tables.diverged(bench, found):
             words.append(f"Diverged, and left out above: {', '.join(lost)}.\n")
+        if failed := contents.failed[item]:
+            reasons = "; ".join(f"{name} ({why})" for name, why in failed.items())
+            words.append(f"Failed, and left out above: {reasons}.\n")
         words += [f"![{tables.TITLES[item]}](figures/{name})\n" for name in figures.get(item, ())]
     words += ["## What the paper says of it\n", "| item | the paper says | found | figures |\n|---|---|---|---|\n"]
     words[-1] += "".join(f"| {s['item']} | {s['says']} | {s['verdict']} | {s['figures']} |\n" for s in contents.said)

@@ -17,7 +17,8 @@ from dataclasses import replace
 from ..errors import UserError
 from ..lab.intervals import interval
 from .judges import PHOTO, ROLES, WORLD
-from .perform import folder_of, measures_of, read_measures
+from .perform import class_folder, class_task, folder_of, has_prior, is_done, measures_of, read_measures
+from .plan import trainings
 
 TITLES = {
     "table1": "Table 1: methods", "table2": "Table 2: pretrained models", "table3": "Table 3: where to apply BNNs",
@@ -163,6 +164,19 @@ def diverged(bench, found):
     """The names of the runs whose loss was no number any more."""
     runs = dict.fromkeys(cell.run for cell, _, _ in found)
     return [run.name for run in runs if (folder_of(bench, run) / "diverged.json").exists()]
+
+
+def failed(bench, found, noted):
+    """{name of a run that failed: why}. noted: of `Failures`; a run fails with the class pictures that it needs."""
+    why = {}
+    steps = trainings([cell for cell, _, _ in found])
+    for run in (run for run in steps if not is_done(bench, run, steps[run])):
+        pictures = noted.get(class_task(class_folder(bench, run))) if has_prior(bench, run) else None
+        if run.name in noted:
+            why[run.name] = noted[run.name]["why"]
+        elif pictures:
+            why[run.name] = f"its class pictures: {pictures['why']}"
+    return why
 
 
 # --- text -------------------------------------------------------------------------------------------------------------

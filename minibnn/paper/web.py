@@ -40,7 +40,7 @@ def of_item(bench, contents, item):
     """What the page shows of a table or figure."""
     rows, pairs, found = contents.rows[item], contents.pairs[item], contents.found[item]
     if not rows:
-        return [html.paragraph("Nothing is measured yet.")]
+        return [html.paragraph("Nothing is measured yet."), *failures(contents.failed[item])]
     parts = [table(rows, "runs", counted, valued)]
     if pairs:
         parts.append(table(pairs, "interval over", lambda cell: cell["over"], difference))
@@ -62,7 +62,12 @@ def of_item(bench, contents, item):
         parts.append(costs(contents.costs))
     if lost := tables.diverged(bench, found):
         parts.append(html.paragraph(f"Diverged, and left out: {', '.join(lost)}."))
-    return parts
+    return parts + failures(contents.failed[item])
+
+
+def failures(failed):
+    """The runs that failed, if there are any: {name: why}."""
+    return [html.table(["failed, and left out", "why"], [list(row) for row in failed.items()])] if failed else []
 
 
 def table(lines, last, of_place, of_cell, caption=None):
