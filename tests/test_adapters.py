@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from minibnn import UNet
-from minibnn.finetune import adapters, bayes, lora, oft
+from minibnn.finetune import adapters, bayes, lora, oft, weight_noise
 
 D = torch.float64
 LORA = {"layers": "to_q,to_out.0", "rank": 3, "alpha": 5.0}
@@ -295,6 +295,28 @@ def test_ranks_and_blocks_that_do_not_fit_leave_the_network_alone(vectors):
     with pytest.raises(ValueError, match="blocks do not divide"):  # blocks of 1 × 1 cannot turn anything
         adapters.attach_oft(unet, blocks=smallest)
     assert not adapters.adapters(unet) and all(p.requires_grad for p in unet.parameters())
+
+
+@pytest.mark.parametrize(("where", "begins"), [("up", "up_blocks."), ("mid,down", ("mid_block.", "down_blocks."))])
+def test_q_is_random_in_the_blocks_that_are_named(vectors, call, where, begins):
+    """As in the up blocks of the authors' script; elsewhere Q is trained without noise. At the mean nothing differs."""
+    unet, noise = vectors.network("unet"), weight_noise.WeightNoise()
+    everywhere, plain = copy.deepcopy(unet), call(unet)
+    adapters.attach_oft(everywhere, blocks=2, sigma=0.1, noise=noise)
+    adapters.attach_oft(unet, blocks=2, sigma=0.1, noise=noise, where=where)
+    random = {name for name, adapter in adapters.adapters(unet).items() if adapter.q_sigma is not None}
+    assert random == {name for name in adapters.adapters(everywhere) if name.startswith(begins)}
+    assert 0 < len(random) < len(adapters.adapters(unet)) and all(
+        adapter.q.requires_grad for adapter in adapters.adapters(unet).values())
+    weight_noise.draw_at_once(unet, noise)
+    drawn = []
+    for at_once in (True, False):
+        noise.at_once = at_once
+        noise.renew(seeded())
+        drawn.append(call(unet.train()))
+    torch.testing.assert_close(*drawn, rtol=1e-4, atol=1e-5)
+    assert (drawn[0] - plain).abs().max() > 1e-3
+    torch.testing.assert_close(call(unet.eval()), plain, rtol=1e-4, atol=1e-5)
 
 
 def test_constrain_holds_every_block_in_its_ball(vectors):

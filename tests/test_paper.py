@@ -520,6 +520,8 @@ def test_the_authors_scripts_are_followed_where_they_differ(made):
         assert (train_options(bench, lora, 3).prior_weight, train_options(bench, bnn, 3).where) == (float(prior), where)
         assert class_count(bench, bnn) == (12 if prior else 4)
         assert bench.dtype == "float32" and train_options(bench, lora, 3).where is None
+        oft = [train_options(bench, Run(subject, 2, 0, "oft", bayes), 3).where for bayes in (False, True)]
+        assert oft == [None, None if source == "paper" else "up"]
     bench.study.recipe["class_pictures_per_picture"] = 200
     assert class_count(bench, bnn) == 200
 

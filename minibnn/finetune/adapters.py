@@ -7,6 +7,7 @@ transformer block, self and cross. The adapters are in `lora.py` and `oft.py`, t
 import torch
 from torch import nn
 
+from .bayes import REGIONS
 from .lora import Adapter, LoraLinear
 from .oft import OftLinear, project
 
@@ -23,18 +24,38 @@ def select(network, layers=LAYERS):
     return [name for name in linear if ("." + name).endswith(words)]
 
 
+def regions(where):
+    """How the names of the layers begin that lie in the blocks `where`: regions("up,mid") is ("up_blocks.", …).
+
+    Raises ValueError for words that are no blocks.
+    """
+    for word in where.split(","):
+        if word not in REGIONS:
+            raise ValueError(f"where = {word!r} is no part of a UNet; those of an adapter are {', '.join(REGIONS)}")
+    return tuple(REGIONS[word] for word in where.split(","))
+
+
 def attach_lora(network, layers=LAYERS, rank=4, alpha=4.0, sigma=None, noise=None, seed=0):
     """Freeze the network and give the chosen layers a LoRA, in place. Raises ValueError as `select` and LoraLinear.
 
     sigma: initial standard deviation of the random weights, which share the WeightNoise `noise`; None: plain weights.
     """
     generator = torch.Generator().manual_seed(seed)
-    _attach(network, layers, lambda layer, stream: LoraLinear(layer, rank, alpha, sigma, noise, stream, generator))
+    _attach(network, layers, lambda layer, stream, _: LoraLinear(layer, rank, alpha, sigma, noise, stream, generator))
 
 
-def attach_oft(network, layers=LAYERS, blocks=4, sigma=None, noise=None):
-    """Freeze the network and give the chosen layers an OFT, in place; sigma, noise and errors as in `attach_lora`."""
-    _attach(network, layers, lambda layer, stream: OftLinear(layer, blocks, sigma, noise, stream))
+def attach_oft(network, layers=LAYERS, blocks=4, sigma=None, noise=None, where=None):
+    """Freeze the network and give the chosen layers an OFT, in place; sigma, noise and errors as in `attach_lora`.
+
+    where: the blocks in which Q is random, as of `regions`, which raises ValueError; elsewhere it is plain. None: all.
+    """
+    inside = regions(where) if where else ""
+
+    def make(layer, stream, name):
+        random = (sigma, noise) if name.startswith(inside) else (None, None)
+        return OftLinear(layer, blocks, *random, stream)
+
+    _attach(network, layers, make)
 
 
 def _attach(network, layers, make):
@@ -42,7 +63,7 @@ def _attach(network, layers, make):
     for stream, name in enumerate(select(network, layers)):
         layer = network.get_submodule(name)
         try:
-            made[name] = make(layer, stream).train(layer.training)
+            made[name] = make(layer, stream, name).train(layer.training)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     network.requires_grad_(False)

@@ -3,7 +3,7 @@
     method       trained               random (--bayes)           what a run holds
     dreambooth   all of the UNet       layers that --where names  a diffusers folder
     lora         down and up matrices  the up matrices            pytorch_lora_weights.safetensors
-    oft          Q of every block      Q                          adapter_config.json, adapter_model.safetensors
+    oft          Q of every layer      Q (or where --where says)  adapter_config.json, adapter_model.safetensors
 
 Follows: the paper's App. D and H.1. The training in `train.py` calls `make_trainable` before its first step and
 `constrain` after each.
@@ -23,7 +23,7 @@ from .weight_noise import WeightNoise, draw_at_once
 OWN = {  # the options that belong to one method, and their defaults
     "dreambooth": {"where": "paper"},
     "lora": {"rank": 4, "alpha": None, "layers": adapters.LAYERS, "export": None},
-    "oft": {"blocks": 4, "coft": None, "layers": adapters.LAYERS},
+    "oft": {"blocks": 4, "coft": None, "layers": adapters.LAYERS, "where": None},
 }
 EXPORTS = ("kohya", "peft")
 
@@ -33,7 +33,7 @@ def settle(options, recipe):
     for name in dict.fromkeys(name for own in OWN.values() for name in own):
         if name not in OWN[options.method] and getattr(options, name) is not None:
             owners = " or ".join(method for method, own in OWN.items() if name in own)
-            why = "; what is random in lora and oft is fixed (paper, App. D)" if name == "where" else ""
+            why = "; what is random in lora is fixed (paper, App. D)" if name == "where" else ""
             raise UserError(f"--{name} belongs to --method {owners}{why}")
     unknown = set((options.export or EXPORTS[0]).split(",")) - set(EXPORTS)
     if unknown:
@@ -54,6 +54,9 @@ def check(unet, options):
         if options.method != "dreambooth":
             at_fault = "--layers"
             adapters.select(unet, options.layers)
+            if options.where:
+                at_fault = "--where"
+                adapters.regions(options.where)
             at_fault = "--rank" if options.method == "lora" else "--blocks"
         with torch.device("meta"):
             make_trainable(type(unet)(unet.config), options)
@@ -68,7 +71,7 @@ def make_trainable(unet, options):
     if options.method == "lora":
         adapters.attach_lora(unet, options.layers, options.rank, options.alpha, sigma, noise, options.seed)
     elif options.method == "oft":
-        adapters.attach_oft(unet, options.layers, options.blocks, sigma, noise)
+        adapters.attach_oft(unet, options.layers, options.blocks, sigma, noise, options.where)
     elif options.bayes:
         noise = bayes.bayesianize(unet, options.where, sigma, options.kernel)
     if options.bayes:

@@ -17,8 +17,9 @@ DEVIATIONS = (  # (point, the paper's text, the authors' scripts, here)
     ("prior preservation of LoRA and OFT", "none (App. H.1)", "with it", "as --as says"),
     ("class pictures", "200 for each training picture", "200 for each class, by PNDM in half precision, as JPEG",
      "as --as says (count and sampler); always in the training's precision, as PNG"),
-    ("random part of LoRA and OFT", "the up matrix; Q", "those of the up blocks alone",
-     "in all blocks with both: as in the text"),
+    ("random part of LoRA", "the up matrix", "that of all blocks; the switches for blocks that its script sets do "
+     "nothing", "that of all blocks with both"),
+    ("random part of OFT", "Q", "that of the up blocks alone", "as --as says"),
     ("constrained OFT", "not mentioned", "a radius 6e-5·b²/√r on Q, switched off", "off"),
     ("optimiser", "not mentioned", "8-bit Adam for DreamBooth and OFT without BNN, 32-bit for DreamBooth with BNN",
      "32-bit AdamW for all: otherwise with and without differ in more than the BNN"),
@@ -29,6 +30,9 @@ DEVIATIONS = (  # (point, the paper's text, the authors' scripts, here)
     ("crop of the pictures", "not mentioned", "bilinear, random", "Lanczos, centred: no randomness besides the seed's"),
     ("order of the pictures", "not mentioned", "each picture always beside the same class picture",
      "independent permutations"),
+    ("training pictures, as Clip-I and Dino see them", "not mentioned", "the files as they are",
+     "the squares that the training sees"),
+    ("prompts, as Clip-T sees them", "not mentioned", "with the rare word", "with the rare word"),
     ("seeds", "5", "seed 0 in the scripts", "--seeds, 5 by default"),
     ("columns of Figs. 2, 7, 8 and 9", "in the pictures alone", "none", "chosen here: see the plan"),
     ("what is drawn with", "4 pictures for each of 25 prompts", "PNDM, 50 steps, guidance 7.5", "the same; the noise "

@@ -34,7 +34,7 @@ from ..pictures import save_png
 from ..pipeline import StableDiffusion
 from ..train import Batches, Diverged, at_the_mean, fine_tuning, train
 from . import dataset, judges
-from .plan import WHERE
+from .plan import OFT_WHERE, WHERE
 
 MEASURED = {
     "run": text, "steps": integer(0), "prompts": items(text, 1), "values": mapping(items(number(), 1)),
@@ -164,6 +164,8 @@ def train_options(bench, run, steps):
     }
     if run.method == "dreambooth" and run.bayes:
         own["where"] = WHERE[bench.study.source][run.where]
+    if run.method == "oft" and run.bayes:
+        own["where"] = OFT_WHERE[bench.study.source]
     return TrainOptions(**(defaults | own))
 
 

@@ -39,6 +39,7 @@ WHERE = {  # {source: {row of Table 3: --where}}
         "default + cross-attention": "paper,projections,cross-attention", "cross-attention": "cross-attention",
     },
 }
+OFT_WHERE = {"paper": None, "authors": "up"}  # {source: --where of OFT}: their script makes Q random in the up blocks
 CELEBA = 1.25  # 250 steps a picture instead of 200 (App. H.1), for all but LoRA
 TABLE2_LAMBDA, TABLE2_LONGER = 0.1, 2  # of v1.4; of v2.0 (App. H.2)
 FIG2_PICTURES, FIG2_STEPS = (1, 2, 3, 4, 5, 6), (0, 0.125, 0.25, 0.5, 1, 2, 4)  # of 200 a picture: 0, 25, … 800
