@@ -31,16 +31,18 @@ def list_pictures(folder, option="--images"):
     """The pictures of a folder, sorted by name; other files are skipped with a notice. Raises UserError if none."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{option} {folder}: no such folder")
+        wrong = "is a file; name the folder that holds the pictures" if folder.exists() else "no such folder"
+        raise UserError(f"{option} {folder}: {wrong}")
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     pictures = [p for p in files if p.suffix.lower() in SUFFIXES]
     captions = {caption_file(p) for p in pictures}
     skipped = [p.name for p in files if p not in pictures and p not in captions]
     if skipped:
-        log.warning("%s: skipping %d files that are not read: %s", folder, len(skipped), ", ".join(skipped[:4]))
+        many = f"{len(skipped)} file{'s' if len(skipped) > 1 else ''}"
+        log.warning("%s: skipping %s that cannot be read as pictures: %s", folder, many, ", ".join(skipped[:4]))
     if not pictures:
         kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
-        raise UserError(f"{option} {folder}: no pictures in it ({kinds} are read, HEIC is not)")
+        raise UserError(f"{option} {folder}: no pictures in it ({kinds}); convert others, such as HEIC, to PNG")
     return pictures
 
 
@@ -94,18 +96,18 @@ def open_picture(path):
             image = Image.open(path)
             return _to_rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError:
-        raise UserError(f"{path}: too many pixels, perhaps an attack; make it smaller") from None
+        raise UserError(f"{path}: too many pixels to be opened safely; make it smaller") from None
     except MemoryError:
         raise
     except Exception as error:  # PIL's decoders raise whatever their code runs into in a damaged file
-        raise UserError(f"{path}: broken or no picture ({error}); remove it or save it again") from None
+        raise UserError(f"{path}: damaged, or not a picture ({error}); remove it or save it again") from None
 
 
 def load_picture(path, size):
     """A picture of any mode -> (3, size, size) float32 in [-1, 1], cropped to the central square; as `open_picture`."""
     image = open_picture(path)
     if min(image.size) < size:
-        log.warning("%s: %d x %d pixels are fewer than the resolution of %d", path, *image.size, size)
+        log.warning("%s: %d x %d pixels are fewer than the resolution of %d; it is enlarged", path, *image.size, size)
     image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 

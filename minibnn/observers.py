@@ -12,6 +12,7 @@ from .checkpoints import STATE, save_checkpoint
 from .files.store import append_text, read_text, write_text
 from .options.running import interrupt, note_signal, on_stop
 from .progress import Course, progress_bar
+from .runs import to_go_on
 
 
 class Checkpoints:
@@ -36,7 +37,7 @@ class Checkpoints:
             self.saved = done
         if stopping and done < self.steps:
             saved = f"stopped after step {done}, saved in {self.out / STATE.parent}"
-            raise KeyboardInterrupt(f"{saved}: the same command with --resume goes on")
+            raise KeyboardInterrupt(f"{saved}; to go on: {to_go_on(self.out)}")
 
 
 class Progress:

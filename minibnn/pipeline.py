@@ -7,6 +7,7 @@ But: no safety checker, no image-to-image, no inpainting. How pictures are drawn
 
 import dataclasses
 import logging
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
@@ -71,9 +72,7 @@ class StableDiffusion:
         prediction_type: "epsilon" or "v_prediction", of a single file; None: as it says, or looks (`single_file.py`).
         Raises UserError naming the file, key or value at fault.
         """
-        path = ASSETS / path if str(path) in BUNDLED else Path(path)
-        if not path.exists():
-            raise UserError(f'no model at {path}: give a folder, a .safetensors file, or "tiny" for the bundled model')
+        path = place_of(path)
         if path.is_file():
             return cls._load_single_file(path, tokenizer, dtype, prediction_type)
         if not runs.is_adapter_run(path):
@@ -229,6 +228,17 @@ class StableDiffusion:
         z = (x / self.vae.config.scaling_factor).to(self.vae.quant_conv.weight)
         at_once = max(1, 64 * 64 // (z.shape[2] * z.shape[3]))  # one of 512 × 512 pixels: the decoder takes the memory
         return torch.cat([self.vae.decode(part).float().clamp(-1, 1) for part in z.split(at_once)])
+
+
+def place_of(model):
+    """Where a model is that is named "tiny", "textured" or by its path. Raises UserError when nothing is there."""
+    path = ASSETS / model if str(model) in BUNDLED else Path(model)
+    if path.exists():
+        return path
+    here = 'give a folder, a .safetensors file, or "tiny" for the bundled model'
+    if re.fullmatch(r"[\w-]+/[\w.-]+", str(model)):  # as models are named on Hugging Face
+        here = f"minibnn downloads nothing; hf download {model} --local-dir FOLDER does, then --model FOLDER"
+    raise UserError(f"no model at {path}: {here}")
 
 
 def check_tokenizer(tokenizer, config):

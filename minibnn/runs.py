@@ -17,6 +17,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,12 +85,21 @@ def subject_of(options):
     return {"prompt": options.prompt[0], "class_prompt": of_class, "resolution": options.resolution}
 
 
+def to_go_on(folder):
+    """The command that goes on with the run in this folder, for the person who reads a message."""
+    processes = read_config(folder).get("processes", 1)
+    start = "python" if processes == 1 else f"torchrun --nproc-per-node {processes}"
+    return f"{start} -m minibnn train --resume --out {shlex.quote(str(folder))}"
+
+
 def is_adapter_run(folder):
     """True for a run of LoRA or OFT, which holds no model of its own. Raises UserError when it is not finished."""
     if (Path(folder) / "unet").is_dir() or find_config(folder) is None:
         return False
     if not is_adapter(folder):
-        raise UserError(f"the run in {folder} is not finished: its training command with --resume goes on")
+        begun = (Path(folder) / STATE).exists()
+        how = f"to go on: {to_go_on(folder)}" if begun else "it has no checkpoint; give its training command again"
+        raise UserError(f"the run in {folder} is not finished; {how}")
     return True
 
 
@@ -149,7 +159,7 @@ def check_same_run(options, pictures):
             raise UserError(f"{differs}, which decides what is trained: leave it out, or start another run")
     if (processes := config.get("processes", 1)) != distributed.world():
         differs = f"the run in {options.out} was begun by {processes} processes and cannot go on with"
-        raise UserError(f"{differs} {distributed.world()}: torchrun --nproc-per-node {processes} goes on")
+        raise UserError(f"{differs} {distributed.world()}; to go on: {to_go_on(options.out)}")
     check_class_folder(options, config)
     done, _ = read_progress(Path(options.out) / STATE)
     if done > options.steps:

@@ -81,24 +81,29 @@ def test_options_that_a_command_reads_are_those_it_has(name):
         (["minibnn.train"], "error: --images is required; python -m minibnn train --help explains it"),
         (
             ["minibnn.train", "--images", "x", "--steps", "0"],
-            "error: argument --steps: '0' is not a whole number of at least 1",
+            "error: --steps: '0' is not a whole number of at least 1",
         ),
         (
             ["minibnn.train", "--images", "x", "--batch-size", "-1"],
-            "error: argument --batch-size: '-1' is not a whole number",
+            "error: --batch-size: '-1' is not a whole number",
         ),
-        (["minibnn.train", "--images", "x", "--lr=--"], "error: argument --lr: '--' is no value"),
-        (["minibnn.train", "--images", "x", "--lr", "0"], "error: argument --lr: '0' is not a number above 0"),
-        (["minibnn.train", "--images", "x", "--lr", "nan"], "error: argument --lr: 'nan' is not a number above 0"),
+        (["minibnn.train", "--images", "x", "--lr=--"], "error: --lr: '--' is no value"),
+        (["minibnn.train", "--images", "x", "--lr", "0"], "error: --lr: '0' is not a number above 0"),
+        (["minibnn.train", "--images", "x", "--lr", "nan"], "error: --lr: 'nan' is not a number above 0"),
         (
             ["minibnn.train", "--images", "x", "--prompt", " "],
-            "error: argument --prompt: ' ' is not a text that is not empty",
+            "error: --prompt: ' ' is not a text with at least one word in it",
         ),
         (["minibnn.train", "--images", "nowhere"], "error: --images nowhere: no such folder"),
+        (["minibnn.train", "--images", __file__], f"error: --images {__file__}: is a file; name the folder"),
         (["minibnn.sample", "--prompt", "a dog", "--out", "a.jpg"], "error: --out a.jpg: the name must end with .png"),
         (
             ["minibnn.sample", "--prompt", "a dog", "--model", "nowhere"],
             "error: no model at nowhere: give a folder, a .safe",
+        ),
+        (
+            ["minibnn.sample", "--prompt", "a dog", "--model", "maker/sd-v1"],
+            "error: no model at maker/sd-v1: minibnn downloads nothing; hf download maker/sd-v1 --local-dir FOLDER",
         ),
     ],
 )
@@ -152,7 +157,7 @@ def test_seeds_are_those_that_every_generator_takes(options_class, capsys):
     for seed in (str(2**63), "-1", "1.5"):
         with pytest.raises(SystemExit):
             parse(options_class, "x", [*words, f"--{name}", seed])
-        expected = f"error: argument --{name}: {seed!r} is not a whole number from 0 to 2^63 - 1\n"
+        expected = f"error: --{name}: {seed!r} is not a whole number from 0 to 2^63 - 1\n"
         # where several numbers may stand, argparse takes -1 for an option and complains about that
         assert capsys.readouterr().err == expected or (name, seed) == ("seeds", "-1")
 

@@ -156,7 +156,7 @@ def test_a_model_that_is_no_run(small, run_export, tmp_path):
         ("oft", ["--to", "kohya"], "--to kohya: .* is an OFT, which no LoRA can hold; --to single-file writes a file"),
         ("dreambooth", ["--to", "kohya"], "is a whole model and no LoRA; --to single-file"),
         ("dreambooth", ["--to", "peft"], "is a whole model and no LoRA"),
-        ("dreambooth", ["--to", "diffusers"], "--out is required: --to diffusers has no place of its own"),
+        ("dreambooth", ["--to", "diffusers"], "--out is required: .* is for diffusers already; for a copy"),
         ("lora", ["--to", "diffusers"], "--out is required"), ("oft", ["--to", "peft"], "--out is required"),
         ("oft", ["--to", "peft", "--out", "RUN", "--overwrite"], "is what was trained, and stays as it is"),
         ("dreambooth", ["--to", "diffusers", "--out", "RUN", "--overwrite"], "is what was trained, and stays"),
@@ -172,6 +172,11 @@ def test_refusals(runs, run_export, method, words, message):
     words = [word.replace("RUN", str(runs[method])) for word in words]
     with pytest.raises(UserError, match=message):
         run_export(runs[method], *words)
+
+
+def test_a_folder_of_something_else_is_no_run(run_export, tmp_path):
+    with pytest.raises(UserError, match="holds neither a run nor a model"):
+        run_export(tmp_path, "--to", "kohya")
 
 
 def test_words_that_are_missing(capsys):

@@ -351,7 +351,7 @@ def test_a_run_finds_its_base_or_says_which_it_was(options, tmp_path, monkeypatc
         StableDiffusion.load(tmp_path / "run")
     StableDiffusion.load(tmp_path / "moved").merge_adapter(tmp_path / "run")
     (tmp_path / "run" / "pytorch_lora_weights.safetensors").unlink()
-    with pytest.raises(UserError, match="the run in .* is not finished: its training command with --resume goes on"):
+    with pytest.raises(UserError, match="the run in .* is not finished; to go on: python -m minibnn train --resume"):
         StableDiffusion.load(tmp_path / "run")
 
 

@@ -255,13 +255,21 @@ def watch_of(tmp_path, rows, steps):
 def test_advice_to_use_an_earlier_step(tmp_path):
     watch = watch_of(tmp_path, [(0, 0.1, 0.2), (10, 0.5, 0.3), (20, 0.8, 0.4), (30, 0.9, 1.8), (40, 0.7, 0.5)], 40)
     step_20, curves = tmp_path / "faithful" / "000020", tmp_path / "curves.png"
-    assert watch.advice() == f"noise rose at step 30, from 0.20 to 1.80; use step 20: --model {step_20}  ({curves})"
+    said = "noise rose at step 30, from 0.20 to 1.80; use step 20, the most faithful: --model"
+    assert watch.advice() == f"{said} {step_20}  ({curves})"
     assert watch.faithful() == [20, 40] and KEPT == 2
 
 
 def test_advice_when_the_last_step_is_best(tmp_path):
     watch = watch_of(tmp_path, [(0, 0.9, 0.2), (10, 0.5, 0.3), (20, 0.6, 0.7)], 20)  # 0.7 is no rise of more than 0.5
     assert watch.advice() == f"noise never rose; the last step is the most faithful  ({tmp_path / 'curves.png'})"
+
+
+def test_nothing_is_called_faithful_where_that_was_not_measured(tmp_path):
+    watch = watch_of(tmp_path, [(0, None, 0.2), (10, None, 0.3), (20, None, 1.8)], 20)
+    assert "; use step 10, the latest before that: --model" in watch.advice()
+    watch = watch_of(tmp_path, [(0, None, 0.2), (10, None, 0.3), (20, None, 0.4)], 20)
+    assert watch.advice().startswith("noise never rose; use the last step  ")
 
 
 def test_advice_when_every_step_is_noisy(tmp_path):
@@ -278,7 +286,7 @@ def test_advice_names_the_cause_and_remedies_that_fit(tmp_path):
             (30, 0.7, 1.8, (0.97, 0.985)), (40, 0.6, 2.5, (0.967, 0.994))]
     watch = watch_of(tmp_path, rows, 40)
     pictures, guidance = watch.advice().splitlines()
-    assert pictures.startswith("noise rose at step 30, from 0.20 to 1.80; use step 20: --model ")
+    assert pictures.startswith("noise rose at step 30, from 0.20 to 1.80; use step 20, the most faithful: --model ")
     guided = 7.5 * 0.967 - 6.5 * 0.994
     law = [gain_law.predicted_noise((500,), [g], schedule.alphas_cumprod(), 50) for g in (guided, 0.967)]
     assert guidance == (

@@ -49,7 +49,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path
         ('kernel = "fast"', "kernel = 'fast' is not one of auto, torch, reference, triton"),
         ("out = 3", "out = 3 is not a text"),
         ("images = []", "images = [] is not a text"),
-        ('prompt = ["a", ""]', "prompt = ['a', ''] is not a text that is not empty"),
+        ('prompt = ["a", ""]', "prompt = ['a', ''] is not a text with at least one word in it"),
         ("seed = -1", "seed = -1 is not a whole number from 0 to 2^63 - 1"),
         ("[what]\nimages = 1", "no option what\n"),
         ("lr = ", "is no valid TOML"),

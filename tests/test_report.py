@@ -64,6 +64,7 @@ def test_a_training_leaves_its_page_complete_and_whole(run, dog):
     assert alts[6:9] == ["a photo of a dog"] * 3  # of the class
     assert alts[9:14] == [PROMPT] * 4 + [f"{PROMPT} on the beach"]
     assert len([alt for alt in alts if alt.endswith(", step 2")]) == 5 + 6  # samples on the way, and a look
+    assert len([alt for alt in alts if alt.endswith(", step 4")]) == 5 + 6  # once, of two files
     titles = page.said("text")
     for curve in ("loss, mean", "noise", "σ₁ of Eq. 2", "gains"):
         assert curve in titles

@@ -55,7 +55,7 @@ def test_a_signal_saves_and_says_how_to_go_on(dog, micro, tmp_path, numbers, cod
         process.send(number)
     ended, _, errors = process.wait()
     assert ended == code, errors
-    assert "Traceback" not in errors and "--resume goes on" in errors.splitlines()[-1]
+    assert "Traceback" not in errors and "train --resume --out" in errors.splitlines()[-1]
     assert steps_saved(out) == len((out / "log.jsonl").read_text().splitlines()) >= 3
 
 

@@ -1,15 +1,17 @@
 """Several subjects, captions beside pictures, own sample prompts, and what may change when a run is resumed."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from minibnn import StableDiffusion, UserError, data, runs
 from minibnn.cli.run_samples import sample_prompts
-from minibnn.cli.train import class_folders, describe, fine_tune, settle
+from minibnn.cli.train import about_photographs, about_prompts, class_folders, describe, fine_tune, settle
 from minibnn.finetune.methods import make_trainable
 from minibnn.options.commands import TrainOptions
 from minibnn.options.parsing import parse
@@ -126,6 +128,20 @@ def test_the_line_before_training_counts_captions_and_subjects(options):
     make_trainable(sd.unet, settled)
     line = describe(settled, sd.unet, captions)
     assert line.startswith("5 pictures of 2 subjects, 3 with a caption of their own, 2 steps at lr ")
+
+
+def test_photographs_for_the_bundled_model_are_warned_of(options, dog, tmp_path):
+    settled, path = settle(options(*TWO), StableDiffusion.load("tiny"), 5), tmp_path / "photo.png"
+    settled = dataclasses.replace(settled, model="tiny")
+    assert about_photographs(settled, sorted(dog.glob("*.png"))) is None
+    Image.new("RGB", (400, 255)).save(path)
+    assert about_photographs(settled, [path]) is None
+    Image.new("RGB", (400, 256)).save(path)
+    assert "give Stable Diffusion as --model" in about_photographs(settled, [path])
+    assert about_photographs(dataclasses.replace(settled, model="sd"), [path]) is None
+    assert about_prompts(settled) == (
+        'prompt "a photo of a sks dog", "a photo of a zwx cat"; class prompt "a photo of a dog", "a photo of a cat"'
+    )
 
 
 # --- samples ----------------------------------------------------------------------------------------------------------

@@ -305,7 +305,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(options, tmp_path, dog, class_images
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "--resume goes on" in errors.splitlines()[-1] and "Traceback" not in errors
+    assert "train --resume --out" in errors.splitlines()[-1] and "Traceback" not in errors
     done = len((out / "log.jsonl").read_text().splitlines())
     fine_tune(options("--steps", str(done + 1), "--resume"))
     fine_tune(options("--steps", str(done + 1), out="straight"))
@@ -463,7 +463,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again(options, tmp_pat
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module.data, "class_pictures", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="stopped while drawing class pictures: the same command goes on"):
+    with pytest.raises(KeyboardInterrupt, match="stopped while drawing class pictures; to go on, give the same"):
         fine_tune(options())
     monkeypatch.undo()
     fine_tune(options())

@@ -54,6 +54,8 @@ def check(options, method, whole):
         raise UserError("--merge is for --to diffusers and a run of LoRA; a single file always holds the whole model")
     if whole or method == "lora" or (method, options.to) == ("oft", "peft"):
         return
+    if not method and Path(options.run).is_dir() and not (Path(options.run) / "unet").is_dir():
+        raise UserError(f"{options.run} holds neither a run nor a model: name the folder of a finished training")
     what = "an OFT, which no LoRA can hold" if method == "oft" else "a whole model and no LoRA"
     raise UserError(f"--to {options.to}: {options.run} is {what}; --to single-file writes a file for every web UI")
 
@@ -68,7 +70,8 @@ def destination(options, source, method, whole):
     places = {"single-file": source / "model.safetensors", "kohya": source / adapter_files.KOHYA, "peft": source}
     out = Path(options.out) if options.out else places.get(options.to)
     if not options.out and (own or not source.is_dir() or runs.find_config(source) is None):
-        raise UserError(f"--out is required: --to {options.to} has no place of its own in {source}")
+        there = f"{own} is for {options.to} already; for a copy name a place" if own else "name a place for the file"
+        raise UserError(f"--out is required: {there}")
     if own and out.resolve() == own.resolve():
         raise UserError(f"--out {out} is what was trained, and stays as it is; name another place")
     folder = options.to == "peft" or (whole and options.to == "diffusers")

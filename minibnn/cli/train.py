@@ -26,6 +26,7 @@ from ..finetune.kernel import choose_kernel
 from ..lab import curves, monitor
 from ..observers import Checkpoints, CtrlC, Progress
 from ..options.commands import run_folder
+from ..options.kinds import BUNDLED
 from ..page.run import write_report
 from ..pipeline import StableDiffusion
 from ..progress import Course
@@ -73,6 +74,7 @@ def fine_tune_there(options, observers):
     if options.resume:
         runs.restore_threads(out)
     distributed.first_alone(begin, options, files)
+    print("\n".join(filter(None, [about_prompts(options), about_photographs(options, files)])))
     sd.to(options.device)
     sources = [(images, captions), *class_source(options, sd, classes)]
     batches = Batches(sd, sources, options.batch_size, options.seed, options.null_dropout)
@@ -81,7 +83,7 @@ def fine_tune_there(options, observers):
         load_checkpoint(out, training)
     print(describe(options, sd.unet, captions))
     if options.monitor:
-        print(f"first pictures soon in {out / 'report.html'}, which is renewed at each look")
+        print(f"the monitor draws a few pictures now and again; {out / 'report.html'} shows them: open it in a browser")
     first = distributed.rank() == 0
     watching = [monitor.Monitor(options, sd, images[: len(folders[0])])] if options.monitor and first else []
     pages = [lambda training: write_page(options, training.step, watching[0])] if watching else []
@@ -100,7 +102,7 @@ def fine_tune_there(options, observers):
     try:
         finish(options, sd, samples, watching)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped while writing the result: the same command with --resume goes on") from None
+        raise KeyboardInterrupt(f"stopped while writing the result; to go on: {runs.to_go_on(options.out)}") from None
 
 
 def course(options, sd, samples, watching):
@@ -243,8 +245,24 @@ def class_source(options, sd, classes):
                 paths += data.class_pictures(sd, each.folder, each.count, each.made_for)
                 prompts += [each.made_for["prompt"]] * each.count
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped while drawing class pictures: the same command goes on") from None
+        raise KeyboardInterrupt("stopped while drawing class pictures; to go on, give the same command again") from None
     return [(data.Pictures(paths, options.resolution), prompts)] if classes else []
+
+
+def about_prompts(options):
+    """What subjects are called in the prompts, and their classes where class pictures are used."""
+    quoted = lambda prompts: ", ".join(f'"{prompt}"' for prompt in dict.fromkeys(prompts))  # noqa: E731
+    of_class = f"; class prompt {quoted(options.class_prompt)}" if options.prior_weight else ""
+    return f"prompt {quoted(options.prompt)}{of_class}"
+
+
+def about_photographs(options, files):
+    """A warning to whoever gives photographs to a bundled model; None where there is nothing to say."""
+    side = options.resolution
+    if options.model not in BUNDLED or min(data.open_picture(files[0]).size) < 4 * side:
+        return None
+    return (f"the bundled model knows drawings of {side} x {side} pixels, and photographs are too much for it: "
+            "give Stable Diffusion as --model, with --prompt and --class-prompt")
 
 
 def describe(options, unet, captions):

@@ -92,7 +92,7 @@ def describe(unet, options):
     means = [p for name, p in unet.named_parameters() if not name.endswith("_sigma")]
     trained, total = sum(p.numel() for p in means if p.requires_grad) / 1e6, sum(p.numel() for p in means) / 1e6
     share = f"{100 * bayes.random_share(unet):.3g} %"
-    random = "no BNN"
+    random = "without random weights"
     if options.bayes:
         way = "all at once" if unet.random_weights[0].at_once else "layer by layer"
         random = f"{share} of the UNet random, σ₀ = {options.sigma:g}, drawn {way}"

@@ -90,7 +90,7 @@ def of_looks(rows, world, guidance):
     found = [Panel("fidelity to the training pictures", [Line("fidelity", steps, fidelity)])]
     found = [] if all(value is None for value in fidelity) else found
     return [
-        *found, Panel(noise, [Line("noise (dotted: it has risen)", steps, [row["noise"] for row in rows])],
+        *found, Panel(noise, [Line("noise (risen above the dotted line)", steps, [row["noise"] for row in rows])],
               level=rows[0]["noise"] + RISEN["world" if world else "photo"]),
         Panel("σ₁ of Eq. 2", [Line(f"at t = {t}", steps, [row[f"sigma1 at {t}"] for row in rows]) for t in TIMES]),
         Panel("gains, mean over t (below 1 noise stays)", [Line(name, steps, values) for name, values in named],

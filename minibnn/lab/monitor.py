@@ -224,6 +224,8 @@ class Monitor:
             said = f"noise rose at step {risen['step']}, from {first:.2f} to {risen['noise']:.2f}"
         if not best:
             return f"{said}: at no step was it as low as before; try a smaller --lr  {seen}"
+        measured = self.rows[-1]["fidelity"] is not None
         if best[0] == self.options.steps:
-            return f"{said}; the last step is the most faithful  {seen}"
-        return f"{said}; use step {best[0]}: --model {self.folder(best[0])}  {seen}"
+            return f"{said}; {'the last step is the most faithful' if measured else 'use the last step'}  {seen}"
+        why = "the most faithful" if measured else "the latest before that"
+        return f"{said}; use step {best[0]}, {why}: --model {self.folder(best[0])}  {seen}"

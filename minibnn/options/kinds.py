@@ -63,6 +63,6 @@ def words(text):
 KINDS = {
     whole: "a whole number of at least 1", natural: "a whole number of at least 0",
     seed_number: "a whole number from 0 to 2^63 - 1", positive: "a number above 0",
-    nonnegative: "a number of at least 0", share: "a number from 0 to 1", words: "a text that is not empty",
+    nonnegative: "a number of at least 0", share: "a number from 0 to 1", words: "a text with at least one word in it",
     int: "a whole number", float: "a number",
 }

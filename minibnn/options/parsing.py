@@ -28,7 +28,7 @@ class _Parser(argparse.ArgumentParser):
     """One line for a mistake, with the option that was probably meant."""
 
     def error(self, message):
-        fail(message)
+        fail(message.removeprefix("argument "))
 
     def unknown(self, words):
         """Complain about the first word that is no option, and suggest one."""
@@ -48,7 +48,7 @@ def parse(options_class, prog, argv=None, examples=(), recipes=()):
     words = aliases.translate(sys.argv[1:] if argv is None else argv, parser._option_string_actions)
     for word in words:
         if word.startswith("--") and word.endswith("=--"):  # argparse would take it for no value at all
-            parser.error(f"argument {word[:-3]}: '--' is no value")
+            parser.error(f"{word[:-3]}: '--' is no value")
     values, rest = parser.parse_known_args(words)
     if rest:
         parser.unknown(rest)

@@ -72,11 +72,12 @@ def samples(record):
     """The pictures of samples.png with their prompts; those drawn on the way beside them, if there are any."""
     if not record.samples:
         return ""
-    *earlier, (step, last) = record.samples
+    by_step = dict(record.samples)  # with --sample-every the last step may have two sheets, which are the same
+    *earlier, (step, last) = by_step.items()
     found = [html.paragraph(f"Drawn with the weights after step {step}, always from the same noise."),
              html.strip(*zip(*last, strict=True))]
     if earlier:
-        found.append(html.details("On the way there", course_table(record.samples)))
+        found.append(html.details("On the way there", course_table(list(by_step.items()))))
     return html.section("Samples", *found)
 
 

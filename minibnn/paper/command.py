@@ -7,7 +7,6 @@ torchrun, or as tasks or an array of SLURM.
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -20,10 +19,10 @@ from ..files.claims import Claims, Task, perform
 from ..files.configs import RECIPE, RECIPE_KINDS
 from ..files.failures import Failures
 from ..files.schema import record
-from ..files.store import ASSETS, read_json, write_json
+from ..files.store import read_json, write_json
 from ..lab.intervals import require_scipy
-from ..options.kinds import BUNDLED
 from ..photo.measures import load_networks
+from ..pipeline import place_of
 from ..runs import fingerprint
 from . import dataset, estimate
 from .perform import (
@@ -69,9 +68,7 @@ def device_of(asked, local):
 
 def recipe_of(model):
     """The recipe of a pretrained model, without opening it. Raises UserError when it is not there."""
-    path = ASSETS / model if model in BUNDLED else Path(model)
-    if not path.exists():
-        raise UserError(f'no model at {path}: give a folder, a .safetensors file, or "tiny" for the bundled model')
+    path = place_of(model)
     own = path / "recipe.json"
     return RECIPE | (read_json(own, record(RECIPE_KINDS)) if own.is_file() else {})
 
