@@ -268,6 +268,12 @@ MUTATIONS = (
              "--overwrite deletes the pictures that it was given."),
     Mutation("log-twice", "minibnn/observers.py", "[: training.step] if", "if",
              "test_train.py::test_a_kill_leaves_the_last_checkpoint", "After a resume the log holds some steps twice."),
+    Mutation("monitor-claims-fidelity", "minibnn/lab/monitor.py", 'measured = self.rows[-1]["fidelity"] is not None',
+             "measured = True", "test_monitor.py::test_nothing_is_called_faithful_where_that_was_not_measured",
+             "A step of photographs is called the most faithful, though fidelity was not measured."),
+    Mutation("page-samples-twice", "minibnn/page/run.py", "list(by_step.items())", "record.samples",
+             "test_report.py::test_a_training_leaves_its_page_complete_and_whole",
+             "The page shows the last samples twice, as if they were of two steps."),
     # --- the paper by one command
     Mutation("claims-immortal", "minibnn/files/claims.py", 'return lives(who["process"])', "return True",
              "test_paper.py::test_the_claim_of_a_dead_process_is_taken_over_by_one_alone",

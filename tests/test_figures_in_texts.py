@@ -1,0 +1,183 @@
+"""Figures that stand in RESULTS.md, README.md and docs/ are worked out again from the committed results."""
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minibnn.experiments import report
+from minibnn.lab.intervals import interval
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "tutorials" / "results"
+PLAIN, PRETRAINED = "ddim-25-g3", "ddim-25-g7.5-base"  # how is drawn: with the model's own ε(∅), or the base's
+
+
+@cache
+def laboratory():
+    return report.read_all([RESULTS])
+
+
+def values(setting, name, step, pictures=4, kind="plain", view=PLAIN, group="other"):
+    """A measure of the corruption laboratory after a step: one number for each seed."""
+    steps, _, found = report.table(laboratory(), setting, pictures, kind, view, group, name)
+    return np.array(found)[:, steps.index(step)]
+
+
+def nearest(setting, step, **more):
+    return values(setting, "nearest", step, group="training", **more).mean()
+
+
+def change(setting, first, last, name="fidelity", **more):
+    return interval(values(setting, name, last, **more) - values(setting, name, first, **more))
+
+
+def effect(setting, step, **more):
+    """BNN − plain, of fidelity."""
+    both = [values(setting, "fidelity", step, kind=kind, **more) for kind in ("bnn", "plain")]
+    return interval(both[0] - both[1])
+
+
+def apart(name, views):
+    """The largest distance of the mean curves of two ways of drawing the same plain trainings."""
+    curves = []
+    for view in views:
+        _, _, found = report.table(laboratory(), "samplers", 4, "plain", view, "other", name)
+        curves.append(np.array(found).mean(0))
+    return max(abs(a - b).max() for a in curves for b in curves)
+
+
+def explained(t, before, strong):
+    """The share of the loss at t that Eq. 2 explains: the mean before, or the most in fine-tuning; strong: σ₀ = 0.1."""
+    shares = [
+        100 * row["explained"][row["t"].index(t)] for row in laboratory()
+        if (row["step"] == 0) == before and ("sigma-0.1" in row["run"]) == strong
+    ]
+    return np.mean(shares) if before else max(shares)
+
+
+def told():
+    """Effects of the BNN on fidelity and noise in corruption.md: how many there are, are better, are worse."""
+    rows = (RESULTS / "corruption.md").read_text(encoding="utf-8").split("\n\n")[1].splitlines()[2:]
+    signs = []
+    for row in rows:
+        for sign, cell in zip((1, -1), row.split("|")[5:7], strict=True):
+            low, high = map(float, re.search(r"\[(\S+), (\S+)\]", cell).groups())
+            signs.append(sign * (int(low > 0) - int(high < 0)))
+    return signs.count(1), signs.count(-1), len(signs)
+
+
+def recipe(setting, name):
+    rows = [json.loads(line) for line in (RESULTS / "recipe.jsonl").read_text().splitlines()]
+    return interval([100 * row["values"][name] for row in rows if row["setting"] == setting])
+
+
+def drifted():
+    rows = [json.loads(line) for line in (RESULTS / "recipe.jsonl").read_text().splitlines()]
+    return len(rows) - sum(row["values"]["varied"] < 0.05 for row in rows), len(rows)
+
+
+def sketches(pairs):
+    """By how much BPS with so many pairs follows sketches better than the base, after 60 steps."""
+    found = json.loads((RESULTS / "bps.json").read_text())["60 steps"]
+    return interval([a["IoU"] - b["IoU"] for a, b in zip(found[f"bps {pairs}"], found["base 0"], strict=True)])
+
+
+def rewards(method, other):
+    seeds = json.loads((RESULTS / "graft.json").read_text())["seeds"].values()
+    return interval([seed[method]["reward"] - seed[other]["reward"] for seed in seeds])
+
+
+def seconds(place):
+    return json.loads((RESULTS / "where.json").read_text())["rows"][place]["seconds"]
+
+
+SAMPLERS = [[f"{sampler}-g{g}" for sampler in ("ddim-25", "ddim-50", "pndm-50")] for g in ("1", "3", "7.5")]
+SAMPLERS[2].append("ddim-250-g7.5")
+
+FIGURES = {  # name: (page, text with a place for each figure, the figures, digits after the point)
+    "runs": ("RESULTS", "{} runs, about", lambda: [len({row["run"] for row in laboratory()})], 0),
+    "fall": ("RESULTS", "**falls** by {} [{}, {}] at step 100 and recovers by {} [{}, {}]", lambda: [
+        -change("base", 0, 100, view=PRETRAINED)[0], *sorted(-x for x in change("base", 0, 100, view=PRETRAINED)[1:]),
+        *change("base", 100, 800, view=PRETRAINED)], 3),
+    "half-way": ("RESULTS", "fidelity has fallen by {} [{}, {}] on its way", lambda: [
+        *(-change("base", 0, 50, view=PRETRAINED)[i] for i in (0, 2, 1))], 3),
+    "samplers": ("RESULTS", "draw curves that differ by at most {} of fidelity", lambda: [
+        max(apart("fidelity", views) for views in SAMPLERS)], 3),
+    "samplers' noise": ("RESULTS", "of fidelity and {} of noise at each guidance", lambda: [
+        max(apart("noise", views) for views in SAMPLERS)], 2),
+    "PNDM, 25 steps": ("RESULTS", "25 steps of PNDM at 7.5 within {}", lambda: [
+        apart("fidelity", [*SAMPLERS[2], "pndm-25-g7.5"])], 3),
+    "PNDM's noise": ("RESULTS", "25 steps of PNDM at 7.5 within .019 and {}", lambda: [
+        apart("noise", [*SAMPLERS[2], "pndm-25-g7.5"])], 2),
+    "guidance": ("RESULTS", "lower fidelity in the end ({}, {}, {} for 1, 3, 7.5)", lambda: [
+        values("samplers", "fidelity", 800, view=f"ddim-25-g{g}").mean() for g in ("1", "3", "7.5")], 3),
+    "running mean": ("RESULTS", "training-prompt noise {}, {}, {} at 200, 400, 800 against {}, {}, {}", lambda: [
+        values("views", "noise", step, view=view, group="training").mean()
+        for view in (f"{PLAIN}-average", PLAIN) for step in (200, 400, 800)], 2),
+    "small rate": ("RESULTS", "by {} [{}, {}] at step 50 and recovers by {} [{}, {}], with BNN the same", lambda: [
+        *(-change("lr-5e-5", 0, 50)[i] for i in (0, 2, 1)), *change("lr-5e-5", 50, 800)], 3),
+    "prior": ("RESULTS", "(nearest {} after 400 steps instead of {})", lambda: [
+        nearest("prior", 400), nearest("main", 400)], 2),
+    "memorised": ("RESULTS", "is {} after 100 steps with one, {} with two, {} with four, {} with six", lambda: [
+        nearest("main", 100, pictures=n) for n in (1, 2, 4, 6)], 2),
+    "long": ("RESULTS", "goes on rising to {};", lambda: [values("long", "fidelity", 3200).mean()], 3),
+    "long, place": ("RESULTS", "place as asked falls to {}", lambda: [
+        values("long", "background", 3200).mean()], 2),
+    "BNN at step 100": ("RESULTS", "by {} [{}, {}] at step 100, and", lambda: [
+        *effect("base", 100, view=PRETRAINED)], 3),
+    "effects": ("RESULTS", 'counts {} "better" and {} "worse" of {} comparisons', told, 0),
+    "σ₀ = 0.1": ("RESULTS", "(nearest {} instead of {} at step 400)", lambda: [
+        nearest("sigma-0.1", 400, kind="bnn"), nearest("main", 400, kind="bnn")], 2),
+    "σ₀": ("RESULTS", "(nearest {}, {}, {} at step 400)", lambda: [
+        nearest(setting, 400, kind="bnn") for setting in ("sigma-0.003", "main", "sigma-0.03")], 2),
+    "repeated": ("RESULTS", "nearest {} (one picture)", lambda: [nearest("main", 800, pictures=1)], 2),
+    "under-training": ("RESULTS", "{} [{}, {}] with four pictures (six seeds), {} [{}, {}] with one", lambda: [
+        *effect("pndm", 100), *effect("main", 100, pictures=1)], 3),
+    "Eq. 2": ("RESULTS", "{} % of the loss at t = 100 before, at most {} % during fine-tuning; at t = 20 {} %, up to "
+              "{} % (σ₀ = 0.1 apart: {} and {} %)", lambda: [
+        *(explained(t, before, False) for t in (100, 20) for before in (True, False)),
+        *(explained(t, False, True) for t in (100, 20))], 0),
+    "price": ("RESULTS", "time {} s (none), {} (up), {} (norm, cross-attention), {} (paper), {} (conv), {} (all)",
+              lambda: [seconds(place) for place in ("none", "up", "norm", "paper", "conv", "all")], 0),
+    "BPS": ("RESULTS", "from 12 pairs on (IoU {} [{}, {}], three seeds)", lambda: [*sketches(12)], 3),
+    "GRAFT": ("RESULTS", "raises the reward by {} [{}, {}]", lambda: [*rewards("GRAFT", "base")], 2),
+    "P-GRAFT": ("RESULTS", "the switch at 250 differs from it by {} [{}, {}]", lambda: [
+        *rewards("P-GRAFT 250", "GRAFT")], 2),
+    "README, captions": ("README", "in ten places {} % [{}, {}] show", lambda: [*recipe("four-captions", "both")], 0),
+    "measurements, captions": ("docs/measurements", "in ten places {} % [{}, {}] show", lambda: [
+        *recipe("four-captions", "both")], 0),
+    "captions": ("docs/training", "{} % [{}, {}] of the pictures in ten places", lambda: [
+        *recipe("four-captions", "both")], 0),
+    "bare prompt": ("docs/training", "{} % [{}, {}] of those of the bare prompt", lambda: [
+        *recipe("four-captions", "told")], 0),
+    "no captions": ("docs/training", "it is {} % of the pictures in places (3 trainings) and {} %", lambda: [
+        recipe("plain", "both")[0], recipe("plain", "told")[0]], 0),
+    "six captions": ("docs/training", "with captions beside all six {} %", lambda: [
+        recipe("six-captions", "both")[0]], 0),
+    "drift": ("docs/training", "in all but {} of the {} trainings", drifted, 0),
+}
+
+
+@cache
+def words(page):
+    path = ROOT / ("tutorials/RESULTS.md" if page == "RESULTS" else f"{page}.md")
+    return " ".join(path.read_text(encoding="utf-8").replace("one of the 15", "1 of the 15").split())
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_of_the_text_is_that_of_the_committed_results(name):
+    """Texts write .5 for 0.5 where a figure has no whole part, − for a minus, and + where a sign matters."""
+    page, template, figures, digits = FIGURES[name]
+    number = r"([+−]?\d*\.?\d+)"
+    found = re.findall(re.escape(template).replace(r"\{\}", number), words(page))
+    assert len(found) == 1, f"{page} does not say once: {template}"
+    written = [found[0]] if isinstance(found[0], str) else found[0]
+    written = [float(figure.replace("−", "-")) for figure in written]
+    expected = figures()
+    assert len(written) == len(expected)
+    for said, figure in zip(written, expected, strict=True):
+        assert abs(said - figure) <= 0.5 * 10**-digits + 1e-9, (template, written, expected)
