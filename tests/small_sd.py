@@ -1,4 +1,4 @@
-"""Stable Diffusion v1 and v2 with random weights and a hundredth of the width, in the exact layouts."""
+"""Stable Diffusion v1 and v2 with random weights and a twentieth of the width or less, in the exact layouts."""
 
 import dataclasses
 

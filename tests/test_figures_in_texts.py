@@ -148,15 +148,13 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "P-GRAFT": ("RESULTS", "the switch at 250 differs from it by {} [{}, {}]", lambda: [
         *rewards("P-GRAFT 250", "GRAFT")], 2),
     "README, captions": ("README", "in ten places {} % [{}, {}] show", lambda: [*recipe("four-captions", "both")], 0),
-    "measurements, captions": ("docs/measurements", "in ten places {} % [{}, {}] show", lambda: [
-        *recipe("four-captions", "both")], 0),
     "captions": ("docs/training", "{} % [{}, {}] of the pictures in ten places", lambda: [
         *recipe("four-captions", "both")], 0),
     "bare prompt": ("docs/training", "{} % [{}, {}] of those of the bare prompt", lambda: [
         *recipe("four-captions", "told")], 0),
     "no captions": ("docs/training", "it is {} % of the pictures in places (3 trainings) and {} %", lambda: [
         recipe("plain", "both")[0], recipe("plain", "told")[0]], 0),
-    "six captions": ("docs/training", "with captions beside all six {} %", lambda: [
+    "six captions": ("docs/training", "With captions beside all six {} %", lambda: [
         recipe("six-captions", "both")[0]], 0),
     "drift": ("docs/training", "in all but {} of the {} trainings", drifted, 0),
 }
