@@ -127,7 +127,7 @@ show(
 # precision $\alpha_t/\beta_t$.
 #
 # Here $\alpha_t=\bar\alpha_t/\bar\alpha_{t-1}$ and $\beta_t=1-\alpha_t$. Written so, "$t-1$" may be *any* earlier time,
-# which we need for skipping steps. The code may add precisions as they stand; nobody asks for the short form.
+# which we need for skipping steps. The code may add the precisions as they stand; no short form is needed.
 #
 # <details><summary>The result on one fraction line, if you are stuck or want to compare</summary>
 #
@@ -475,8 +475,9 @@ for guidance in (1, 7.5):
 # 1. DDIM with $\hat\epsilon=0$ everywhere: what does it draw, and why is that not the mean of all pictures?
 # 2. DDPM adds fresh noise at every step and ends with clean pictures. What would happen to a sampler that takes out 5 %
 #    too little of the noise at every step: with DDIM, and with DDPM? (Tutorial 03 meets such a network.)
-# 3. The posterior of exercise 3 shrinks to a point for $\bar\alpha_{t-1}\to1$. Which assumption of DDPM's eq. 15 is
-#    then exact, and which is worst at large $t$?
+# 3. DDPM puts one guess $\hat x_0$ in the place of $x_0$, although many pictures may have led to $x_t$. At which times
+#    does it matter most that a single picture stands for all of them, and where does it not matter? (What does the
+#    posterior of exercise 3 do for $\bar\alpha_{t-1}\to1$?)
 #
 # **An open problem.** Along a path the largest $z$ can be measured, as you just did. Choose the steps so that $z$ is
 # the same everywhere, for *this* prompt and *this* guidance, with a cost of a few network calls. Does PNDM then keep

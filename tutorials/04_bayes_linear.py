@@ -47,10 +47,10 @@ torch.set_default_dtype(torch.float64)
 #
 # $$\mathcal L = \mathbb E_{\theta\sim Q}\big[-\log P(\mathcal D\mid\theta)\big] + \mathrm{KL}\big(Q(\theta)\,\Vert\,P(\theta)\big)$$
 #
-# the negative **ELBO**: fit the data on average over $Q$, and pay for every nat by which $Q$ leaves the prior. The
-# second term is a formula. The first is an average over $Q$ whose parameters we want gradients for. The
-# **reparameterisation trick** draws a standard normal $\epsilon$, which depends on no parameter, and computes the
-# weights from it:
+# the negative **ELBO** (evidence lower bound): fit the data on average over $Q$, and pay for every nat by which $Q$
+# leaves the prior (a nat is the unit of information that goes with the natural logarithm). The second term is a
+# formula. The first is an average over $Q$ whose parameters we want gradients for. The **reparameterisation trick**
+# draws a standard normal $\epsilon$, which depends on no parameter, and computes the weights from it:
 #
 # $$\theta=\mu+\sigma\circ\epsilon,\qquad\epsilon\sim\mathcal N(0,I)$$
 #

@@ -197,6 +197,8 @@ check_renoise(renoise)
 
 # %% [markdown]
 # ## Exercise 5 · hand over (5 minutes, easy)
+#
+# Write the network that draws: the fine-tuned one at times above the switch, the base at the switch and below.
 
 # %%
 def switched(finetuned, base, switch):

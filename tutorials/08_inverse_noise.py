@@ -60,6 +60,8 @@ torch.manual_seed(0)
 
 # %% [markdown]
 # ## Exercise 1 · what a flow learns from (5 minutes, easy)
+#
+# Every pair of a batch has its own time: `s` has shape (B,) beside pairs (B, D).
 
 # %%
 def flow_pair(x, e, s):
@@ -127,8 +129,8 @@ print(f"   real data against real data: {distance(data, fresh):.4f}")
 #
 # $y = x - h\,v(x, s)$ is *not* it: that asks for the velocity at the wrong place. But it is a better guess than $x$, so
 # do it again from there: $y\leftarrow x-h\,v(y,s)$. Two guesses that differ by $d$ differ by at most $hL\,d$ after one
-# round, if $v$ changes at most $L$ times as fast as its argument. For $hL<1$ they close in on the one solution, a
-# *contraction*.
+# round, if $v$ changes at most $L$ times as fast as its argument ($L$ is its *Lipschitz constant*). For $hL<1$ the
+# round is a *contraction*, and the guesses close in on the one solution.
 
 # %%
 def inverse_step(velocity, x, s, h, iterations):
@@ -270,7 +272,7 @@ show(
 # [results/inverse_noise.md](results/inverse_noise.md) has three of each, and pictures: there the Gaussian is the best
 # of all, too.)
 #
-# The lesson is older than flows: before you believe in a network, fit a Gaussian.
+# So fit a Gaussian before you train a corrector, and compare the two.
 #
 # ## What fails, and why
 #
