@@ -380,12 +380,12 @@ show(
 # - Without any guidance, $w=1$, the dog is at least as faithful on other prompts as with either (0.28 against 0.18 and
 #   0.23 after 800 steps; three seeds, the difference to the base is 0.03 [0.01, 0.05]).
 #
-# For this dog, then, drawing without guidance was at least as good, and another anchor did not help. The gains of lesson
-# 03 (the slope of the predicted on the true noise; a prediction with gain 1 finds all of it) tell why. Around the
-# training pictures the base finds less of the noise than the fine-tuned model ($u=0.70$ against $c=0.88$ at $t=100$,
-# one training), so that $w\,c-(w-1)\,u$ is 1.25 at $w=3$ and 2.1 at $w=7.5$: twice the noise that is there is taken
-# out. The model's own prediction stays near 1 (0.94 at 7.5). The base's *"a photo of a dog"*, the control, does the
-# same as its empty prompt.
+# For this dog, then, drawing without guidance was at least as good, and another anchor did not help. The gains of
+# lesson 03 (the slope of the predicted on the true noise; a prediction with gain 1 finds all of it) tell why. Around
+# the training pictures the base finds less of the noise than the fine-tuned model ($u=0.70$ against $c=0.88$ at
+# $t=100$, one training), so that $w\,c-(w-1)\,u$ is 1.25 at $w=3$ and 2.1 at $w=7.5$: twice the noise that is there is
+# taken out. The model's own prediction stays near 1 (0.94 at 7.5). The base's *"a photo of a dog"*, the control, does
+# the same as its empty prompt.
 #
 # ## What fails, and why
 #
