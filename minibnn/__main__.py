@@ -28,7 +28,8 @@ COMMANDS = {  # name: (what it does, its options, module:function, what the func
     "pretrain": ("make the bundled model from nothing", commands.PretrainOptions, "world.pretrain:pretrain"),
     "pretrain-textured": ("make the textured model from nothing",
                           commands.PretrainTexturedOptions, "world.textured:pretrain"),
-    "evaluate": ("judge whether it draws what a caption says", commands.EvaluateOptions, "world.evaluate:evaluate"),
+    "evaluate": ("judge whether the bundled model draws what a caption says",
+                 commands.EvaluateOptions, "world.evaluate:evaluate"),
     "world-measures": ("show what each measure of drawings sees", commands.MeasuresOptions, "world.measures:validate"),
     "world-eye": ("train the network that measures fidelity", commands.EyeOptions, "world.eye:train_eye"),
     # the laboratory: the paper's Eq. 2 and probes that look into models
@@ -38,7 +39,7 @@ COMMANDS = {  # name: (what it does, its options, module:function, what the func
     "probe-local": ("add noise in a small region (Fig. 5)", commands.ProbeOptions, "lab.probes:look", "probe-local"),
     "probe-scaled": ("denoise k times a picture (Fig. 12)", commands.ProbeOptions, "lab.probes:look", "probe-scaled"),
     "probe-blank": ("denoise a blank picture (Fig. 10b)", commands.ProbeOptions, "lab.probes:look", "probe-blank"),
-    "gains": ("does guidance leave noise? the gains with and without the prompt",
+    "gains": ("measure whether guidance leaves noise: the gains with and without the prompt",
               commands.GainsOptions, "cli.gains:show_gains"),
     # the neighbours
     "graft": ("train on own samples that a reward accepts", commands.GraftOptions, "neighbours.graft_run:graft"),
@@ -51,21 +52,21 @@ COMMANDS = {  # name: (what it does, its options, module:function, what the func
                               experiments.CorruptionOptions, "experiments.corruption:experiment"),
     "experiment stage": ("measure the corruption stage of the textured model, its cause and its cures",
                          experiments.StageOptions, "experiments.stage:experiment"),
-    "experiment stage-report": ("judge it, and draw its curves and the gain law",
+    "experiment stage-report": ("judge the stage of the textured model, and draw its curves",
                                 experiments.StageReportOptions, "experiments.stage_report:report"),
     "experiment stage-views": ("draw the same fine-tuned weights in six ways",
                                experiments.StageViewsOptions, "experiments.stage_views:views"),
-    "experiment report": ("draw its curves, and judge whether there is a corruption stage",
+    "experiment report": ("judge what `experiment corruption` measured, and draw its curves",
                           experiments.ReportOptions, "experiments.report:report"),
     "experiment methods": ("compare DreamBooth, LoRA and OFT, with and without BNN (Table 1)",
                            experiments.MethodsOptions, "experiments.methods:table", "methods"),
     "experiment where": ("compare which layers are Bayesian (Table 3)",
                          experiments.MethodsOptions, "experiments.methods:table", "where"),
-    "experiment recipe": ("choose the first command's recipe: is the subject right, and its place?",
+    "experiment recipe": ("measure what captions and options bring: is the subject right, and its place?",
                           experiments.RecipeOptions, "experiments.recipe:experiment"),
     "experiment guidance": ("guide with the base model's unconditional prediction",
                             experiments.GuidanceOptions, "experiments.guidance:experiment"),
-    "experiment sd-gains": ("is the corruption stage of Stable Diffusion one of guidance?",
+    "experiment sd-gains": ("measure whether the corruption stage of Stable Diffusion is one of guidance",
                             experiments.SdGainsOptions, "experiments.sd_gains:experiment"),
     "experiment graft": ("compare GRAFT and P-GRAFT with their limits",
                          experiments.GraftExperimentOptions, "experiments.graft:experiment"),
@@ -73,6 +74,12 @@ COMMANDS = {  # name: (what it does, its options, module:function, what the func
                                  experiments.InverseNoiseOptions, "experiments.inverse_noise:experiment"),
     "experiment bps": ("measure how well pictures follow hints, from 12, 40 and 200 pairs",
                        experiments.BpsExperimentOptions, "experiments.bps:experiment"),
+}
+
+HEADINGS = {  # the command that begins a part of the list: what the part is about
+    "train": "With your own pictures:", "world": "The picture world and the bundled models:",
+    "eq2": "The paper's Eq. 2, and looks into models:", "graft": "Methods of neighbouring papers:",
+    "paper": "The experiments:",
 }
 
 
@@ -94,8 +101,10 @@ def dispatch(words):
         print(f"minibnn {__version__}")
         return
     if not words or words[0] in ("-h", "--help") or words in (["experiment"], ["experiment", "--help"]):
-        print("python -m minibnn COMMAND …\n")
+        print("python -m minibnn COMMAND …")
         for name, (what, *_) in COMMANDS.items():
+            if name in HEADINGS:
+                print(f"\n{HEADINGS[name]}")
             print(f"  {name:27s}{what}")
         print("\npython -m minibnn COMMAND --help lists the options of one.")
         return
@@ -104,9 +113,10 @@ def dispatch(words):
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         fail(f"no command {name}; " + (f"did you mean {near[0]}?" if near else "python -m minibnn --help lists them"))
-    _, options_class, function, *leading = COMMANDS[name]
+    what, options_class, function, *leading = COMMANDS[name]
+    about = f"{what[0].upper()}{what[1:]}. {options_class.__doc__}" if leading else None  # several have these options
     # before torch is imported, so that it answers at once
-    options = parse(options_class, f"minibnn {name}", words[length:], EXAMPLES.get(name, ()), recipes())
+    options = parse(options_class, f"minibnn {name}", words[length:], EXAMPLES.get(name, ()), recipes(), about)
     # Threads that wait for others should sleep: on a busy machine those that spin take the time of those that compute.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     answer_while_importing()

@@ -120,6 +120,7 @@ def test_a_terminal_without_unicode_shows_the_help_all_the_same():
         env=os.environ | {"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"},
     )
     assert result.returncode == 0 and "--draws" in result.stdout and not result.stderr
+    assert "Measure sigma1 of Eq. 2 in a model (Fig. 4). Look into one model" in result.stdout  # not the other probes'
 
 
 @pytest.mark.parametrize("asked", [None, "ACTIVE"])

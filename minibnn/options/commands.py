@@ -75,7 +75,7 @@ class TrainOptions:
     ema: float = option(None, "keep the exponential moving average of the trained weights, with this decay at most, e.g. 0.99, and draw, save and export that [none]", "training", type=share, metavar="DECAY")
     accumulate: int = option(1, "forwards for each optimiser step", "training", type=whole)
     resolution: int = option(None, "pixels of the square crop [{resolution}]", "training", type=whole)
-    dtype: str = option(None, "of the computation; weights train in float32 [float32; CUDA: bfloat16 or float16]", "training", choices=DTYPES)
+    dtype: str = option(None, "precision of the computation; weights train in float32 [float32; CUDA: bfloat16 or float16]", "training", choices=DTYPES)
     device: str = device_option("training")
     deterministic: bool = option(False, "on a GPU take only kernels that give the same bits twice; slower. On a CPU all do", "training")
     gradient_checkpointing: bool = option(False, "recompute blocks in backward: less memory, more time", "training")
@@ -143,7 +143,7 @@ class SampleOptions:
     height: int = option(None, "pixels [{resolution}]", "drawing", type=whole)
     batch_size: int = option(8, "pictures drawn at once", "drawing", type=whole)
     seed: int = seed_option("drawing", "the same pictures on every device, up to rounding")
-    dtype: str = option(None, "of the weights [float32; CUDA: float16]", "drawing", choices=DTYPES)
+    dtype: str = option(None, "precision of the weights [float32; CUDA: float16]", "drawing", choices=DTYPES)
     device: str = device_option("drawing")
     out: str = option("sample.png", "a PNG file; several pictures make a grid, and a folder of the same name", "output", metavar="PNG")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
@@ -156,7 +156,7 @@ class ExportOptions:
     run: str = option(None, "a run's folder; for a whole model also a diffusers folder or an LDM file", "what", required=True, word=True, metavar="RUN")
     to: str = option(None, "single-file: a whole model for ComfyUI and AUTOMATIC1111; kohya: a LoRA for them; peft; diffusers", "what", required=True, choices=("single-file", "kohya", "peft", "diffusers"), metavar="PROGRAM")
     merge: bool = option(False, "lora, with --to diffusers: a whole model with the LoRA in it", "what")
-    dtype: str = option(None, "of the weights in the file [as they are in the run: float32]", "what", choices=DTYPES)
+    dtype: str = option(None, "precision of the weights in the file [as they are in the run: float32]", "what", choices=DTYPES)
     tokenizer: str = tokenizer_option()
     prediction_type: str = prediction_type_option()
     out: str = option(None, "a .safetensors file, for peft and a whole diffusers model a folder [in the run's folder: model.safetensors, lora_kohya.safetensors, adapter_model.safetensors]", "output", metavar="PATH")
@@ -196,7 +196,7 @@ class GraftOptions:
     lr: float = option(None, "learning rate of AdamW [{lr}]", "training", type=positive)
     batch_size: int = option(8, "samples at once, drawing and training", "training", type=whole)
     resolution: int = option(None, "pixels [{resolution}]", "training", type=whole)
-    dtype: str = option(None, "of the computation; weights train in float32 [float32; CUDA: bfloat16 if it is fast there]", "training", choices=("float32", "bfloat16"))
+    dtype: str = option(None, "precision of the computation; weights train in float32 [float32; CUDA: bfloat16 if it is fast there]", "training", choices=("float32", "bfloat16"))
     device: str = device_option("training")
     seed: int = seed_option("training")
 
@@ -244,7 +244,7 @@ class BpsOptions:
     lr: float = option(None, "learning rate of AdamW [1e-5; bundled model: 5e-4]", "training", type=positive)
     batch_size: int = option(16, "pairs for each step", "training", type=whole)
     resolution: int = option(None, "pixels of the square crop [{resolution}]", "training", type=whole)
-    dtype: str = option(None, "of the computation [float32; CUDA: bfloat16 if it is fast there]", "training", choices=("float32", "bfloat16"))
+    dtype: str = option(None, "precision of the computation [float32; CUDA: bfloat16 if it is fast there]", "training", choices=("float32", "bfloat16"))
     device: str = device_option("training")
     seed: int = seed_option("training")
 
@@ -282,7 +282,7 @@ class WorldOptions:
 
     count: int = option(40, "how many pairs", "drawing", type=whole)
     hint: str = option("sketch", "the subject's outline or its area", "drawing", choices=("sketch", "mask"))
-    seed: int = seed_option("drawing", "of the sheet and the pairs")
+    seed: int = seed_option("drawing", "seed of the sheet and the pairs")
 
 
 @dataclass(frozen=True)
@@ -292,11 +292,11 @@ class PretrainOptions:
     work: str = option("runs/pretrain", "folder of the checkpoints", "what", metavar="DIR")
     out: str = option(None, "folder of the finished model", "what", metavar="DIR")
 
-    vae_steps: int = option(6500, "of 16 pictures", "training", type=whole)
-    text_steps: int = option(1500, "of 32 captions", "training", type=whole)
-    unet_steps: int = option(8200, "of 64 pictures", "training", type=whole)
+    vae_steps: int = option(6500, "steps of training the VAE, with 16 pictures each", "training", type=whole)
+    text_steps: int = option(1500, "steps of training the text encoder, with 32 captions each", "training", type=whole)
+    unet_steps: int = option(8200, "steps of training the UNet, with 64 pictures each", "training", type=whole)
     pictures: int = option(48000, "drawings that the UNet is trained on", "training", type=whole)
-    processes: int = option(2, "one for each core, of one thread each; at most 16", "training", type=whole)
+    processes: int = option(2, "processes of one thread, one for each core; at most 16", "training", type=whole)
 
 
 @dataclass(frozen=True)
@@ -306,7 +306,7 @@ class PretrainTexturedOptions:
     work: str = option("runs/pretrain-textured", "folder of the checkpoint", "what", metavar="DIR")
     out: str = option(None, "folder of the finished model", "what", metavar="DIR")
 
-    steps: int = option(1500, "of 32 pictures", "training", type=whole)
+    steps: int = option(1500, "training steps, with 32 pictures each", "training", type=whole)
     seed: int = seed_option("training", "another seed, another model")
 
 
@@ -316,7 +316,7 @@ class EvaluateOptions:
 
     model: str = option("tiny", '"tiny" (bundled), or a diffusers folder or a run that draws the same world', "what")
     captions: int = option(500, "pictures to draw; half as many of held-out combinations", "what", type=whole)
-    out: str = option("runs/evaluate", "folder", "what", metavar="DIR")
+    out: str = option("runs/evaluate", "folder of the pictures and figures", "what", metavar="DIR")
 
 
 @dataclass(frozen=True)
@@ -333,8 +333,8 @@ class ProbeOptions:
     t: int = option(100, "the time of probe-local, probe-scaled, probe-blank, and of probe-zero beside 999, 1..999", "measuring", type=whole)
     draws: int = option(32, "draws of noise for each picture and time, at least 2", "measuring", type=whole)
     batch_size: int = option(32, "latents predicted at once", "measuring", type=whole)
-    seed: int = seed_option("measuring", "of the noise")
-    dtype: str = option(None, "of the weights [float32; CUDA: float16]", "measuring", choices=DTYPES)
+    seed: int = seed_option("measuring", "seed of the noise")
+    dtype: str = option(None, "precision of the weights [float32; CUDA: float16]", "measuring", choices=DTYPES)
     device: str = device_option("measuring")
     out: str = option(None, "a PNG file; figures as JSON stand beside it [COMMAND.png]", "output", metavar="PNG")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
@@ -347,7 +347,7 @@ class GainsOptions:
     model: str = model_option()
     images: str = option(None, "folder with the training pictures [those of the run]", "what", metavar="DIR")
     prompt: str = option(None, "the training prompt [of the run, or the model's recipe]", "what", type=words)
-    negative_prompt: str = option("", "of the unconditional prediction", "what")
+    negative_prompt: str = option("", "prompt of the unconditional prediction", "what")
     guidance: list = option(None, "values of classifier-free guidance, 1: none; the verdict is on the last [1, 3 and the model's own: {guidance}]", "what", type=float, nargs="+", metavar="X")
     tokenizer: str = tokenizer_option()
     prediction_type: str = prediction_type_option()
@@ -358,8 +358,8 @@ class GainsOptions:
     draws: int = option(4, "draws of noise for each picture and time", "measuring", type=whole)
     steps: int = option(None, "sampling steps of DDIM for which the noise is foretold [{sample_steps}]", "measuring", type=whole)
     batch_size: int = option(16, "latents predicted at once", "measuring", type=whole)
-    seed: int = seed_option("measuring", "of the noise")
-    dtype: str = option(None, "of the weights [float32; CUDA: float16]", "measuring", choices=DTYPES)
+    seed: int = seed_option("measuring", "seed of the noise")
+    dtype: str = option(None, "precision of the weights [float32; CUDA: float16]", "measuring", choices=DTYPES)
     device: str = device_option("measuring")
     out: str = option(None, "a JSON file with the figures [none]", "output", metavar="JSON")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
@@ -378,7 +378,7 @@ class Eq2Options:
     sigma1: list = option((0.0, 0.1, 0.3, 1.0, 4.8), "values of σ₁, in latents of variance about 1", "what", type=nonnegative, nargs="+", metavar="X")
     measured: str = option(None, "a JSON file of the command sigma1: draw also with the σ₁,t measured there", "what", metavar="JSON")
     steps: int = option(50, "sampling steps (DDIM)", "drawing", type=whole)
-    seed: int = seed_option("drawing", "of the starting noise, the same for all")
+    seed: int = seed_option("drawing", "seed of the starting noise, the same for all")
     out: str = option(None, "a PNG file; figures as JSON stand beside it [eq2.png]", "output", metavar="PNG")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
 

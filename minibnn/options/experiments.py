@@ -24,7 +24,7 @@ class CorruptionOptions:
     each: int = option(2, "pictures for each of the other prompts", "what", type=whole)
     processes: int = option(1, "runs at once, one thread each", "how", type=whole)
     plan: bool = option(False, "say what would be done, and stop", "how")
-    out: str = option("runs/corruption", "folder", "how", metavar="DIR")
+    out: str = option("runs/corruption", "folder of what is measured", "how", metavar="DIR")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class PaperOptions:
     plan: bool = option(False, "say what would be done and how long it would take here, from about a minute of it; and stop", "how much")
 
     as_: str = option("paper", "where they differ: what the paper's text says, or what the authors' released scripts do", "how", choices=("paper", "authors"))
-    dtype: str = option(None, "of training and drawing; weights train in float32 [float32; CUDA: bfloat16 or float16, but float32 with --as authors]", "how", choices=DTYPES)
+    dtype: str = option(None, "precision of training and drawing; weights train in float32 [float32; CUDA: bfloat16 or float16, but float32 with --as authors]", "how", choices=DTYPES)
     device: str = option(None, "cpu, cuda, cuda:1, mps, ... [a GPU for each process of a machine, or the CPU]", "how", metavar="DEVICE")
     kernel: str = option("auto", "what draws the random weights, as for `train`", "how", choices=("auto", "torch", "reference", "triton"))
     gradient_checkpointing: bool = option(False, "less memory, more time", "how")
@@ -78,7 +78,7 @@ class SdGainsOptions:
     sample_steps: int = option(None, "sampling steps of DDIM [{sample_steps}]", "drawing", type=whole)
     dino: str = option(None, "facebook/dino-vits16, for fidelity [none is measured]", "drawing", metavar="DIR")
     plan: bool = option(False, "say what would be done, and stop", "output")
-    out: str = option("runs/sd-gains", "folder", "output", metavar="DIR")
+    out: str = option("runs/sd-gains", "folder of what is measured", "output", metavar="DIR")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class ReportOptions:
     """Curves, verdicts and tables of what `experiment corruption` measured."""
 
     runs: list = option(("runs/corruption",), "folders of the .jsonl files", "what", nargs="+", metavar="DIR")
-    out: str = option("tutorials/results", "folder", "what", metavar="DIR")
+    out: str = option("tutorials/results", "folder of tables and pictures", "what", metavar="DIR")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class StageOptions:
     seeds: list = seeds_option("what")
     keep: bool = option(False, "also keep each run's last weights of the UNet", "how")
     plan: bool = option(False, "say what would be done, and stop", "how")
-    out: str = option("runs/stage", "folder", "how", metavar="DIR")
+    out: str = option("runs/stage", "folder of what is measured", "how", metavar="DIR")
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ class StageReportOptions:
     """Tables, curves and pictures of what `experiment stage` measured."""
 
     runs: list = option(("runs/stage",), "folders of the .jsonl files", "what", nargs="+", metavar="DIR")
-    seed: int = option(0, "of the pictures", "what", type=seed_number)
-    out: str = option("tutorials/results", "folder", "what", metavar="DIR")
+    seed: int = option(0, "seed of the pictures", "what", type=seed_number)
+    out: str = option("tutorials/results", "folder of tables and pictures", "what", metavar="DIR")
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ class StageViewsOptions:
     images: str = option("tutorials/subjects/cat", "folder of the subject; its first picture counts", "what", metavar="DIR")
     model: str = option("textured", "the model before fine-tuning", "what")
     prompt: str = option("a photo of sks", "the training prompt", "what", type=words)
-    seed: int = seed_option("what", "of the starting noise")
-    out: str = option("tutorials/results", "folder", "how", metavar="DIR")
+    seed: int = seed_option("what", "seed of the starting noise")
+    out: str = option("tutorials/results", "folder of what is measured", "how", metavar="DIR")
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class MethodsOptions:
     steps: int = option(None, "optimiser steps of each run [the recipe's]", "what", type=whole)
     each: int = option(2, "pictures for each of the other prompts", "what", type=whole)
     plan: bool = option(False, "say what would be done, and stop", "how")
-    out: str = option("runs/methods", "folder", "how", metavar="DIR")
+    out: str = option("runs/methods", "folder of what is measured", "how", metavar="DIR")
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class RecipeOptions:
     subjects: list = option(("dog", "cat", "fish"), "few-shot subjects", "what", nargs="+", choices=("dog", "cat", "fish"))
     seeds: list = seeds_option("what")
     plan: bool = option(False, "say what would be done, and stop", "how")
-    out: str = option("runs/recipe", "folder", "how", metavar="DIR")
+    out: str = option("runs/recipe", "folder of what is measured", "how", metavar="DIR")
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class GuidanceOptions:
 
     subjects: list = option(("dog",), "spotted animals of the picture world to fine-tune on", "what", nargs="+", choices=("dog", "cat", "bird", "fish"))
     seeds: list = option((0, 1, 2, 3, 4), "seeds of training", "what", nargs="+", type=seed_number, metavar="N")
-    method: str = option("dreambooth", "of fine-tuning", "what", choices=("dreambooth", "lora"))
+    method: str = option("dreambooth", "method of fine-tuning", "what", choices=("dreambooth", "lora"))
     steps: int = option(400, "optimiser steps of each run", "what", type=whole)
     work: str = option("runs/experiments/guidance", "folder of the trainings", "how", metavar="DIR")
     out: str = option("tutorials/results", "folder of guidance.jsonl and its pictures", "how", metavar="DIR")
@@ -169,7 +169,7 @@ class GraftExperimentOptions:
     lr: float = option(1e-4, "learning rate of AdamW", "what", type=positive)
     sample_steps: int = option(15, "sampling steps of DDIM with η = 1", "what", type=whole)
     fresh: int = option(4, "fresh samples for each prompt", "what", type=whole)
-    out: str = option("tutorials/results", "folder", "how", metavar="DIR")
+    out: str = option("tutorials/results", "folder of what is measured", "how", metavar="DIR")
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class InverseNoiseOptions:
     corrector_training: int = option(500, "optimiser steps of each corrector", "what", type=whole)
     bundle: bool = option(False, "keep the corrector of seed 0 beside the flow", "how")
     work: str = option("runs/experiments/inverse_noise", "folder of the inverse noises", "how", metavar="DIR")
-    out: str = option("tutorials/results", "folder", "how", metavar="DIR")
+    out: str = option("tutorials/results", "folder of what is measured", "how", metavar="DIR")
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,9 @@ class _Parser(argparse.ArgumentParser):
         self.error(f"no option {wrong}; {hint}")
 
 
-def parse(options_class, prog, argv=None, examples=(), recipes=()):
+def parse(options_class, prog, argv=None, examples=(), recipes=(), about=None):
     """Command line -> an `options_class`; exits with 2 and one line on a mistake. Others as for `build`."""
-    parser = build(options_class, prog, examples, recipes)
+    parser = build(options_class, prog, examples, recipes, about)
     words = aliases.translate(sys.argv[1:] if argv is None else argv, parser._option_string_actions)
     for word in words:
         if word.startswith("--") and word.endswith("=--"):  # argparse would take it for no value at all
@@ -70,13 +70,14 @@ def parse(options_class, prog, argv=None, examples=(), recipes=()):
     return options_class(**given)
 
 
-def build(options_class, prog, examples=(), recipes=()):
+def build(options_class, prog, examples=(), recipes=(), about=None):
     """The argparse parser of a command; an option that is not given is absent from what it returns.
 
-    examples: command lines for the end of --help. recipes: as `recipe_notes` takes them.
+    examples: command lines for the end of --help. recipes: as `recipe_notes` takes them. about: what the command does
+    [the docstring of its options].
     """
     parser = _Parser(
-        prog=f"python -m {prog}", description=options_class.__doc__, allow_abbrev=False,
+        prog=f"python -m {prog}", description=about or options_class.__doc__, allow_abbrev=False,
         epilog="\n".join(["examples:", *(f"  {line}" for line in examples)]) if examples else None,
         formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
     )
