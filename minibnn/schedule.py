@@ -20,9 +20,9 @@ from .errors import UserError
 TRAIN_STEPS = 1000
 
 
-def betas(start=0.00085, end=0.012, steps=TRAIN_STEPS, dtype=torch.float64):
+def betas(start=0.00085, end=0.012, steps=TRAIN_STEPS):
     """SD's "scaled linear" β_t: evenly spaced square roots from √start to √end. (steps,), float64."""
-    return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square().to(dtype)
+    return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
 
 
 def alphas_cumprod(start=0.00085, end=0.012, steps=TRAIN_STEPS):

@@ -126,7 +126,7 @@ MUTATIONS = (
     Mutation("layouts-surplus", LAYOUTS, "if missing or wrong or surplus:", "if missing or wrong:",
              "test_weights.py::test_each_kind_of_misfit_alone_is_refused",
              "A file with tensors that the network does not have is read without a word."),
-    Mutation("layouts-shapes", LAYOUTS, "if _without_ones(shape) != _without_ones(wanted):", "if False:",
+    Mutation("layouts-shapes", LAYOUTS, "if without_ones(shape) != without_ones(wanted):", "if False:",
              "test_weights.py::test_each_kind_of_misfit_alone_is_refused",
              "The shapes of a file's tensors are not compared with the network's."),
     Mutation("layouts-thirds", LAYOUTS, "value.chunk(3)[third]", "value.chunk(3)[0]", "test_weights.py",

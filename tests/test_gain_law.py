@@ -104,7 +104,7 @@ def test_perfect_gains_leave_the_noise_of_the_last_time():
 
 def test_sd_s_noise_falls_by_a_factor_of_500_so_that_a_deficit_of_a_fifth_leaves_three_and_a_half_times_the_noise():
     assert sigma(999) / sigma(0) == pytest.approx(500, rel=0.01)
-    assert gain_law.remaining_share(0.8, sigma(999), sigma(0)) * 500 == pytest.approx(3.5, abs=0.05)
+    assert (sigma(0) / sigma(999)) ** 0.8 * 500 == pytest.approx(3.5, abs=0.05)
     assert gain_law.steady_noise(0.8) == pytest.approx(1.29, abs=0.005)
 
 
@@ -121,7 +121,7 @@ def test_in_small_steps(gain):
         if eta:
             assert noise == pytest.approx(gain_law.steady_noise(gain, eta) * sigmas[-1], rel=3e-3)
         else:
-            assert noise == pytest.approx(gain_law.remaining_share(gain, 100, 1e-3) * 100, rel=3e-3)
+            assert noise == pytest.approx((1e-3 / 100) ** gain * 100, rel=3e-3)
 
 
 def test_a_changing_gain_in_small_steps_is_the_integral_of_its_deficit():

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from importlib import import_module
 
 import pytest
@@ -147,18 +146,6 @@ def test_leftovers_of_killed_writes_go_with_the_next_run(options, tmp_path):
         path.touch()
     fine_tune(options("--steps", "2", "--resume"))
     assert not any(path.exists() for path in left) and all(path.exists() for path in mine)
-
-
-def test_leftovers_in_a_shared_folder_go_only_when_old_and_of_the_dead(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    old, new, alive = (tmp_path / f".a.png.{pid}.tmp" for pid in (process.pid, f"0{process.pid}", os.getpid()))
-    for path in (old, new, alive):
-        path.touch()
-    for path in (old, alive):
-        os.utime(path, (time.time() - 99,) * 2)
-    locks.remove_leftovers(tmp_path, own=False)
-    assert [path.exists() for path in (old, new, alive)] == [False, True, True]
 
 
 STOPPED = {  # what a kill may leave before the first checkpoint is whole

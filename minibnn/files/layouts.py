@@ -79,7 +79,7 @@ def find_tensors(part, network, shapes):
         shape, wanted = list(shapes[candidate]), list(tensor.shape)
         if third is not None:
             shape[0] //= 3
-        if _without_ones(shape) != _without_ones(wanted):
+        if without_ones(shape) != without_ones(wanted):
             wrong.append(f"{candidate} {shape} instead of {wanted}")
     used = {candidate for candidate, _ in found.values()}
     prefix = ldm.PREFIX[part] if any(name.startswith(ldm.PREFIX[part]) for name in used) else ""
@@ -106,9 +106,9 @@ def _candidates(part, name, config, openclip):
     yield ldm_name.removeprefix(ldm.PREFIX[part]), third
 
 
-def _without_ones(shape):
-    """[C, C] for [C, C, 1, 1], because a 1 × 1 convolution is a linear layer."""
-    return shape[:2] if shape[2:] == [1, 1] else shape
+def without_ones(shape):
+    """[out, in] for the shape (out, in, 1, 1), because a 1 × 1 convolution is a linear layer; a list."""
+    return [*shape[:2]] if [*shape[2:]] == [1, 1] else [*shape]
 
 
 def _mismatch(part, missing, surplus, wrong, shapes):

@@ -21,7 +21,7 @@ except ImportError:  # Windows
     import msvcrt
 
 LOCK = ".lock"
-TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")  # what `store.write_whole` calls a file while it is written
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # what `store.write_whole` calls a file while it is written
 WITHOUT = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # the file system has no locks
 FAR = 2**30  # Windows forbids others to read what is locked, so that this is a byte beyond the text
 
@@ -93,18 +93,11 @@ def _holder(text):
         return "another process"
 
 
-def remove_leftovers(folder, own=True):
-    """Delete what writes that were killed left in a folder and in those below it.
-
-    own: the folder is locked, so that no other process writes there; else only what is more than a minute old and whose
-    process does not live on this machine.
-    """
+def remove_leftovers(folder):
+    """Delete what writes that were killed left in a folder that is locked, and in those below it."""
     for path in sorted(Path(folder).rglob(".*.tmp")):
-        found = TEMPORARY.fullmatch(path.name)
-        if not found or not path.is_file() or path.is_symlink():
-            continue
-        with contextlib.suppress(OSError):
-            if own or (time.time() - path.stat().st_mtime > 60 and not lives(int(found[1]))):
+        if TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            with contextlib.suppress(OSError):
                 path.unlink()
 
 

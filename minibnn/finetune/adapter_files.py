@@ -74,12 +74,17 @@ def read_run_oft(folder):
     before, after = OFT_NAME.split("{}")
     rotations = {}
     for name, triangles in read_tensors(Path(folder) / PEFT).items():
-        size = round((1 + (1 + 8 * triangles.shape[1]) ** 0.5) / 2)
-        s = triangles.new_zeros(len(triangles), size, size)
-        rows, columns = torch.triu_indices(size, size, 1)
-        s[:, rows, columns] = -triangles
-        rotations[name[len(before) : -len(after)]] = s - s.mT
+        rotations[name[len(before) : -len(after)]] = skew_of(triangles)
     return rotations
+
+
+def skew_of(triangles):
+    """S = ½(Q − Qᵀ) of peft's OFT parameter: (blocks, b(b−1)/2) -> (blocks, b, b)."""
+    size = round((1 + (1 + 8 * triangles.shape[1]) ** 0.5) / 2)
+    s = triangles.new_zeros(len(triangles), size, size)
+    rows, columns = torch.triu_indices(size, size, 1)
+    s[:, rows, columns] = -triangles
+    return s - s.mT
 
 
 def write_lora(lora, path, program, base, header, dtype=None):

@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..files.layouts import without_ones
 from ..files.weights import WeightsError, check_finite, open_weights
 from . import lora, oft
-from .adapter_files import DIFFUSERS, KOHYA, OFT_NAME
+from .adapter_files import DIFFUSERS, KOHYA, OFT_NAME, skew_of
 from .adapter_names import adaptable, lora_names, meaning
 from .adapter_settings import PEFT, lora_strength, read_settings
 
@@ -105,13 +106,9 @@ def _oft_of(part, name, layer, config, tensors):
 
 
 def _with_oft(weight, values, settings, name, path, strength):
-    """W Rᵀ. The parameter is the upper triangle of −S, because peft's R is (I − S)(I + S)⁻¹."""
+    """W Rᵀ with the R that peft computes: exactly, or by Neumann's series; within a ball for constrained OFT."""
     (triangles,) = values
-    size = weight.shape[1] // len(triangles)
-    rows, columns = torch.triu_indices(size, size, 1)
-    s = torch.zeros(len(triangles), size, size)
-    s[:, rows, columns] = -triangles
-    s = s - s.mT
+    s = skew_of(triangles)
     if settings.get("coft"):
         s = oft.project(s, settings.get("eps", 6e-5))
     if settings.get("use_cayley_neumann", True):
@@ -136,11 +133,6 @@ def _refuse_misfits(path, tensors, found):
         first = min(tensors, default="none")
         raise WeightsError(f"{path} holds no LoRA or OFT for this model (its first tensor: {first})")
     for name, shape in wanted.items():
-        if _without_ones(tensors[name].shape) != _without_ones(shape):
+        if without_ones(tensors[name].shape) != without_ones(shape):
             misfit = f"{name} is {list(tensors[name].shape)}, this model needs {list(shape)}"
             raise WeightsError(f"{path} was made for another model: {misfit}")
-
-
-def _without_ones(shape):
-    """(r, in) for (r, in, 1, 1): a 1 × 1 convolution is a linear layer."""
-    return tuple(shape[:2]) if tuple(shape[2:]) == (1, 1) else tuple(shape)

@@ -1,6 +1,6 @@
 """What a training has left of its course, and the curves of that.
 
-    log.jsonl     a line for each step: losses and the mean σ (`runs.py`)
+    log.jsonl     a line for each step: losses and the mean σ (`observers.py`)
     curves.jsonl  a line for each look of the monitor: fidelity, noise, σ₁ and gains (`monitor.py`)
     advice.json   which step the monitor advises, and why
 

@@ -115,11 +115,6 @@ def noise_between(images):
 # --- in small steps ---------------------------------------------------------------------------------------------------
 
 
-def remaining_share(gain, sigma_start, sigma_end):
-    """(σ_end/σ_start)^g: what is left of a deviation of x_t/√ᾱ_t after many small steps with η = 0 and one gain."""
-    return (sigma_end / sigma_start) ** gain
-
-
 def steady_noise(gain, eta=1.0):
     """To how many σ the noise tends in many small steps with η > 0: η/√(g·(1+η²) − 1), and inf for g ≤ 1/(1+η²).
 
