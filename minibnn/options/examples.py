@@ -24,8 +24,7 @@ EXAMPLES = {
     ),
     "photo-measures": (
         "python -m minibnn photo-measures --pictures drawn --training photos/rex --dino nets/dino",
-        "python -m minibnn photo-measures --pictures drawn --prompts prompts.txt --training photos/rex --clip nets/clip "
-        "--out clip.json",
+        "python -m minibnn photo-measures --pictures drawn --training photos/rex --prompts prompts.txt --clip nets/clip",
     ),
     "world": (
         "python -m minibnn world --out world.png",
