@@ -24,7 +24,8 @@ EXAMPLES = {
     ),
     "photo-measures": (
         "python -m minibnn photo-measures --pictures drawn --training photos/rex --dino nets/dino",
-        "python -m minibnn photo-measures --pictures drawn --training photos/rex --prompts prompts.txt --clip nets/clip",
+        "python -m minibnn photo-measures --pictures drawn --training photos/rex --prompts prompts.txt "
+        "--clip nets/clip",
     ),
     "world": (
         "python -m minibnn world --out world.png",
