@@ -50,6 +50,12 @@ def apart(name, views):
     return max(abs(a - b).max() for a in curves for b in curves)
 
 
+def apart_in_the_end(guidance):
+    """Fidelity without guidance − fidelity with it, of the same weights after 800 steps."""
+    ends = [values("samplers", "fidelity", 800, view=f"ddim-25-g{g}") for g in ("1", guidance)]
+    return interval(ends[0] - ends[1])
+
+
 def explained(t, before, strong):
     """The share of the loss at t that Eq. 2 explains: the mean before, or the most in fine-tuning; strong: σ₀ = 0.1."""
     shares = [
@@ -113,8 +119,17 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
         apart("fidelity", [*SAMPLERS[2], "pndm-25-g7.5"])], 3),
     "PNDM's noise": ("RESULTS", "25 steps of PNDM at 7.5 within .019 and {}", lambda: [
         apart("noise", [*SAMPLERS[2], "pndm-25-g7.5"])], 2),
-    "guidance": ("RESULTS", "lower fidelity in the end ({}, {}, {} for 1, 3, 7.5)", lambda: [
+    "guidance": ("RESULTS", "fidelity in the end is {}, {}, {} for 1, 3, 7.5", lambda: [
         values("samplers", "fidelity", 800, view=f"ddim-25-g{g}").mean() for g in ("1", "3", "7.5")], 3),
+    "guidance, differences": ("RESULTS", "(1 − 3: {} [{}, {}]; 1 − 7.5: {} [{}, {}])", lambda: [
+        *apart_in_the_end("3"), *apart_in_the_end("7.5")], 3),
+    "running mean, at 800": ("RESULTS", "where the average has {} [{}, {}] more", lambda: [*interval(
+        values("views", "noise", 800, view=f"{PLAIN}-average", group="training")
+        - values("views", "noise", 800, group="training"))], 3),
+    "σ₁ at first": ("RESULTS", "it may rise (.22 → .25; {} [{}, {}] and {} [{}, {}])", lambda: [
+        *change("main", 0, 25, "sigma1"), *change("main", 0, 25, "sigma1", pictures=6)], 3),
+    "large rate": ("RESULTS", "on other prompts is higher by {} [{}, {}], while", lambda: [*interval(
+        values("lr-4e-4", "fidelity", 400) - values("views", "fidelity", 400))], 3),
     "running mean": ("RESULTS", "training-prompt noise {}, {}, {} at 200, 400, 800 against {}, {}, {}", lambda: [
         values("views", "noise", step, view=view, group="training").mean()
         for view in (f"{PLAIN}-average", PLAIN) for step in (200, 400, 800)], 2),
