@@ -29,12 +29,21 @@ LAYOUTS = {  # without upcast_attention, which would round float64 to float32
     "SD1": {"attention_head_dim": 2, "use_linear_projection": False},
     "SD2": {"attention_head_dim": [2, 4], "use_linear_projection": True},
 }
-CASES = {
+# The prior's σ is not that of the start: nothing but the KL moves the diagonal of Q's σ, and where its gradient is 0
+# but for rounding, Adam makes the rounding as large as any gradient.
+PENALTY = {"lambda_kl": 1e-6, "kl": "p-q", "prior_sigma": 0.02}
+CASES = {  # every method, without and with BNN, in both layouts; with BNN once with λ = 0 and once with λ > 0
     "DreamBooth, SD1": ("SD1", {"bayes": False}),
-    "DreamBooth with BNN and λ, SD2": ("SD2", {"where": "paper,time,projections", "lambda_kl": 1e-6, "kl": "p-q"}),
+    "DreamBooth, SD2": ("SD2", {"bayes": False}),
+    "DreamBooth with BNN, SD1": ("SD1", {"where": "paper,projections"}),
+    "DreamBooth with BNN and λ, SD2": ("SD2", {"where": "paper,time,projections", **PENALTY}),
+    "LoRA, SD1": ("SD1", {"method": "lora", "bayes": False}),
     "LoRA, SD2": ("SD2", {"method": "lora", "bayes": False}),
     "LoRA with BNN, SD1": ("SD1", {"method": "lora"}),
+    "LoRA with BNN and λ, SD2": ("SD2", {"method": "lora", **PENALTY}),
     "OFT, SD1": ("SD1", {"method": "oft", "bayes": False}),
+    "OFT, SD2": ("SD2", {"method": "oft", "bayes": False}),
+    "OFT with BNN and λ in the up blocks, SD1": ("SD1", {"method": "oft", "where": "up", **PENALTY}),
     "OFT with BNN, SD2": ("SD2", {"method": "oft"}),
 }
 
