@@ -4,7 +4,7 @@
 
 Makes small random models, photo networks and a data set (`small_paper.py`) in FOLDER, if they are not there yet. Then
 
-1. gives the command to three processes, as three tasks of a SLURM array, and kills one at a random moment, three times;
+1. gives the command to three processes, as three tasks of a SLURM array, and kills one at a random moment, twice;
 2. compares every place of every table, and every difference, with what the pictures on the disk give, measured one by
    one and averaged by numpy;
 3. gives it for one subject and one seed to `torchrun --nproc-per-node 2`, in another folder, and compares its pictures
@@ -36,7 +36,7 @@ from minibnn.paper.perform import images_of
 from minibnn.paper.plan import plan
 from minibnn.photo import measures as photo
 
-KILLS, PROCESSES = 3, 3
+KILLS, PROCESSES = 2, 3
 MEASURES = ["Clip-T", "Clip-I", "Dino", "Lpips", "Clip-IQA"]
 FEW = ("--sigmas", "0.01", "0.1", "--lambdas", "0", "0.1", "--seeds", "0", "1")  # so that it does not take long
 
@@ -150,7 +150,7 @@ def main():
     be_quick()
     if sys.argv[1] == "as-process":
         sys.argv[1:] = sys.argv[2:]
-        command_line("paper")
+        return command_line("paper")
     root, more, began = Path(sys.argv[1]).resolve(), sys.argv[2:], time.monotonic()
     if not (root / "sd-v1").exists():
         small_paper.make(root, people=2, layers=1, versions=("v1", "v2"))

@@ -394,6 +394,10 @@ def test_every_number_follows_from_the_pictures_on_the_disk(whole):
                                    atol=2e-6)
 
 
+def test_the_page_on_the_paper_has_the_table_of_differences():
+    assert deviations.markdown() in (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+
+
 def test_the_report_says_it_all(whole):
     text = (whole.out / "report.md").read_text()
     for words in ("Table 1: methods", "| LoRA + BNN | DreamBooth data set |", "with − without", "Figure 13: the worst",
