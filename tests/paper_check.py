@@ -7,8 +7,8 @@ Makes small random models, photo networks and a data set (`small_paper.py`) in F
 1. gives the command to three processes, as three tasks of a SLURM array, and kills one at a random moment, twice;
 2. compares every place of every table, and every difference, with what the pictures on the disk give, measured one by
    one and averaged by numpy;
-3. gives it for one subject and one seed to `torchrun --nproc-per-node 2`, in another folder, and compares its pictures
-   and measures with those of the first, byte by byte.
+3. gives it for one table, subject and seed to `torchrun --nproc-per-node 2`, in another folder, and compares the
+   pictures and measures there with those of the first, byte by byte.
 
 Three of the 25 prompts are drawn, and Lpips looks at small pictures; else the command is as users have it. All tables
 with two seeds take a few minutes of a core.
@@ -162,7 +162,9 @@ def main():
     worst, count = compare(bench)
     print(f"{count} numbers of {', '.join(bench.study.items)}: at most {worst:.1e} from the pictures on the disk; "
           f"{time.monotonic() - began:.0f} s", flush=True)
-    part = small_paper.words(root, "--only", "table1", "--classes", "dog6", "--seeds", "1", "--out", str(root / "part"))
+    study = bench.study
+    part = [*words, "--only", study.items[0], "--classes", study.subjects[0].name, "--seeds", str(study.seeds[-1]),
+            "--out", str(root / "part")]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     code = start([*torchrun, __file__, "as-process", *part], root / "log-torchrun.txt").wait()
     assert code == 0, f"torchrun ended with {code}; see {root}/log-torchrun.txt"
