@@ -130,6 +130,7 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
         *change("main", 0, 25, "sigma1"), *change("main", 0, 25, "sigma1", pictures=6)], 3),
     "large rate": ("RESULTS", "on other prompts is higher by {} [{}, {}], while", lambda: [*interval(
         values("lr-4e-4", "fidelity", 400) - values("views", "fidelity", 400))], 3),
+    "learning": ("RESULTS", "on other prompts by {} [{}, {}] in 400 steps", lambda: [*change("main", 0, 400)], 3),
     "running mean": ("RESULTS", "training-prompt noise {}, {}, {} at 200, 400, 800 against {}, {}, {}", lambda: [
         values("views", "noise", step, view=view, group="training").mean()
         for view in (f"{PLAIN}-average", PLAIN) for step in (200, 400, 800)], 2),
@@ -142,7 +143,7 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "long": ("RESULTS", "goes on rising to {};", lambda: [values("long", "fidelity", 3200).mean()], 3),
     "long, place": ("RESULTS", "place as asked falls to {}", lambda: [
         values("long", "background", 3200).mean()], 2),
-    "BNN at step 100": ("RESULTS", "by {} [{}, {}] at step 100, and", lambda: [
+    "BNN at step 100": ("RESULTS", "told from 0 is {} [{}, {}] at step 100", lambda: [
         *effect("base", 100, view=PRETRAINED)], 3),
     "effects": ("RESULTS", 'counts {} "better" and {} "worse" of {} comparisons', told, 0),
     "σ₀ = 0.1": ("RESULTS", "(nearest {} instead of {} at step 400)", lambda: [
