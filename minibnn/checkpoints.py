@@ -85,7 +85,7 @@ def _check_shapes(file, trained, averages, path):
     for name in [*wanted, *shapes]:
         there, needed = (list(of[name]) if name in of else "none" for of in (shapes, wanted))
         if there != needed:
-            raise WeightsError(f"{path} is no checkpoint of this training: {name} is {there}, but needs {needed}")
+            raise WeightsError(f"{path} is not a checkpoint of this training: {name} is {there}, but needs {needed}")
 
 
 def _read_state(file, name, moments, path):

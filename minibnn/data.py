@@ -63,7 +63,7 @@ def captions(pictures, prompt, own=True):
         try:
             text = " ".join(path.read_text(encoding="utf-8-sig").split()) if path.exists() else prompt
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is no caption in UTF-8 ({error})") from None
+            raise UserError(f"{path} is not a caption in UTF-8 ({error})") from None
         if not text:
             raise UserError(f"{path} is empty: write the picture's caption into it, or remove it")
         found.append(text)

@@ -103,7 +103,7 @@ class StableDiffusion:
         unet, vae, text = (parts[part].config for part in ("unet", "vae", "text_encoder"))
         if unet.in_channels != vae.latent_channels or unet.cross_attention_dim != text.hidden_size:
             raise UserError(
-                f"{folder} is no text-to-image model: its UNet takes {unet.in_channels} channels and contexts of "
+                f"{folder} is not a text-to-image model: its UNet takes {unet.in_channels} channels and contexts of "
                 f"{unet.cross_attention_dim}, VAE and text encoder give {vae.latent_channels} and {text.hidden_size}"
             )
         if not own_recipe.exists():  # SD v2's 768 models say 96

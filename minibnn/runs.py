@@ -49,7 +49,7 @@ def read_config(out):
     """config.json of a run. Raises UserError if the folder is none."""
     config = find_config(out)
     if config is None:
-        raise UserError(f"--out {out} is no run of minibnn; name another folder")
+        raise UserError(f"--out {out} is not a run of minibnn; name another folder")
     return config
 
 

@@ -116,6 +116,6 @@ def check_numbers(sampler, eta, guidance, seed):
     if not 0 <= eta <= 1 or (eta and sampler == "pndm"):
         raise UserError(f"eta = {eta}: a number from 0 to 1, for the sampler ddim only")
     if not math.isfinite(guidance):
-        raise UserError(f"guidance = {guidance} is no finite number")
+        raise UserError(f"guidance = {guidance} is not a finite number")
     if not 0 <= seed < 2**63:
         raise UserError(f"seed = {seed} is outside 0..2**63 - 1")

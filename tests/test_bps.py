@@ -572,7 +572,7 @@ class TestMistakes:
         monkeypatch.setattr(bps, "load_branch", None)
         changes = {"branch": branch} if branch else {}
         self.refused(pairs, "--sample-steps 2000 is outside 1..999", sample_steps=2000, **changes)
-        self.refused(pairs, "guidance = nan is no finite number", guidance=float("nan"), **changes)
+        self.refused(pairs, "guidance = nan is not a finite number", guidance=float("nan"), **changes)
 
     def test_training_options_beside_a_branch(self, pairs):
         numbers = {"steps": 5, "lr": 1e-3, "batch_size": 4, "resolution": 32, "hint_channels": 3}

@@ -68,7 +68,7 @@ def test_ordinary_pictures_are_no_sheets_and_damage_is_named(tmp_path):
     save_png(noise(8, 8), tmp_path / "drawn.png", {"prompt": "a dog"})
     assert read_sheet(tmp_path / "plain.png") is None and read_sheet(tmp_path / "drawn.png") is None
     (tmp_path / "broken.png").write_bytes((tmp_path / "plain.png").read_bytes()[:40])
-    with pytest.raises(UserError, match="broken.png is no picture that can be read"):
+    with pytest.raises(UserError, match="broken.png cannot be read as a picture"):
         read_sheet(tmp_path / "broken.png")
     save_png(noise(8, 8), tmp_path / "odd.png", {"groups": [{"title": 3, "pictures": []}], "about": {}})
     with pytest.raises(UserError, match=r"odd.png: groups\[0\].title is 3, but must be a text"):

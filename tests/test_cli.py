@@ -87,7 +87,7 @@ def test_options_that_a_command_reads_are_those_it_has(name):
             ["minibnn.train", "--images", "x", "--batch-size", "-1"],
             "error: --batch-size: '-1' is not a whole number",
         ),
-        (["minibnn.train", "--images", "x", "--lr=--"], "error: --lr: '--' is no value"),
+        (["minibnn.train", "--images", "x", "--lr=--"], "error: --lr: '--' is not a value"),
         (["minibnn.train", "--images", "x", "--lr", "0"], "error: --lr: '0' is not a number above 0"),
         (["minibnn.train", "--images", "x", "--lr", "nan"], "error: --lr: 'nan' is not a number above 0"),
         (

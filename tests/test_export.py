@@ -154,8 +154,8 @@ def test_a_model_that_is_no_run(small, run_export, tmp_path):
     ("method", "words", "message"),
     [
         ("oft", ["--to", "kohya"], "--to kohya: .* is an OFT, which no LoRA can hold; --to single-file writes a file"),
-        ("dreambooth", ["--to", "kohya"], "is a whole model and no LoRA; --to single-file"),
-        ("dreambooth", ["--to", "peft"], "is a whole model and no LoRA"),
+        ("dreambooth", ["--to", "kohya"], "is a whole model and not a LoRA; --to single-file"),
+        ("dreambooth", ["--to", "peft"], "is a whole model and not a LoRA"),
         ("dreambooth", ["--to", "diffusers"], "--out is required: .* is for diffusers already; for a copy"),
         ("lora", ["--to", "diffusers"], "--out is required"), ("oft", ["--to", "peft"], "--out is required"),
         ("oft", ["--to", "peft", "--out", "RUN", "--overwrite"], "is what was trained, and stays as it is"),

@@ -289,7 +289,7 @@ class TestCommand:
         with pytest.raises(UserError, match="must end with .png"):
             flow.train_or_draw(options(out=str(tmp_path / "f.jpg")))
         flow.save_flow(tmp_path / "flow.safetensors", flow.LatentFlow((16, 32)), {})
-        with pytest.raises(UserError, match="is no flow with"):
+        with pytest.raises(UserError, match="is not a flow with"):
             flow.train_or_draw(options(flow=str(tmp_path), out=str(tmp_path / "f.png")))
 
 

@@ -377,7 +377,7 @@ def test_doras_of_diffusers_and_peft_are_refused(ours, pipeline, tmp_path):
         ('{"unet.init_lora_weights": "pissa_niter_4"}', "init_lora_weights is 'pissa_niter_4', but must be one of"),
         ('{"unet.use_qalora": true}', "use_qalora = True is not implemented"),
         ('{"unet.bias": "all"}', "bias is 'all', but must be one of 'none'"),
-        ('{"unet.alpha_pattern": {"(": 2}}', "is no regular expression"), ("[1]", "holds a list and not an object"),
+        ('{"unet.alpha_pattern": {"(": 2}}', "is not a regular expression"), ("[1]", "holds a list and not an object"),
         ("{", "is not valid JSON"),
     ],
 )

@@ -494,11 +494,11 @@ def test_training_raises_the_likelihood_of_what_was_kept(base):
         (["--rule", "threshold", "--keep", "1"], "--keep belongs to --rule top-k, not to threshold"),
         (["--rule", "tilt", "--minimum", "0.2"], "--minimum belongs to --rule threshold, not to tilt"),
         (["--alpha", "0.1"], "--alpha belongs to --rule tilt, not to top-k"),
-        (["--guidance", "nan"], "guidance = nan is no finite number"),
+        (["--guidance", "nan"], "guidance = nan is not a finite number"),
         (["--eta", "2"], "eta = 2.0: a number from 0 to 1"),
         (["--sample-steps", "1000"], "--sample-steps 1000 is outside 1..999"),
         (["--prompts-from", "nowhere.txt"], "--prompts-from nowhere.txt: "),
-        (["--resolution", "60"], "--resolution 60 is no multiple of 8"),
+        (["--resolution", "60"], "--resolution 60 is not a multiple of 8"),
         (["--reward", "ugly"], "--reward ugly is not one of"),
     ],
 )
@@ -519,7 +519,7 @@ def test_a_folder_is_replaced_only_on_request_and_only_if_it_is_a_run(run_folder
     with pytest.raises(UserError, match="exists: name another or pass --overwrite"):
         graft_run.graft(graft_options("--out", str(run_folder)))
     (tmp_path / "mine").mkdir()
-    with pytest.raises(UserError, match="it is no run of this command"):
+    with pytest.raises(UserError, match="it is not a run of this command"):
         graft_run.graft(graft_options("--out", str(tmp_path / "mine"), "--overwrite"))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "graft.json").write_text("{}")

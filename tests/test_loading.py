@@ -163,7 +163,7 @@ def test_weights_in_several_files_that_do_not_fit_together(sharded):
 
     other = next(p for p in content["weight_map"].values() if p != piece)
     fails(content["weight_map"] | {name: other}, f"says that {name} is in {other}, but it is not")
-    fails(content["weight_map"] | {name: "../secret.safetensors"}, "which is no file of the same folder")
+    fails(content["weight_map"] | {name: "../secret.safetensors"}, "which is not a file of the same folder")
     fails({name: 3}, "but must be a text")
     index.write_text("{}")
     with pytest.raises(UserError, match="weight_map is missing"):

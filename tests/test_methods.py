@@ -287,7 +287,7 @@ def test_defaults_of_the_paper_app_h1():
         (["--method", "oft", "--rank", "2"], "--rank belongs to --method lora"),
         (["--rank", "2"], "--rank belongs to --method lora"),
         (["--layers", "to_q"], "--layers belongs to --method lora or oft"),
-        (["--method", "oft", "--where", "up,norm"], "--where: where = 'norm' is no part of a UNet; those of"),
+        (["--method", "oft", "--where", "up,norm"], "--where: where = 'norm' is not a part of a UNet; those of"),
         (["--method", "lora", "--coft", "0.1"], "--coft belongs to --method oft"),
         (["--method", "oft", "--export", "kohya"], "--export belongs to --method lora"),
         (["--method", "lora", "--export", "kohya,a1111"], "--export: 'a1111' is not one of kohya, peft"),

@@ -52,7 +52,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path
         ('prompt = ["a", ""]', "prompt = ['a', ''] is not a text with at least one word in it"),
         ("seed = -1", "seed = -1 is not a whole number from 0 to 2^63 - 1"),
         ("[what]\nimages = 1", "no option what\n"),
-        ("lr = ", "is no valid TOML"),
+        ("lr = ", "is not valid TOML"),
     ],
 )
 def test_mistakes_in_a_file_are_named(tmp_path, capsys, text, message):
@@ -66,7 +66,7 @@ def test_mistakes_in_a_file_are_named(tmp_path, capsys, text, message):
 def test_other_files_are_refused_as_configuration(tmp_path, capsys):
     (tmp_path / "a.json").write_text('{"lr": 1}')
     (tmp_path / "a.txt").write_text("lr = 1")
-    kinds = {"none.toml": "no such file", "a.json": "is no config.json of a run", "a.txt": "file ends with .toml"}
+    kinds = {"none.toml": "no such file", "a.json": "is not a config.json of a run", "a.txt": "file ends with .toml"}
     for name, message in kinds.items():
         with pytest.raises(UserError, match=message):
             configs.config_options(tmp_path / name, TrainOptions, {})
@@ -134,7 +134,7 @@ def test_resume_takes_its_options_from_the_run(run, monkeypatch):
         ({"options": {"lr": "fast"}}, "options.lr is 'fast', but must be"),
         ({"options": {"steps": 0}}, "steps = 0 is not a whole number of at least 1"),
         ({"options": [1]}, "options is a list, but must be an object"),
-        ({"format": "minibnn bps"}, "is no config.json of a run"),
+        ({"format": "minibnn bps"}, "is not a config.json of a run"),
         ("[" * 100_000, "is not valid JSON"),
         ('{"options": {"lr": NaN}}', "is not valid JSON"),
     ],

@@ -172,7 +172,7 @@ def test_parts_that_do_not_belong_together(sd, tmp_path):
     depth = UNet(dataclasses.replace(sd.unet.config, in_channels=5))
     write_tensors(tmp_path / "m" / "unet" / "diffusion_pytorch_model.safetensors", depth.state_dict())
     write_json(tmp_path / "m" / "unet" / "config.json", sd.configs["unet"] | {"in_channels": 5})
-    with pytest.raises(UserError, match="no text-to-image model: its UNet takes 5 channels"):
+    with pytest.raises(UserError, match="not a text-to-image model: its UNet takes 5 channels"):
         StableDiffusion.load(tmp_path / "m")
 
 

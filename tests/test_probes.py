@@ -211,7 +211,7 @@ def test_every_command_leaves_a_picture_and_numbers(dog, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, "--images is required: tiny is no run"),
+        ({}, "--images is required: tiny is not a run"),
         ({"images": "DOG", "picture": 6}, "--picture 6: .* holds 6 pictures"),
         ({"images": "DOG", "t": 1000}, "--t 1000 is outside 1..999"),
         ({"images": "DOG", "draws": 1}, "at least 2"),

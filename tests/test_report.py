@@ -139,7 +139,7 @@ def test_looks_that_a_resumed_run_has_forgotten_are_not_shown(copy):
     ("log.jsonl", '{"step": 1}\n', "log.jsonl: diffusion is missing"),
     ("curves.jsonl", '{"step": 0, "noise": "much"}\n', "curves.jsonl: "),
     ("advice.json", '{"step": 0}', "advice.json: "),
-    ("samples.png", "no picture", "samples.png is no picture that can be read"),
+    ("samples.png", "no picture", "samples.png cannot be read as a picture"),
 ])
 def test_damage_is_named(copy, name, text, message):
     (copy / name).write_text(text)
@@ -160,7 +160,7 @@ def test_the_command_writes_pages_and_refuses_what_it_cannot_do(copy, tmp_path, 
         (RunReportOptions([str(copy)], str(tmp_path / "dog.png")), "the name must end with .html"),
         (RunReportOptions([str(copy)] * 2, str(out)), "--out names one file"),
         (RunReportOptions([str(tmp_path / "nowhere")]), "there is no such folder"),
-        (RunReportOptions([str(tmp_path)]), "is no training run of minibnn"),
+        (RunReportOptions([str(tmp_path)]), "is not a training run of minibnn"),
     ):
         with pytest.raises(UserError, match=message):
             report(options)

@@ -171,6 +171,6 @@ def test_json_that_cannot_be_read_is_one_line(tmp_path):
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
         read_json(tmp_path)
     (tmp_path / "x.json").write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(UserError, match="no text in UTF-8 .invalid start byte at byte 7"):
+    with pytest.raises(UserError, match="not text in UTF-8 .invalid start byte at byte 7"):
         read_json(tmp_path / "x.json")
     assert parse_json("[1]", "x") == [1]

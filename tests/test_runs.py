@@ -119,5 +119,5 @@ def test_config_files_of_others_are_no_runs(tmp_path):
     assert runs.find_config(tmp_path) is None and runs.options_of(tmp_path) is None
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     assert runs.find_config(tmp_path) is None and not runs.is_adapter_run(tmp_path)
-    with pytest.raises(UserError, match="is no run of minibnn"):
+    with pytest.raises(UserError, match="is not a run of minibnn"):
         runs.base_of(tmp_path)

@@ -189,5 +189,5 @@ def test_hostile_results(tmp_path):
         with pytest.raises(UserError, match="a.jsonl, line 2: "):
             read_rows(lines, {"step": schema.integer(0)}, ("step",))
     lines.write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="a.jsonl is no text in UTF-8"):
+    with pytest.raises(UserError, match="a.jsonl is not text in UTF-8"):
         read_rows(Path(lines))

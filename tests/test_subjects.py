@@ -112,7 +112,7 @@ def test_a_caption_beside_a_picture_replaces_the_prompt(folders, options, tmp_pa
         fine_tune(options("--prior-weight", "0", "--resume", images=[str(rex)]))
 
 
-@pytest.mark.parametrize(("content", "message"), [(b" \n", "is empty: write"), (b"\xff\xfe", "no caption in UTF-8")])
+@pytest.mark.parametrize(("content", "message"), [(b" \n", "is empty: write"), (b"\xff\xfe", "not a caption in UTF-8")])
 def test_broken_captions_are_refused(folders, options, tmp_path, content, message):
     path = sorted((tmp_path / "rex").iterdir())[0].with_suffix(".txt")
     path.write_bytes(content)

@@ -352,7 +352,7 @@ def test_nan_names_the_step_and_the_good_checkpoint(options, tmp_path, monkeypat
     [
         (["--resume"], "no checkpoint in .*run"),
         (["--where", "paper,here"], "--where: where = 'here' is not one of"),
-        (["--resolution", "60"], "--resolution 60 is no multiple of 8"),
+        (["--resolution", "60"], "--resolution 60 is not a multiple of 8"),
         (["--device", "cuda:7"], "--device cuda:7"),
         (["--device", "toaster"], "--device toaster"),
         (["--model", "nowhere"], "no model at nowhere"),
@@ -425,10 +425,10 @@ def test_existing_folders_are_kept(options, tmp_path):
         assert (tmp_path / "mine" / name).read_text() == content
         (tmp_path / "mine" / name).unlink()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
-    with pytest.raises(UserError, match="no run of minibnn"):
+    with pytest.raises(UserError, match="not a run of minibnn"):
         fine_tune(options("--overwrite", out="mine"))
     (tmp_path / "mine" / "config.json").write_text('{"model_type": "clip"}')
-    with pytest.raises(UserError, match="no run of minibnn"):
+    with pytest.raises(UserError, match="not a run of minibnn"):
         fine_tune(options("--overwrite", out="mine"))
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
 

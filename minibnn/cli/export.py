@@ -56,7 +56,7 @@ def check(options, method, whole):
         return
     if not method and Path(options.run).is_dir() and not (Path(options.run) / "unet").is_dir():
         raise UserError(f"{options.run} holds neither a run nor a model: name the folder of a finished training")
-    what = "an OFT, which no LoRA can hold" if method == "oft" else "a whole model and no LoRA"
+    what = "an OFT, which no LoRA can hold" if method == "oft" else "a whole model and not a LoRA"
     raise UserError(f"--to {options.to}: {options.run} is {what}; --to single-file writes a file for every web UI")
 
 

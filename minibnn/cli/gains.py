@@ -68,11 +68,11 @@ def check(options, run):
         if path not in (None, *BUNDLED) and not Path(path).exists():
             raise UserError(f"--{name} {path}: there is no such file or folder")
     if not options.images and run is None:
-        raise UserError(f"--images is required: {options.model} is no run, which would name its training pictures")
+        raise UserError(f"--images is required: {options.model} is not a run, which would name its training pictures")
     if late := [t for t in options.times if t >= schedule.TRAIN_STEPS]:
         raise UserError(f"--times {late[0]} is outside 0..{schedule.TRAIN_STEPS - 1}")
     if odd := [g for g in options.guidance or () if not math.isfinite(g)]:
-        raise UserError(f"--guidance {odd[0]} is no finite number")
+        raise UserError(f"--guidance {odd[0]} is not a finite number")
     if options.steps:
         schedule.timesteps(options.steps)  # raises UserError for more than there are
     if options.out and Path(options.out).exists() and not options.overwrite:

@@ -69,7 +69,7 @@ def sample(options):
         save_png(grid(pictures, columns), out, settings)
     else:
         save_png(pictures[0], out, settings | {"prompt": prompts[0]})
-    print(f"{out}: {len(pictures)} picture{'s' if len(pictures) > 1 else ''}")
+    print(f"{out}: {len(pictures)} pictures, one by one in {out.with_suffix('')}" if several else f"{out}: 1 picture")
     return pictures
 
 

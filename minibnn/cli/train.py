@@ -191,7 +191,7 @@ def settle(options, sd, pictures):
     if options.prior_weight and not options.class_prompt:
         raise UserError('--class-prompt is required, for instance "a photo of a dog"; or --prior-weight 0')
     if options.resolution % sd.vae.factor:
-        raise UserError(f"--resolution {options.resolution} is no multiple of {sd.vae.factor}")
+        raise UserError(f"--resolution {options.resolution} is not a multiple of {sd.vae.factor}")
     methods.check(sd.unet, options)
     options = monitor.settle(options)
     if options.kernel == "triton" and not (device.startswith("cuda") or os.environ.get("TRITON_INTERPRET") == "1"):

@@ -68,7 +68,7 @@ def read_all(folders):
             for row in own:
                 fitting(row, record(ROW | (MEASURED if "t" not in row else SHORTENED), required=ROW), path)
                 if not NAME.fullmatch(row["run"]):
-                    raise UserError(f"{path}: {row['run']!r} is no name of a run, such as main-4-bnn-0")
+                    raise UserError(f"{path}: {row['run']!r} is not a name of a run, such as main-4-bnn-0")
             unknown = {row["run"] for row in own if _parts(row["run"])[0] not in SETTINGS}
             if unknown:
                 raise UserError(f"{path}: the setting of {min(unknown)} is not in minibnn/experiments/settings.py")

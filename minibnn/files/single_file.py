@@ -49,7 +49,7 @@ def describe(path):
             hint = "there is no model.diffusion_model.* in it"
             if "lora" in " ".join(shapes):
                 hint = "it is a LoRA: pass its base as --model and this as --adapter"
-            raise WeightsError(f"{path} is no whole model: {hint}")
+            raise WeightsError(f"{path} is not a whole model: {hint}")
         if "ztsnr" in shapes:
             raise UserError(f"{path}: its noise schedule is rescaled to end at pure noise (ztsnr): not implemented")
         v2 = any(name.startswith(ldm.OPENCLIP) for name in shapes)

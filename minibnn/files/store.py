@@ -37,7 +37,7 @@ def read_text(path):
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start})") from None
+        raise UserError(f"{path} is not text in UTF-8 ({error.reason} at byte {error.start})") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 

@@ -47,7 +47,7 @@ def open_weights(path):
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        reason = f"({path.stat().st_size} bytes) is damaged or is no safetensors file ({error})"
+        reason = f"({path.stat().st_size} bytes) is damaged or not a safetensors file ({error})"
         raise WeightsError(f"{path} {reason}: download it again") from None
 
 
@@ -60,7 +60,7 @@ class Shards:
     def __init__(self, index):
         names = read_json(index, record({"weight_map": mapping(text)}, required=["weight_map"]))["weight_map"]
         if outside := [name for name in names.values() if Path(name).name != name]:
-            raise WeightsError(f"{index} names {outside[0]!r}, which is no file of the same folder")
+            raise WeightsError(f"{index} names {outside[0]!r}, which is not a file of the same folder")
         files = {name: open_weights(index.with_name(name)) for name in sorted(set(names.values()))}
         held = {name: set(file.keys()) for name, file in files.items()}
         for tensor, name in names.items():

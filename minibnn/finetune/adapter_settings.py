@@ -85,5 +85,5 @@ def _by_pattern(patterns, layer, default):
                 if re.match(rf"(.*\.)?({pattern})$", name):
                     return value
             except re.error:
-                raise WeightsError(f"the pattern {pattern!r} for layers is no regular expression") from None
+                raise WeightsError(f"the pattern {pattern!r} for layers is not a regular expression") from None
     return default

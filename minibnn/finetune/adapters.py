@@ -31,7 +31,7 @@ def regions(where):
     """
     for word in where.split(","):
         if word not in REGIONS:
-            raise ValueError(f"where = {word!r} is no part of a UNet; those of an adapter are {', '.join(REGIONS)}")
+            raise ValueError(f"where = {word!r} is not a part of a UNet; those of an adapter are {', '.join(REGIONS)}")
     return tuple(REGIONS[word] for word in where.split(","))
 
 

@@ -114,7 +114,7 @@ def read_sheet(path):
             words = file.info.get("minibnn", "null")
             image = file.convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path} is no picture that can be read ({error})") from None
+        raise UserError(f"{path} cannot be read as a picture ({error})") from None
     found = parse_json(words, path)
     if not isinstance(found, dict) or "groups" not in found:
         return None

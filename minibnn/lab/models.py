@@ -79,7 +79,7 @@ def open_lab(options):
     if not images:
         if options.model not in BUNDLED and not Path(options.model).exists():
             StableDiffusion.load(options.model)  # raises UserError, and says that there is no such model
-        raise UserError(f"--images is required: {options.model} is no run, which would name its training pictures")
+        raise UserError(f"--images is required: {options.model} is not a run, which would name its training pictures")
     files = data.list_pictures(images)
     if options.picture >= len(files):
         raise UserError(f"--picture {options.picture}: {images} holds {len(files)} pictures, numbered from 0")

@@ -204,7 +204,7 @@ def load_branch(folder, sd):
     """A saved branch for this model. Raises UserError if the folder holds none or it belongs to another UNet."""
     config = read_json(Path(folder) / "config.json")
     if config.get("format") != FORMAT:
-        raise UserError(f"--branch {folder} is no folder of `python -m minibnn bps`")
+        raise UserError(f"--branch {folder} is not a folder of `python -m minibnn bps`")
     if missing := CONFIG.keys() - config.keys():
         raise UserError(f"--branch {folder}: config.json lacks {min(missing)!r}; it is damaged")
     fitting(config, record(CONFIG), Path(folder) / "config.json")
@@ -289,7 +289,7 @@ def train_on_pairs(sd, out, options, dtype):
     resolution, bundled = options.resolution or sd.recipe["resolution"], options.model == "tiny"
     steps, lr = options.steps or (400 if bundled else 1000), options.lr or (5e-4 if bundled else 1e-5)
     if resolution % sd.vae.factor:
-        raise UserError(f"--resolution {resolution} is no multiple of {sd.vae.factor}")
+        raise UserError(f"--resolution {resolution} is not a multiple of {sd.vae.factor}")
     hints, images, prompts = read_pairs(options.hints, options.hint_channels, resolution, options.edges)
     torch.manual_seed(options.seed)
     branch = Branch(sd.unet.config, options.hint_channels, sd.vae.factor, options.gains).to(sd.device)

@@ -204,7 +204,7 @@ def load_flow(path, channels):
     """A saved LatentFlow and its note. Raises UserError if the file is missing, damaged or of other channels."""
     flow, state = LatentFlow(channels), {name: tensor.float() for name, tensor in read_tensors(path).items()}
     if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in flow.state_dict().items()}:
-        raise UserError(f"{path} is no flow with {channels} channels")
+        raise UserError(f"{path} is not a flow with {channels} channels")
     flow.load_state_dict(state)
     return flow.eval().requires_grad_(False), open_weights(path).metadata()
 

@@ -44,7 +44,7 @@ OWN = {"keep": "top-k", "minimum": "threshold", "alpha": "tilt"}  # options of o
 def check_folder(options, out):
     """Refuse a folder that is not to be replaced, or that holds what the run is made from. Raises UserError."""
     if out.exists() and not (options.overwrite and (out / RECORD).exists()):
-        why = ", it is no run of this command" if options.overwrite else " or pass --overwrite"
+        why = ", it is not a run of this command" if options.overwrite else " or pass --overwrite"
         raise UserError(f"--out {out} exists: name another{why}")
     strange = sorted({path.name for path in out.iterdir()} - OWN_NAMES) if out.exists() else []
     if strange:
@@ -81,7 +81,7 @@ def settle(options, sd):
         raise UserError(f"--sample-steps {options.sample_steps} is outside 1..{schedule.TRAIN_STEPS - 1}")
     check_numbers("ddim", options.eta, options.guidance, options.seed)
     if options.resolution % sd.vae.factor:
-        raise UserError(f"--resolution {options.resolution} is no multiple of {sd.vae.factor}")
+        raise UserError(f"--resolution {options.resolution} is not a multiple of {sd.vae.factor}")
     noisiest, switch = int(schedule.timesteps(options.sample_steps)[0]), options.switch
     if switch >= noisiest:
         raise UserError(f"--switch {switch} leaves nothing to the fine-tuned model: the sampler starts at {noisiest}")

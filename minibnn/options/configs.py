@@ -54,7 +54,7 @@ def read_toml(path, options_class):
     try:
         values = tomllib.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no valid TOML: {error}") from None
+        raise UserError(f"{path} is not valid TOML: {error}") from None
     return typed(values, options_class, path)
 
 

@@ -41,7 +41,7 @@ def training_options(path, options_class):
     """
     config = read(path, options_class)
     if config is None:
-        raise UserError(f"{path} is no config.json of a run; a configuration file ends with .toml")
+        raise UserError(f"{path} is not a config.json of a run; a configuration file ends with .toml")
     values = {k: value for k, value in config["options"].items() if value is not None and k not in ONE_CALL}
     return typed(values, options_class, path), config
 

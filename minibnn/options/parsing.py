@@ -48,7 +48,7 @@ def parse(options_class, prog, argv=None, examples=(), recipes=(), about=None):
     words = aliases.translate(sys.argv[1:] if argv is None else argv, parser._option_string_actions)
     for word in words:
         if word.startswith("--") and word.endswith("=--"):  # argparse would take it for no value at all
-            parser.error(f"{word[:-3]}: '--' is no value")
+            parser.error(f"{word[:-3]}: '--' is not a value")
     values, rest = parser.parse_known_args(words)
     if rest:
         parser.unknown(rest)

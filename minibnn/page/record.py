@@ -46,7 +46,7 @@ def read_run(folder):
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder")
     if runs.find_config(folder) is None:
-        raise UserError(f"{folder} is no training run of minibnn: there is no config.json of one in it")
+        raise UserError(f"{folder} is not a training run of minibnn: it holds no config.json of one")
     options, missing = runs.options_of(folder), []
     looks = curves.read_rows(folder / "curves.jsonl", curves.LOOK)
     there = {row["step"] for row in looks}
