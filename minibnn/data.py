@@ -100,7 +100,7 @@ def open_picture(path):
     except MemoryError:
         raise
     except Exception as error:  # PIL's decoders raise whatever their code runs into in a damaged file
-        raise UserError(f"{path}: damaged, or not a picture ({error}); remove it or save it again") from None
+        raise UserError(f"{path}: broken, or not a picture ({error}); remove it or save it again") from None
 
 
 def load_picture(path, size):

@@ -548,7 +548,7 @@ class TestMistakes:
 
     def test_broken_hint(self, pairs):
         (pairs / "000.hint.png").write_bytes(b"no picture")
-        self.refused(pairs, r"000.hint.png: broken")
+        self.refused(pairs, r"000.hint.png: broken, or not a picture")
 
     def test_resolution_and_loss(self, pairs):
         self.refused(pairs, "--resolution 60", resolution=60)

@@ -550,7 +550,7 @@ def test_the_plan_is_told_with_hours_and_leaves_nothing(made, quickly, tmp_path,
         (["--only", "table2"], "--model-v14 or --model-v20 is required"),
         (["--model", "tiny", "--model-v14", "tiny"], "--model tiny has no other models"),
         (["--model-v20", "nowhere"], "no model at nowhere"), (["--model-v20", "EMPTY"], "no model in .*empty: a diff"),
-        (["--data", "EMPTY", "--classes", "torn=dog"], "torn/1.png: broken or no picture"),
+        (["--data", "EMPTY", "--classes", "torn=dog"], "torn/1.png: broken, or not a picture"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_starts(made, tmp_path, words, message):

@@ -73,7 +73,7 @@ def read_hint(path, channels, size=None, resolution=None):
     except Image.DecompressionBombError:
         raise UserError(f"{path}: too many pixels to be opened safely; make it smaller") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: damaged, or not a picture ({error})") from None
+        raise UserError(f"{path}: broken, or not a picture ({error})") from None
     if size and image.size != size:
         wanted = f"{size[0]} x {size[1]}; make it that size"
         raise UserError(f"{path} is {image.width} x {image.height} pixels, not {wanted}")
