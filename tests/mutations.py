@@ -75,6 +75,8 @@ MUTATIONS = (
     Mutation("progress-looks", "minibnn/progress.py", "works = sum(self.step <= step <= self.total",
              "works = sum(self.step < step <= self.total", "test_progress.py",
              "The time to the end forgets the look that is about to begin."),
+    Mutation("examples-incomplete", "minibnn/options/examples.py", "--training photos/rex --prompts", "--prompts",
+             "test_commands.py", "An example of --help lacks an option that the command needs."),
     Mutation("config-unchecked", "minibnn/options/of_runs.py",
              'fitting(config, record(SCHEMA | {"options": record(fields_of(options_class))}), path)', "pass",
              "test_options.py", "A run's config.json is believed whatever it holds."),

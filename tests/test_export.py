@@ -1,10 +1,6 @@
 """The command `export`: what other programs open is what the run draws, and says what it is."""
 
 import json
-import shlex
-import shutil
-from importlib import import_module
-from pathlib import Path
 
 import pytest
 import small_sd
@@ -13,7 +9,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from minibnn import StableDiffusion, UNet, UserError
-from minibnn.__main__ import COMMANDS
 from minibnn.cli.export import export
 from minibnn.cli.train import fine_tune
 from minibnn.options.commands import ExportOptions, TrainOptions
@@ -207,21 +202,3 @@ def test_the_closing_lines_name_the_folders_of_each_program(tmp_path):
         "  its prompt: a sks dog",
     ]
     assert "ComfyUI/models/checkpoints" in programs.how_to_open(tmp_path / "rex.safetensors", "single-file", header)
-
-
-def test_every_command_of_the_page_runs(runs, small, tmp_path, monkeypatch):
-    """docs/other-programs.md: `runs/rex` is a run of LoRA, `sd` its base, `lora.safetensors` a kohya LoRA."""
-    page = (Path(__file__).parents[1] / "docs" / "other-programs.md").read_text(encoding="utf-8")
-    commands = [line for line in page.splitlines() if line.startswith("python -m minibnn ")]
-    assert len(commands) == 8
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(small, "sd")
-    shutil.copytree(runs["lora"], "runs/rex", ignore=shutil.ignore_patterns("model.safetensors"))
-    StableDiffusion.load("sd").save_single_file("sd.safetensors")
-    export(ExportOptions(run="runs/rex", to="kohya", out="lora.safetensors"))
-    for command in commands:
-        name, *words = shlex.split(command)[3:]
-        _, options, function, *_ = COMMANDS[name]
-        words += ["--steps", "2"] * (name == "sample")
-        module, function = function.split(":")
-        getattr(import_module(f"minibnn.{module}"), function)(parse(options, name, words))
