@@ -204,7 +204,7 @@ MUTATIONS = (
     Mutation("files-strength", READING, "strength * scale", "scale", FOREIGN, "--adapter-scale is ignored."),
     Mutation("files-scale-not-folded", ADAPTERS, "folded = up * (alpha / rank) if", "folded = up if",
              "test_methods.py::test_alpha_over_rank_is_in_the_file", "diffusers opens a LoRA of another strength."),
-    Mutation("files-oft-sign", READING, "= -triangles", "= triangles", FOREIGN,
+    Mutation("files-oft-sign", ADAPTERS, "= -triangles", "= triangles", FOREIGN,
              "An OFT file is read with the opposite rotation."),
     Mutation("files-foreign-lora", READING, "if strange or not wanted:", "if not wanted:", FOREIGN,
              "Tensors of a LoRA that belong to no layer are dropped without a word."),
