@@ -1,6 +1,7 @@
 """The command that made the bundled model: it can be resumed, and tells mistakes in one line."""
 
 import dataclasses
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ import torch
 from minibnn import StableDiffusion
 from minibnn.errors import UserError
 from minibnn.options.commands import PretrainOptions
-from minibnn.world.pretrain import optimise, pretrain, worker
+from minibnn.world.optimise import Steppers, all_matrices, inner_matrices, optimise
+from minibnn.world.pretrain import pretrain, worker
 
 
 @pytest.fixture
@@ -29,8 +31,8 @@ def spawned(monkeypatch):
 @pytest.fixture
 def options(tmp_path):
     paths = {"work": str(tmp_path / "work"), "out": str(tmp_path / "model")}
-    steps = {"vae_steps": 1, "text_steps": 1, "unet_steps": 1}
-    return PretrainOptions(**paths, **steps, pictures=64, processes=1)
+    steps = {"vae_steps": 1, "decoder_steps": 1, "text_steps": 1, "unet_steps": 1}
+    return PretrainOptions("tiny-v2", **paths, **steps, pictures=64, processes=1)
 
 
 def test_a_model_from_nothing_and_a_damaged_checkpoint(options, spawned, tmp_path, monkeypatch):
@@ -43,23 +45,43 @@ def test_a_model_from_nothing_and_a_damaged_checkpoint(options, spawned, tmp_pat
     assert len(spawned) == 1
 
 
-def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(tmp_path):
+@pytest.mark.parametrize("muon", [None, all_matrices, inner_matrices])
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(muon, tmp_path):
     def train(folder, stop=None):
         torch.manual_seed(0)
-        module = torch.nn.Linear(3, 2)
+        module = torch.nn.Sequential(OrderedDict(conv_in=torch.nn.Conv1d(3, 4, 1), mid=torch.nn.Conv1d(4, 2, 1)))
 
         def loss_of_step(step):
             if step == stop:
                 raise KeyboardInterrupt
-            return module(torch.randn(4, 3, generator=torch.Generator().manual_seed(step))).square().mean()
+            return module(torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(step))).square().mean()
 
-        return optimise("a", module, loss_of_step, 300, 1e-2, PretrainOptions(work=str(folder), processes=1), 0)
+        options = PretrainOptions(work=str(folder), processes=1)
+        return optimise("a", module, loss_of_step, 300, 1e-2, options, 0, muon)
 
     whole = train(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "stopped", 260)  # its last checkpoint is that of step 250
     resumed = train(tmp_path / "stopped")
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+def test_muon_moves_a_kernel_orthogonally_and_adamw_the_rest():
+    """As a matrix (out, rest), a kernel's step has singular values of about one size, unlike those of its gradient.
+
+    The rate is that of AdamW: 0.2 √max(out, rest) times it (Liu et al. 2025, Eq. 4).
+    """
+    torch.manual_seed(0)
+    module = torch.nn.Conv2d(6, 8, 3)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    steppers = Steppers(dict(module.named_parameters()), 1e-3, all_matrices)
+    module(torch.randn(4, 6, 9, 9) * torch.tensor([1.0, 3, 9, 1, 1, 1]).view(6, 1, 1)).square().sum().backward()
+    gradient = torch.linalg.svdvals(module.weight.grad.flatten(1))
+    steppers.step(1e-3)
+    moved = torch.linalg.svdvals((module.weight - 0.99999 * before["weight"]).flatten(1))
+    assert gradient.max() > 5 * gradient.min()
+    assert moved.min() > 0.5e-3 * 0.2 * 54**0.5 and moved.max() < 1.5e-3 * 0.2 * 54**0.5
+    assert torch.allclose((module.bias - before["bias"]).abs(), torch.tensor(1e-3), rtol=0.02)  # Adam's first step
 
 
 def test_what_a_process_reports_is_one_line_too(options, monkeypatch):

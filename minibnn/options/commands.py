@@ -12,7 +12,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def model_option(more=""):
     """--model of every command that opens one; more: what its help adds."""
-    return option("tiny", '"tiny" or "textured" (bundled), a diffusers folder, a run, or an LDM .safetensors file' + more, "what", metavar="MODEL")
+    return option("tiny", '"tiny", "tiny-v2" or "textured" (bundled), a diffusers folder, a run, or an LDM .safetensors file' + more, "what", metavar="MODEL")
 
 
 def tokenizer_option():
@@ -131,7 +131,7 @@ class SampleOptions:
     adapter: list = option(None, "LoRAs or OFTs to add to MODEL, of any program: runs' folders, or files", "what", nargs="+", metavar="PATH")
     adapter_scale: list = option(None, "strength of each adapter, or one for all; for LoRA only [1]", "what", nargs="+", type=float, metavar="X")
     negative_prompt: str = option("", "what to keep away from", "what")
-    unconditional_from: str = option(None, 'take the unconditional prediction of guidance from this base model: "tiny", a folder or a file', "what", metavar="MODEL")
+    unconditional_from: str = option(None, 'take the unconditional prediction of guidance from this base model: a bundled one by name, a folder or a file', "what", metavar="MODEL")
 
     count: int = option(1, "pictures for each prompt", "drawing", type=whole)
     posterior_samples: int = option(0, "also draw each picture with N draws of the weights, and show mean and deviation; needs a run with --keep-posterior", "drawing", type=natural, metavar="N")
@@ -287,15 +287,17 @@ class WorldOptions:
 
 @dataclass(frozen=True)
 class PretrainOptions:
-    """Make the bundled model from nothing; run again to resume."""
+    """Make a bundled model of the picture world from nothing; run again to resume."""
 
+    model: str = option("tiny", "which of the two, see world/bundled.py", "what", choices=("tiny", "tiny-v2"))
     work: str = option("runs/pretrain", "folder of the checkpoints", "what", metavar="DIR")
     out: str = option(None, "folder of the finished model", "what", metavar="DIR")
 
-    vae_steps: int = option(6500, "steps of training the VAE, with 16 pictures each", "training", type=whole)
-    text_steps: int = option(1500, "steps of training the text encoder, with 32 captions each", "training", type=whole)
-    unet_steps: int = option(8200, "steps of training the UNet, with 64 pictures each", "training", type=whole)
-    pictures: int = option(48000, "drawings that the UNet is trained on", "training", type=whole)
+    vae_steps: int = option(None, "steps of training the VAE, with 16 pictures each [tiny: 6500, tiny-v2: 3000]", "training", type=whole)
+    decoder_steps: int = option(None, "steps of training its decoder alone, with 16 pictures each [tiny: 0, tiny-v2: 1500]", "training", type=natural)
+    text_steps: int = option(None, "steps of training the text encoder, with 32 captions each [1500]", "training", type=whole)
+    unet_steps: int = option(None, "steps of training the UNet, with 64 pictures each [tiny: 8200, tiny-v2: 5000]", "training", type=whole)
+    pictures: int = option(None, "drawings that the UNet is trained on [tiny: 48000, tiny-v2: 16000]", "training", type=whole)
     processes: int = option(2, "processes of one thread, one for each core; at most 16", "training", type=whole)
 
 
@@ -314,7 +316,7 @@ class PretrainTexturedOptions:
 class EvaluateOptions:
     """Does a model of the picture world draw what the caption says?"""
 
-    model: str = option("tiny", '"tiny" (bundled), or a diffusers folder or a run that draws the same world', "what")
+    model: str = option("tiny", '"tiny" or "tiny-v2" (bundled), or a diffusers folder or a run that draws the same world', "what")
     captions: int = option(500, "pictures to draw; half as many of held-out combinations", "what", type=whole)
     out: str = option("runs/evaluate", "folder of the pictures and figures", "what", metavar="DIR")
 
@@ -323,7 +325,7 @@ class EvaluateOptions:
 class ProbeOptions:
     """Look into one model, and beside it into the model that it was trained from."""
 
-    model: str = option("tiny", 'the model to look into: a run, a diffusers folder, an LDM file, or "tiny" (bundled)', "what")
+    model: str = option("tiny", 'the model to look into: a run, a diffusers folder, an LDM file, or a bundled one by name', "what")
     base: str = option(None, "the pretrained model to compare with [what the run was trained from; without a run: none]", "what", metavar="MODEL")
     images: str = option(None, "folder with the training pictures [those of the run]", "what", metavar="DIR")
     picture: int = option(0, "which of them is x′ where a probe uses one, by name from 0", "what", type=natural)
@@ -352,7 +354,7 @@ class GainsOptions:
     tokenizer: str = tokenizer_option()
     prediction_type: str = prediction_type_option()
     adapter: str = option(None, "a LoRA or OFT to add to MODEL: a run's folder, or a file", "what", metavar="PATH")
-    unconditional_from: str = option(None, 'take the unconditional prediction from this base model: "tiny", a folder or a file', "what", metavar="MODEL")
+    unconditional_from: str = option(None, 'take the unconditional prediction from this base model: a bundled one by name, a folder or a file', "what", metavar="MODEL")
 
     times: list = option((20, 100, 300, 600, 900), "times at which gains are measured, 0..999", "measuring", type=natural, nargs="+", metavar="T")
     draws: int = option(4, "draws of noise for each picture and time", "measuring", type=whole)

@@ -1,7 +1,10 @@
 """Make the bundled model from nothing: `python -m minibnn pretrain --work runs/pretrain --out minibnn/assets/tiny`.
 
+`--model tiny-v2` makes the other one (`bundled.py`).
+
 It takes about two hours on two CPU cores. A run that was stopped goes on when the command is given again. The stages:
-1. `vae`: pictures of the world <-> latents (Kingma & Welling 2014; trained without SD's adversarial loss).
+1. `vae`: pictures of the world <-> latents (Kingma & Welling 2014; trained without SD's adversarial loss). Then, for
+   `tiny-v2`, `decoder`: the decoder alone.
 2. `text`: a text encoder that learns to tell subject, colour and background from the caption. This stands for CLIP's
    pretraining. Afterwards the text encoder is frozen, as CLIP is in SD.
 3. `unet`: ε-prediction on the latents with SD's β schedule, 10 % empty captions, EMA (Ho et al. 2020, Algorithm 1).
@@ -12,7 +15,6 @@ that of SD, is trained on a wider world: it also sees random colours and spots.
 But: CPU only, with one process and thread for each core; the processes average their gradients.
 """
 
-import contextlib
 import dataclasses
 import math
 from functools import cache
@@ -23,139 +25,64 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import schedule
 from ..errors import UserError
 from ..files.configs import RECIPE, SD_SCHEDULER, official_configs
 from ..files.locks import locked
-from ..files.weights import open_weights, write_tensors
+from ..files.weights import open_weights
 from ..networks.text_encoder import TextEncoder, TextEncoderConfig
 from ..networks.tokenizer import END, START, Tokenizer
-from ..networks.unet import UNet, UNetConfig
-from ..networks.vae import VAE, VAEConfig, sample_latents
+from ..networks.unet import UNet
+from ..networks.vae import VAE, sample_latents
 from ..pictures import to_tensor
 from ..pipeline import StableDiffusion
 from ..progress import progress_bar
 from . import scenes as world
+from .bundled import LATENT_SIDE, TEXT_CONFIG, WORLD_MODELS
 from .captions import RARE_WORDS, SPARE_WORDS, all_words, make_vocabulary, random_caption
+from .optimise import all_matrices, bfloat16, generator_of_rng, inner_matrices, load_ema, optimise, residuals_from_zero
 
-VAE_CONFIG = VAEConfig(block_out_channels=(16, 32, 64, 96), layers_per_block=1, norm_num_groups=8)
-TEXT_CONFIG = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
-UNET_CONFIG = UNetConfig(
-    block_out_channels=(64, 128, 192), layers_per_block=1, cross_attention_dim=128, attention_head_dim=4,
-    norm_num_groups=16, down_block_types=("CrossAttnDownBlock2D",) * 2 + ("DownBlock2D",),
-    up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 2,
-)
-TINY_RECIPE = {
-    "prompt": "a photo of a sks dog", "class_prompt": "a photo of a dog", "resolution": 64, "steps_per_picture": 150,
-    "lr": 2e-4, "class_pictures_per_picture": 16, "sigma": 0.01, "sample_steps": 25, "guidance": 3.0,
-    "dtype": "float32",
-    "methods": {
-        "lora": {"steps_per_picture": 100, "lr": 1e-3, "prior_weight": 0.0},
-        "oft": {"steps_per_picture": 100, "lr": 1e-3, "prior_weight": 0.0},
-    },
-}
 VAE_BATCH, TEXT_BATCH, UNET_BATCH = 16, 32, 64  # for each step, over all processes
 KL_WEIGHT = 3e-5  # on the mean over latent values, beside a squared error that is a mean over pixels
 SCALE_DRAWINGS = 512  # so many drawings decide the scale of the latents
-SUBJECT_WEIGHT = 3.0  # a pixel of the subject counts four times as much as one of the background
-
-# --- one optimiser for all stages -------------------------------------------------------------------------------------
-
-
-def optimise(name, module, loss_of_step, steps, lr, options, rank):
-    """Minimise with AdamW: warm-up, constant rate, linear decay over the last fifth. Returns the EMA of the weights.
-
-    loss_of_step(step) returns a scalar. All its random numbers depend on `step` and `rank` alone, so that a run which
-    is resumed goes on as if it had not stopped. Rank 0 writes WORK/`name`.safetensors every 250 steps.
-    """
-    parameters = dict(module.named_parameters())
-    optimiser = torch.optim.AdamW(parameters.values(), lr, betas=(0.9, 0.99), weight_decay=0.01)
-    ema = {key: value.detach().clone() for key, value in parameters.items()}
-    path = Path(options.work) / f"{name}.safetensors"
-    first = _restore(path, parameters, ema, optimiser) if path.exists() else 0
-    bar = progress_bar(range(first, steps), initial=first, total=steps, desc=name, disable=rank > 0)
-    smooth = None
-    for step in bar:
-        for group in optimiser.param_groups:
-            group["lr"] = lr * min(1, (step + 1) / 200, (steps - step) / (0.2 * steps))
-        loss = loss_of_step(step)
-        loss.backward()
-        if options.processes > 1:
-            gradients = [p.grad for p in parameters.values()]
-            flat = nn.utils.parameters_to_vector(gradients)
-            dist.all_reduce(flat)
-            nn.utils.vector_to_parameters(flat / options.processes, gradients)
-        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
-        decay = min(0.999, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(ema.values()), [p.detach() for p in parameters.values()], 1 - decay)
-        smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
-        bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
-        if rank == 0 and ((step + 1) % 250 == 0 or step + 1 == steps):
-            _save(path, step + 1, parameters, ema, optimiser)
-    return ema
-
-
-def _save(path, step, parameters, ema, optimiser):
-    tensors = {}
-    for key, value in parameters.items():
-        state = optimiser.state[value]
-        tensors |= {f"weight/{key}": value, f"ema/{key}": ema[key]}
-        tensors |= {f"{name}/{key}": state[name] for name in ("exp_avg", "exp_avg_sq")}
-    write_tensors(path, tensors, {"step": str(step)})
-
-
-def _restore(path, parameters, ema, optimiser):
-    with open_weights(path) as file:
-        step = int(file.metadata()["step"])
-        for key, value in parameters.items():
-            value.data.copy_(file.get_tensor(f"weight/{key}"))
-            ema[key].copy_(file.get_tensor(f"ema/{key}"))
-            moments = {name: file.get_tensor(f"{name}/{key}").clone() for name in ("exp_avg", "exp_avg_sq")}
-            optimiser.state[value] = {"step": torch.tensor(float(step)), **moments}
-    return step
-
-
-def generator_of_rng(rng):
-    """A generator of PyTorch whose seed comes from `rng`, a numpy Generator."""
-    return torch.Generator().manual_seed(int(rng.integers(2**62)))
-
-
-@contextlib.contextmanager
-def bfloat16():
-    """Inside, a CPU computes in bfloat16, with plain attention: for few keys it trains faster than the fused one."""
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-        yield
-
 
 # --- stage 1: the VAE -------------------------------------------------------------------------------------------------
 
 
-def wide_picture(rng):
+def wide_picture(rng, spotted, animals):
     """A drawing for the VAE, every second one in random colours and then often with spots, and its subject's mask."""
     scene, main, accent = world.random_scene(rng), None, None
     if rng.random() < 0.5:
         main, accent = (tuple(int(c) for c in rng.integers(10, 250, 3)) for _ in range(2))
-        scene = dataclasses.replace(scene, spotted=scene.subject in world.ANIMALS and rng.random() < 0.5)
+        if animals and rng.random() < animals:
+            scene = dataclasses.replace(scene, subject=str(rng.choice(world.ANIMALS)))
+        scene = dataclasses.replace(scene, spotted=scene.subject in world.ANIMALS and rng.random() < spotted)
     picture = world.draw(scene, main, accent)
     return picture, world.subject_mask(scene, picture)
 
 
-def train_vae(options, rank):
+def wide_batch(rng, bundled, count):
+    """`count` pictures (count, 3, 64, 64) in [-1, 1], and how much each pixel counts, (count, 1, 64, 64), 1 on average.
+    """
+    pictures, masks = zip(
+        *(wide_picture(rng, bundled.spotted, bundled.animals) for _ in range(count)), strict=True
+    )
+    weight = 1 + bundled.subject_weight * torch.from_numpy(np.stack(masks))[:, None]
+    return to_tensor(pictures), weight / weight.mean()
+
+
+def train_vae(options, bundled, rank):
     """Stage 1: returns the VAE."""
     torch.manual_seed(0)
-    vae = VAE(VAE_CONFIG)
+    vae = VAE(bundled.vae)
+    if bundled.residuals_from_zero:
+        residuals_from_zero(vae)
 
     def loss_of_step(step):
         rng = np.random.default_rng([1, step, rank])
         generator = generator_of_rng(rng)
-        pictures, masks = zip(*(wide_picture(rng) for _ in range(VAE_BATCH // options.processes)), strict=True)
-        images = to_tensor(pictures)
-        weight = 1 + SUBJECT_WEIGHT * torch.from_numpy(np.stack(masks))[:, None]
-        weight = weight / weight.mean()
+        images, weight = wide_batch(rng, bundled, VAE_BATCH // options.processes)
         with bfloat16():
             mean, logvar = (x.float() for x in vae.encode(images))
             decoded = vae.decode(sample_latents(mean, logvar, generator)).float()
@@ -163,7 +90,37 @@ def train_vae(options, rank):
         error = (decoded - images) * weight
         return (error * (decoded - images)).mean() + 0.1 * error.abs().mean() + KL_WEIGHT * kl
 
-    vae.load_state_dict(optimise("vae", vae, loss_of_step, options.vae_steps, 2e-3, options, rank))
+    muon = all_matrices if bundled.muon else None
+    ema = optimise("vae", vae, loss_of_step, options.vae_steps, bundled.vae_lr, options, rank, muon)
+    vae.load_state_dict(ema)
+    return vae.eval()
+
+
+def decoding_parts(vae):
+    """What turns latents into pictures."""
+    return nn.ModuleDict({"post_quant_conv": vae.post_quant_conv, "decoder": vae.decoder})
+
+
+def train_decoder(vae, options, bundled, rank):
+    """The rest of stage 1: the decoder alone learns on, for the squared error, while the latents stay as they are.
+
+    Follows: Stability AI's `sd-vae-ft-mse`.
+    """
+    parts = decoding_parts(vae).train()
+
+    def loss_of_step(step):
+        rng = np.random.default_rng([6, step, rank])
+        generator = generator_of_rng(rng)
+        images, weight = wide_batch(rng, bundled, VAE_BATCH // options.processes)
+        with bfloat16():
+            with torch.no_grad():
+                moments = [x.float() for x in vae.encode(images)]
+            decoded = vae.decode(sample_latents(*moments, generator)).float()
+        return ((decoded - images).square() * weight).mean()
+
+    muon = all_matrices if bundled.muon else None
+    ema = optimise("decoder", parts, loss_of_step, options.decoder_steps, bundled.vae_lr, options, rank, muon)
+    parts.load_state_dict(ema)
     return vae.eval()
 
 
@@ -207,7 +164,7 @@ def train_text(tokenizer, options, rank):
 
 @torch.no_grad()
 def encode_world(vae, count, rank):
-    """`count` scenes with the mean and the logvar of their latents, each (count, 4, 8, 8)."""
+    """`count` scenes with the mean and the logvar of their latents, each (count, C, 8, 8)."""
     rng = np.random.default_rng([3, rank])
     scenes = [world.random_scene(rng) for _ in range(count)]
     moments = []
@@ -225,13 +182,13 @@ def latent_scale(vae):
     return round(1 / math.sqrt(mean.var() + logvar.exp().mean()), 5)
 
 
-def train_unet(vae, encoder, tokenizer, options, rank):
+def train_unet(vae, encoder, tokenizer, options, bundled, rank):
     """Stage 3: leaves the UNet in WORK."""
     scale = latent_scale(vae)
     data = cache(lambda: encode_world(vae, options.pictures // options.processes, rank))  # not if all steps are done
     context_of = cache(torch.no_grad()(lambda caption: encoder(tokenizer([caption]))[0]))
     torch.manual_seed(2)
-    unet = UNet(UNET_CONFIG)
+    unet = UNet(bundled.unet)
     nn.init.zeros_(unet.conv_out.weight)
     abar = schedule.alphas_cumprod()
 
@@ -249,7 +206,8 @@ def train_unet(vae, encoder, tokenizer, options, rank):
             predicted = unet(x_t, t, torch.stack([context_of(c) for c in captions]))
         return F.mse_loss(predicted.float(), eps)
 
-    optimise("unet", unet, loss_of_step, options.unet_steps, 8e-4, options, rank)
+    muon = inner_matrices if bundled.muon else None
+    optimise("unet", unet, loss_of_step, options.unet_steps, bundled.unet_lr, options, rank, muon)
 
 
 # --- command ----------------------------------------------------------------------------------------------------------
@@ -262,36 +220,39 @@ def worker(rank, options):
     if options.processes > 1:
         init = f"file://{work.resolve()}/rendezvous"
         dist.init_process_group("gloo", init_method=init, rank=rank, world_size=options.processes)
-    tokenizer = Tokenizer(work / "tokenizer")
-    vae, encoder = train_vae(options, rank), train_text(tokenizer, options, rank)
-    train_unet(vae, encoder, tokenizer, options, rank)
+    tokenizer, bundled = Tokenizer(work / "tokenizer"), WORLD_MODELS[options.model]
+    vae = train_vae(options, bundled, rank)
+    if options.decoder_steps:
+        train_decoder(vae, options, bundled, rank)
+    encoder = train_text(tokenizer, options, rank)
+    train_unet(vae, encoder, tokenizer, options, bundled, rank)
 
 
-def load_ema(network, path, prefix=""):
-    """Fill the network with the averaged weights of a finished stage."""
-    with open_weights(path) as file:
-        network.load_state_dict({name: file.get_tensor(f"ema/{prefix}{name}") for name in network.state_dict()})
-    return network.eval()
-
-
-def assemble(work, out):
-    """Write what the stages left in `work` as a diffusers folder in half precision, with the bundled model's recipe."""
+def assemble(work, out, bundled):
+    """Write what the stages left in `work` as a diffusers folder in half precision, with the model's recipe."""
     tokenizer = Tokenizer(work / "tokenizer")
     encoder = TextEncoder(TextEncoderConfig(vocab_size=len(tokenizer.vocab), **TEXT_CONFIG))
     load_ema(encoder, work / "text.safetensors", "0.")
     vae, unet = (load_ema(network, work / f"{name}.safetensors")
-                 for name, network in (("vae", VAE(VAE_CONFIG)), ("unet", UNet(UNET_CONFIG))))
+                 for name, network in (("vae", VAE(bundled.vae)), ("unet", UNet(bundled.unet))))
+    if (work / "decoder.safetensors").exists():
+        load_ema(decoding_parts(vae), work / "decoder.safetensors")
     vae.config = dataclasses.replace(vae.config, scaling_factor=latent_scale(vae))
     configs = official_configs(unet, vae, encoder)
-    configs["unet"]["sample_size"], configs["vae"]["sample_size"] = 8, 64
+    configs["unet"]["sample_size"], configs["vae"]["sample_size"] = LATENT_SIDE, world.SIZE
     tokens = {"bos_token_id": START, "eos_token_id": END, "pad_token_id": END}
     configs["text_encoder"] |= {key: tokenizer.vocab[token] for key, token in tokens.items()}
     configs["scheduler"] = SD_SCHEDULER | {"_class_name": "DDIMScheduler"}
-    StableDiffusion(unet, vae, encoder, tokenizer, configs, RECIPE | TINY_RECIPE).save(out, torch.float16)
+    StableDiffusion(unet, vae, encoder, tokenizer, configs, RECIPE | bundled.recipe).save(out, torch.float16)
 
 
 def pretrain(options):
-    """Train all stages in PretrainOptions.work and, if `out` is given, write the model there. Raises UserError."""
+    """Train all stages in PretrainOptions.work and, if `out` is given, write the model there. Raises UserError.
+
+    Where a number of steps is not given, it is the model's own.
+    """
+    own = WORLD_MODELS[options.model].steps
+    options = dataclasses.replace(options, **{name: own[name] for name in own if getattr(options, name) is None})
     least = min(VAE_BATCH, options.pictures)
     if options.processes > least:
         raise UserError(f"--processes {options.processes}: each needs a picture of the {least} at once")
@@ -309,4 +270,4 @@ def pretrain(options):
                 raise
             raise UserError(message) from None
         if options.out:
-            assemble(work, options.out)
+            assemble(work, options.out, WORLD_MODELS[options.model])

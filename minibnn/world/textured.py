@@ -29,8 +29,8 @@ from ..options.commands import PretrainOptions
 from ..pipeline import StableDiffusion
 from . import textures
 from .captions import RARE_WORDS, make_vocabulary
+from .optimise import bfloat16, generator_of_rng, load_ema, optimise
 from .pixel_vae import pixel_vae
-from .pretrain import bfloat16, generator_of_rng, load_ema, optimise
 
 SIDE = 24  # pixels of its pictures
 TOKENS = 10  # of a prompt
