@@ -1,5 +1,7 @@
 """The classifier and the judge of the world: they are trained once, read again, and refused when damaged."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,8 @@ from minibnn.experiments.bps_judge import train_judge
 from minibnn.options.commands import EvaluateOptions
 from minibnn.world import scenes as world
 from minibnn.world.classifier import ATTRIBUTES, accuracy, fit_on_world, labels, random_scenes, right, train_classifier
-from minibnn.world.evaluate import evaluate
+from minibnn.world.damage import blur
+from minibnn.world.evaluate import edge_energy, evaluate
 
 SCENES = [world.Scene("dog", "red", "grass"), world.Scene("car", "blue", "beach"), world.Scene("dog", "green", "beach")]
 
@@ -70,3 +73,12 @@ def test_a_file_in_the_place_of_the_folder_is_refused_before_minutes_of_work(tmp
     (tmp_path / "out").touch()
     with pytest.raises(UserError, match="out is a file; name a folder"):
         evaluate(EvaluateOptions(out=str(tmp_path / "out")))
+
+
+def test_edge_energy_of_a_wave_and_of_its_blur():
+    """Of sin(kx) it is the mean of (2 sin(k/2) cos)² = 2 sin²(k/2), whatever the height; a blur lowers it."""
+    x, k = torch.arange(65.0), 2 * torch.pi / 16  # four whole waves of differences
+    wave = torch.sin(k * x).expand(1, 3, 7, 65)
+    assert edge_energy(wave) == pytest.approx(2 * math.sin(k / 2) ** 2, rel=1e-5)
+    assert edge_energy(wave.mT) == pytest.approx(edge_energy(wave), rel=1e-5)
+    assert edge_energy(blur(wave, 2.0)) < 0.7 * edge_energy(wave)

@@ -294,7 +294,7 @@ class PretrainOptions:
     out: str = option(None, "folder of the finished model", "what", metavar="DIR")
 
     vae_steps: int = option(None, "steps of training the VAE, with 16 pictures each [tiny: 6500, tiny-v2: 3000]", "training", type=whole)
-    decoder_steps: int = option(None, "steps of training its decoder alone, with 16 pictures each [tiny: 0, tiny-v2: 1500]", "training", type=natural)
+    decoder_steps: int = option(None, "steps of training its decoder alone, with 16 pictures each [tiny: 0, tiny-v2: 3000]", "training", type=natural)
     text_steps: int = option(None, "steps of training the text encoder, with 32 captions each [1500]", "training", type=whole)
     unet_steps: int = option(None, "steps of training the UNet, with 64 pictures each [tiny: 8200, tiny-v2: 5000]", "training", type=whole)
     pictures: int = option(None, "drawings that the UNet is trained on [tiny: 48000, tiny-v2: 16000]", "training", type=whole)
@@ -318,6 +318,7 @@ class EvaluateOptions:
 
     model: str = option("tiny", '"tiny" or "tiny-v2" (bundled), or a diffusers folder or a run that draws the same world', "what")
     captions: int = option(500, "pictures to draw; half as many of held-out combinations", "what", type=whole)
+    train_classifier: bool = option(False, "train a new classifier, as the one that comes with minibnn was trained", "how")
     out: str = option("runs/evaluate", "folder of the pictures and figures", "what", metavar="DIR")
 
 
