@@ -65,7 +65,7 @@ class StableDiffusion:
     @classmethod
     def load(cls, path: Path | str, tokenizer: Path | str | None = None, dtype: torch.dtype | None = None,
              prediction_type: str | None = None) -> Self:
-        """Load "tiny" or "textured" (bundled), a diffusers folder, a run of any method, or a single LDM file.
+        """Load a bundled model by its name (BUNDLED), a diffusers folder, a run of any method, or a single LDM file.
 
         tokenizer: a folder with vocab.json and merges.txt, which a single file needs.
         dtype: of the weights in memory; None keeps the files' (the bundled model's recipe says float32).
@@ -231,7 +231,7 @@ class StableDiffusion:
 
 
 def place_of(model):
-    """Where a model is that is named "tiny", "textured" or by its path. Raises UserError when nothing is there."""
+    """Where a model is that is named as one of BUNDLED or by its path. Raises UserError when nothing is there."""
     path = ASSETS / model if str(model) in BUNDLED else Path(model)
     if path.exists():
         return path

@@ -28,6 +28,7 @@ import torch
 from ..errors import UserError
 from ..files.store import write_json, write_text
 from ..finetune import ema, methods
+from ..options.kinds import WORLD
 from ..photo import measures as photo_measures
 from ..photo.loading import load_dino
 from ..pictures import save_png, to_pil, to_tensor
@@ -58,13 +59,13 @@ def settle(options):
         if is_world(options.model, options.resolution):
             raise UserError("--monitor-dino is for photographs: what the bundled model draws is measured without it")
         load_dino(options.monitor_dino, option="--monitor-dino")  # before anything is written
-    on = options.monitor or (options.monitor is None and (asked or options.model == "tiny"))
+    on = options.monitor or (options.monitor is None and (asked or options.model in WORLD))
     return dataclasses.replace(options, monitor=on)
 
 
 def is_world(model, resolution):
     """True where the world's own measures work: for what was trained from the bundled model, at its size."""
-    return model == "tiny" and resolution == SIZE
+    return model in WORLD and resolution == SIZE
 
 
 def noise_of(images, world):

@@ -28,6 +28,7 @@ from ..files.weights import read_tensors, write_tensors
 from ..networks.vae import sample_latents
 from ..observers import Progress
 from ..options.commands import BpsOptions, TrainOptions
+from ..options.kinds import WORLD
 from ..pictures import grid, save_png, to_pil
 from ..pipeline import StableDiffusion
 from ..progress import progress_bar
@@ -286,7 +287,7 @@ def train_or_draw_there(out, options):
 
 def train_on_pairs(sd, out, options, dtype):
     """Train a branch on the pairs of --hints and save it in a folder: (branch, eight of the hints, their prompts)."""
-    resolution, bundled = options.resolution or sd.recipe["resolution"], options.model == "tiny"
+    resolution, bundled = options.resolution or sd.recipe["resolution"], options.model in WORLD
     steps, lr = options.steps or (400 if bundled else 1000), options.lr or (5e-4 if bundled else 1e-5)
     if resolution % sd.vae.factor:
         raise UserError(f"--resolution {resolution} is not a multiple of {sd.vae.factor}")

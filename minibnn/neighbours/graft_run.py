@@ -20,7 +20,7 @@ from ..files.folders import new_folder, restore
 from ..files.locks import locked
 from ..files.store import read_json, write_json
 from ..options.commands import GraftOptions
-from ..options.kinds import BUNDLED
+from ..options.kinds import BUNDLED, WORLD
 from ..pictures import grid, save_png
 from ..pipeline import StableDiffusion
 from ..sample import check_numbers
@@ -62,7 +62,7 @@ def settle(options, sd):
     prompts = list(options.prompt or [])
     if options.prompts_from:
         prompts += read_prompts(options.prompts_from, "--prompts-from")
-    if not prompts and options.model == "tiny":
+    if not prompts and options.model in WORLD:
         prompts = [world.article(f"{subject} on the grass") for subject in world.SUBJECTS]
     if not prompts:
         raise UserError("--prompt or --prompts-from is required for this model")

@@ -3,7 +3,8 @@
 import math
 from dataclasses import field
 
-BUNDLED = ("tiny", "textured")  # names of models in the package, wherever a model can be named
+WORLD = ("tiny-v2", "tiny")  # the models in the package that draw the picture world, by name
+BUNDLED = (*WORLD, "textured")  # all models in the package, wherever a model can be named
 
 
 def option(default, help, group, **argparse_settings):

@@ -60,6 +60,6 @@ TINY_V2 = Bundled(
     ),
     recipe=TINY_RECIPE, subject_weight=3.0, spotted=0.8, animals=0.5, vae_lr=3e-3, unet_lr=2e-3, muon=True,
     residuals_from_zero=True,
-    steps={"vae_steps": 3000, "decoder_steps": 1500, "text_steps": 1500, "unet_steps": 5000, "pictures": 16000},
+    steps={"vae_steps": 3000, "decoder_steps": 3000, "text_steps": 1500, "unet_steps": 5000, "pictures": 16000},
 )
 WORLD_MODELS = {"tiny": TINY, "tiny-v2": TINY_V2}
