@@ -63,7 +63,7 @@ def test_the_right_caption_helps_to_denoise(sd, name, held_out):
     """At so late a time hardly anything but the caption tells what is on the picture.
 
     A picture of 16 channels tells more at the same time than one of 4, so tiny-v2 is asked later. Measured ratios to no
-    caption: 0.49 and 0.56 (held out) for tiny, 0.63 and 0.68 for tiny-v2; to a wrong one 0.18 and 0.21, both times 0.21.
+    caption: 0.49 and 0.56 (held out) for tiny, 0.63 and 0.68 for tiny-v2; to a wrong one 0.18 to 0.21.
     """
     t, bound = {"tiny": (700, 0.7), "tiny-v2": (900, 0.75)}[name]
     drawn = scenes(48, held_out)
