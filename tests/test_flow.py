@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from minibnn import StableDiffusion
 from minibnn.errors import UserError
-from minibnn.experiments import inverse_noise
+from minibnn.experiments import inverse_noise, inverse_noise_report
 from minibnn.neighbours import flow
 from minibnn.options.commands import FlowOptions
 from minibnn.world import scenes as world
@@ -323,8 +323,8 @@ def test_the_experiments_figure_is_made_of_its_table():
         {"what": "flow", "n": n, "FLOPs": n * 1e6, "distance": 0.1 / n + seed, "seed": seed}
         for n in (5, 10) for seed in (0.0, 0.5)
     ]
-    table = inverse_noise.table([*rows, {"what": "refused", "n": 5}, {"what": "real", "distance": 0.0}])
+    table = inverse_noise_report.table([*rows, {"what": "refused", "n": 5}, {"what": "real", "distance": 0.0}])
     described = [(row["what"], row["n"], row["seeds"]) for row in table]
     assert described == [("flow", 5, 2), ("flow", 10, 2), ("real", None, 1)]
     assert table[0]["distance"] == pytest.approx(0.27) and table[0]["±"] == pytest.approx(0.5 / 2**0.5)
-    assert inverse_noise.curves({"ring": table, "world": table}).size == (880, 300)
+    assert inverse_noise_report.curves({"ring": table, "world": table}).size == (880, 300)

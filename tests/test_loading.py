@@ -122,7 +122,7 @@ def test_wherever_a_model_can_be_named_its_prediction_type_can():
     """Except where the models are those of the picture world: they are bundled or folders, which say it."""
     for name, (_, options, *_) in COMMANDS.items():
         fields = {field.name for field in dataclasses.fields(options)}
-        world = name in ("evaluate", "experiment recipe") or name.startswith("experiment stage")
+        world = name in ("evaluate", "experiment recipe", "pretrain") or name.startswith("experiment stage")
         if fields & {"model", "base"} and not world:
             assert {"prediction_type", "tokenizer"} <= fields, name
 
