@@ -18,12 +18,13 @@ from .runs import to_go_on
 class Checkpoints:
     """Saves after every `every` steps (0: never), after the last one, and when `stop` (CtrlC) asks; then it also stops.
 
-    `saved` is the number of steps after which the last checkpoint was written; 0: there is none.
+    `saved` is the number of steps after which the last checkpoint was written; 0: there is none. go_on(folder): the
+    command that goes on from there.
     """
 
-    def __init__(self, options, stop, saved, progress):
+    def __init__(self, options, stop, saved, progress, go_on=to_go_on):
         self.out, self.every, self.steps = Path(options.out), options.checkpoint_every, options.steps
-        self.stop, self.saved, self.progress = stop, saved, progress
+        self.stop, self.saved, self.progress, self.go_on = stop, saved, progress, go_on
 
     def __call__(self, training):
         done = training.step
@@ -37,7 +38,7 @@ class Checkpoints:
             self.saved = done
         if stopping and done < self.steps:
             saved = f"stopped after step {done}, saved in {self.out / STATE.parent}"
-            raise KeyboardInterrupt(f"{saved}; to go on: {to_go_on(self.out)}")
+            raise KeyboardInterrupt(f"{saved}; to go on: {self.go_on(self.out)}")
 
 
 class Progress:

@@ -73,9 +73,14 @@ def options_of(folder):
 
 
 def images_of(folder):
-    """The folders of the run's pictures, as seen from the folder in which the run was started."""
+    """The folders of the run's pictures, as seen from the folder in which the run was started.
+
+    Raises UserError for a run without any, as one that learned from its own samples (GRAFT).
+    """
     home = Path(read_config(folder).get("folder", "."))
     images = options_of(folder).images
+    if not images:
+        raise UserError(f"the run in {folder} was trained on no folder of pictures; pass --images")
     return [str(home / path) if (home / path).exists() else path for path in images]
 
 
@@ -190,9 +195,9 @@ def restore_threads(out):
         torch.set_num_threads(threads)
 
 
-def start(options, pictures):
-    """Write config.json into the folder."""
-    write_json(Path(options.out) / "config.json", {
+def start(options, pictures, folder=None):
+    """Write config.json into the run's folder. folder: where that is being made, if not in its place."""
+    write_json(Path(folder or options.out) / "config.json", {
         "format": FORMAT, "options": dataclasses.asdict(options), "base": full_name(options.model),
         "base_tokenizer": options.tokenizer and str(Path(options.tokenizer).resolve()), "folder": os.getcwd(),
         "processes": distributed.world(), "threads": torch.get_num_threads(), "pictures": fingerprint(pictures),

@@ -46,6 +46,7 @@ OWNERSHIP, LOCKS = "minibnn/ownership.py", "minibnn/files/locks.py"
 GUIDANCE, PICTURES, DATA = "minibnn/neighbours/guidance.py", "minibnn/pictures.py", "minibnn/data.py"
 GAINS, LAW, ADVICE = (f"minibnn/lab/{name}.py" for name in ("gains", "gain_law", "gain_advice"))
 SD_GAINS = "minibnn/experiments/sd_gains.py"
+CANDIDATES, GRAFT = "minibnn/neighbours/candidates.py", "minibnn/neighbours/graft.py"
 FITTED, EDGES = "minibnn/neighbours/fitted_noise.py", "minibnn/neighbours/edges.py"
 DISTRIBUTED = "minibnn/distributed.py"
 REFERENCE, PHILOX, KERNEL = "kernels/reference.py", "kernels/philox.py", "kernels/bayes_linear.py"
@@ -310,6 +311,14 @@ MUTATIONS = (
              "test_pipeline.py::test_velocity_prediction", "A v-prediction is taken for ε."),
     Mutation("guidance-negative-prompt", GUIDANCE, "base.encode_prompts([prompt])", 'base.encode_prompts([""])',
              "test_guidance_oracle.py", "The base ignores the negative prompt."),
+    Mutation("candidates-noise", CANDIDATES, "-1 - number)", "-1)",
+             "test_graft.py::test_candidates_have_noise_of_their_own",
+             "All batches of candidates are drawn from the same noise."),
+    Mutation("candidates-float32", CANDIDATES, "with autocast(sd.device, getattr(torch, options.dtype)):",
+             "with autocast(sd.device, torch.float32):", "test_graft.py::test_graft_of_a_lora_at_the_layout_of_sd",
+             "Candidates are drawn in float32, whatever --dtype says."),
+    Mutation("graft-first-time", GRAFT, "training.first_time = t + 1 if", "training.first_time = 0 if",
+             "test_graft.py::test_training_sees_only_times_above_the_state", "P-GRAFT trains below its switch too."),
     Mutation("fitted-noise-transposed", FITTED, "flatten(1) @ factor.T)", "flatten(1) @ factor)",
              "test_fitted_noise.py", "The fitted noise has another covariance than the inverse noise."),
     Mutation("fitted-noise-unshrunk", FITTED, "(1 - share) * s, share", "s, share", "test_fitted_noise.py",

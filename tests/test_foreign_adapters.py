@@ -7,6 +7,7 @@ in their documented layout (`networks/lora.py`), and read by diffusers and by a 
 import copy
 import json
 
+import numpy as np
 import pytest
 import small_sd
 import torch
@@ -15,7 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from minibnn import StableDiffusion, UserError, WeightsError
+from minibnn.cli.sample import sample
 from minibnn.finetune import adapter_names, oft
+from minibnn.options.commands import SampleOptions
 
 diffusers, peft = pytest.importorskip("diffusers"), pytest.importorskip("peft")
 NAMES = {"attn1.to_q": 1, "attn2.to_k": 1, "attn2.to_v": 1, "attn1.to_out.0": 1}
@@ -268,6 +271,34 @@ def test_kohyas_default_file_is_diffusers(ours, pipeline, tmp_path, version):
     theirs = fused(pipeline(version), [tmp_path / "rex.safetensors"])
     assert_merged(merged, theirs, base)
     assert_merged(merged, theirs, base, "text_encoder")
+
+
+def test_somebodys_lora_is_guided_by_the_model_without_it(ours, pipeline, tmp_path):
+    """`sample --adapter THEIRS --unconditional-from BASE` against diffusers: ε(∅) of both networks without the LoRA."""
+    sd = ours()
+    sd.save(tmp_path / "sd")
+    kohya_file(sd, tmp_path / "rex.safetensors", DEFAULT, varied=False)
+    words = {"model": str(tmp_path / "sd"), "adapter": [str(tmp_path / "rex.safetensors")], "adapter_scale": [0.7]}
+    words |= {"unconditional_from": str(tmp_path / "sd"), "guidance": 3.0, "steps": 4, "seed": 5, "device": "cpu"}
+    [found] = sample(SampleOptions(prompt=["a photo of a dog"], out=str(tmp_path / "a.png"), **words))
+    with_lora, without = fused(pipeline(), [tmp_path / "rex.safetensors"], [0.7]), pipeline()
+    scheduler = diffusers.DDIMScheduler.from_config(sd.configs["scheduler"], clip_sample=False, set_alpha_to_one=False)
+    scheduler.set_timesteps(4)
+
+    @torch.no_grad()
+    def drawn(of_null):
+        x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+        for t in scheduler.timesteps:
+            eps = [
+                pipe.unet(x, t, pipe.text_encoder(sd.tokenizer([prompt]))[0]).sample
+                for pipe, prompt in ((of_null, ""), (with_lora, "a photo of a dog"))
+            ]
+            x = scheduler.step(eps[0] + 3.0 * (eps[1] - eps[0]), t, x).prev_sample
+        return ((without.vae.decode(x / 0.18215).sample[0] + 1) * 127.5).clamp(0, 255).permute(1, 2, 0)
+
+    pixels = torch.tensor(np.array(found), dtype=torch.float32)
+    assert (pixels - drawn(without)).abs().max() <= 0.6  # rounding takes 0.5
+    assert (pixels - drawn(with_lora)).abs().max() > 3  # ordinary guidance is another picture
 
 
 @pytest.mark.parametrize(("version", "linear"), [("v1", False), ("v1", True), ("v2", False)])

@@ -7,17 +7,22 @@ import math
 
 import numpy as np
 import pytest
+import small_sd
 import torch
 from PIL import Image
 from scipy import stats
 from torch import nn
 
-from minibnn import StableDiffusion, UserError, schedule
+from minibnn import StableDiffusion, UserError, runs, schedule
+from minibnn.cli.export import export
 from minibnn.cli.sample import sample
 from minibnn.experiments.graft import diversity, kept_seeds, path_kl
 from minibnn.files import folders
-from minibnn.neighbours import graft, graft_run, guidance, rejection, rewards
-from minibnn.options.commands import GraftOptions, SampleOptions
+from minibnn.files.weights import write_tensors
+from minibnn.neighbours import candidates, graft, graft_run, guidance, rejection, rewards
+from minibnn.networks.unet import UNet
+from minibnn.observers import CtrlC
+from minibnn.options.commands import ExportOptions, GraftOptions, SampleOptions
 from minibnn.options.parsing import parse
 from minibnn.pictures import to_tensor
 from minibnn.world import scenes as world
@@ -490,7 +495,8 @@ def test_training_raises_the_likelihood_of_what_was_kept(base):
     [
         (["--switch", "751"], "--switch 751 leaves nothing to the fine-tuned model: the sampler starts at 751"),
         (["--keep", "3"], "--keep 3 of --candidates 2 is impossible"),
-        (["--rule", "threshold", "--minimum", "2"], "--rule threshold accepts none of 4 samples"),
+        (["--rank", "2"], "--rank belongs to --method lora"),
+        (["--method", "lora", "--layers", "to_x"], "--layers: no linear layer is called to_x"),
         (["--rule", "threshold", "--keep", "1"], "--keep belongs to --rule top-k, not to threshold"),
         (["--rule", "tilt", "--minimum", "0.2"], "--minimum belongs to --rule threshold, not to tilt"),
         (["--alpha", "0.1"], "--alpha belongs to --rule tilt, not to top-k"),
@@ -506,6 +512,160 @@ def test_refusals_leave_nothing(words, message, tmp_path):
     with pytest.raises(UserError, match=message):
         graft_run.graft(graft_options("--out", str(tmp_path / "run"), *words))
     assert not list(tmp_path.iterdir())
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+
+def weights(folder):
+    return StableDiffusion.load(folder).unet.state_dict()
+
+
+def command(*words):
+    """The command as from the command line, where --resume brings the options of the run that was begun."""
+    return graft_run.graft(parse(GraftOptions, "minibnn graft", [*map(str, words)]))
+
+
+def stopping(monkeypatch, function, after):
+    """Let a function of candidates.py raise KeyboardInterrupt when it is called the `after`-th time."""
+    calls, real = [], getattr(candidates, function)
+
+    def stopped(*arguments):
+        calls.append(1)
+        if len(calls) == after:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(candidates, function, stopped)
+    return calls
+
+
+def test_a_stopped_run_draws_no_candidate_twice_and_ends_alike(run_folder, tmp_path, monkeypatch):
+    """Stopped while drawing, then while training: the same weights to the last bit as without."""
+    out = tmp_path / "run"
+    words = ["--switch", "400", "--batch-size", "3", "--out", str(out)]
+    with monkeypatch.context() as context:
+        stopping(context, "pictures_of", 2)
+        with pytest.raises(KeyboardInterrupt, match=f"to go on: python -m minibnn graft --resume --out {out}"):
+            graft_run.graft(graft_options(*words))
+    work = tmp_path / "run.unfinished"
+    assert sorted(p.name for p in work.iterdir()) == ["candidates-000000.safetensors", "options.json"]
+    assert not out.exists()
+    with pytest.raises(UserError, match="--resume goes on with it, --overwrite forgets it"):
+        graft_run.graft(graft_options(*words))
+    with pytest.raises(UserError, match="--seed cannot be changed, since candidates are drawn"):
+        command("--resume", "--out", out, "--seed", "3")
+
+    with monkeypatch.context() as context:
+        drawn = stopping(context, "pictures_of", 10)
+        context.setattr(CtrlC, "__enter__", lambda self: (vars(self).update(asked=True, before={}), self)[1])
+        with pytest.raises(KeyboardInterrupt, match="stopped after step 1, saved in .*checkpoint; to go on: .* graft"):
+            command("--resume", "--out", out)
+        assert len(drawn) == 1  # the second file of candidates
+    with pytest.raises(UserError, match="--lr cannot be changed, since candidates are trained on"):
+        command("--resume", "--out", out, "--lr", "1e-3")
+    with monkeypatch.context() as context:
+        stopping(context, "pictures_of", 1)  # nothing is drawn any more
+        command("--resume", "--out", out, "--evaluate", "0")
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    graft_run.graft(graft_options(*words[:-1], str(tmp_path / "whole")))
+    a, b = weights(out), weights(tmp_path / "whole")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_candidates_outlive_a_rule_that_accepts_none(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with pytest.raises(UserError, match="--rule threshold accepts none of 4 samples, .*without drawing again"):
+        graft_run.graft(graft_options("--rule", "threshold", "--minimum", "2", "--out", str(out)))
+    stopping(monkeypatch, "pictures_of", 1)
+    record = command("--resume", "--out", out, "--minimum", "-1", "--evaluate", "0")
+    assert (record["kept"], record["samples"]) == (4, 4)
+    with pytest.raises(SystemExit):
+        command("--resume", "--out", out)
+
+
+def test_candidates_have_noise_of_their_own(base):
+    """Two batches of the same prompt begin with other noise, and the same batch always with the same."""
+    options = graft_run.settle(graft_options("--batch-size", "1"), base)
+    one = lambda pictures, prompts: [0.0] * len(pictures)  # noqa: E731
+    drawn = [candidates.rewarded(base, one, ["a car"], options, i)["x0"] for i in (0, 1, 0)]
+    assert torch.equal(drawn[0], drawn[2]) and (drawn[0] - drawn[1]).abs().max() > 0.1
+
+
+def test_damaged_candidates_are_named(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(UserError, match="accepts none"):
+        graft_run.graft(graft_options("--rule", "threshold", "--minimum", "2", "--out", str(out)))
+    path = tmp_path / "run.unfinished" / "candidates-000000.safetensors"
+    write_tensors(path, {"x0": torch.zeros(3, 4, 8, 8)})
+    with pytest.raises(UserError, match="candidates-000000.safetensors does not hold 4 candidates: delete it"):
+        command("--resume", "--out", out, "--minimum", "-1")
+
+
+# --- in Stable Diffusion's layout, with small random networks ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lora_run(tmp_path_factory):
+    """GRAFT of a LoRA on a model in SD v1's layout, with guidance, in bfloat16, with gradient checkpointing."""
+    folder = tmp_path_factory.mktemp("sd")
+    small_sd.make(folder / "sd", layers=1)
+    (folder / "mine.py").write_text("def bright(pictures, _):\n    return [p.getpixel((9, 9))[0] for p in pictures]\n")
+    seen = {"forwards": 0, "autocast": [], "checkpointing": set()}
+
+    def look(unet, args):
+        seen["forwards"] += 1
+        seen["autocast"].append(torch.is_autocast_enabled("cpu"))
+        seen["checkpointing"].add((torch.is_grad_enabled(), unet.gradient_checkpointing))
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, args: look(module, args) if type(module) is UNet else None)
+    words = ["--reward", f"{folder / 'mine.py'}:bright", "--model", str(folder / "sd"), "--guidance", "3",
+             "--method", "lora", "--rank", "2", "--dtype", "bfloat16", "--gradient-checkpointing", "--lr", "1e-2",
+             "--switch", "400", "--out", str(folder / "run")]
+    try:
+        graft_run.graft(graft_options(*words))
+    finally:
+        handle.remove()
+    return folder, seen
+
+
+def test_graft_of_a_lora_at_the_layout_of_sd(lora_run):
+    """The run is a small file; it opens as a model, as P-GRAFT with its base below the switch, and as a LoRA."""
+    folder, seen = lora_run
+    run = folder / "run"
+    assert {p.name for p in run.iterdir()} == {
+        "graft.json", "config.json", "samples.png", "pytorch_lora_weights.safetensors"}
+    assert (run / "pytorch_lora_weights.safetensors").stat().st_size < 10**5
+    assert all(seen["autocast"]) and seen["forwards"] == 4 + 3 + 4  # candidates, training, fresh samples: of one batch
+    assert (True, True) in seen["checkpointing"] and (True, False) not in seen["checkpointing"]
+    base, both = StableDiffusion.load(folder / "sd"), graft_run.open_graft_run(run)
+    assert fingerprint(both.unet.base) == fingerprint(base.unet) != fingerprint(both.unet.finetuned)
+    assert both.unet.base.conv_in.weight is both.unet.finetuned.conv_in.weight  # only what differs is there twice
+    assert (both.recipe["guidance"], both.recipe["sample_steps"], both.recipe["resolution"]) == (3.0, 4, 64)
+    merged = base.merge_adapter(run / "pytorch_lora_weights.safetensors")
+    assert fingerprint(merged.unet) == fingerprint(both.unet.finetuned) == fingerprint(StableDiffusion.load(run).unet)
+
+
+def test_a_run_of_graft_is_sampled_exported_and_opened_by_diffusers(lora_run, tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    folder, _ = lora_run
+    run = folder / "run"
+    words = {"prompt": ["a car"], "seed": 1, "dtype": "float32", "model": str(run)}
+    [picture] = sample(SampleOptions(**words, out=str(tmp_path / "a.png")))
+    assert picture.size == (64, 64)
+    export(ExportOptions(run=str(run), to="kohya", out=str(tmp_path / "kohya.safetensors")))
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(folder / "sd", local_files_only=True)
+    theirs.load_lora_weights(run)
+    theirs.fuse_lora()
+    x, t = torch.randn(1, 4, 8, 8), torch.tensor([500])
+    context = torch.randn(1, 77, 32)
+    with torch.no_grad():
+        expected = theirs.unet(x, t, context).sample
+        torch.testing.assert_close(StableDiffusion.load(run).unet(x, t, context), expected, atol=1e-5, rtol=1e-4)
+        assert (StableDiffusion.load(folder / "sd").unet(x, t, context) - expected).abs().max() > 1e-3
+    with pytest.raises(UserError, match="was trained on no folder of pictures; pass --images"):
+        runs.images_of(run)
 
 
 @pytest.mark.parametrize("words", [["threshold"], ["threshold", "--minimum", "0.1"], ["tilt", "--alpha", "2"]])

@@ -13,8 +13,13 @@ How the paper trains P-GRAFT at levels s > t was not seen by us: its body was no
     B   x_s is the accepted x_0 with noise, as the command does. This learns the same law if (x_0, x_t) of the sampler
         have the law of the forward process: for a good model drawn with η = 1, not for the deterministic sampler.
 
-The command is in `graft_run.py`. But: one round of sampling and training.
+The candidates of the command are kept by `candidates.py`; the command is in `graft_run.py`. But: one round of sampling
+and training.
 """
+
+import contextlib
+import dataclasses
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,13 +27,14 @@ from PIL import Image
 from torch import nn
 
 from .. import schedule
+from ..checkpoints import STATE, load_checkpoint
 from ..data import picked
-from ..devices import autocast
-from ..observers import Progress
+from ..finetune import methods
+from ..observers import Checkpoints, CtrlC, Progress
 from ..options.commands import TrainOptions
 from ..pictures import to_pil
 from ..progress import progress_bar
-from ..train import Training, make_optimiser, train
+from ..train import fine_tuning, train
 from . import rejection
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
@@ -47,6 +53,11 @@ def trajectory(model, x, times, abar, switches, eta=0.0, noise=None):
 
     x0 = schedule.sample_ddim(watched, x, times, abar, eta, noise)
     return x0, dict.fromkeys(switches, (x0, 0)) | states
+
+
+def time_at(switch, times):
+    """The time of the state at the switch: the first of the sampler's times that is not above it; 0 without one."""
+    return next((t for t in times.tolist() if t <= switch), 0)
 
 
 class Switched(nn.Module):
@@ -76,29 +87,33 @@ class Switched(nn.Module):
 
 
 @torch.no_grad()
-def draw_latents(sd, prompts, options, seed, switches=()):
-    """Draw one latent for each prompt: x_0 (n, 4, h, w) and {switch: (x_t, t)} of `trajectory`, on the CPU.
+def draw_batch(sd, prompts, options, generator, switches=()):
+    """Draw one latent for each prompt, at once: x_0 (n, 4, h, w) and {switch: (x_t, t)} of `trajectory`, on the CPU.
 
-    The options are those of GraftOptions; this uses sample_steps, guidance, eta, batch_size and resolution.
+    The options are those of GraftOptions; this uses sample_steps, guidance, eta and resolution.
     """
-    generator = torch.Generator().manual_seed(seed)
-    times, abar = schedule.timesteps(options.sample_steps), sd.alphas_cumprod
-    side = options.resolution // sd.vae.factor
-    parts = []
-    for i in progress_bar(range(0, len(prompts), options.batch_size), desc="drawing"):
-        context = sd.encode_prompts(prompts[i : i + options.batch_size])
-        unconditional = sd.encode_prompts([""]).expand_as(context)
+    times, side = schedule.timesteps(options.sample_steps), options.resolution // sd.vae.factor
+    context = sd.encode_prompts(prompts)
+    unconditional = sd.encode_prompts([""]).expand_as(context)
+
+    def noise(_):
         shape = (len(context), sd.vae.config.latent_channels, side, side)
+        return torch.randn(shape, generator=generator).to(sd.device)
 
-        def noise(_, shape=shape):
-            return torch.randn(shape, generator=generator).to(sd.device)
+    def model(x, t):
+        return sd.guided_eps(x, t, context, unconditional, options.guidance)
 
-        def model(x, t, context=context, unconditional=unconditional):
-            return sd.guided_eps(x, t, context, unconditional, options.guidance)
+    x0, states = trajectory(model, noise(0), times, sd.alphas_cumprod, switches, options.eta, noise)
+    return x0.float().cpu(), {switch: (x_t.float().cpu(), t) for switch, (x_t, t) in states.items()}
 
-        parts.append(trajectory(model, noise(0), times, abar, switches, options.eta, noise))
-    states = {k: (torch.cat([part[k][0].cpu() for _, part in parts]), parts[0][1][k][1]) for k in switches}
-    return torch.cat([x0.cpu() for x0, _ in parts]), states
+
+def draw_latents(sd, prompts, options, seed, switches=()):
+    """The same for any number of prompts, drawn `options.batch_size` at a time from one stream of noise."""
+    generator, parts = torch.Generator().manual_seed(seed), []
+    for i in progress_bar(range(0, len(prompts), options.batch_size), desc="drawing"):
+        parts.append(draw_batch(sd, prompts[i : i + options.batch_size], options, generator, switches))
+    states = {k: (torch.cat([part[k][0] for _, part in parts]), parts[0][1][k][1]) for k in switches}
+    return torch.cat([x0 for x0, _ in parts]), states
 
 
 @torch.no_grad()
@@ -145,25 +160,35 @@ def renoise(x_t, abar_t, abar_s, eps):
     return rho2.sqrt() * x_t + (share * (1 - abar_s)).sqrt() * eps, eps / share.sqrt(), share
 
 
-def train_on_accepted(sd, contexts, x0, t, options):
-    """Train the UNet in place on accepted samples. Raises UserError when the loss is not finite.
+def training_options(options, recipe):
+    """TrainOptions of the training that GraftOptions ask for. Raises UserError for options of another method."""
+    names = ("model", "tokenizer", "prediction_type", "prompt", "method", "rank", "layers", "steps", "lr",
+             "batch_size", "resolution", "dtype", "device", "gradient_checkpointing", "seed", "out", "checkpoint_every")
+    fixed = {"images": [], "bayes": False, "prior_weight": 0.0, "monitor": False, "kernel": "torch", "samples": 0}
+    return methods.settle(TrainOptions(**{name: getattr(options, name) for name in names}, **fixed), recipe)[0]
 
-    contexts (n, 77, d), x0 (n, 4, h, w). Noise is added for times above t, the time of the state at the switch; for
+
+def train_on_accepted(sd, contexts, x0, t, options, work=None, go_on=None):
+    """Train the UNet in place on accepted samples, by the method of `options`. Raises UserError when the loss is not
+    finite.
+
+    contexts: n of (77, d); x0 (n, 4, h, w). Noise is added for times above t, the time of the state at the switch; for
     GRAFT, which has no switch, for all times. A model that predicts v is trained on v, as in `train.py`.
+    work: a folder for checkpoints; a training that is there goes on. Ctrl-C then saves and raises KeyboardInterrupt
+    with `go_on`, the command to go on.
     """
-    device, dtype, size = sd.device, getattr(torch, options.dtype), options.batch_size
+    settled = training_options(options, sd.recipe)
 
     def batches(i, generator):
-        batch = picked(len(contexts), i, size, options.seed)
-        return x0[batch].to(device), contexts[batch].to(device)
+        batch = picked(len(contexts), i, options.batch_size, options.seed)
+        return x0[batch].to(sd.device), torch.stack([contexts[k] for k in batch]).to(sd.device)
 
-    def predict(x_t, t, context, generator):
-        with autocast(device, dtype):
-            return sd.unet(x_t, t, context)
-
-    optimiser, scaler = make_optimiser(sd.unet.train(), options.lr), torch.amp.GradScaler(enabled=False)
-    training = Training(sd, sd.unet, predict, optimiser, scaler, first_time=t + 1 if options.switch else 0)
-    settled = TrainOptions(steps=options.steps, lr=options.lr, batch_size=size, seed=options.seed)
-    with Progress(None, training, options.steps) as progress:
-        train(training, settled, batches, [progress])
+    training = fine_tuning(sd, settled)
+    training.first_time = t + 1 if options.switch else 0
+    if work and (Path(work) / STATE).exists():
+        load_checkpoint(work, training)
+    with Progress(None, training, options.steps) as progress, CtrlC() if work else contextlib.nullcontext() as stop:
+        kept = dataclasses.replace(settled, out=str(work))
+        saving = [Checkpoints(kept, stop, training.step, progress, lambda _: go_on)] if work else []
+        train(training, settled, batches, [progress, *saving])
     sd.unet.eval()

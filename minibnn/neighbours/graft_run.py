@@ -1,44 +1,68 @@
 """The command of GRAFT and P-GRAFT (`graft.py`): from a reward to a run's folder, and opening such a run.
 
     python -m minibnn graft --reward red_thing_on_grass --switch 500 --out runs/red
+    python -m minibnn graft --resume --out runs/red
 
-But: no resuming: the folder appears when all is done.
+The run's folder appears when all is done. Until then OUT.unfinished holds the options, the candidates and, once the
+training has been stopped, its checkpoint; --resume goes on from there.
 """
 
 import dataclasses
 import shlex
+import shutil
 from pathlib import Path
 
 import torch
 
-from .. import schedule
+from .. import runs, schedule
+from ..checkpoints import STATE
 from ..data import full_name, read_prompts
-from ..devices import choose_device, choose_threads, unscaled_dtype
+from ..devices import autocast, choose_device, choose_threads, half_dtype
 from ..errors import UserError
 from ..files import schema
 from ..files.folders import new_folder, restore
 from ..files.locks import locked
 from ..files.store import read_json, write_json
+from ..finetune import methods
+from ..finetune.adapter_files import FILES as ADAPTER_FILES
 from ..options.commands import GraftOptions
 from ..options.kinds import BUNDLED, WORLD
+from ..options.of_runs import unfinished, unfinished_options
 from ..pictures import grid, save_png
 from ..pipeline import StableDiffusion
 from ..sample import check_numbers
 from ..world import scenes as world
 from . import rejection
-from .graft import Switched, accept, draw_latents, picture_key, pictures_of, train_on_accepted
+from .candidates import draw_candidates
+from .graft import (
+    Switched,
+    accept,
+    draw_latents,
+    pictures_of,
+    time_at,
+    train_on_accepted,
+    training_options,
+)
+from .guidance import share_weights
 from .rewards import load_reward, rewards_of
 
 RECORD = "graft.json"
 OWN_NAMES = {  # what a run writes, and --overwrite replaces
     RECORD, "samples.png", "unet", "vae", "text_encoder", "tokenizer", "scheduler", "recipe.json", "model_index.json",
+    "config.json", ADAPTER_FILES["diffusers"],
 }
 KIND = schema.record({  # what it must hold so that the run can be opened
     "base": schema.text, "switch": schema.integer(0, 998),
-    "options": schema.record({name: schema.optional(schema.text) for name in ("tokenizer", "prediction_type")},
-                             required=("tokenizer", "prediction_type")),
+    "options": schema.record({
+        "tokenizer": schema.optional(schema.text), "prediction_type": schema.optional(schema.text),
+        "guidance": schema.number(), "sample_steps": schema.integer(1, 999), "resolution": schema.integer(1, 2**13),
+    }, required=("tokenizer", "prediction_type")),
 }, required=("base", "switch", "options"))
 OWN = {"keep": "top-k", "minimum": "threshold", "alpha": "tilt"}  # options of one rule alone
+ANY_TIME = {"out", "resume", "overwrite", "device", "gradient_checkpointing", "checkpoint_every", "evaluate"}
+BEFORE_TRAINING = {  # what --resume may change, beside those, until there is a checkpoint of the training
+    "rule", "keep", "minimum", "alpha", "deduplicate", "method", "rank", "layers", "switch", "steps", "lr",
+}
 
 
 def check_folder(options, out):
@@ -55,6 +79,22 @@ def check_folder(options, out):
             raise UserError(f"--out {out} would replace --{name.replace('_', '-')} {value}: name another")
     if options.model not in BUNDLED and out.resolve().is_relative_to(Path(options.model).resolve()):
         raise UserError(f"--out {out} lies inside --model {options.model}: name another")
+    if unfinished(out).exists() and not (options.resume or options.overwrite):
+        begun = f"--out {out}: {unfinished(out)} holds a run that was begun"
+        raise UserError(f"{begun}: --resume goes on with it, --overwrite forgets it")
+
+
+def check_same(options, work):
+    """Refuse to go on with other options where those have had their effect. Raises UserError."""
+    before = unfinished_options(options.out, GraftOptions)
+    trained = (work / STATE).exists()
+    for field in dataclasses.fields(options):
+        name, now = field.name, getattr(options, field.name)
+        if name in ANY_TIME or (name in BEFORE_TRAINING and not trained) or now == before.get(name, field.default):
+            continue
+        effect = "are trained on" if name in BEFORE_TRAINING else "are drawn"
+        raise UserError(f"--{name.replace('_', '-')} cannot be changed, since candidates {effect}: leave it out, or "
+                        "begin anew with --overwrite")
 
 
 def settle(options, sd):
@@ -70,12 +110,12 @@ def settle(options, sd):
     options = dataclasses.replace(
         options,
         prompt=prompts,
+        prompts_from=None,  # they are in `prompt` now
         tokenizer=options.tokenizer and str(Path(options.tokenizer).resolve()),  # for opening the run
         sample_steps=options.sample_steps or sd.recipe["sample_steps"],
-        lr=options.lr or sd.recipe["lr"],
         resolution=options.resolution or sd.recipe["resolution"],
         device=device,
-        dtype=options.dtype or unscaled_dtype(device),
+        dtype=options.dtype or (half_dtype(device) if device.startswith("cuda") else "float32"),
     )
     if options.sample_steps >= schedule.TRAIN_STEPS:
         raise UserError(f"--sample-steps {options.sample_steps} is outside 1..{schedule.TRAIN_STEPS - 1}")
@@ -90,7 +130,9 @@ def settle(options, sd):
             raise UserError(f"--{name} belongs to --rule {rule}, not to {options.rule}")
     if options.rule == "top-k" and options.keep > options.candidates:
         raise UserError(f"--keep {options.keep} of --candidates {options.candidates} is impossible")
-    return options
+    settled = training_options(options, sd.recipe)
+    methods.check(sd.unet, settled)
+    return dataclasses.replace(options, **{name: getattr(settled, name) for name in ("rank", "layers", "lr")})
 
 
 def graft(options):
@@ -105,46 +147,90 @@ def graft(options):
 
 def graft_there(options, out):
     """The same into a folder that belongs to this process and may be replaced."""
+    work = unfinished(out)
+    if options.resume:
+        check_same(options, work)
     reward = load_reward(options.reward, choose_device(options.device))
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
     options = settle(options, sd)
+    if work.exists() and not options.resume:
+        shutil.rmtree(work)
+    write_json(work / "options.json", dataclasses.asdict(options))
     choose_threads(options.device, sd.unet)
-    sd.to(options.device)
+    go_on = f"python -m minibnn graft --resume --out {shlex.quote(str(out))}"
+    try:
+        record = make(options, sd.to(options.device), reward, work, go_on)
+    except KeyboardInterrupt as stop:
+        said = stop.args[0] if stop.args else f"stopped; what is done is in {work}; to go on: {go_on}"
+        raise KeyboardInterrupt(said) from None
+    shutil.rmtree(work)
+    drawing = ("--model", str(out), "--prompt", options.prompt[0], "--eta", f"{options.eta:g}", "--out", "picture.png")
+    print(f"done: python -m minibnn.sample {shlex.join(drawing)}")
+    return record
+
+
+def make(options, sd, reward, work, go_on):
+    """From candidates to the finished folder of the run; returns its record. go_on: the command that resumes."""
     prompts = [prompt for prompt in options.prompt for _ in range(options.groups * options.candidates)]
-    x0, states = draw_latents(sd, prompts, options, options.seed, [options.switch])
-    pictures = pictures_of(sd, x0)
-    rewards = rewards_of(reward, pictures, prompts)
-    kept = accept(rewards, options)
-    if options.deduplicate:
-        keys = [(prompt, picture_key(picture)) for prompt, picture in zip(prompts, pictures, strict=True)]
-        kept = rejection.deduplicate(kept, keys, torch.Generator().manual_seed(options.seed))
+    found = draw_candidates(sd, reward, prompts, options, work)
+    rewards = found["reward"]
+    kept = chosen(found, prompts, options)
     samples, count = len(rewards), int(kept.sum())
     if not count:
         raise UserError(f"--rule {options.rule} accepts none of {samples} samples, whose rewards are "
-                        f"{rewards.min():g}..{rewards.max():g}; draw more or ask for less")
+                        f"{rewards.min():g}..{rewards.max():g}; ask for less, without drawing again: {go_on}")
     before, of_kept = rewards.mean().item(), rewards[kept].mean().item()
     print(f"{count} of {samples} samples kept: mean reward {before:.4g}, of the kept {of_kept:.4g}")
 
-    contexts = torch.cat([sd.encode_prompts([prompts[i]]).cpu() for i in kept.nonzero()[:, 0].tolist()])
-    train_on_accepted(sd, contexts, x0[kept], states[options.switch][1], options)
-    sd.recipe |= {name: getattr(options, name) for name in ("guidance", "sample_steps", "resolution")}
+    contexts = {prompt: sd.encode_prompts([prompt]).cpu()[0] for prompt in options.prompt}
+    sd.vae.cpu()
+    sd.text_encoder.cpu()  # training needs neither
+    t = time_at(options.switch, schedule.timesteps(options.sample_steps))
+    of_kept_ones = [contexts[prompts[i]] for i in kept.nonzero()[:, 0].tolist()]
+    train_on_accepted(sd, of_kept_ones, found["x0"][kept], t, options, work, go_on)
     record = {
         "base": full_name(options.model), "switch": options.switch, "options": dataclasses.asdict(options),
         "samples": samples, "kept": count, "reward_before": before, "reward_kept": of_kept,
     }
-    with new_folder(out) as temporary:
-        sd.to("cpu").save(temporary)
+    with new_folder(Path(options.out)) as temporary:
+        save(sd, options, temporary)
         if options.evaluate:
-            sd = open_graft_run(temporary, record).to(options.device)
-            fresh = [options.prompt[i % len(options.prompt)] for i in range(options.evaluate)]
-            pictures = pictures_of(sd, draw_latents(sd, fresh, options, options.seed + 1)[0])
-            after = record["reward_after"] = rewards_of(reward, pictures, fresh).mean().item()
-            save_png(grid(pictures[:24], 8, zoom=max(1, 128 // options.resolution)), temporary / "samples.png")
+            after = record["reward_after"] = evaluated(options, record, reward, temporary)
             print(f"mean reward {before:.4g} -> {after:.4g} on {options.evaluate} fresh samples")
         write_json(temporary / RECORD, record)
-    drawing = ("--model", str(out), "--prompt", options.prompt[0], "--eta", f"{options.eta:g}", "--out", "picture.png")
-    print(f"done: python -m minibnn.sample {shlex.join(drawing)}")
     return record
+
+
+def chosen(found, prompts, options):
+    """Which candidates are kept: (n,) bool. found: as of `draw_candidates`."""
+    kept = accept(found["reward"], options)
+    if not options.deduplicate:
+        return kept
+    keys = [(prompt, tuple(key)) for prompt, key in zip(prompts, found["key"].tolist(), strict=True)]
+    return rejection.deduplicate(kept, keys, torch.Generator().manual_seed(options.seed))
+
+
+def save(sd, options, folder):
+    """Write what was trained: a model, or a LoRA with the config.json by which it finds its base."""
+    sd.recipe |= {name: getattr(options, name) for name in ("guidance", "sample_steps", "resolution")}
+    settled = training_options(options, sd.recipe)
+    methods.save_result(sd, settled, folder)
+    if options.method == "lora":
+        runs.start(settled, [], folder)
+
+
+def evaluated(options, record, reward, folder):
+    """The mean reward of fresh samples of the run in a folder, of which samples.png shows some."""
+    sd = open_graft_run(folder, record).to(options.device)
+    fresh = [options.prompt[i % len(options.prompt)] for i in range(options.evaluate)]
+    rewards, shown, size = [], [], options.batch_size
+    with autocast(sd.device, getattr(torch, options.dtype)):
+        for part in draw_latents(sd, fresh, options, options.seed + 1)[0].split(size):
+            pictures = pictures_of(sd, part)
+            rewards.append(rewards_of(reward, pictures, fresh[len(shown) : len(shown) + len(pictures)]))
+            shown += pictures
+    save_png(grid(shown[:24], 8, zoom=max(1, 128 // options.resolution)), folder / "samples.png")
+    return torch.cat(rewards).mean().item()
 
 
 def open_graft_run(folder, record=None, dtype=None):
@@ -154,9 +240,10 @@ def open_graft_run(folder, record=None, dtype=None):
     there yet.
     """
     record = record or read_json(Path(folder) / RECORD, KIND)
-    sd = StableDiffusion.load(folder, dtype=dtype)
+    sd, options = StableDiffusion.load(folder, dtype=dtype), record["options"]
+    sd.recipe |= {name: options[name] for name in ("guidance", "sample_steps", "resolution") if name in options}
     if record["switch"]:
-        options = record["options"]
         base = StableDiffusion.load(record["base"], options["tokenizer"], dtype, options["prediction_type"])
+        share_weights(base, sd)
         sd.unet = Switched(sd.unet, base.unet, record["switch"])
     return sd

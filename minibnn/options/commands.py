@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from .kinds import natural, nonnegative, option, positive, seed_number, share, whole, words
-from .of_runs import resumed_options
+from .of_runs import resumed_options, unfinished_options
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -191,12 +191,16 @@ class GraftOptions:
     alpha: float = option(1.0, "temperature: keep with probability exp((r - r_max) / alpha), for tilt", "choosing", type=positive)
     deduplicate: bool = option(False, "keep one of pictures that look alike", "choosing")
 
+    method: str = option("dreambooth", "what is trained: all of the UNet, or a low-rank correction of chosen layers (lora)", "training", choices=("dreambooth", "lora"))
+    rank: int = option(None, "lora: rank r of the correction [4]", "training", type=whole)
+    layers: str = option(None, "lora: ends of the names of the linear layers that are adapted, joined by commas [to_q,to_k,to_v,to_out.0]", "training", metavar="NAMES")
     switch: int = option(0, "time 0..999 at which the base takes over; 0: never, which is GRAFT", "training", type=natural)
     steps: int = option(300, "optimiser steps", "training", type=whole)
     lr: float = option(None, "learning rate of AdamW [{lr}]", "training", type=positive)
     batch_size: int = option(8, "samples at once, drawing and training", "training", type=whole)
     resolution: int = option(None, "pixels [{resolution}]", "training", type=whole)
-    dtype: str = option(None, "precision of the computation; weights train in float32 [float32; CUDA: bfloat16 if it is fast there]", "training", choices=("float32", "bfloat16"))
+    dtype: str = option(None, "precision of the computation, in drawing and training; weights train in float32 [float32; CUDA: bfloat16 or float16]", "training", choices=DTYPES)
+    gradient_checkpointing: bool = option(False, "recompute blocks in backward: less memory, more time", "training")
     device: str = device_option("training")
     seed: int = seed_option("training")
 
@@ -205,8 +209,17 @@ class GraftOptions:
     eta: float = option(1.0, "noise added by DDIM: 0 none, 1 as DDPM", "drawing", type=nonnegative)
 
     out: str = option("runs/graft", "the run's folder", "output", metavar="DIR")
+    checkpoint_every: int = option(0, "write a checkpoint of the training every N steps; 0: only when it is stopped", "output", type=natural, metavar="N")
+    resume: bool = option(False, "go on with what OUT.unfinished holds, with its options; before the first step of training those of choosing and training may be others", "output")
     evaluate: int = option(32, "fresh samples drawn at the end for the mean reward and samples.png; 0: none", "output", type=natural)
-    overwrite: bool = option(False, "replace OUT if it is a run of this command", "output")
+    overwrite: bool = option(False, "replace OUT if it is a run of this command, and forget OUT.unfinished", "output")
+
+    @staticmethod
+    def complete(given):
+        """Add to the options given {name: value} those of the run that --resume goes on with. Raises UserError."""
+        if not given.get("resume"):
+            return given
+        return unfinished_options(given.get("out", GraftOptions.out), GraftOptions) | given
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,8 @@ EXAMPLES = {
         "python -m minibnn graft --reward red_thing_on_grass",
         'python -m minibnn graft --reward rewards.py:roundness --prompt "a ball on the grass" --rule threshold '
         "--minimum 0.7 --out runs/round",
+        "python -m minibnn graft --model SD_FOLDER --reward clip:nets/clip --prompts-from prompts.txt --guidance 7.5 "
+        "--method lora --out runs/graft",
     ),
     "flow": (
         "python -m minibnn flow --out flow.png",

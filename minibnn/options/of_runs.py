@@ -1,4 +1,4 @@
-"""config.json of a training run, which holds its options: this is its one reader; `runs.start` writes it."""
+"""The options of a run as its folder holds them: `runs.start` writes config.json, and this is its one reader."""
 
 from pathlib import Path
 
@@ -68,3 +68,17 @@ def _moved(value, home):
     if isinstance(value, list):
         return [_moved(each, home) for each in value]
     return value if value in BUNDLED else str(home / value)
+
+
+def unfinished(out):
+    """Where a command keeps what it needs to go on until the folder `out` is made whole: OUT.unfinished beside it."""
+    return Path(out).with_name(Path(out).name + ".unfinished")
+
+
+def unfinished_options(out, options_class):
+    """{name: value} of the options with which the making of `out` began. Raises UserError when there is nothing."""
+    path = unfinished(out) / "options.json"
+    if not path.exists():
+        raise UserError(f"nothing to resume: there is no {path}; start without --resume")
+    values = {name: value for name, value in read_json(path).items() if value is not None and name not in ONE_CALL}
+    return typed(values, options_class, path)
