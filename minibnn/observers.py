@@ -19,12 +19,12 @@ class Checkpoints:
     """Saves after every `every` steps (0: never), after the last one, and when `stop` (CtrlC) asks; then it also stops.
 
     `saved` is the number of steps after which the last checkpoint was written; 0: there is none. go_on(folder): the
-    command that goes on from there.
+    command that goes on from there. keep: whether the one after the last step holds the optimiser's state, too.
     """
 
-    def __init__(self, options, stop, saved, progress, go_on=to_go_on):
+    def __init__(self, options, stop, saved, progress, go_on=to_go_on, keep=True):
         self.out, self.every, self.steps = Path(options.out), options.checkpoint_every, options.steps
-        self.stop, self.saved, self.progress, self.go_on = stop, saved, progress, go_on
+        self.stop, self.saved, self.progress, self.go_on, self.keep = stop, saved, progress, go_on, keep
 
     def __call__(self, training):
         done = training.step
@@ -34,7 +34,7 @@ class Checkpoints:
         if stopping or done == self.steps or (self.every and done % self.every == 0):
             training.check()
             self.progress.write()  # a log that ends before the checkpoint could not be completed
-            distributed.first_alone(save_checkpoint, self.out, training)
+            distributed.first_alone(save_checkpoint, self.out, training, self.keep or done < self.steps)
             self.saved = done
         if stopping and done < self.steps:
             saved = f"stopped after step {done}, saved in {self.out / STATE.parent}"

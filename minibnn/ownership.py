@@ -15,7 +15,7 @@ from pathlib import Path
 from .checkpoints import STATE
 from .errors import UserError
 from .files.locks import LOCK, TEMPORARY, locked, remove_leftovers
-from .runs import base_of, find_config, is_adapter_run, read_config
+from .runs import base_of, find_config, is_adapter_run, is_finished, read_config
 
 log = logging.getLogger("minibnn")
 
@@ -50,6 +50,12 @@ def check(options):
         raise UserError(f"--out {out} is a file; name a folder")
     if options.resume:
         if not (out / STATE).exists():
+            if out.is_dir() and is_finished(out):
+                raise UserError(
+                    f"the run in {out} is finished and kept no state of the optimiser (--keep-optimiser), so that it "
+                    f"cannot go on: train anew with --overwrite and more --steps, or begin another run with --model "
+                    f"{out}; `minibnn sample` and `minibnn export` make more pictures and files of it"
+                )
             start = "start without --resume" if is_fresh(out) else "start with --overwrite, or name another --out"
             raise UserError(f"no checkpoint in {out}: nothing to resume; {start}")
         read_config(out)

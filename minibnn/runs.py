@@ -9,7 +9,7 @@
     curves.jsonl curves.png   fidelity, noise and σ₁ while training; looks/ their pictures, faithful/ the best steps and
                               advice.json which one to use (monitor.py)
     class_images/             pictures of the class, drawn by the base model, and for what (.class.json)
-    checkpoint/               for --resume: weights, optimiser and step
+    checkpoint/               for --resume: weights, optimiser and step; of a finished run only if small or asked for
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from types import SimpleNamespace
 import torch
 
 from . import distributed
-from .checkpoints import STATE, read_progress
+from .checkpoints import STATE, has_optimiser, read_progress
 from .data import caption_file, full_name
 from .errors import UserError
 from .files.store import write_json
@@ -38,7 +38,7 @@ from .options.of_runs import FORMAT, PATHS
 MAY_CHANGE = (  # on --resume: what leaves the weights as they would be. Pictures are compared by their content.
     "steps", "resume", "overwrite", "out", "images", "class_images", "device", "deterministic",
     "gradient_checkpointing", "samples", "sample_every", "sample_prompts", "checkpoint_every", "monitor",
-    "monitor_every", "monitor_dino", "single_file", "export", "keep_posterior",
+    "monitor_every", "monitor_dino", "single_file", "export", "keep_posterior", "keep_optimiser",
 )
 SAME_WEIGHTS = ("reference", "triton")  # values of --kernel that draw the same
 
@@ -124,6 +124,11 @@ def base_of(folder):
     return model, tokenizer, options["prediction_type"]
 
 
+def is_finished(folder):
+    """Whether the run in this folder has its result; False if there is no run."""
+    return find_config(folder) is not None and ((Path(folder) / "unet").is_dir() or is_adapter(folder))
+
+
 def check_bases(run):
     """Raises UserError when an adapter run's base, or the base of that, …, is the run itself."""
     seen, base = set(), run
@@ -169,6 +174,10 @@ def check_same_run(options, pictures):
     done, _ = read_progress(Path(options.out) / STATE)
     if done > options.steps:
         raise UserError(f"--steps {options.steps} lies before the checkpoint, which is after step {done}")
+    if done < options.steps and not has_optimiser(Path(options.out) / STATE):
+        stopped = f"the run in {options.out} was stopped after its last step, {done}, and without --keep-optimiser"
+        raise UserError(f"--steps {options.steps}: {stopped} none can follow; to write its result: "
+                        f"{to_go_on(options.out)}")
     if config.get("pictures") != fingerprint(pictures):
         began = f"those that the run in {options.out} began with"
         raise UserError(f"--images {' '.join(options.images)}: the pictures are not {began}")

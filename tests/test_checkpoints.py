@@ -2,16 +2,23 @@
 
 import json
 import shutil
+import signal
+from dataclasses import replace
 
 import pytest
 import torch
 
-from minibnn import StableDiffusion, UserError, runs
+from minibnn import StableDiffusion, UserError, checkpoints, runs
+from minibnn.cli import train as cli_train
 from minibnn.cli.train import fine_tune
 from minibnn.files import weights
+from minibnn.finetune import ema
 from minibnn.neighbours import flow
 from minibnn.options.commands import FlowOptions, TrainOptions
 from minibnn.options.parsing import parse
+from minibnn.train import Training, make_optimiser
+
+LORA = "pytorch_lora_weights.safetensors"
 
 
 def options_of(dog, micro, out, *more):
@@ -21,9 +28,10 @@ def options_of(dog, micro, out, *more):
 
 @pytest.fixture(scope="module")
 def trained(dog, micro, tmp_path_factory):
-    """A run of two steps: its folder, and the tensors and the header of its checkpoint."""
+    """A run of two steps: its folder, and the tensors and the header of its checkpoint. Its LoRA lies beside it."""
     out = tmp_path_factory.mktemp("trained") / "run"
     fine_tune(options_of(dog, micro, out, "--steps", "2"))
+    shutil.copy(out / LORA, out.parent)
     with weights.open_weights(out / runs.STATE) as file:
         return out, weights.read_tensors(out / runs.STATE), file.metadata()
 
@@ -79,10 +87,91 @@ def test_an_undamaged_checkpoint_is_accepted(trained, dog, micro):
     fine_tune(options_of(dog, micro, out, "--steps", "3", "--resume"))
 
 
-@pytest.mark.parametrize("checkpoints", [0, 1])
-def test_weights_that_are_not_finite_are_not_saved(dog, micro, tmp_path, checkpoints):
+# --- what a finished run keeps ----------------------------------------------------------------------------------------
+
+
+def assert_equal(path, other):
+    tensors, expected = weights.read_tensors(path), weights.read_tensors(other)
+    assert tensors.keys() == expected.keys()
+    assert not [name for name, value in tensors.items() if not torch.equal(value, expected[name])]
+
+
+def resumed(out, *words):
+    fine_tune(parse(TrainOptions, "train", ["--resume", "--out", str(out), *words]))
+
+
+def test_a_finished_run_may_be_the_model_alone(trained, dog, micro, tmp_path):
+    seen, out = [], tmp_path / "run"
+
+    def look(training):
+        if (out / runs.STATE).exists():
+            seen.append((training.step, checkpoints.has_optimiser(out / runs.STATE)))
+
+    words = ["--steps", "2", "--checkpoint-every", "1", "--no-keep-optimiser"]
+    fine_tune(options_of(dog, micro, out, *words), [look])
+    assert seen == [(2, True)]  # that of step 1: steps could follow
+    assert not (out / "checkpoint").exists()
+    assert_equal(out / LORA, trained[0].parent / LORA)
+    with pytest.raises(UserError, match="is finished and kept no state of the optimiser .--keep-optimiser.*--overwrit"):
+        resumed(out, "--steps", "3")
+
+
+def test_a_run_that_stops_early_keeps_its_optimiser(dog, micro, tmp_path, trained):
+    out = tmp_path / "run"
+
+    def stop(training):
+        if training.step == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 1"):
+        fine_tune(options_of(dog, micro, out, "--steps", "2", "--no-keep-optimiser"), [stop])
+    assert checkpoints.has_optimiser(out / runs.STATE)
+    resumed(out, "--keep-optimiser")
+    expected = trained[1]
+    assert all(torch.equal(value, expected[name]) for name, value in weights.read_tensors(out / runs.STATE).items())
+    resumed(out, "--no-keep-optimiser")  # frees the space
+    assert not (out / runs.STATE).exists()
+
+
+def test_a_result_that_is_not_written_can_be_written_later_but_no_step_can_follow(
+        dog, micro, tmp_path, trained, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(cli_train.methods, "save_result", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt, match="stopped while writing the result; to go on: .* --resume --out"):
+            fine_tune(options_of(dog, micro, out, "--steps", "2", "--ema", "0.9", "--no-keep-optimiser"))
+    assert not checkpoints.has_optimiser(out / runs.STATE)
+    with pytest.raises(UserError, match="--steps 3: .* stopped after its last step, 2, and without --keep-optimiser"):
+        resumed(out, "--steps", "3", "--keep-optimiser")
+    resumed(out, "--keep-optimiser")  # there is none to keep
+    fine_tune(options_of(dog, micro, tmp_path / "straight", "--steps", "2", "--ema", "0.9"))
+    assert_equal(out / LORA, tmp_path / "straight" / LORA)
+    assert not (out / "checkpoint").exists() and (tmp_path / "straight" / runs.STATE).exists()
+
+
+@pytest.mark.parametrize(("words", "largest"), [
+    ((), 83_333_333), (("--optimiser", "adamw-bf16"), 124_999_999), (("--ema", "0.9"), 62_499_999),
+])
+def test_a_checkpoint_below_a_gigabyte_is_kept_unless_the_options_say_otherwise(dog, micro, tmp_path, words, largest):
+    """largest: how many numbers may be trained. Their bytes are foretold, and counted in a checkpoint."""
+    sizes, options = [], options_of(dog, micro, tmp_path / "run", "--steps", "1", *words)
+    fine_tune(options, [lambda training: sizes.append(checkpoints.size_of(training))])
+    written = weights.read_tensors(tmp_path / "run" / runs.STATE)
+    assert set(sizes) == {sum(tensor.nbytes for name, tensor in written.items() if not name.startswith("step/"))}
+    for more in (0, 1):
+        with torch.device("meta"):
+            network = torch.nn.Linear(largest + more, 1, bias=False)
+            training = Training(None, network, None, make_optimiser(network, 1e-3, options.optimiser), None)
+            training.average = ema.attach(network, options.ema)
+        assert checkpoints.is_kept(options, training) == (not more)
+        for asked in (True, False):
+            assert checkpoints.is_kept(replace(options, keep_optimiser=asked), training) == asked
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_weights_that_are_not_finite_are_not_saved(dog, micro, tmp_path, every):
     """Bug of an earlier version: "the last checkpoint, after 1 steps, is good", and a quarter of it was NaN."""
-    words = ["--steps", "3", "--lr", "3e38", "--checkpoint-every", str(checkpoints)]
+    words = ["--steps", "3", "--lr", "3e38", "--checkpoint-every", str(every)]
     with pytest.raises(UserError, match="(NaN or infinite values|is nan at step 2.*); there is no checkpoint"):
         fine_tune(options_of(dog, micro, tmp_path / "run", *words))
     assert not (tmp_path / "run" / runs.STATE).exists()

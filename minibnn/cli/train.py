@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from .. import data, distributed, ownership, runs
-from ..checkpoints import load_checkpoint
+from ..checkpoints import delete_checkpoint, is_kept, load_checkpoint, size_of
 from ..devices import autocast, choose_device, choose_threads, half_dtype, make_deterministic
 from ..errors import UserError
 from ..files import headers
@@ -82,6 +82,10 @@ def fine_tune_there(options, observers):
     if options.resume:
         load_checkpoint(out, training)
     print(describe(options, sd.unet, captions))
+    keep = is_kept(options, training)
+    if not keep and options.keep_optimiser is None and training.step < options.steps:
+        print(f"the finished run is the model alone, without its checkpoint of {size_of(training) / 1e9:.3g} GB; with "
+              "--keep-optimiser it keeps that, so that more --steps can follow")
     if options.monitor:
         print(f"the monitor draws a few pictures now and again; {out / 'report.html'} shows them: open it in a browser")
     first = distributed.rank() == 0
@@ -90,7 +94,7 @@ def fine_tune_there(options, observers):
     drawing = [samples, *observers, *watching, *pages] if first else []
     timed = course(options, sd, samples, watching)
     with Progress(out, training, options.steps, course=timed) as progress, CtrlC() as stop:
-        checkpoints = Checkpoints(options, stop, training.step, progress)
+        checkpoints = Checkpoints(options, stop, training.step, progress, keep=keep)
         try:
             train(training, options, batches, [progress, *drawing, checkpoints])
         except (Diverged, NotFinite) as error:
@@ -100,7 +104,7 @@ def fine_tune_there(options, observers):
         return
     del training, batches, checkpoints  # their memory is wanted for drawing
     try:
-        finish(options, sd, samples, watching)
+        finish(options, sd, samples, watching, keep)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped while writing the result; to go on: {runs.to_go_on(options.out)}") from None
 
@@ -114,8 +118,11 @@ def course(options, sd, samples, watching):
     return Course(options.steps, {*drawn, *looks}, evaluations / monitor.EVALUATIONS if looks else bool(drawn))
 
 
-def finish(options, sd, samples, watching):
-    """Write the result of a training, draw samples, and say how to go on. watching: [Monitor], or none."""
+def finish(options, sd, samples, watching, keep):
+    """Write the result of a training, draw samples, and say how to go on.
+
+    watching: [Monitor], or none. keep: whether the checkpoint stays.
+    """
     out = Path(options.out)
     ema.settle(sd.unet)
     kind = methods.save_result(sd, options, out)
@@ -125,6 +132,8 @@ def finish(options, sd, samples, watching):
     for monitored in watching:
         print(monitored.advice())
     page = write_page(options, options.steps)
+    if not keep:
+        delete_checkpoint(out)
     tell_of_other_programs(sd, options, out)
     shown = f", {out / 'samples.png'} shows what it draws" if samples.prompts else ""
     shown += f", {page} how it went" if page else ""

@@ -22,6 +22,7 @@ SAME = {  # the same meaning and the same kind of value
     "--sample-every-n-steps": "--sample-every", "--validation-steps": "--sample-every",
     "--snr-gamma": "--min-snr", "--min-snr-gamma": "--min-snr",
     "--optimizer": "--optimiser",
+    "--keep-optimizer": "--keep-optimiser", "--save-state-on-train-end": "--keep-optimiser",
     "--guidance-scale": "--guidance",
     "--num-images-per-prompt": "--count",
     "--config-file": "--config",

@@ -92,6 +92,7 @@ class TrainOptions:
     single_file: bool = option(False, "also write model.safetensors for ComfyUI and AUTOMATIC1111", "output")
     export: str = option(None, "lora: also write files for other programs, joined by commas: kohya (ComfyUI, AUTOMATIC1111), peft", "output", metavar="FORMATS")
     keep_posterior: bool = option(False, "also write posterior.safetensors with μ and σ", "output")
+    keep_optimiser: bool = option(None, "keep the checkpoint of a finished run, with the optimiser's state, so that more --steps can follow [if it takes less than 1 GB]", "output")
     resume: bool = option(False, "go on from OUT/checkpoint, with the options of that run; more steps and other output are possible", "output")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
 

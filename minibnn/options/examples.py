@@ -8,7 +8,7 @@ EXAMPLES = {
         f"{TRAIN} --images tutorials/dog",
         f'{TRAIN} --images photos/rex --model SD_FOLDER --prompt "a photo of a sks dog" '
         '--class-prompt "a photo of a dog" --method lora --out runs/rex',
-        f"{TRAIN} --resume --out runs/rex --steps 2000",
+        f"{TRAIN} --resume --out runs/dog --steps 2000",
     ),
     "sample": (
         f'{SAMPLE} --prompt "a red car on the beach" --out car.png',
