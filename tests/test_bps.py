@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import small_sd
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -15,7 +16,9 @@ from minibnn import StableDiffusion, schedule
 from minibnn.errors import UserError
 from minibnn.neighbours import bps, bps_branch
 from minibnn.networks.unet import UNet, UNetConfig
+from minibnn.observers import CtrlC
 from minibnn.options.commands import BpsOptions
+from minibnn.options.parsing import parse
 from minibnn.world import scenes as world
 
 SMALL = UNetConfig(block_out_channels=(32, 64, 128, 128), cross_attention_dim=16)
@@ -501,6 +504,36 @@ def test_command_trains_draws_and_repeats_itself(pairs, tmp_path, capsys):
         bps.train_or_draw(options(pairs))
 
 
+def test_a_stopped_training_goes_on_to_the_same_branch(tmp_path, monkeypatch):
+    """In Stable Diffusion's layout: stopped after the first of three steps, resumed, the same bits as in one go."""
+    model, pairs = small_sd.make(tmp_path / "sd", layers=1), tmp_path / "pairs"
+    world.write_pairs(pairs, 3, 0, "sketch")
+    run, work = tmp_path / "run", tmp_path / "run.unfinished"
+    words = ["--hints", pairs, "--model", model, "--edges", "--steps", 3, "--batch-size", 2, "--sample-steps", 2,
+             "--lr", "1e-3", "--resolution", 64, "--device", "cpu"]
+
+    def command(*more):
+        bps.train_or_draw(parse(BpsOptions, "minibnn bps", [*map(str, more)]))
+
+    with monkeypatch.context() as context:
+        context.setattr(CtrlC, "__enter__", lambda self: (vars(self).update(asked=True, before={}), self)[1])
+        with pytest.raises(KeyboardInterrupt, match="stopped after step 1, .* python -m minibnn bps --resume --out"):
+            command(*words, "--out", run)
+    assert sorted(p.name for p in work.iterdir()) == ["checkpoint", "options.json"] and not run.exists()
+    with pytest.raises(UserError, match="--resume goes on with it, --overwrite forgets it"):
+        command(*words, "--out", run)
+    with pytest.raises(UserError, match="--lr is not what .*run.unfinished began with"):
+        command("--resume", "--out", run, "--lr", "1e-4")
+    command("--resume", "--out", run)
+    assert not work.exists()
+    command(*words, "--out", tmp_path / "whole")
+    a, b = (tmp_path / name / "branch.safetensors" for name in ("run", "whole"))
+    assert a.read_bytes() == b.read_bytes()
+    drawn = tmp_path / "drawn"
+    command("--hints", pairs, "--model", model, "--edges", "--branch", run, "--sample-steps", 2, "--out", drawn)
+    assert (drawn / "002.png").exists()
+
+
 def test_training_learns_and_leaves_the_rest_alone():
     """Steps on one pair lower its error at a fixed time and noise; UNet, VAE and text encoder keep their bits."""
     sd = StableDiffusion.load("tiny")
@@ -525,6 +558,29 @@ def test_training_learns_and_leaves_the_rest_alone():
         base = F.mse_loss(sd.unet(x_t, t, context), eps).item()
     assert errors[-1] < 0.9 * base, (base, errors)
     assert [hashed(part) for part in (sd.unet, sd.vae, sd.text_encoder)] == before
+
+
+def test_guidance_on_the_hint_starts_from_the_frozen_model():
+    """One step of DDIM to the end: ε̂ = ε(∅) + 3·(ε(c, y) − ε(∅)), where ε(∅) does not see the hint."""
+    sd = StableDiffusion.load("tiny")
+    branch = bps_branch.Branch(sd.unet.config)
+    awaken(branch)
+    hint = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    x, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4)), schedule.timesteps(1)
+    null, own = sd.encode_prompts(["", "a dog"]).split(1)
+    with torch.no_grad():
+        eps_u, eps_c = sd.unet(x, t, null), bps_branch.steered(sd.unet, branch, x, t, own, hint)
+        steered_u = bps_branch.steered(sd.unet, branch, x, t, null, hint)
+    abar = sd.alphas_cumprod
+
+    def picture(u):
+        x0 = schedule.ddim_step(x, u + 3 * (eps_c - u), abar[t[0]], abar[0])
+        return ((sd.decode_latents(x0)[0] + 1) * 127.5).permute(1, 2, 0)
+
+    for guide_hint, u, other in ((True, eps_u, steered_u), (False, steered_u, eps_u)):
+        [found] = bps.draw_steered(sd, branch, hint, ["a dog"], 1, 3.0, 4, guide_hint=guide_hint)
+        pixels = torch.tensor(np.array(found)).float()
+        assert (pixels - picture(u)).abs().max() <= 0.6 < 3 < (pixels - picture(other)).abs().max()
 
 
 class TestMistakes:
@@ -575,7 +631,7 @@ class TestMistakes:
         self.refused(pairs, "guidance = nan is not a finite number", guidance=float("nan"), **changes)
 
     def test_training_options_beside_a_branch(self, pairs):
-        numbers = {"steps": 5, "lr": 1e-3, "batch_size": 4, "resolution": 32, "hint_channels": 3}
+        numbers = {"steps": 5, "lr": 1e-3, "batch_size": 4, "resolution": 32, "hint_channels": 3, "resume": True}
         for name, value in {**numbers, "gains": "equal"}.items():
             words = f"--{name.replace('_', '-')} is for training; with --branch"
             self.refused(pairs, words, branch="b", **{name: value})
@@ -597,6 +653,16 @@ class TestMistakes:
             bps.draw_steered(sd, bps_branch.Branch(sd.unet.config), torch.zeros(1, 1, 64, 60), ["a dog"])
 
 
+def test_the_experiment_pairs_the_anchors_by_seed():
+    """Means, and the differences base − own with their t-interval: .1 and .3 for two seeds."""
+    from minibnn.experiments import bps_anchors
+
+    seeds = [{f"{name} {w:g}": {"IoU": 0.5 + (name == "base") * gain * w}
+              for name in bps_anchors.ANCHORS for w in bps_anchors.SCALES} for gain in (0.1, 0.3)]
+    lines = bps_anchors.table(seeds, ("IoU",)).splitlines()
+    assert lines[2] == "| 1.5 | 0.500, 0.800, +0.300 [-1.606, +2.206] |" and len(lines) == 5  # 0.15 · 12.706 = 1.906
+
+
 def test_the_experiment_reports_every_run_that_is_there(tmp_path, monkeypatch):
     """--runs 0: a missing run hides none that comes after it."""
     from minibnn.experiments import bps as experiment
@@ -608,5 +674,6 @@ def test_the_experiment_reports_every_run_that_is_there(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "judged", lambda *arguments: values)
     monkeypatch.setattr(experiment, "sheet", lambda *arguments: Image.new("L", (4, 4)))
     settings = {"variants": ["base", "bps"], "seeds": [0, 1], "steps": 60, "runs": 0, "work": tmp_path, "out": tmp_path}
+    settings["anchors"] = False
     experiment.experiment(SimpleNamespace(**settings))
     assert bps.read_json(tmp_path / "bps.json")["60 steps"] == {"base 0": [values], "bps 40": [values]}

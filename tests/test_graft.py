@@ -553,7 +553,7 @@ def test_a_stopped_run_draws_no_candidate_twice_and_ends_alike(run_folder, tmp_p
     assert not out.exists()
     with pytest.raises(UserError, match="--resume goes on with it, --overwrite forgets it"):
         graft_run.graft(graft_options(*words))
-    with pytest.raises(UserError, match="--seed cannot be changed, since candidates are drawn"):
+    with pytest.raises(UserError, match="--seed is not what .*run.unfinished began with"):
         command("--resume", "--out", out, "--seed", "3")
 
     with monkeypatch.context() as context:
@@ -562,7 +562,7 @@ def test_a_stopped_run_draws_no_candidate_twice_and_ends_alike(run_folder, tmp_p
         with pytest.raises(KeyboardInterrupt, match="stopped after step 1, saved in .*checkpoint; to go on: .* graft"):
             command("--resume", "--out", out)
         assert len(drawn) == 1  # the second file of candidates
-    with pytest.raises(UserError, match="--lr cannot be changed, since candidates are trained on"):
+    with pytest.raises(UserError, match="--lr is not what .*run.unfinished began with"):
         command("--resume", "--out", out, "--lr", "1e-3")
     with monkeypatch.context() as context:
         stopping(context, "pictures_of", 1)  # nothing is drawn any more

@@ -24,14 +24,16 @@ import torch
 from PIL import Image
 
 from ..devices import choose_threads
-from ..files.schema import number, record
+from ..files.schema import mapping, number, record
 from ..files.store import read_json, write_json
 from ..lab import sheets
+from ..lab.intervals import require_scipy
 from ..neighbours import bps, bps_branch
 from ..pictures import grid, save_png, to_pil, to_tensor
 from ..pipeline import StableDiffusion
 from ..world import scenes as world
 from ..world.classifier import random_scenes, reconstruct
+from . import bps_anchors
 from .bps_judge import drawn, judged, train_judge
 
 BATCH, LR, SAMPLE_STEPS, TESTS = 8, 3e-4, 8, 24
@@ -100,16 +102,22 @@ def world_pairs(count, seed):
     return scenes, torch.from_numpy(np.stack([world.outline(mask.numpy()) for mask in masks]))[:, None], images, masks
 
 
-def one(sd, judge, variant, count, seed, steps):
-    """Train one branch and judge what it draws: {measure: value}, the pictures."""
+def trained(sd, variant, count, seed, steps):
+    """A branch of this variant, trained on `count` pairs; new for 0."""
     kind, inject = VARIANTS[variant]
     torch.manual_seed(seed)
     branch = kind(sd.unet.config)
-    started = time.process_time()
     if count:
         scenes, hints, images, _ = world_pairs(count, [11, seed])
         pairs = bps.Pairs(sd, hints, images, [world.caption(scene) for scene in scenes])
         bps.train_branch(sd, branch, pairs, steps, LR, BATCH, seed, inject=inject)
+    return branch
+
+
+def one(sd, judge, variant, count, seed, steps):
+    """Train one branch and judge what it draws: {measure: value}, the pictures."""
+    inject, started = VARIANTS[variant][1], time.process_time()
+    branch = trained(sd, variant, count, seed, steps)
     seconds = time.process_time() - started
     scenes, hints, _, masks = world_pairs(TESTS, 12)
     captions = [world.caption(scene) for scene in scenes]
@@ -122,11 +130,29 @@ def run_file(options, variant, count, seed):
     return Path(options.work) / f"steps-{options.steps}" / f"{variant}-{count}-{seed}.json"
 
 
+def compare_anchors(sd, judge, options):
+    """Do the runs of `bps_anchors.py` that are not there yet, and print and keep all that are."""
+    found, tests = {}, world_pairs(TESTS, 12)
+    for seed in options.seeds:
+        path = run_file(options, "anchors", 40, seed)
+        if not path.exists():
+            branch = trained(sd, "bps", 40, seed, options.steps)
+            write_json(path, bps_anchors.measure(sd, judge, branch, tests, seed, SAMPLE_STEPS))
+        found[str(seed)] = read_json(path, mapping(RESULT))
+    path = Path(options.out) / "bps_anchors.json"
+    fixed = {"steps": options.steps, "pairs": 40, "hints": TESTS, "sampling steps": SAMPLE_STEPS}
+    write_json(path, fixed | {"seeds": found})
+    print(bps_anchors.table(list(found.values()), JUDGED))
+
+
 def experiment(options):
     """Do the runs of BpsExperimentOptions that are not there yet, and report all that are."""
     sd = StableDiffusion.load("tiny")
     choose_threads("cpu", sd.unet)
     judge = train_judge(Path(options.work) / "judge.safetensors")
+    if options.anchors:
+        require_scipy()
+        return compare_anchors(sd, judge, options)
     results, left = {}, options.runs
     for variant, count in RUNS:
         for seed in options.seeds if variant in options.variants else ():

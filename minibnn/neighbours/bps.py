@@ -5,13 +5,16 @@
 Trains the branch of `bps_branch.py`, which says what is learned (arXiv 2406.03683), on pairs, and draws with it. A pair
 is NAME.png (picture), NAME.hint.png (hint) and NAME.txt (caption); `python -m minibnn world --pairs DIR` makes some.
 With `--edges` no hints are needed: they are the edges of NAME.png itself (`edges.py`), in training and in drawing.
+A training that is stopped leaves its checkpoint in OUT.unfinished, from which --resume goes on.
 
 But: style hints, which are several maps at once, are left out.
 """
 
+import contextlib
 import dataclasses
 import math
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .. import data, schedule
+from ..checkpoints import STATE, load_checkpoint
 from ..devices import autocast, choose_device, choose_threads, unscaled_dtype
 from ..errors import UserError
 from ..files.locks import locked
@@ -26,9 +30,10 @@ from ..files.schema import fitting, integer, one_of, record, text
 from ..files.store import read_json, write_json
 from ..files.weights import read_tensors, write_tensors
 from ..networks.vae import sample_latents
-from ..observers import Progress
+from ..observers import Checkpoints, CtrlC, Progress
 from ..options.commands import BpsOptions, TrainOptions
 from ..options.kinds import WORLD
+from ..options.of_runs import check_unchanged, unfinished
 from ..pictures import grid, save_png, to_pil
 from ..pipeline import StableDiffusion
 from ..progress import progress_bar
@@ -41,7 +46,13 @@ FORMAT = "minibnn bps"
 CONFIG = {  # what opening a branch needs
     "model": text, "hint_channels": integer(1, 64), "factor": integer(1, 64), "gains": one_of("head-heavy", "equal"),
 }
-TRAINING = ("hint_channels", "gains", "steps", "lr", "batch_size", "resolution")  # options that --branch does not allow
+TRAINING = (  # options that --branch does not allow
+    "hint_channels", "gains", "steps", "lr", "batch_size", "resolution", "checkpoint_every", "resume",
+)
+ANY_TIME = {  # on --resume: what leaves the branch as it would be
+    "out", "resume", "overwrite", "device", "checkpoint_every", "steps", "sample_steps", "guidance", "guide_hint",
+}
+AUTHORS_STEPS = 164_000  # of their recipe for sketches on COCO, about
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------
@@ -129,10 +140,13 @@ def read_pairs(folder, channels, resolution, edges=False):
 # --- training and drawing ---------------------------------------------------------------------------------------------
 
 
-def train_branch(sd, branch, pairs, steps, lr, batch_size=16, seed=0, dtype=torch.float32, inject=added):
+def train_branch(sd, branch, pairs, steps, lr, batch_size=16, seed=0, dtype=torch.float32, inject=added, work=None,
+                 every=0, go_on=""):
     """Train the branch by the ordinary ε (or v) loss; everything else stays as it is. Every tenth caption is left out.
 
-    Returns the losses of the steps. Raises UserError when one is not finite.
+    work: a folder for checkpoints, after `every` steps (0: never), at the end and on Ctrl-C, which then raises
+    KeyboardInterrupt with `go_on`, the command to go on; a training that is there goes on. Returns the losses of the
+    steps. Raises UserError when one is not finite.
     """
     sd.unet.requires_grad_(False)
     contexts = sd.encode_prompts([*pairs.captions, ""])
@@ -150,23 +164,31 @@ def train_branch(sd, branch, pairs, steps, lr, batch_size=16, seed=0, dtype=torc
 
     optimiser, scaler = torch.optim.AdamW(branch.parameters(), lr, fused=True), torch.amp.GradScaler(enabled=False)
     training = Training(sd, branch, predict, optimiser, scaler, max_norm=math.inf)
-    options = TrainOptions(steps=steps, lr=lr, batch_size=batch_size, seed=seed)
+    options = TrainOptions(
+        steps=steps, lr=lr, batch_size=batch_size, seed=seed, out=str(work), checkpoint_every=every,
+    )
+    if work and (Path(work) / STATE).exists():
+        load_checkpoint(work, training)
     losses = []
 
     def note(training):
         if training.losses:  # there are none before the first step
             losses.append(training.losses["diffusion"])
 
-    with Progress(None, training, steps, "training the branch") as progress:
-        train(training, options, batches, [progress, note])
+    stopping = CtrlC() if work else contextlib.nullcontext()
+    with Progress(None, training, steps, "training the branch") as progress, stopping as stop:
+        saving = [Checkpoints(options, stop, training.step, progress, lambda _: go_on)] if work else []
+        train(training, options, batches, [progress, note, *saving])
     return losses
 
 
 @torch.no_grad()
-def draw_steered(sd, branch, hints, prompts, steps=None, guidance=None, seed=0, batch_size=8, inject=added):
+def draw_steered(sd, branch, hints, prompts, steps=None, guidance=None, seed=0, batch_size=8, inject=added,
+                 guide_hint=False):
     """One picture for each hint (n, C, H, W) and prompt, as large as the hints: list of PIL images.
 
-    Guidance is on the text alone: the hint steers both predictions, so ε̂ = ε(∅, y) + s·(ε(c, y) − ε(∅, y)).
+    Guidance is on the text alone: the hint steers both predictions, so ε̂ = ε(∅, y) + s·(ε(c, y) − ε(∅, y)). guide_hint:
+    on text and hint, ε̂ = ε(∅) + s·(ε(c, y) − ε(∅)), whose ε(∅) is that of the frozen model without the branch.
     Raises UserError for hints of a size that the model cannot draw.
     """
     steps, guidance = steps or sd.recipe["sample_steps"], sd.recipe["guidance"] if guidance is None else guidance
@@ -183,7 +205,11 @@ def draw_steered(sd, branch, hints, prompts, steps=None, guidance=None, seed=0, 
 
         def model(x, t, context=context, hint=hint):
             both, time = x.to(context.dtype).repeat(2, 1, 1, 1), torch.full((len(context),), t, device=x.device)
-            out = steered(sd.unet, branch, both, time, context, hint, inject).float()
+            if guide_hint:
+                (x_u, x_c), (t_u, t_c), (null, own), y = both.chunk(2), time.chunk(2), context.chunk(2), hint[: len(x)]
+                out = torch.cat([sd.unet(x_u, t_u, null), steered(sd.unet, branch, x_c, t_c, own, y, inject)]).float()
+            else:
+                out = steered(sd.unet, branch, both, time, context, hint, inject).float()
             if sd.v_prediction:
                 out = schedule.eps_from_v(x.repeat(2, 1, 1, 1), out, abar[t])
             return guide(*out.chunk(2), guidance)
@@ -234,6 +260,9 @@ def check(options):
     for name in TRAINING if options.branch else ():
         if getattr(options, name) != getattr(BpsOptions, name):
             raise UserError(f"--{name.replace('_', '-')} is for training; with --branch nothing is trained")
+    work = unfinished(options.out or "runs/bps")
+    if not options.branch and work.exists() and not (options.resume or options.overwrite):
+        raise UserError(f"{work} holds a training that was begun: --resume goes on with it, --overwrite forgets it")
     if options.edges and options.hint_channels != 1:
         raise UserError("--edges makes grey hints: leave out --hint-channels 3")
     if options.sample_steps and options.sample_steps >= schedule.TRAIN_STEPS:
@@ -277,7 +306,7 @@ def train_or_draw_there(out, options):
         files = []
     with autocast(device, dtype):
         settings = options.sample_steps, options.guidance, options.seed
-        pictures = draw_steered(sd, branch.eval(), hints, prompts, *settings)
+        pictures = draw_steered(sd, branch.eval(), hints, prompts, *settings, guide_hint=options.guide_hint)
     for name, picture in zip(files, pictures, strict=False):
         save_png(picture, out / f"{name}.png")
     save_png(with_hints(pictures, hints), out / "samples.png")
@@ -291,10 +320,26 @@ def train_on_pairs(sd, out, options, dtype):
     steps, lr = options.steps or (400 if bundled else 1000), options.lr or (5e-4 if bundled else 1e-5)
     if resolution % sd.vae.factor:
         raise UserError(f"--resolution {resolution} is not a multiple of {sd.vae.factor}")
+    named = {"resolution": resolution, "steps": steps, "lr": lr, "dtype": str(dtype).removeprefix("torch.")}
+    options, work = dataclasses.replace(options, out=str(out), **named), unfinished(out)
+    if options.resume:
+        check_unchanged(options, out, ANY_TIME)
     hints, images, prompts = read_pairs(options.hints, options.hint_channels, resolution, options.edges)
+    if work.exists() and not options.resume:
+        shutil.rmtree(work)
+    if not bundled:
+        print(f"{steps} steps of {options.batch_size} pairs; the authors' recipe takes about {AUTHORS_STEPS:,}")
+    write_json(work / "options.json", dataclasses.asdict(options))
     torch.manual_seed(options.seed)
     branch = Branch(sd.unet.config, options.hint_channels, sd.vae.factor, options.gains).to(sd.device)
-    train_branch(sd, branch, Pairs(sd, hints, images, prompts), steps, lr, options.batch_size, options.seed, dtype)
-    settled = {"factor": sd.vae.factor, "resolution": resolution, "steps": steps, "lr": lr}
-    save_branch(branch, out, dataclasses.asdict(options) | settled)
+    pairs, go_on = Pairs(sd, hints, images, prompts), f"python -m minibnn bps --resume --out {shlex.quote(str(out))}"
+    numbers = (steps, lr, options.batch_size, options.seed, dtype)
+    try:
+        train_branch(sd, branch, pairs, *numbers, work=work, every=options.checkpoint_every, go_on=go_on)
+    finally:
+        if not (work / STATE).exists():  # nothing that could go on
+            shutil.rmtree(work)
+    save_branch(branch, out, dataclasses.asdict(options) | {"factor": sd.vae.factor})
+    shutil.rmtree(work)
     return branch, hints[:8], prompts[:8]
+

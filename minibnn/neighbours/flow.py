@@ -12,7 +12,9 @@ With an imperfect v and finitely many steps, T turns normal noise into something
 asks from which noises z = T⁻¹(x) the sampler *would* have hit the data, and a second, smaller flow, the corrector,
 learns to draw such z. Because T is invertible, nothing is lost: KL(data ‖ T(q)) = KL(T⁻¹(data) ‖ q).
 
-But: no guidance and no text; a corrector serves only the number of steps n that it was trained for.
+A velocity may also take a condition, one for each sample, as third argument: v(x, s, c). `rectified.py` has such ones.
+
+But: a corrector serves only the number of steps n that it was trained for.
 """
 
 import contextlib
@@ -39,6 +41,8 @@ from ..world import scenes as world
 
 BUNDLED = ASSETS / "flow"
 MAIN, CORRECTOR = (32, 64), (16, 32)  # channels of the bundled networks
+ITERATIONS = 40  # at most, to invert a step
+REACHED = 1e-4  # the residual up to which a drawing counts as inverted
 LOST = 0.1  # the largest share of drawings that may fail to be inverted; the corrector is trained without them
 
 
@@ -61,6 +65,11 @@ def euler(velocity, x, steps):
     return x
 
 
+def under(velocity, condition):
+    """v(x, s) of a velocity v(x, s, condition), under one condition for each sample: (B, …)."""
+    return lambda x, s: velocity(x, s, condition)
+
+
 # --- its inverse ------------------------------------------------------------------------------------------------------
 
 
@@ -69,15 +78,17 @@ def rms(x):
     return x.flatten(1).square().mean(1).sqrt()
 
 
-def inverse_step(velocity, x, s, h, iterations, tolerance):
+def inverse_step(velocity, x, s, h, iterations, tolerance, condition=None):
     """Solve y + h·v(y, s) = x by y ← x − h·v(y, s), from y = x, until each residual ‖y + h·v(y, s) − x‖ is small.
 
     This converges if h·L < 1, with L the Lipschitz constant of v(·, s). Returns y and, for each sample, the RMS
     residual of the iterate before y, which with h·L < 1 bounds the residual of y.   (arXiv 2510.02692, Algorithm 6)
+    condition: a function of the indices of samples that gives their conditions; None: v takes none.
     """
     y, residual, active = x.clone(), x.new_full((len(x),), torch.inf), torch.arange(len(x))
     for _ in range(iterations):
-        better = x[active] - h * velocity(y[active], x.new_full((len(active),), s))
+        v = under(velocity, condition(active)) if condition else velocity
+        better = x[active] - h * v(y[active], x.new_full((len(active),), s))
         residual[active], y[active] = rms(better - y[active]), better
         active = active[~(residual[active] <= tolerance)]  # a residual that is NaN stays active
         if not len(active):
@@ -85,21 +96,21 @@ def inverse_step(velocity, x, s, h, iterations, tolerance):
     return y, residual
 
 
-def invert(velocity, x, steps, iterations=40, tolerance=1e-5, lost=0.0):
+def invert(velocity, x, steps, tolerance=1e-5, lost=0.0, condition=None):
     """T⁻¹: data -> the noises from which `euler` with as many steps arrives there, and the largest residual of each.
 
     The velocity is evaluated at the left end of each step, as T does. Where the iteration does not reach the tolerance,
     its result is not the inverse. Raises UserError, naming step and residual, if that happens to a larger share of the
-    samples than `lost` allows.
+    samples than `lost` allows. condition: as for `inverse_step`.
     """
     residual = x.new_zeros(len(x))
     for j in reversed(range(steps)):
-        x, left = inverse_step(velocity, x, j / steps, 1 / steps, iterations, tolerance)
+        x, left = inverse_step(velocity, x, j / steps, 1 / steps, ITERATIONS, tolerance, condition)
         residual = torch.where(left <= residual, residual, left)  # NaN wins
         bad = (~(residual <= tolerance)).sum().item()
         if bad > lost * len(x):
             raise UserError(
-                f"the inversion does not contract at Euler step {j + 1} of {steps}: after {iterations} iterations "
+                f"the inversion does not contract at Euler step {j + 1} of {steps}: after {ITERATIONS} iterations "
                 f"{bad} of {len(x)} residuals are above {tolerance:g}, the largest is {residual.max():.2g}; "
                 "take more Euler steps, or a smoother flow (noise of 0.001 on the data helps)"
             )
@@ -107,7 +118,7 @@ def invert(velocity, x, steps, iterations=40, tolerance=1e-5, lost=0.0):
 
 
 @torch.no_grad()
-def inverse_noise(velocity, x, steps, tolerance=1e-4, lost=0.0, batch=250):
+def inverse_noise(velocity, x, steps, tolerance=REACHED, lost=0.0, batch=250):
     """The noises of data x (N, …) and their residuals, computed batch by batch; raises UserError as `invert`.
 
     Samples that do not reach the tolerance, in each batch at most the share `lost`, are left out.
@@ -158,19 +169,20 @@ class LatentFlow(nn.Module):
         return self.unet(x, 1000 * s, x.new_zeros(len(x), 1, 8))
 
 
-def fit(velocity, x, steps, lr, batch, seed, label="flow"):
+def fit(velocity, x, steps, lr, batch, seed, label="flow", condition=None):
     """Train on data x (N, …) with Adam, the rate falling to 0 along half a cosine; returns the losses.
 
-    Raises UserError when the loss is not finite.
+    condition: as for `inverse_step`. Raises UserError when the loss is not finite.
     """
     optimiser = torch.optim.Adam(velocity.parameters(), lr)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     generator, losses = torch.Generator().manual_seed(seed), []
     bar = progress_bar(range(steps), desc=label)
     for step in bar:
-        picked = x[torch.randint(len(x), (batch,), generator=generator)]
-        e = torch.randn(picked.shape, generator=generator, dtype=x.dtype)
-        loss = flow_loss(velocity, picked, e, torch.rand(batch, generator=generator, dtype=x.dtype))
+        which = torch.randint(len(x), (batch,), generator=generator)
+        e = torch.randn((batch, *x.shape[1:]), generator=generator, dtype=x.dtype).to(x.device)
+        s = torch.rand(batch, generator=generator, dtype=x.dtype).to(x.device)
+        loss = flow_loss(under(velocity, condition(which)) if condition else velocity, x[which], e, s)
         if not torch.isfinite(loss):
             raise Diverged(f"the {label}'s loss is {loss.item()} at step {step + 1}; try a smaller --lr")
         optimiser.zero_grad()

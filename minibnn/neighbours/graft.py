@@ -154,8 +154,8 @@ def renoise(x_t, abar_t, abar_s, eps):
     target = √((1−ᾱ_s)/σ²)·ε, whose mean given x_s is −√(1−ᾱ_s)·∇log p_s(x_s): denoising score matching (Vincent 2011).
     Its variance diverges as s → t, hence the weight σ²/(1−ᾱ_s). Shapes as x_t; ᾱ_t a number, ᾱ_s a number or (B,).
     """
-    abar_s = schedule._over(abar_s, x_t)
-    rho2 = abar_s / schedule._over(abar_t, x_t)
+    abar_s = schedule.per_sample(abar_s, x_t)
+    rho2 = abar_s / schedule.per_sample(abar_t, x_t)
     share = (1 - rho2) / (1 - abar_s)
     return rho2.sqrt() * x_t + (share * (1 - abar_s)).sqrt() * eps, eps / share.sqrt(), share
 

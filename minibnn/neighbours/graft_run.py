@@ -27,7 +27,7 @@ from ..finetune import methods
 from ..finetune.adapter_files import FILES as ADAPTER_FILES
 from ..options.commands import GraftOptions
 from ..options.kinds import BUNDLED, WORLD
-from ..options.of_runs import unfinished, unfinished_options
+from ..options.of_runs import check_unchanged, unfinished
 from ..pictures import grid, save_png
 from ..pipeline import StableDiffusion
 from ..sample import check_numbers
@@ -84,19 +84,6 @@ def check_folder(options, out):
         raise UserError(f"{begun}: --resume goes on with it, --overwrite forgets it")
 
 
-def check_same(options, work):
-    """Refuse to go on with other options where those have had their effect. Raises UserError."""
-    before = unfinished_options(options.out, GraftOptions)
-    trained = (work / STATE).exists()
-    for field in dataclasses.fields(options):
-        name, now = field.name, getattr(options, field.name)
-        if name in ANY_TIME or (name in BEFORE_TRAINING and not trained) or now == before.get(name, field.default):
-            continue
-        effect = "are trained on" if name in BEFORE_TRAINING else "are drawn"
-        raise UserError(f"--{name.replace('_', '-')} cannot be changed, since candidates {effect}: leave it out, or "
-                        "begin anew with --overwrite")
-
-
 def settle(options, sd):
     """Fill in what the command line left open, from the model's recipe, and check the whole. Raises UserError."""
     prompts = list(options.prompt or [])
@@ -149,7 +136,7 @@ def graft_there(options, out):
     """The same into a folder that belongs to this process and may be replaced."""
     work = unfinished(out)
     if options.resume:
-        check_same(options, work)
+        check_unchanged(options, out, ANY_TIME if (work / STATE).exists() else ANY_TIME | BEFORE_TRAINING)
     reward = load_reward(options.reward, choose_device(options.device))
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
     options = settle(options, sd)

@@ -264,8 +264,18 @@ class BpsOptions:
 
     sample_steps: int = option(None, "sampling steps [{sample_steps}]", "drawing", type=whole)
     guidance: float = option(None, "classifier-free guidance on the text [{guidance}]", "drawing", type=float)
+    guide_hint: bool = option(False, "guidance on text and hint: the unconditional prediction is the frozen model's without the branch", "drawing")
     out: str = option(None, "folder of the result [runs/bps; with --branch: runs/bps-drawn]", "output", metavar="DIR")
-    overwrite: bool = option(False, "write into OUT if it exists", "output")
+    checkpoint_every: int = option(0, "write a checkpoint every N steps; 0: only when the training is stopped", "output", type=natural, metavar="N")
+    resume: bool = option(False, "go on with the training that OUT.unfinished holds, with its options; more steps are possible", "output")
+    overwrite: bool = option(False, "write into OUT if it exists, and forget OUT.unfinished", "output")
+
+    @staticmethod
+    def complete(given):
+        """Add to the options given {name: value} those of the training that --resume goes on with. Raises UserError."""
+        if not given.get("resume"):
+            return given
+        return unfinished_options(given.get("out") or "runs/bps", BpsOptions) | given
 
 
 @dataclass(frozen=True)
@@ -284,6 +294,42 @@ class FlowOptions:
 
     out: str = option(None, "a PNG file; with --train a folder [flow.png; with --train: runs/flow]", "output", metavar="PATH")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+
+@dataclass(frozen=True)
+class RectifiedOptions:
+    """Draw with a rectified flow in Stable Diffusion's layout, without and with inverse noise correction; or train it."""
+
+    model: str = option(None, "a diffusers folder whose UNet predicts a velocity, as XCLiu/2_rectified_flow_from_sd_1_5", "what", required=True, metavar="MODEL")
+    prompt: list = option(None, "what to draw; with --train one prompt for the pictures that have no NAME.txt", "what", nargs="+", type=words)
+    corrector: str = option(None, "folder of a trained corrector: draw without and with it", "what", metavar="DIR")
+    train: bool = option(False, "train a corrector on --images instead of drawing", "what")
+    images: str = option(None, "folder of pictures, with captions in NAME.txt; hundreds, not a few", "what", metavar="DIR")
+
+    euler_steps: int = option(None, "Euler steps n of the sampler [25; those of the corrector]", "sampler", type=whole)
+    guidance: float = option(None, "classifier-free guidance, 1: none [1.5; that of the corrector]", "sampler", type=float)
+    resolution: int = option(None, "pixels [{resolution}]", "sampler", type=whole)
+    count: int = option(1, "pictures for each prompt", "sampler", type=whole)
+    corrector_steps: int = option(10, "Euler steps of the corrector", "sampler", type=whole)
+    batch_size: int = option(8, "pictures at once", "sampler", type=whole)
+    dtype: str = option(None, "precision of the weights in drawing [float32; CUDA: float16]; training is in float32", "sampler", choices=DTYPES)
+    device: str = device_option("sampler")
+    seed: int = seed_option("sampler")
+
+    channels: list = option((64, 128, 256), "widths of the corrector's levels", "training", type=whole, nargs="+", metavar="N")
+    steps: int = option(2000, "optimiser steps of the corrector", "training", type=whole)
+    lr: float = option(1e-3, "learning rate of Adam, falling to 0", "training", type=positive)
+
+    out: str = option(None, "a PNG file; with --train a folder [rectified.png; with --train: runs/corrector]", "output", metavar="PATH")
+    resume: bool = option(False, "with --train: go on with the inversions that OUT.unfinished holds, with its options", "output")
+    overwrite: bool = option(False, "replace OUT if it exists, and forget OUT.unfinished", "output")
+
+    @staticmethod
+    def complete(given):
+        """Add to the options given {name: value} those of the training that --resume goes on with. Raises UserError."""
+        if not given.get("resume"):
+            return given
+        return unfinished_options(given.get("out") or "runs/corrector", RectifiedOptions) | given
 
 
 @dataclass(frozen=True)

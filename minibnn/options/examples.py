@@ -90,6 +90,10 @@ EXAMPLES = {
         "python -m minibnn flow --out flow.png",
         "python -m minibnn flow --train --pictures 2000 --out runs/flow",
     ),
+    "rectified": (
+        'python -m minibnn rectified --model FLOW_FOLDER --prompt "a cat in the snow" --out cat.png',
+        "python -m minibnn rectified --model FLOW_FOLDER --train --images photos --euler-steps 10 --out runs/corrector",
+    ),
     "bps": (
         "python -m minibnn bps --hints pairs --out runs/bps",
         "python -m minibnn bps --hints sketches --branch runs/bps --out runs/bps-drawn",

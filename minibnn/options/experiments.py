@@ -195,6 +195,7 @@ class BpsExperimentOptions:
     seeds: list = seeds_option("what")
     steps: int = option(60, "optimiser steps of each branch", "what", type=whole)
     variants: list = option(("base", "bps", "skip", "encoder"), "what is compared", "what", nargs="+", choices=("base", "bps", "skip", "encoder"))
+    anchors: bool = option(False, "compare instead whose unconditional prediction guides BPS, the steered model's or the frozen one's", "what")
     runs: int = option(1000, "stop after so many new runs", "how", type=natural)
     work: str = option("runs/experiments/bps", "folder of single runs", "how", metavar="DIR")
     out: str = option("tutorials/results", "folder of bps.json and bps_STEPS.png", "how", metavar="DIR")

@@ -1,5 +1,6 @@
 """The options of a run as its folder holds them: `runs.start` writes config.json, and this is its one reader."""
 
+import dataclasses
 from pathlib import Path
 
 from ..errors import UserError
@@ -82,3 +83,16 @@ def unfinished_options(out, options_class):
         raise UserError(f"nothing to resume: there is no {path}; start without --resume")
     values = {name: value for name, value in read_json(path).items() if value is not None and name not in ONE_CALL}
     return typed(values, options_class, path)
+
+
+def check_unchanged(options, out, may_change):
+    """Refuse to go on with other options than those with which the making of `out` began. Raises UserError.
+
+    may_change: the names of those that may be others.
+    """
+    before = unfinished_options(out, type(options))
+    for field in dataclasses.fields(options):
+        name = field.name
+        if name not in may_change and getattr(options, name) != before.get(name, field.default):
+            raise UserError(f"--{name.replace('_', '-')} is not what {unfinished(out)} began with, which decides what "
+                            "comes out: leave it out, or begin anew with --overwrite")

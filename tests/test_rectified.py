@@ -1,0 +1,232 @@
+"""Rectified flows in Stable Diffusion's layout: against InstaFlow's loop on diffusers' UNet, and closed forms."""
+
+import json
+
+import numpy as np
+import pytest
+import small_sd
+import torch
+from PIL import Image
+
+from minibnn import StableDiffusion, UserError
+from minibnn.files.weights import write_tensors
+from minibnn.neighbours import flow, rectified
+from minibnn.options.commands import RectifiedOptions
+from minibnn.options.parsing import parse
+from minibnn.world import scenes as world
+
+FAST = ["--euler-steps", "4", "--guidance", "1.5", "--batch-size", "2", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A random UNet, whose velocities are scaled down until four steps can be inverted."""
+    folder = tmp_path_factory.mktemp("flow")
+    sd = StableDiffusion.load(small_sd.make(folder / "sd", layers=1))
+    with torch.no_grad():
+        sd.unet.conv_out.weight.mul_(0.1)
+    sd.save(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def sd(model):
+    return StableDiffusion.load(model)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Five drawings, of which three have captions of their own."""
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        scene = world.random_scene(rng)
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        world.draw(scene).save(tmp_path / "pictures" / f"{i}.png")
+        if i < 3:
+            (tmp_path / "pictures" / f"{i}.txt").write_text(world.caption(scene))
+    return tmp_path / "pictures"
+
+
+def command(*words):
+    return rectified.train_or_draw(parse(RectifiedOptions, "minibnn rectified", [*map(str, words)]))
+
+
+# --- conditions -------------------------------------------------------------------------------------------------------
+
+
+def test_each_sample_is_inverted_under_its_own_condition():
+    """v = −a·x + c with a and c of the sample: some contract soon, others late, and all keep their conditions."""
+    a = torch.tensor([0.01, 0.9, 0.3, 0.6], dtype=torch.float64)
+    c = torch.stack([a, torch.tensor([2.0, -1.0, 0.5, 3.0]).double()], dim=1)
+    asked = []
+
+    def velocity(x, s, condition):
+        asked.append(len(x))
+        return -condition[:, :1] * x + condition[:, 1:]
+
+    n, x = 5, torch.linspace(-1, 2, 4, dtype=torch.float64)[:, None]
+    z, _ = flow.invert(velocity, x, n, tolerance=1e-13, condition=lambda rows: c[rows])
+    power, own = (1 - a / n) ** n, c[:, 1]
+    shift = own / n * sum((1 - a / n) ** k for k in range(n))
+    torch.testing.assert_close(z[:, 0], (x[:, 0] - shift) / power, rtol=1e-11, atol=1e-11)
+    assert len(set(asked)) == 4  # one after the other was done
+    torch.testing.assert_close(flow.euler(flow.under(velocity, c), z, n), x, rtol=1e-11, atol=1e-11)
+
+
+def test_a_corrector_learns_what_its_condition_says():
+    """Noise of mean 2 under one condition and −2 under the other, from one network."""
+
+    class Shift(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = torch.nn.Linear(3, 1)
+
+        def forward(self, x, s, condition):
+            return self.body(torch.cat([x, s[:, None], condition], dim=1))
+
+    torch.manual_seed(0)
+    which = torch.arange(400) % 2
+    contexts = torch.tensor([[1.0], [-1.0]])
+    z = 2 * contexts[which] + 0.3 * torch.randn(400, 1)
+    network = Shift()
+    flow.fit(network, z, 300, 5e-2, 64, 0, condition=lambda rows: contexts[which[rows]])
+    for condition in (1.0, -1.0):
+        e = torch.randn(500, 1)
+        out = flow.euler(flow.under(network, torch.full((500, 1), condition)), e, 20)
+        assert out.mean().item() == pytest.approx(2 * condition, abs=0.2)
+
+
+# --- drawing ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+def test_pictures_are_those_of_instaflows_loop_on_diffusers(model, sd, guidance):
+    """`RectifiedFlowPipeline`: t = (1 − i/n)·1000, x ← x + v/n, v = v_∅ + w·(v_c − v_∅)."""
+    diffusers = pytest.importorskip("diffusers")
+    unet = diffusers.UNet2DConditionModel.from_pretrained(model / "unet", local_files_only=True)
+    prompts, n = ["a red car", "a dog on the beach"], 3
+    null, texts = sd.encode_prompts(["", ""]), sd.encode_prompts(prompts)
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        for i in range(n):
+            t = torch.ones(4) * (1 - i / n) * 1000
+            of_null, of_text = unet(torch.cat([x, x]), t, torch.cat([null, texts])).sample.chunk(2)
+            x = x + (of_null + guidance * (of_text - of_null)) / n
+        expected = ((sd.decode_latents(x) + 1) * 127.5).permute(0, 2, 3, 1)
+    found = rectified.draw(sd, prompts, n, guidance, 3, (64, 64))
+    for picture, pixels in zip(found, expected, strict=True):
+        assert (torch.tensor(np.array(picture)).float() - pixels).abs().max() <= 0.6  # rounding takes 0.5
+
+
+def test_a_new_corrector_changes_nothing_and_a_factor_scales_the_noise(sd, monkeypatch):
+    torch.manual_seed(0)
+    plain, new = (
+        rectified.draw(sd, ["a dog"], 3, 1.5, 0, (64, 64), correction=correction)
+        for correction in (None, rectified.Corrector((16, 32), 4, 32).eval())
+    )
+    assert plain[0].tobytes() == new[0].tobytes()
+    seen = []
+    monkeypatch.setattr(rectified, "velocity_of", lambda *_: lambda x, s, c: (seen.append(x.clone()), 0 * x)[1])
+    rectified.draw(sd, ["a dog"], 1, 1.5, 0, (64, 64))
+    rectified.draw(sd, ["a dog"], 1, 1.5, 0, (64, 64), correction=1.25)
+    torch.testing.assert_close(seen[1], 1.25 * seen[0])
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_train_is_stopped_resumed_and_draws(model, sd, pictures, tmp_path, monkeypatch, capsys):
+    """Inversions are kept; what is drawn from the inverse noise of a picture, under its caption, is the picture."""
+    out, work = tmp_path / "run", tmp_path / "run.unfinished"
+    words = ["--model", model, "--train", "--images", pictures, "--prompt", "a dog", "--out", out, *FAST]
+    small = ["--channels", "16", "32", "--steps", "3"]
+    real, calls, noises = flow.invert, [], []
+
+    def stopped(velocity, x, *more):
+        calls.append(len(x))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        z, residual = real(velocity, x, *more)
+        back = flow.euler(flow.under(velocity, more[-1](torch.arange(len(x)))), z, 4)
+        noises.append((back - x).abs().max().item())
+        return z, residual
+
+    monkeypatch.setattr(flow, "invert", stopped)
+    with pytest.raises(KeyboardInterrupt, match=f"to go on: python -m minibnn rectified --resume --out {out}"):
+        command(*words, *small)
+    assert sorted(p.name for p in work.iterdir()) == ["inverse-000000.safetensors", "options.json"] and not out.exists()
+    with pytest.raises(UserError, match="--resume goes on with them, --overwrite forgets them"):
+        command(*words, *small)
+    with pytest.raises(UserError, match="--guidance is not what .*run.unfinished began with"):
+        command("--resume", "--out", out, "--guidance", "2")
+    command("--resume", "--out", out)
+    assert calls == [2, 2, 2, 1] and max(noises) < 1e-3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pictures", "run"]
+    assert "5 of 5 pictures inverted" in capsys.readouterr().out
+    corrector, config = rectified.load_corrector(out, sd)
+    assert (config["kept"], config["euler_steps"], config["guidance"], config["channels"]) == (5, 4, 1.5, [16, 32])
+    assert corrector.unet.conv_out.weight.abs().max() > 0
+
+    png = tmp_path / "a.png"
+    drawn = command("--model", model, "--corrector", out, "--prompt", "a cat", "a dog", "--out", png, "--device", "cpu")
+    assert "4 Euler steps, guidance 1.5: rows plain, factor, network, from the same noise" in capsys.readouterr().out
+    with Image.open(png) as picture:
+        assert picture.size == (2 * 64 + 2, 3 * 64 + 4) and json.loads(picture.info["minibnn"])["steps"] == 4
+    assert [p.tobytes() for p in drawn[:2]] == [
+        p.tobytes() for p in rectified.draw(sd, ["a cat", "a dog"], 4, 1.5, 0, (64, 64))]
+    assert drawn[0].tobytes() != drawn[2].tobytes() != drawn[4].tobytes()
+    with pytest.raises(UserError, match="--euler-steps 5: the corrector was trained for 4"):
+        command("--model", model, "--corrector", out, "--prompt", "x", "--euler-steps", 5, "--out", tmp_path / "b.png")
+
+
+def test_pictures_that_do_not_contract_are_left_out_or_refused(sd, tmp_path):
+    """v = k·y has h·L = k/n: k = 1 contracts in one step, k = 3 does not."""
+    contexts = torch.tensor([1.0, 3.0])
+    options = RectifiedOptions(model="m", euler_steps=1, guidance=1.5, batch_size=6)
+    velocity = lambda y, s, k: 0.5 * k[:, None] * y  # noqa: E731
+    x = torch.ones(12, 2)
+    which = torch.tensor([0] * 11 + [1])
+    z, kept = rectified.inverse_noises(velocity, x, contexts, which, options, tmp_path)
+    torch.testing.assert_close(z, x[:11] / 1.5, rtol=0, atol=1e-4)
+    assert kept.tolist() == [0] * 11
+    which[3] = 1
+    with pytest.raises(UserError, match=r"does not contract: 1 of 6 .*with 1 Euler steps at guidance 1.5; take more"):
+        rectified.inverse_noises(velocity, x[:6], contexts, which[:6], options, tmp_path / "other")
+    write_tensors(tmp_path / "inverse-000000.safetensors", {"z": x})
+    with pytest.raises(UserError, match="inverse-000000.safetensors does not hold the inverse noises"):
+        rectified.inverse_noises(velocity, x, contexts, which, options, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--train"], "--train needs --images"), (["--images", "x"], "--images and --resume are for --train"),
+        ([], "--prompt is required"), (["--prompt", "x", "--out", "a.jpg"], "must end with .png"),
+        (["--train", "--images", "x", "--channels", "20"], "--channels must be multiples of 8"),
+        (["--prompt", "x", "--guidance", "nan"], "guidance = nan"),
+        (["--prompt", "x", "--corrector", "{}"], "config.json is missing"),
+        (["--prompt", "x", "--resolution", "60"], "both must be positive multiples of 8"),
+        (["--train", "--images", "{}/pictures"], "3.png has no caption: write 3.txt, or give --prompt"),
+    ],
+)
+def test_mistakes(model, pictures, tmp_path, words, message, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        command("--model", model, *(word.format(tmp_path) for word in words))
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "runs") == ["pictures"]
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_corrector_of_another_model_or_a_damaged_one_is_refused(sd, tmp_path):
+    config = {"model": "X", "euler_steps": 4, "guidance": 1.5, "factor": 1.0, "channels": [16], "latent_channels": 4}
+    rectified.save_corrector(rectified.Corrector((16,), 4, 32), tmp_path, config | {"context": 32})
+    assert rectified.load_corrector(tmp_path, sd)[1]["model"] == "X"
+    rectified.save_corrector(rectified.Corrector((16,), 4, 16), tmp_path, config | {"context": 16})
+    with pytest.raises(UserError, match="was trained for X, a model of another size"):
+        rectified.load_corrector(tmp_path, sd)
+    rectified.save_corrector(rectified.Corrector((16,), 4, 32), tmp_path, config | {"context": 32, "channels": [24]})
+    with pytest.raises(UserError, match="does not hold what config.json beside it says"):
+        rectified.load_corrector(tmp_path, sd)
+    rectified.save_corrector(rectified.Corrector((16,), 4, 32), tmp_path, config)
+    with pytest.raises(UserError, match="context"):
+        rectified.load_corrector(tmp_path, sd)
