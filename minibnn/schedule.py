@@ -30,7 +30,7 @@ def alphas_cumprod(start=0.00085, end=0.012, steps=TRAIN_STEPS):
     return (1 - betas(start, end, steps)).cumprod(0).float()
 
 
-def _over(abar, x):
+def per_sample(abar, x):
     """ᾱ shaped to multiply x: a number becomes a scalar tensor, (B,) becomes (B, 1, 1, 1)."""
     if not torch.is_tensor(abar) or (abar.ndim == 0 and abar.device.type == "cpu"):
         return x.new_full((), float(abar))  # filled where x is: to copy a number there, the host would wait for the GPU
@@ -40,7 +40,7 @@ def _over(abar, x):
 
 def q_sample(x0, eps, abar_t):
     """x_t = √ᾱ_t·x_0 + √(1−ᾱ_t)·ε.   (DDPM eq. 4)"""
-    abar_t = _over(abar_t, x0)
+    abar_t = per_sample(abar_t, x0)
     return abar_t.sqrt() * x0 + (1 - abar_t).sqrt() * eps
 
 
@@ -49,25 +49,25 @@ def q_sample(x0, eps, abar_t):
 
 def x0_from_eps(x, eps, abar_t):
     """x̂_0 = (x_t − √(1−ᾱ_t)·ε) / √ᾱ_t.   (DDPM eq. 15; DDIM eq. 9)"""
-    abar_t = _over(abar_t, x)
+    abar_t = per_sample(abar_t, x)
     return (x - (1 - abar_t).sqrt() * eps) / abar_t.sqrt()
 
 
 def eps_from_x0(x, x0, abar_t):
     """ε = (x_t − √ᾱ_t·x_0) / √(1−ᾱ_t), DDPM eq. 4 solved for ε."""
-    abar_t = _over(abar_t, x)
+    abar_t = per_sample(abar_t, x)
     return (x - abar_t.sqrt() * x0) / (1 - abar_t).sqrt()
 
 
 def velocity(x0, eps, abar_t):
     """v = √ᾱ_t·ε − √(1−ᾱ_t)·x_0.   (Salimans & Ho 2022, §4)"""
-    abar_t = _over(abar_t, x0)
+    abar_t = per_sample(abar_t, x0)
     return abar_t.sqrt() * eps - (1 - abar_t).sqrt() * x0
 
 
 def eps_from_v(x, v, abar_t):
     """ε = √ᾱ_t·v + √(1−ᾱ_t)·x_t.   (Salimans & Ho 2022, App. D)"""
-    abar_t = _over(abar_t, x)
+    abar_t = per_sample(abar_t, x)
     return abar_t.sqrt() * v + (1 - abar_t).sqrt() * x
 
 
@@ -91,7 +91,7 @@ def posterior(x, x0, abar_t, abar_prev):
 
     with α_t = ᾱ_t/ᾱ_{t−1} and β_t = 1 − α_t, so that t−1 may be any earlier time.
     """
-    abar_t, abar_prev = _over(abar_t, x), _over(abar_prev, x)
+    abar_t, abar_prev = per_sample(abar_t, x), per_sample(abar_prev, x)
     alpha = abar_t / abar_prev
     mean = (abar_prev.sqrt() * (1 - alpha) * x0 + alpha.sqrt() * (1 - abar_prev) * x) / (1 - abar_t)
     return mean, (1 - abar_prev) / (1 - abar_t) * (1 - alpha)
@@ -113,7 +113,7 @@ def ddim_step(x, eps, abar_t, abar_prev, eta=0.0, noise=None):
 
     η = 0 is deterministic and needs no noise; η = 1 is DDPM.
     """
-    abar_t, abar_prev = _over(abar_t, x), _over(abar_prev, x)
+    abar_t, abar_prev = per_sample(abar_t, x), per_sample(abar_prev, x)
     sigma = ddim_sigma(abar_t, abar_prev, eta)
     x = abar_prev.sqrt() * x0_from_eps(x, eps, abar_t) + (1 - abar_prev - sigma**2).sqrt() * eps
     return x + sigma * noise if eta else x

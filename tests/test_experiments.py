@@ -20,9 +20,9 @@ from minibnn import StableDiffusion, UserError
 from minibnn.cli.train import settle
 from minibnn.experiments import corruption, prompts, report
 from minibnn.experiments.measures import WorldMeasures
-from minibnn.experiments.records import read_rows
 from minibnn.experiments.settings import SETTINGS, Run, View, log_spaced
 from minibnn.experiments.stages import MARGIN, corruption_stage, noise_stage, verdict
+from minibnn.files.rows import read_rows
 from minibnn.finetune import bayes
 from minibnn.lab.intervals import interval
 from minibnn.options.experiments import CorruptionOptions, ReportOptions

@@ -10,7 +10,7 @@ from scipy import stats
 
 from minibnn.errors import UserError
 from minibnn.experiments import recipe
-from minibnn.experiments.records import read_rows
+from minibnn.files.rows import read_rows
 from minibnn.lab.energy_distance import energy_distance, of_groups, permutation_test
 from minibnn.options.experiments import RecipeOptions
 from minibnn.world import judge

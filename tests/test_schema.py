@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from minibnn import StableDiffusion, UserError, runs
-from minibnn.experiments.records import read_rows
 from minibnn.files import schema
 from minibnn.files.configs import RECIPE, RECIPE_KINDS, check_scheduler
 from minibnn.files.layouts import check_config
+from minibnn.files.rows import read_rows
 from minibnn.files.store import ASSETS, read_json
 from minibnn.lab.drawn_by_eq2 import measured_sigma1
 from minibnn.neighbours import bps, graft_run

@@ -42,9 +42,9 @@ from minibnn.__main__ import COMMANDS
 from minibnn.checkpoints import load_checkpoint
 from minibnn.cli.train import fine_tune
 from minibnn.data import check_class_pictures
-from minibnn.experiments.records import read_rows
 from minibnn.files import store, weights
 from minibnn.files.configs import check_scheduler
+from minibnn.files.rows import read_rows
 from minibnn.lab.drawn_by_eq2 import measured_sigma1
 from minibnn.neighbours import bps, flow, graft_run
 from minibnn.networks.text_encoder import TextEncoder

@@ -326,18 +326,18 @@ def fine_tuned(data, switch, seed):
 big, big_states = sample(base, 25_000, 4, SWITCHES)
 successes = big > 0
 goal, other = big[successes][:2000], big[successes][2000:4000]
-ideals, success, far = [], {name: [] for name in sets}, {name: [] for name in sets}
+ideals, shares, far = [], {name: [] for name in sets}, {name: [] for name in sets}
 for switch in SWITCHES:
     ideal = finish(big_states[switch][0][successes][:2000], big_states[switch][1], 6) if switch else other
     ideals.append(((ideal > 0).float().mean().item(), distance(ideal, goal)))
     for name, data in sets.items():
         clouds = [fine_tuned(own, switch, 10 + k) for k, own in enumerate(data)]
-        success[name].append(torch.tensor([(cloud > 0).float().mean() for cloud in clouds]))
+        shares[name].append(torch.tensor([(cloud > 0).float().mean() for cloud in clouds]))
         far[name].append(torch.tensor([distance(cloud, goal) for cloud in clouds]))
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 2.9))
 for axis, ideal, measured, title in (
-    (axes[0], [a for a, _ in ideals], success, "success"),
+    (axes[0], [a for a, _ in ideals], shares, "success"),
     (axes[1], [b for _, b in ideals], far, "distance to GRAFT's ideal law"),
 ):
     axis.plot(SWITCHES, ideal, "--", color="grey", label="ideal P-GRAFT")

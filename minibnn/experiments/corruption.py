@@ -28,6 +28,7 @@ from .. import data
 from ..cli.train import fine_tune
 from ..errors import UserError
 from ..files.locks import locked
+from ..files.rows import read_rows
 from ..files.schema import integer
 from ..files.store import write_text
 from ..lab import sigma1_estimate
@@ -40,7 +41,7 @@ from ..runs import fingerprint
 from ..train import at_the_mean
 from .measures import WorldMeasures
 from .prompts import world_prompts
-from .records import note_shared, read_rows
+from .records import note_shared
 from .settings import SETTINGS, Run, log_spaced
 
 TRAINING_PICTURES = 8  # drawn of the training prompt

@@ -40,6 +40,7 @@ from PIL import Image
 from .. import data
 from ..cli.train import fine_tune
 from ..devices import choose_threads
+from ..files.rows import read_rows
 from ..files.schema import integer, items, mapping, number, one_of, record
 from ..files.store import write_text
 from ..lab import gains
@@ -56,7 +57,7 @@ from ..world import measures as world_measures
 from ..world import scenes as world
 from ..world.classifier import reconstruct
 from . import anchors
-from .records import check_alike, read_rows
+from .records import check_alike
 
 SCALES = (1.5, 3.0, 7.5)
 ANCHORS = ("own", "base", "base class")

@@ -40,6 +40,7 @@ from .. import data
 from ..devices import choose_threads
 from ..errors import UserError
 from ..files.locks import locked
+from ..files.rows import read_rows
 from ..files.schema import fitting, integer, items, number, one_of, record
 from ..files.store import write_json, write_text
 from ..lab.intervals import interval, require_scipy
@@ -51,7 +52,7 @@ from ..runs import fingerprint, read_config
 from ..world import measures as world_measures
 from ..world.classifier import reconstruct
 from .prompts import world_prompts
-from .records import check_alike, figure, read_rows
+from .records import check_alike, figure
 
 TRAINING_PICTURES = 8
 ROWS = {  # the options of the command `train` that make a row

@@ -34,6 +34,7 @@ from PIL import Image
 from ..devices import choose_threads
 from ..errors import UserError
 from ..files.locks import locked
+from ..files.rows import read_rows
 from ..files.schema import integer, number, one_of, record
 from ..files.store import write_text
 from ..lab.energy_distance import permutation_test
@@ -46,7 +47,7 @@ from ..world import measures as world_measures
 from ..world import scenes as world
 from ..world.judge import judged, train_judge, validated
 from .recipe_settings import SETTINGS
-from .records import check_alike, read_rows
+from .records import check_alike
 
 EACH, TOLD, CLASS = 4, 8, 48  # pictures of each place, of the training prompt and of the class prompt
 MEASURES = ("subject", "place", "both", "told", "leak", "varied", "noise")

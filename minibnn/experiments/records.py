@@ -1,30 +1,16 @@
 """What an experiment keeps, so that a later call adds to its results instead of repeating them."""
 
-import contextlib
-import json
 from pathlib import Path
 
 from ..errors import UserError
-from ..files.schema import Unfit, fitting, record
-from ..files.store import read_json, read_text, write_json
+from ..files.schema import Unfit
+from ..files.store import read_json, write_json
 
 
 def figure(value, name):
     """A number, NaN included, or null where nothing was measured: a kind as in `files/schema.py`."""
     if value is not None and type(value) not in (int, float):
         raise Unfit(f"{name} is {value!r:.60}, but must be a number")
-
-
-def read_rows(path, schema=None, required=()):
-    """The lines of a .jsonl file, oldest first; none if it does not exist. Torn lines are dropped.
-
-    schema, required: as for `files.schema.record`. Raises UserError, naming the line, when a value does not fit.
-    """
-    rows, kind = [], record(schema or {}, required)
-    for i, line in enumerate(read_text(path).splitlines() if path.exists() else (), 1):
-        with contextlib.suppress(json.JSONDecodeError):
-            rows.append(fitting(json.loads(line), kind, f"{path}, line {i}"))
-    return rows
 
 
 def check_alike(before, settings, what):

@@ -20,12 +20,13 @@ import torch
 from PIL import Image
 
 from ..errors import UserError
+from ..files.rows import read_rows
 from ..files.schema import anything, fitting, integer, items, number, record, text
 from ..files.store import write_text, write_whole
 from ..lab import plot
 from ..lab.intervals import interval, require_scipy
 from ..pictures import save_png
-from .records import figure, read_rows
+from .records import figure
 from .settings import SETTINGS
 from .stages import corruption_stage, noise_stage
 

@@ -33,6 +33,7 @@ from ..checkpoints import STATE
 from ..cli.train import fine_tune
 from ..errors import UserError
 from ..files.locks import locked
+from ..files.rows import read_rows
 from ..files.store import write_json, write_text
 from ..lab import gain_advice, gain_law, gains, monitor, plot, sheets
 from ..lab.sigma1_estimate import latents_of
@@ -42,7 +43,7 @@ from ..photo import measures as photo
 from ..pictures import grid, save_png, to_pil, to_tensor
 from ..runs import fingerprint
 from ..train import at_the_mean
-from .records import note_shared, read_rows
+from .records import note_shared
 
 ARMS = {"plain": {"bayes": False}, "null": {"bayes": False, "null_dropout": 0.1}, "bnn": {"bayes": True}}
 GUIDANCE = 7.5

@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 
 from ..errors import UserError
+from ..files.rows import read_rows
 from ..files.store import write_text
 from ..lab import gain_law, plot
 from ..lab.intervals import interval, require_scipy
@@ -34,7 +35,6 @@ from ..lab.sheets import sheet
 from ..pictures import save_png
 from ..schedule import alphas_cumprod
 from ..world.textured import SIDE
-from .records import read_rows
 from .stage import ZOOM
 from .stage_settings import EARLY, LATE, MAIN, SETTINGS, views_at
 

@@ -9,8 +9,8 @@
 
 from pathlib import Path
 
-from ..files.schema import fitting, integer, items, number, optional, record, text
-from ..files.store import parse_json, read_json, read_text
+from ..files.schema import integer, items, number, optional, record, text
+from ..files.store import read_json
 from .gains import TIMES as GAIN_TIMES
 from .plot import Line, Panel
 
@@ -22,18 +22,6 @@ STEP = {"step": integer(1)} | dict.fromkeys(("diffusion", "prior", "kl", "sigma"
 LOOK = {"step": integer(0), "fidelity": optional(number()), "noise": number()}  # of curves.jsonl
 LOOK |= {f"sigma1 at {t}": optional(number()) for t in TIMES}  # null: it is infinite
 ADVICE = {"step": optional(integer(1)), "model": optional(text), "guidance": number(), "said": items(text)}
-
-
-def read_rows(path, kinds):
-    """The lines of a .jsonl file as dicts that have these keys, {key: kind}; [] if there is no file.
-
-    A last line that a kill has cut off counts for nothing. Raises UserError, naming the file, for any other damage.
-    """
-    path = Path(path)
-    if not path.exists():
-        return []
-    whole = read_text(path).rpartition("\n")[0]
-    return [fitting(parse_json(line, path), record(kinds, required=kinds), path) for line in whole.splitlines()]
 
 
 def advice_of(run):

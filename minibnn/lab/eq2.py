@@ -20,7 +20,7 @@ But: the paper prints the variance in Eq. 1 without its factor σ₁². `posteri
 
 import torch
 
-from ..schedule import _over, eps_from_x0
+from ..schedule import eps_from_x0, per_sample
 
 
 def gain(abar_t, sigma1):
@@ -31,7 +31,7 @@ def gain(abar_t, sigma1):
 
 def delta(x, picture, abar_t, sigma1):
     """δ_t(x_t, x′) = k_t (x_t − √ᾱ_t x′): the difference between the predicted and the learned picture.   (Eq. 1)"""
-    return _over(gain(abar_t, sigma1), x) * (x - _over(abar_t, x).sqrt() * picture)
+    return per_sample(gain(abar_t, sigma1), x) * (x - per_sample(abar_t, x).sqrt() * picture)
 
 
 def predict_x0(x, picture, abar_t, sigma1):
@@ -59,7 +59,7 @@ def sigma1_of(gain_t, abar_t):
 
 def nearest(x, pictures, abar_t):
     """The index (B,) of the picture x* that minimises ‖δ_t(x_t, x*)‖, whose √ᾱ_t x* is nearest to x_t.   (§3.2, I_θ)"""
-    scaled = _over(abar_t, x).sqrt() * x.new_ones(len(x), *[1] * (x.ndim - 1))  # (B, 1, 1, 1)
+    scaled = per_sample(abar_t, x).sqrt() * x.new_ones(len(x), *[1] * (x.ndim - 1))  # (B, 1, 1, 1)
     distance = [(x - scaled * picture).square().flatten(1).sum(1) for picture in pictures]
     return torch.stack(distance).argmin(0)
 

@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError
+from ..files.rows import read_rows
 from ..files.store import write_json, write_text
 from ..finetune import ema, methods
 from ..options.kinds import WORLD
@@ -90,7 +91,7 @@ class Monitor:
         self.options, self.out = options, Path(options.out)
         self.every = options.monitor_every or -(-options.steps // LOOKS)
         self.path = self.out / "curves.jsonl"
-        self.rows = curves.read_rows(self.path, curves.LOOK) if options.resume else []
+        self.rows = read_rows(self.path, curves.LOOK, curves.LOOK) if options.resume else []
         self.world = is_world(options.model, options.resolution)
         self.dino = self.seen = self.visible = None
         self.drawing = sd.alphas_cumprod.cpu(), sd.recipe["sample_steps"], sd.recipe["guidance"]
@@ -157,7 +158,7 @@ class Monitor:
 
     def chart(self):
         """The curves as a PIL picture."""
-        steps, best = curves.read_rows(self.out / "log.jsonl", curves.STEP), (self.faithful() or [None])[0]
+        steps, best = read_rows(self.out / "log.jsonl", curves.STEP, curves.STEP), (self.faithful() or [None])[0]
         return plot.chart(curves.panels(steps, self.rows, self.world, self.drawing[2], best), 2)
 
     def calm(self):

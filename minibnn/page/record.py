@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 
 from .. import data, runs
 from ..errors import UserError
+from ..files.rows import read_rows
 from ..lab import curves, monitor
 from ..lab.captioned import read_sheet
 from ..options.commands import TrainOptions
@@ -48,12 +49,12 @@ def read_run(folder):
     if runs.find_config(folder) is None:
         raise UserError(f"{folder} is not a training run of minibnn: it holds no config.json of one")
     options, missing = runs.options_of(folder), []
-    looks = curves.read_rows(folder / "curves.jsonl", curves.LOOK)
+    looks = read_rows(folder / "curves.jsonl", curves.LOOK, curves.LOOK)
     there = {row["step"] for row in looks}
     seen = [read_sheet(path) for path in sorted((folder / "looks").glob("[0-9]" * 6 + ".png"))]
     seen = [(about["step"], group.pictures) for groups, about in filter(None, seen) for group in groups[-1:]]
     return Record(
-        folder, runs.read_config(folder), options, curves.read_rows(folder / "log.jsonl", curves.STEP), looks,
+        folder, runs.read_config(folder), options, read_rows(folder / "log.jsonl", curves.STEP, curves.STEP), looks,
         curves.advice_of(folder), samples_of(folder, missing),
         [(step, pictures) for step, pictures in seen if step in there], training_pictures(folder, options, missing),
         class_pictures(folder, options), missing,
