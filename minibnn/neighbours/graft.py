@@ -189,6 +189,6 @@ def train_on_accepted(sd, contexts, x0, t, options, work=None, go_on=None):
         load_checkpoint(work, training)
     with Progress(None, training, options.steps) as progress, CtrlC() if work else contextlib.nullcontext() as stop:
         kept = dataclasses.replace(settled, out=str(work))
-        saving = [Checkpoints(kept, stop, training.step, progress, lambda _: go_on)] if work else []
+        saving = [Checkpoints(kept, stop, training.step, progress, lambda _: go_on, keep=False)] if work else []
         train(training, settled, batches, [progress, *saving])
     sd.unet.eval()
