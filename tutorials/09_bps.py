@@ -321,8 +321,9 @@ with torch.no_grad():
 #    answer change what "head-heavy" means?
 #
 # **An open problem.** An empty sketch should give $M=0$, and the branch has never seen one. Train it with some hints
-# blanked out, as captions are left out for guidance. It can then be guided by the hint, too. Does that move the overlap
-# more than more training steps at the same cost, and what does it do to the pictures?
+# blanked out, as captions are left out for guidance. It can then be guided by the hint, too (`bps --guide-hint` takes
+# the frozen model in the place of the empty sketch). Does that move the overlap more than more training steps at the
+# same cost, and what does it do to the pictures?
 #
 # ## Summary
 #

@@ -333,6 +333,7 @@ def train_on_pairs(sd, out, options, dtype):
     torch.manual_seed(options.seed)
     branch = Branch(sd.unet.config, options.hint_channels, sd.vae.factor, options.gains).to(sd.device)
     pairs, go_on = Pairs(sd, hints, images, prompts), f"python -m minibnn bps --resume --out {shlex.quote(str(out))}"
+    go_on += " --overwrite" * options.overwrite
     numbers = (steps, lr, options.batch_size, options.seed, dtype)
     try:
         train_branch(sd, branch, pairs, *numbers, work=work, every=options.checkpoint_every, go_on=go_on)

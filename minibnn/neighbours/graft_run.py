@@ -144,7 +144,7 @@ def graft_there(options, out):
         shutil.rmtree(work)
     write_json(work / "options.json", dataclasses.asdict(options))
     choose_threads(options.device, sd.unet)
-    go_on = f"python -m minibnn graft --resume --out {shlex.quote(str(out))}"
+    go_on = f"python -m minibnn graft --resume --out {shlex.quote(str(out))}" + " --overwrite" * options.overwrite
     try:
         record = make(options, sd.to(options.device), reward, work, go_on)
     except KeyboardInterrupt as stop:

@@ -166,8 +166,7 @@ def train_corrector(sd, options, work):
     sizes = (sd.unet.config.in_channels, sd.unet.config.cross_attention_dim)
     torch.manual_seed(options.seed)
     corrector = Corrector(options.channels, *sizes).to(sd.device)
-    batch = min(64, options.batch_size)
-    flow.fit(corrector, z.to(sd.device), options.steps, options.lr, batch, options.seed, "corrector",
+    flow.fit(corrector, z.to(sd.device), options.steps, options.lr, options.batch_size, options.seed, "corrector",
              lambda rows: contexts[which[rows]])
     names = ("model", "euler_steps", "guidance", "channels", "resolution", "steps", "lr", "seed")
     settled = {name: getattr(options, name) for name in names}
@@ -262,6 +261,7 @@ def train_there(sd, options, out):
         raise
     except KeyboardInterrupt:
         again = f"python -m minibnn rectified --resume --out {shlex.quote(str(out))}"
+        again += " --overwrite" * options.overwrite
         raise KeyboardInterrupt(f"stopped; what is done is in {work}; to go on: {again}") from None
     save_corrector(corrector.cpu(), out, config)
     shutil.rmtree(work)

@@ -213,7 +213,7 @@ class GraftOptions:
     checkpoint_every: int = option(0, "write a checkpoint of the training every N steps; 0: only when it is stopped", "output", type=natural, metavar="N")
     resume: bool = option(False, "go on with what OUT.unfinished holds, with its options; before the first step of training those of choosing and training may be others", "output")
     evaluate: int = option(32, "fresh samples drawn at the end for the mean reward and samples.png; 0: none", "output", type=natural)
-    overwrite: bool = option(False, "replace OUT if it is a run of this command, and forget OUT.unfinished", "output")
+    overwrite: bool = option(False, "replace OUT if it is a run of this command; without --resume also forget OUT.unfinished", "output")
 
     @staticmethod
     def complete(given):
@@ -268,7 +268,7 @@ class BpsOptions:
     out: str = option(None, "folder of the result [runs/bps; with --branch: runs/bps-drawn]", "output", metavar="DIR")
     checkpoint_every: int = option(0, "write a checkpoint every N steps; 0: only when the training is stopped", "output", type=natural, metavar="N")
     resume: bool = option(False, "go on with the training that OUT.unfinished holds, with its options; more steps are possible", "output")
-    overwrite: bool = option(False, "write into OUT if it exists, and forget OUT.unfinished", "output")
+    overwrite: bool = option(False, "write into OUT if it exists; without --resume also forget OUT.unfinished", "output")
 
     @staticmethod
     def complete(given):
@@ -322,7 +322,7 @@ class RectifiedOptions:
 
     out: str = option(None, "a PNG file; with --train a folder [rectified.png; with --train: runs/corrector]", "output", metavar="PATH")
     resume: bool = option(False, "with --train: go on with the inversions that OUT.unfinished holds, with its options", "output")
-    overwrite: bool = option(False, "replace OUT if it exists, and forget OUT.unfinished", "output")
+    overwrite: bool = option(False, "replace OUT if it exists; without --resume also forget OUT.unfinished", "output")
 
     @staticmethod
     def complete(given):
