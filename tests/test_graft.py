@@ -578,8 +578,13 @@ def test_candidates_outlive_a_rule_that_accepts_none(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="--rule threshold accepts none of 4 samples, .*without drawing again"):
         graft_run.graft(graft_options("--rule", "threshold", "--minimum", "2", "--out", str(out)))
     stopping(monkeypatch, "pictures_of", 1)
-    record = command("--resume", "--out", out, "--minimum", "-1", "--evaluate", "0")
-    assert (record["kept"], record["samples"]) == (4, 4)
+    words = ["--resume", "--out", out, "--evaluate", "0"]
+    with pytest.raises(UserError, match="accepts none of 4 samples"):  # with LoRA's own rate and rank
+        command(*words, "--method", "lora", "--minimum", "3")
+    kept = json.loads((tmp_path / "run.unfinished" / "options.json").read_text())
+    assert (kept["method"], kept["rank"], kept["minimum"]) == ("lora", 4, 3.0)
+    record = command(*words, "--method", "dreambooth", "--rule", "tilt")  # neither rank nor minimum stands in the way
+    assert record["samples"] == 4 and record["kept"] >= 1 and record["options"]["rank"] is None
     with pytest.raises(SystemExit):
         command("--resume", "--out", out)
 

@@ -220,7 +220,11 @@ class GraftOptions:
         """Add to the options given {name: value} those of the run that --resume goes on with. Raises UserError."""
         if not given.get("resume"):
             return given
-        return unfinished_options(given.get("out", GraftOptions.out), GraftOptions) | given
+        before = unfinished_options(given.get("out", GraftOptions.out), GraftOptions)
+        for choice, own in (("rule", ("keep", "minimum", "alpha")), ("method", ("rank", "layers", "lr"))):
+            if given.get(choice, before[choice]) != before[choice]:  # what was settled for the other one
+                before = {name: value for name, value in before.items() if name not in own}
+        return before | given
 
 
 @dataclass(frozen=True)
