@@ -2,6 +2,7 @@
 
     python benchmarks/unet_speed.py                              training steps at batch 1, 2 and 16
     python benchmarks/unet_speed.py --what drawing --repeats 5   50 steps of DDIM with guidance at batch 1 and 8
+    python benchmarks/unet_speed.py --what compiled              ours by torch.compile against ours without it
 
 Both sides alternate within one run and have the same weights; for drawing they also start from the same noise, and
 diffusers' side is its UNet and its DDIMScheduler in the loop of its pipeline. Without a GPU it is the process whose
@@ -15,13 +16,14 @@ import time
 import torch
 import torch.nn.functional as F
 
-from minibnn import StableDiffusion, schedule
+from minibnn import StableDiffusion, devices, schedule
 from minibnn.networks.transformer import same_prompt
 from minibnn.networks.unet import UNet
 from minibnn.sample import eps_of_joined
-from minibnn.world.pretrain import UNET_CONFIG
+from minibnn.world.bundled import TINY
 
-STEPS, GUIDANCE = 50, 7.5
+UNET_CONFIG, STEPS, GUIDANCE = TINY.unet, 50, 7.5
+
 
 def alternate(a, b, repeats):
     """(median seconds of a(), of b(), the median of their ratios), called in turn."""
@@ -38,8 +40,8 @@ def alternate(a, b, repeats):
     return *map(statistics.median, times), statistics.median(a / b for a, b in zip(*times, strict=True))
 
 
-def show(what, batch, a, b, ratio):
-    figures = f"ours {a * 1e3:7.1f} ms, diffusers {b * 1e3:7.1f} ms, ratio {ratio:.3f}"
+def show(what, batch, a, b, ratio, names=("ours", "diffusers")):
+    figures = f"{names[0]} {a * 1e3:7.1f} ms, {names[1]} {b * 1e3:7.1f} ms, ratio {ratio:.3f}"
     print(f"{what}, batch {batch:3d}: {figures}", flush=True)
 
 
@@ -108,15 +110,44 @@ def drawing(options):
         show(f"{STEPS} steps of DDIM", batch, *alternate(draw, draw_theirs, options.repeats))
 
 
+def compiled(options):
+    """Training steps and forwards as in drawing; the first line of each batch says how long compiling took."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    plain = UNet(UNET_CONFIG).to(device)
+    fused, names = devices.compiled(plain), ("compiled", "plain")
+    optimiser = torch.optim.AdamW(plain.parameters(), 1e-5, fused=True)
+    for batch in options.batch:
+        x, t = torch.randn(batch, 4, 8, 8, device=device), torch.randint(0, 1000, (batch,), device=device)
+        context = torch.randn(batch, 77, UNET_CONFIG.cross_attention_dim, device=device)
+
+        def step(network, x=x, t=t, context=context):
+            F.mse_loss(network(x, t, context), x).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+
+        def forward(network, x=x, t=t, context=context):
+            with torch.no_grad():
+                return network(x, t, context)
+
+        start = time.perf_counter()
+        step(fused)
+        difference = (forward(fused) - forward(plain)).abs().max() / forward(plain).std()
+        print(f"compiled in {time.perf_counter() - start:.0f} s, difference {difference:.1e} of the standard deviation")
+        for what, do in (("training step", step), ("forward", forward)):
+            times = alternate(lambda do=do: do(fused), lambda do=do: do(plain), options.repeats)
+            show(what, batch, *times, names)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", choices=("training", "drawing"), default="training")
+    parser.add_argument("--what", choices=("training", "drawing", "compiled"), default="training")
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--batch", type=int, nargs="+", help="[1 2 16; drawing 1 8]")
+    parser.add_argument("--batch", type=int, nargs="+", help="[1 2 16; drawing 1 8; compiled 2]")
     options = parser.parse_args()
-    options.batch = options.batch or ([1, 2, 16] if options.what == "training" else [1, 8])
+    options.batch = options.batch or {"training": [1, 2, 16], "drawing": [1, 8], "compiled": [2]}[options.what]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    {"training": training_step, "drawing": drawing}[options.what](options)
+    {"training": training_step, "drawing": drawing, "compiled": compiled}[options.what](options)
 
 
 if __name__ == "__main__":

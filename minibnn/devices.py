@@ -1,4 +1,4 @@
-"""Which device computes, in which precision, and how it gives the same bits twice."""
+"""Which device computes, in which precision, whether compiled, and how it gives the same bits twice."""
 
 import os
 
@@ -6,6 +6,7 @@ import torch
 
 from .errors import UserError
 
+COMPILER = "inductor"  # torch.compile's backend: C++ on a CPU, Triton on a GPU
 SMALL = 50_000_000  # parameters; the bundled UNet has 8.8 million, that of SD v1.5 860 million
 
 
@@ -58,6 +59,28 @@ def choose_threads(device, network):
     size = sum(parameter.numel() for parameter in network.parameters())
     if str(device) == "cpu" and "OMP_NUM_THREADS" not in os.environ and size < SMALL:
         torch.set_num_threads(1)
+
+
+def compiled(network):
+    """The network, to be called in its place: torch.compile makes fused kernels of it at its first call.
+
+    The network itself, its parameters and their names stay as they are. Each new shape of the inputs is compiled anew.
+    """
+    return torch.compile(network, backend=COMPILER)
+
+
+def compile_in_place(network):
+    """The same for all calls of the network itself."""
+    network.compile(backend=COMPILER)
+
+
+def check_compiler(device):
+    """Raises UserError unless torch.compile works on this device: a function of one line is compiled and called."""
+    try:
+        torch.compile(lambda x: x.sin() + 1, backend=COMPILER)(torch.ones(8, device=device))
+    except Exception as error:  # of many kinds: no compiler, no headers of Python, a Python or a device too new or old
+        reason = " ".join(str(error).split("\n\n")[0].split())
+        raise UserError(f"--compile: torch.compile does not work here ({reason}); leave it out") from None
 
 
 def make_deterministic(device):

@@ -37,7 +37,7 @@ from .options.of_runs import FORMAT, PATHS
 
 MAY_CHANGE = (  # on --resume: what leaves the weights as they would be. Pictures are compared by their content.
     "steps", "resume", "overwrite", "out", "images", "class_images", "device", "deterministic",
-    "gradient_checkpointing", "samples", "sample_every", "sample_prompts", "checkpoint_every", "monitor",
+    "gradient_checkpointing", "compile", "samples", "sample_every", "sample_prompts", "checkpoint_every", "monitor",
     "monitor_every", "monitor_dino", "single_file", "export", "keep_posterior", "keep_optimiser",
 )
 SAME_WEIGHTS = ("reference", "triton")  # values of --kernel that draw the same

@@ -25,12 +25,13 @@ import torch
 from torch import nn
 
 from . import data, distributed, schedule
-from .devices import autocast, upload
+from .devices import autocast, compiled, upload
 from .errors import UserError
 from .figures import Figures
 from .finetune import bayes, ema, methods
 from .finetune.adamw_bf16 import AdamWBfloat16
 from .finetune.kl_gradient import add_kl_gradient
+from .finetune.weight_noise import draw
 from .networks.vae import sample_latents
 from .pipeline import StableDiffusion
 
@@ -157,11 +158,13 @@ def fine_tuning(sd, options):
     unet, dtype = sd.unet.train(), getattr(torch, options.dtype)
     unet.gradient_checkpointing = options.gradient_checkpointing
     noise = methods.make_trainable(unet, options)
-    called = distributed.wrap(unet)
+    called = compiled(unet) if options.compile else distributed.wrap(unet)
 
     def predict(x_t, t, context, generator):
         noise.renew(generator, sd.device)
         with autocast(sd.device, dtype):
+            if options.compile and options.bayes and noise.at_once:
+                draw(unet)  # what is compiled takes the weights, and does not draw them
             return called(x_t, t, context)
 
     scaler = torch.amp.GradScaler(sd.device.type, enabled=dtype == torch.float16)

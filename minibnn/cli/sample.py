@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from .. import posterior
-from ..devices import choose_device, choose_threads, drawing_dtype
+from ..devices import check_compiler, choose_device, choose_threads, compile_in_place, drawing_dtype
 from ..errors import UserError
 from ..lab import curves
 from ..neighbours import graft_run, guidance
@@ -36,12 +36,16 @@ def sample(options):
     several = len(prompts) > 1 or options.posterior_samples > 0
     check(options, out, several)
     device = choose_device(options.device)
+    if options.compile:
+        check_compiler(device)
     dtype = options.dtype or drawing_dtype(device)
     sd, random = open_model(options, getattr(torch, dtype))
     for line in filter(None, [which_step(options.model), words.advice(sd, prompts)]):
         log.warning(line)
     choose_threads(device, sd.unet)
     sd.to(device)
+    if options.compile:
+        compile_in_place(sd.unet)
     predictor = base_predictor(options, sd) if options.unconditional_from else None
     side = sd.recipe["resolution"]
     size = (options.width or side, options.height or side)

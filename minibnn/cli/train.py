@@ -16,7 +16,7 @@ import torch
 
 from .. import data, distributed, ownership, runs
 from ..checkpoints import delete_checkpoint, is_kept, load_checkpoint, size_of
-from ..devices import autocast, choose_device, choose_threads, half_dtype, make_deterministic
+from ..devices import autocast, check_compiler, choose_device, choose_threads, half_dtype, make_deterministic
 from ..errors import UserError
 from ..files import headers
 from ..files.weights import NotFinite
@@ -207,6 +207,10 @@ def settle(options, sd, pictures):
         raise UserError("--kernel triton needs a GPU; on a CPU --kernel reference draws the same weights")
     if not options.bayes and (options.lambda_kl or options.keep_posterior):
         raise UserError("--lambda-kl and --keep-posterior need --bayes")
+    if options.compile and distributed.world() > 1:
+        raise UserError("--compile works in one process; leave it out with torchrun")
+    if options.compile:
+        check_compiler(device)
     kernel = choose_kernel(options.kernel, device, getattr(torch, options.dtype)) if options.bayes else "torch"
     return dataclasses.replace(options, kernel=kernel)
 

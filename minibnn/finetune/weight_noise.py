@@ -55,7 +55,7 @@ class WeightNoise:
 
     def check(self):
         """Raises RuntimeError when a checkpointed forward is about to be computed again with other weights."""
-        if not self._earlier or torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        if torch.compiler.is_compiling() or not self._earlier or torch._C._current_graph_task_id() == -1:
             return  # this is a forward, and not one that is computed again within a backward
         if any(ref() is not None for ref in self._earlier):  # the graph of an earlier forward holds its seed
             raise RuntimeError(

@@ -29,7 +29,7 @@ class Attention(nn.Module):
         self.kept = None  # (context, its keys, its values) within `same_prompt`
 
     def keys_and_values(self, context):
-        if self.kept is None:
+        if torch.compiler.is_compiling() or self.kept is None:  # keeping them would take a second graph
             return self.to_k(context), self.to_v(context)
         if not self.kept or self.kept[0] is not context:
             self.kept = context, self.to_k(context), self.to_v(context)
