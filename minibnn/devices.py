@@ -80,7 +80,7 @@ def check_compiler(device):
         torch.compile(lambda x: x.sin() + 1, backend=COMPILER)(torch.ones(8, device=device))
     except Exception as error:  # of many kinds: no compiler, no headers of Python, a Python or a device too new or old
         reason = " ".join(str(error).split("\n\n")[0].split())
-        raise UserError(f"--compile: torch.compile does not work here ({reason}); leave it out") from None
+        raise UserError(f"--compile: torch.compile does not work here ({reason}); go on with --no-compile") from None
 
 
 def make_deterministic(device):

@@ -15,17 +15,23 @@ from minibnn.options.running import explain
 
 
 class Counting:
-    """A backend of torch.compile that traces the network and compiles nothing; it counts the graphs.
+    """A backend of torch.compile that traces the network and compiles nothing; it counts the graphs and their calls.
 
     name: "eager" calls the traced forward; "aot_eager" traces backward, too.
     """
 
     def __init__(self):
-        self.name, self.graphs = "eager", 0
+        self.name, self.graphs, self.called = "eager", 0, 0
 
     def __call__(self, graph, inputs):
         self.graphs += 1
-        return torch._dynamo.lookup_backend(self.name)(graph, inputs)
+        compiled = torch._dynamo.lookup_backend(self.name)(graph, inputs)
+
+        def count(*tensors):
+            self.called += 1
+            return compiled(*tensors)
+
+        return count
 
 
 @pytest.fixture
@@ -79,16 +85,20 @@ def test_a_compiled_training_is_the_same_training(backend, train):
     plain = train(*words)
     assert backend.graphs == 0
     compiled = train(*words, "--compile", out="compiled")
-    assert backend.graphs == 1
+    assert (backend.graphs, backend.called) == (1, 3)
     assert_equal(compiled, plain)
 
 
-def test_a_compiled_run_resumes_bit_for_bit(backend, train):
+def test_a_compiled_run_resumes_bit_for_bit_and_compiled_unless_the_options_say_otherwise(backend, train, tmp_path):
     words = ("--method", "oft", "--layers", "to_q")
     whole = train("--steps", 2, *words, out="whole")
     train("--steps", 1, *words, "--compile")
-    assert_equal(train("--steps", 2, *words, "--compile", "--resume"), whole)
-    assert backend.graphs
+    resumed = ["--resume", "--out", str(tmp_path / "run"), "--steps"]
+    fine_tune(parse(TrainOptions, "train", [*resumed, "2"]))
+    assert backend.called == 2
+    assert_equal(read_tensors(tmp_path / "run" / runs.STATE), whole)
+    fine_tune(parse(TrainOptions, "train", [*resumed, "3", "--no-compile"]))
+    assert backend.called == 2
 
 
 def test_compiled_pictures_are_the_same(backend, model, tmp_path):
@@ -100,13 +110,13 @@ def test_compiled_pictures_are_the_same(backend, model, tmp_path):
     plain = draw()
     assert backend.graphs == 0 and len(set(plain)) == 2
     assert draw("--compile") == plain
-    assert backend.graphs == 1  # and not one for each step
+    assert (backend.graphs, backend.called) == (1, 3)  # and not a graph for each step
 
 
 def test_without_a_compiler_it_is_refused_in_one_line_and_leaves_no_folder(train, tmp_path, monkeypatch):
     torch._dynamo.reset()
     without = torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler"), "force_disable_caches": True})
-    with without, pytest.raises(UserError, match="--compile: torch.compile does not work here .*compiler.*; le") as e:
+    with without, pytest.raises(UserError, match="--compile: torch.compile does not work .*.*--no-compile") as e:
         train("--steps", 1, "--compile")
     torch._dynamo.reset()
     assert "\n" not in str(e.value) and not (tmp_path / "run").exists()
@@ -114,7 +124,7 @@ def test_without_a_compiler_it_is_refused_in_one_line_and_leaves_no_folder(train
 
 def test_several_processes_are_refused(train, tmp_path, monkeypatch):
     monkeypatch.setattr("minibnn.distributed.world", lambda: 2)
-    with pytest.raises(UserError, match="--compile works in one process; leave it out with torchrun"):
+    with pytest.raises(UserError, match="--compile works in one process; with torchrun say --no-compile"):
         train("--steps", 1, "--compile")
     assert not (tmp_path / "run").exists()
 
@@ -127,4 +137,4 @@ def test_a_network_that_cannot_be_compiled_is_one_line():
     with pytest.raises(Exception, match="no such kernel") as caught:
         torch.compile(torch.sin, backend=failing)(torch.ones(3))
     assert explain(caught.value).startswith("torch.compile fails here (")
-    assert explain(caught.value).endswith("leave out --compile")
+    assert explain(caught.value).endswith("go on with --no-compile")

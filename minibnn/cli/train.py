@@ -208,7 +208,7 @@ def settle(options, sd, pictures):
     if not options.bayes and (options.lambda_kl or options.keep_posterior):
         raise UserError("--lambda-kl and --keep-posterior need --bayes")
     if options.compile and distributed.world() > 1:
-        raise UserError("--compile works in one process; leave it out with torchrun")
+        raise UserError("--compile works in one process; with torchrun say --no-compile")
     if options.compile:
         check_compiler(device)
     kernel = choose_kernel(options.kernel, device, getattr(torch, options.dtype)) if options.bayes else "torch"

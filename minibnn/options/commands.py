@@ -79,7 +79,7 @@ class TrainOptions:
     device: str = device_option("training")
     deterministic: bool = option(False, "on a GPU take only kernels that give the same bits twice; slower. On a CPU all do", "training")
     gradient_checkpointing: bool = option(False, "recompute blocks in backward: less memory, more time", "training")
-    compile: bool = option(False, "let torch.compile fuse the operations of the training step; it takes minutes at the start, and a compiler", "training")
+    compile: bool = option(None, "let torch.compile fuse the operations of the training step; it takes minutes at the start, and a compiler [off]", "training")
     seed: int = seed_option("training")
 
     out: str = option(None, "the run's folder [runs/NAME OF THE PICTURE FOLDER]", "output", metavar="DIR")
@@ -144,7 +144,7 @@ class SampleOptions:
     width: int = option(None, "pixels [{resolution}]", "drawing", type=whole)
     height: int = option(None, "pixels [{resolution}]", "drawing", type=whole)
     batch_size: int = option(8, "pictures drawn at once", "drawing", type=whole)
-    compile: bool = option(False, "let torch.compile fuse the operations of the UNet; it takes a minute or more at the start, and a compiler", "drawing")
+    compile: bool = option(None, "let torch.compile fuse the operations of the UNet; it takes a minute or more at the start, and a compiler [off]", "drawing")
     seed: int = seed_option("drawing", "the same pictures on every device, up to rounding")
     dtype: str = option(None, "precision of the weights [float32; CUDA: float16]", "drawing", choices=DTYPES)
     device: str = device_option("drawing")

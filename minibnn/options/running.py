@@ -141,7 +141,7 @@ def explain(error, options=None):
     if lacks:
         return f"{operation} has no kernel that gives the same bits twice: leave out --deterministic"
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        return f"torch.compile fails here ({said}): leave out --compile"
+        return f"torch.compile fails here ({said}): go on with --no-compile"
     if isinstance(error, (UserError, OSError)) or said.startswith("Symlink loop"):  # the latter is pathlib's
         return said
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("minibnn"):
