@@ -92,6 +92,12 @@ def sketches(pairs):
     return interval([a["IoU"] - b["IoU"] for a, b in zip(found[f"bps {pairs}"], found["base 0"], strict=True)])
 
 
+def anchors(scale):
+    """By how much BPS follows sketches better when the frozen model guides it."""
+    seeds = json.loads((RESULTS / "bps_anchors.json").read_text())["seeds"].values()
+    return interval([seed[f"base {scale}"]["IoU"] - seed[f"own {scale}"]["IoU"] for seed in seeds])
+
+
 def rewards(method, other):
     seeds = json.loads((RESULTS / "graft.json").read_text())["seeds"].values()
     return interval([seed[method]["reward"] - seed[other]["reward"] for seed in seeds])
@@ -160,6 +166,10 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "price": ("RESULTS", "time {} s (none), {} (up), {} (norm, cross-attention), {} (paper), {} (conv), {} (all)",
               lambda: [seconds(place) for place in ("none", "up", "norm", "paper", "conv", "all")], 0),
     "BPS": ("RESULTS", "from 12 pairs on (IoU {} [{}, {}], three seeds)", lambda: [*sketches(12)], 3),
+    "BPS, anchors": ("RESULTS", "better still (IoU {} [{}, {}] at w = 3, three seeds)", lambda: [*anchors("3")], 3),
+    "BPS, every scale": (
+        "tutorials/results/guidance", "in IoU by {} [{}, {}] at w = 1.5, {} [{}, {}] at 3 and {} [{}, {}] at 7.5",
+        lambda: [*anchors("1.5"), *anchors("3"), *anchors("7.5")], 3),
     "GRAFT": ("RESULTS", "raises the reward by {} [{}, {}]", lambda: [*rewards("GRAFT", "base")], 2),
     "P-GRAFT": ("RESULTS", "the switch at 250 differs from it by {} [{}, {}]", lambda: [
         *rewards("P-GRAFT 250", "GRAFT")], 2),
