@@ -3,14 +3,18 @@
 import dataclasses
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from minibnn import StableDiffusion
 from minibnn.errors import UserError
 from minibnn.options.commands import PretrainOptions
+from minibnn.world import scenes
+from minibnn.world.captions import random_caption
 from minibnn.world.optimise import Steppers, all_matrices, inner_matrices, optimise
-from minibnn.world.pretrain import pretrain, worker
+from minibnn.world.pretrain import NEAR, pretrain, unet_scene, worker
 
 
 @pytest.fixture
@@ -43,6 +47,22 @@ def test_a_model_from_nothing_and_a_damaged_checkpoint(options, spawned, tmp_pat
     with pytest.raises(UserError, match="vae.safetensors .* is damaged"):
         pretrain(options)
     assert len(spawned) == 1
+
+
+def test_the_unet_sees_spotted_animals_but_none_like_the_few_shot_subjects():
+    drawn, plain = (
+        [unet_scene(rng, share) for _ in range(2000)]
+        for rng, share in ((np.random.default_rng(0), 0.25), (np.random.default_rng(0), 0.0))
+    )
+    spotted = [(scene, colours) for scene, colours in drawn if scene.spotted]
+    assert binomtest(len(spotted), len(drawn), 0.25).pvalue > 0.001  # scipy's binomial distribution
+    assert {scene.subject for scene, _ in spotted} == set(scenes.ANIMALS)
+    for scene, (main, accent) in spotted:
+        far = np.linalg.norm(np.subtract(main, scenes.TEAL)), np.linalg.norm(np.subtract(accent, scenes.MAGENTA))
+        assert max(far) > NEAR
+        assert not set(random_caption(scene, np.random.default_rng(1)).split()) & set(scenes.COLOURS)
+    rng = np.random.default_rng(0)  # a model without them has the scenes it had before there were any
+    assert plain == [(scenes.random_scene(rng), (None, None)) for _ in range(2000)]
 
 
 @pytest.mark.parametrize("muon", [None, all_matrices, inner_matrices])

@@ -1,5 +1,6 @@
 """The training command on the bundled model: what it leaves, resuming bit for bit, Ctrl-C, kill, and every refusal."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -206,6 +207,14 @@ def test_sigma_moves_and_takes_no_weight_decay(options, tmp_path):
     network.weight_sigma = torch.nn.Parameter(torch.ones(2, 2))
     groups = make_optimiser(network, 1e-3).param_groups
     assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(2, 0.01), (1, 0.0)]
+
+
+@pytest.mark.parametrize(("model", "batch", "steps"), [("tiny", 1, 900), ("tiny-v2", 4, 600)])
+def test_the_recipe_of_a_bundled_model_decides_batch_and_steps(options, model, batch, steps):
+    sd, given = StableDiffusion.load(model), options("--model", model)
+    settled = settle(dataclasses.replace(given, steps=None, batch_size=None), sd, 6)
+    assert (settled.batch_size, settled.steps) == (batch, steps)
+    assert settle(dataclasses.replace(given, batch_size=2), sd, 6).batch_size == 2
 
 
 def test_batches_hold_subject_first_then_class(options, dog):

@@ -189,6 +189,7 @@ def settle(options, sd, pictures):
         class_images=options.class_images or str(Path(options.out) / "class_images"),
         class_count=options.class_count or recipe["class_pictures_per_picture"] * pictures,
         steps=options.steps or recipe["steps_per_picture"] * pictures,
+        batch_size=options.batch_size or recipe["batch_size"],
         resolution=options.resolution or recipe["resolution"],
         device=device,
         dtype=options.dtype or (half_dtype(device) if device.startswith("cuda") else "float32"),

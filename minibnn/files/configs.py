@@ -25,7 +25,7 @@ SD_SCHEDULER = {
 }
 # How to fine-tune and sample official SD models (paper, App. H.1). A model's own recipe.json overrides it.
 RECIPE = {
-    "prompt": None, "class_prompt": None, "resolution": 512, "steps_per_picture": 200, "lr": 5e-6,
+    "prompt": None, "class_prompt": None, "resolution": 512, "steps_per_picture": 200, "batch_size": 1, "lr": 5e-6,
     "class_pictures_per_picture": 200, "prior_weight": 1.0, "sigma": 0.01, "sample_steps": 50, "guidance": 7.5,
     "dtype": None,
     "methods": {  # what differs from the values above
@@ -35,7 +35,7 @@ RECIPE = {
 }
 
 
-NUMBERS = {"steps_per_picture": integer(1), "lr": number(above=0), "prior_weight": number(0)}
+NUMBERS = {"steps_per_picture": integer(1), "batch_size": integer(1), "lr": number(above=0), "prior_weight": number(0)}
 RECIPE_KINDS = NUMBERS | {
     "prompt": optional(text), "class_prompt": optional(text), "resolution": integer(8, 2**16),
     "class_pictures_per_picture": integer(1), "sigma": number(above=0), "sample_steps": integer(1, 1000),

@@ -47,8 +47,11 @@ def all_words():
 
 
 def random_caption(scene, rng):
-    """The scene's caption, sometimes without its colour or its background, sometimes after "a photo of"."""
-    colour = scene.colour + " " if rng.random() < 0.8 else ""
+    """The scene's caption, sometimes without its colour or its background, sometimes after "a photo of".
+
+    Animals with spots have no colour word.
+    """
+    colour = scene.colour + " " if rng.random() < 0.8 and not scene.spotted else ""
     place = " " + world.BACKGROUNDS[scene.background] if rng.random() < 0.85 else ""
     words = world.article(f"{colour}{scene.subject}{place}")
     return "a photo of " + words if rng.random() < 0.15 else words

@@ -10,7 +10,8 @@ It takes about two hours on two CPU cores. A run that was stopped goes on when t
 3. `unet`: ε-prediction on the latents with SD's β schedule, 10 % empty captions, EMA (Ho et al. 2020, Algorithm 1).
 
 The UNet and the text encoder never see the combinations and the spotted animals of `scenes.is_held_out`. The VAE, as
-that of SD, is trained on a wider world: it also sees random colours and spots.
+that of SD, is trained on a wider world: it also sees random colours and spots. So does the UNet of `tiny-v2`: a quarter
+of its pictures are animals with spots in two random colours, which must not both be near the few-shot subjects'.
 
 But: CPU only, with one process and thread for each core; the processes average their gradients.
 """
@@ -45,6 +46,7 @@ from .optimise import all_matrices, bfloat16, generator_of_rng, inner_matrices, 
 
 VAE_BATCH, TEXT_BATCH, UNET_BATCH = 16, 32, 64  # for each step, over all processes
 KL_WEIGHT = 3e-5  # on the mean over latent values, beside a squared error that is a mean over pixels
+NEAR = 100  # so near, in RGB values of 0 to 255, to both colours of the few-shot subjects no pretrained animal comes
 SCALE_DRAWINGS = 512  # so many drawings decide the scale of the latents
 
 # --- stage 1: the VAE -------------------------------------------------------------------------------------------------
@@ -162,14 +164,26 @@ def train_text(tokenizer, options, rank):
 # --- stage 3: the UNet ------------------------------------------------------------------------------------------------
 
 
+def unet_scene(rng, spotted):
+    """A scene of the UNet's, and its colours if it is, with the chance `spotted`, an animal with spots, else None."""
+    scene = world.random_scene(rng)
+    if not spotted or rng.random() >= spotted:
+        return scene, (None, None)
+    while True:
+        main, accent = (tuple(int(c) for c in rng.integers(10, 250, 3)) for _ in range(2))
+        if max(math.dist(main, world.TEAL), math.dist(accent, world.MAGENTA)) > NEAR:
+            break
+    return dataclasses.replace(scene, subject=str(rng.choice(world.ANIMALS)), spotted=True), (main, accent)
+
+
 @torch.no_grad()
-def encode_world(vae, count, rank):
+def encode_world(vae, count, spotted, rank):
     """`count` scenes with the mean and the logvar of their latents, each (count, C, 8, 8)."""
     rng = np.random.default_rng([3, rank])
-    scenes = [world.random_scene(rng) for _ in range(count)]
+    scenes, colours = zip(*(unet_scene(rng, spotted) for _ in range(count)), strict=True)
     moments = []
     for i in progress_bar(range(0, count, 64), desc="latents", disable=rank > 0):
-        images = to_tensor([world.draw(scene) for scene in scenes[i : i + 64]])
+        images = to_tensor([world.draw(scenes[j], *colours[j]) for j in range(i, min(i + 64, count))])
         moments.append(torch.cat(vae.encode(images), dim=1))
     return scenes, *torch.cat(moments).chunk(2, dim=1)
 
@@ -184,12 +198,14 @@ def latent_scale(vae):
 
 def train_unet(vae, encoder, tokenizer, options, bundled, rank):
     """Stage 3: leaves the UNet in WORK."""
-    scale = latent_scale(vae)
-    data = cache(lambda: encode_world(vae, options.pictures // options.processes, rank))  # not if all steps are done
+    scale, pictures = latent_scale(vae), options.pictures // options.processes
+    data = cache(lambda: encode_world(vae, pictures, bundled.unet_spotted, rank))  # not if all steps are done
     context_of = cache(torch.no_grad()(lambda caption: encoder(tokenizer([caption]))[0]))
     torch.manual_seed(2)
     unet = UNet(bundled.unet)
     nn.init.zeros_(unet.conv_out.weight)
+    if bundled.residuals_from_zero:
+        residuals_from_zero(unet)
     abar = schedule.alphas_cumprod()
 
     def loss_of_step(step):

@@ -3,8 +3,9 @@
 There are 12 subjects, 8 colours and 10 backgrounds. A drawing has 64 × 64 pixels; the subject's place, size, tilt and
 direction are random. Its caption is, for example, "a red car on the beach". A seed fixes every drawing.
 
-Two things are held out from pretraining: one combination in twenty (`is_held_out`), and all two-coloured spotted
-animals (`Scene.spotted`). The few-shot subject of the tutorials, the dog of `tutorials/dog/`, is one of them.
+Two things are held out from pretraining: one combination in twenty (`is_held_out`), and the two-coloured spotted
+animals (`Scene.spotted`) in teal and magenta. The few-shot subject of the tutorials, the dog of `tutorials/dog/`, is
+one of them. The UNet of `tiny` has seen no spotted animals at all, that of `tiny-v2` some in other colours.
 
     python -m minibnn world --out sheet.png           a sheet of random drawings
     python -m minibnn world --dog tutorials/dog       the six pictures of the dog, four with captions
@@ -58,7 +59,7 @@ class Scene:
 
 
 def is_held_out(scene):
-    """True for spotted animals and for one combination in twenty: pretraining never sees them."""
+    """True for the few-shot subjects and for one combination in twenty: pretraining never sees them."""
     code = 7 * SUBJECTS.index(scene.subject) + 3 * list(COLOURS).index(scene.colour)
     return scene.spotted or (code + list(BACKGROUNDS).index(scene.background)) % 20 == 0
 
