@@ -224,6 +224,9 @@ class Monitor:
         if len(calm) < len(self.rows):
             risen = next(row for row in self.rows if row not in calm)
             said = f"noise rose at step {risen['step']}, from {first:.2f} to {risen['noise']:.2f}"
+            if self.rows[-1] in calm:
+                last = max(row["step"] for row in self.rows if row not in calm)
+                said += f", and was gone at step {min(row['step'] for row in calm if row['step'] > last)}"
         if not best:
             return f"{said}: at no step was it as low as before; try a smaller --lr  {seen}"
         measured = self.rows[-1]["fidelity"] is not None
