@@ -98,11 +98,12 @@ def main():
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         training = [
-            "minibnn.train", "--images", str(DOG), "--steps", str(options.steps), "--samples", "0", "--no-monitor",
-            "--class-count", "4", "--class-images", f"{folder}/classes", "--out", f"{folder}/run", "--overwrite",
+            "minibnn.train", "--model", "tiny", "--images", str(DOG), "--steps", str(options.steps),
+            "--samples", "0", "--no-monitor", "--class-count", "4",
+            "--class-images", f"{folder}/classes", "--out", f"{folder}/run", "--overwrite",
         ]
         drawing = [
-            "minibnn.sample", "--prompt", "a red car on the beach", "--count", "16", "--steps", "25",
+            "minibnn.sample", "--model", "tiny", "--prompt", "a red car on the beach", "--count", "16", "--steps", "25",
             "--out", f"{folder}/cars.png", "--overwrite",
         ]
         jobs = {"training": (training, "training"), "drawing": (drawing, "drawing")}

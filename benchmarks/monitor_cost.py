@@ -41,7 +41,8 @@ def main():
     monitor.Monitor.__init__ = timed(monitor.Monitor.__init__, spent)
     monitor.Monitor.__call__ = timed(monitor.Monitor.__call__, spent)
     with tempfile.TemporaryDirectory() as folder:
-        words = ["--images", options.images, "--monitor", "--samples", "0", "--overwrite", "--out", f"{folder}/run"]
+        words = ["--model", "tiny", "--images", options.images, "--monitor", "--samples", "0", "--overwrite"]
+        words += ["--out", f"{folder}/run"]
         words += ["--steps", str(options.steps)] if options.steps else []
         fine_tune(parse(TrainOptions, "minibnn.train", words), [lambda training: moments.append(time.perf_counter())])
     looks = [seconds for seconds in spent[1:] if seconds > 0.01]  # between looks a call returns at once

@@ -1,7 +1,7 @@
 """minibnn: Bayesian few-shot fine-tuning of Stable Diffusion, from scratch.
 
     from minibnn import StableDiffusion
-    sd = StableDiffusion.load("tiny")
+    sd = StableDiffusion.load("tiny-v2")
     sd.generate(["a red car on the beach"])[0].save("car.png")
 
 Names are imported when they are first used (PEP 562), so that `python -m minibnn.train --help` needs no torch. What a

@@ -11,6 +11,7 @@ from . import __version__
 from .files.configs import RECIPE
 from .options import commands, experiments
 from .options.examples import EXAMPLES
+from .options.kinds import DEFAULT
 from .options.parsing import fail, parse
 from .options.running import answer_while_importing, one_line, own_output, run
 
@@ -87,7 +88,7 @@ HEADINGS = {  # the command that begins a part of the list: what the part is abo
 
 def recipes():
     """The numbers that --help shows: {whose: recipe}."""
-    own = json.loads((Path(__file__).parent / "assets" / "tiny" / "recipe.json").read_text(encoding="utf-8"))
+    own = json.loads((Path(__file__).parent / "assets" / DEFAULT / "recipe.json").read_text(encoding="utf-8"))
     return {"SD": RECIPE, "bundled model": RECIPE | own}
 
 

@@ -36,7 +36,7 @@ from .networks.text_encoder import TextEncoder
 from .networks.tokenizer import Tokenizer
 from .networks.unet import UNet
 from .networks.vae import VAE, sample_latents
-from .options.kinds import BUNDLED
+from .options.kinds import BUNDLED, DEFAULT
 
 log = logging.getLogger("minibnn")
 
@@ -235,7 +235,7 @@ def place_of(model):
     path = ASSETS / model if str(model) in BUNDLED else Path(model)
     if path.exists():
         return path
-    here = 'give a folder, a .safetensors file, or "tiny" for the bundled model'
+    here = f'give a folder, a .safetensors file, or "{DEFAULT}" for the bundled model'
     if re.fullmatch(r"[\w-]+/[\w.-]+", str(model)):  # as models are named on Hugging Face
         here = f"minibnn downloads nothing; hf download {model} --local-dir FOLDER does, then --model FOLDER"
     raise UserError(f"no model at {path}: {here}")

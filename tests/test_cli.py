@@ -140,7 +140,7 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch, asked
 
 def test_defaults_and_kinds():
     options = parse(TrainOptions, "x", ["--images", "p", "--no-bayes", "--lr", "1e-4"])
-    assert (options.bayes, options.lr, options.steps, options.model, options.seed) == (False, 1e-4, None, "tiny", 0)
+    assert (options.bayes, options.lr, options.steps, options.model, options.seed) == (False, 1e-4, None, "tiny-v2", 0)
     options = parse(SampleOptions, "x", ["--prompt", "a dog", "a cat", "--guidance", "3"])
     assert (options.prompt, options.guidance, options.steps) == (["a dog", "a cat"], 3.0, None)
 

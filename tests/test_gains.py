@@ -336,7 +336,7 @@ def test_the_command_on_a_run(micro, dog, tmp_path, method, capsys):
     ("words", "message"),
     [
         (["--model", "nowhere"], "--model nowhere: there is no such file or folder"),
-        ([], "--images is required: tiny is not a run"),
+        ([], "--images is required: tiny-v2 is not a run"),
         (["--images", "tutorials/dog", "--times", "1000"], r"--times 1000 is outside 0\.\.999"),
         (["--images", "tutorials/dog", "--guidance", "nan"], "--guidance nan is not a finite number"),
         (["--images", "tutorials/dog", "--steps", "1000"], r"steps = 1000 is outside 1\.\.999"),

@@ -414,7 +414,7 @@ def test_mistakes_of_the_command(base, tmp_path):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"scaling_factor": 0.5}))
     message = "--unconditional-from .*other: the base has another latent space.*take the model"
     with pytest.raises(UserError, match=message):
-        sample(SampleOptions(prompt=["a dog"], unconditional_from=str(tmp_path / "other"), out=out))
+        sample(SampleOptions(prompt=["a dog"], model="tiny", unconditional_from=str(tmp_path / "other"), out=out))
     assert not (tmp_path / "a.png").exists()
 
 

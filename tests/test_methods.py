@@ -33,7 +33,7 @@ def make_run(dog, tmp_path_factory):
         key = name or arguments
         if key not in made or name:
             folder = made.get(key) or tmp_path_factory.mktemp("runs") / "run"
-            words = ["--images", str(dog), "--out", str(folder), *QUIETLY, "--method", *arguments]
+            words = ["--images", str(dog), "--model", "tiny", "--out", str(folder), *QUIETLY, "--method", *arguments]
             fine_tune(parse(TrainOptions, "minibnn.train", words))
             made[key] = folder
         return made[key]
@@ -44,8 +44,8 @@ def make_run(dog, tmp_path_factory):
 @pytest.fixture
 def options(dog, tmp_path):
     def options(*arguments, out="run"):
-        words = ["--images", str(dog), "--out", str(tmp_path / out), *QUIETLY, "--steps", "2", *arguments]
-        return parse(TrainOptions, "minibnn.train", words)
+        words = ["--images", str(dog), "--model", "tiny", "--out", str(tmp_path / out), *QUIETLY, "--steps", "2"]
+        return parse(TrainOptions, "minibnn.train", [*words, *arguments])
 
     return options
 
@@ -425,7 +425,7 @@ def test_posterior_refusals(tmp_path, arguments, message):
 
 def test_an_adapter_on_the_command_line(make_run, tmp_path):
     run = make_run("lora", "--bayes", *BIG_STEPS)
-    words = ["--prompt", "a dog", "--steps", "3", "--out", str(tmp_path / "a.png")]
+    words = ["--model", "tiny", "--prompt", "a dog", "--steps", "3", "--out", str(tmp_path / "a.png")]
     words += ["--adapter", str(run / "pytorch_lora_weights.safetensors")]
     a = sample(parse(SampleOptions, "x", words))
     b = StableDiffusion.load(run).generate(["a dog"], steps=3, progress=False)

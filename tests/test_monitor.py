@@ -30,8 +30,8 @@ NAMES |= {f"gain {name} at {t}" for name in "cu" for t in (20, 100, 300, 600, 90
 @pytest.fixture
 def options(dog, tmp_path):
     def make(*arguments, out="run"):
-        words = ["--images", str(dog), "--out", str(tmp_path / out), "--prior-weight", "0", "--samples", "0"]
-        return parse(TrainOptions, "minibnn train", [*words, *arguments])
+        words = ["--images", str(dog), "--model", "tiny", "--out", str(tmp_path / out), "--samples", "0"]
+        return parse(TrainOptions, "minibnn train", [*words, "--prior-weight", "0", *arguments])
 
     return make
 
@@ -252,10 +252,17 @@ def watch_of(tmp_path, rows, steps):
     return watch
 
 
+def test_noise_that_goes_again_is_said_to_be_gone(tmp_path):
+    rows = [(0, None, 0.2), (10, 0.1, 0.9), (20, 0.2, 0.3), (30, 0.3, 1.0), (40, 0.5, 0.4), (50, 0.6, 0.3)]
+    said = "noise rose at step 10, from 0.20 to 0.90, and was gone at step 40; the last step is the most faithful"
+    assert watch_of(tmp_path, rows, 50).advice().startswith(said)
+
+
+
 def test_advice_to_use_an_earlier_step(tmp_path):
     watch = watch_of(tmp_path, [(0, 0.1, 0.2), (10, 0.5, 0.3), (20, 0.8, 0.4), (30, 0.9, 1.8), (40, 0.7, 0.5)], 40)
     step_20, curves = tmp_path / "faithful" / "000020", tmp_path / "curves.png"
-    said = "noise rose at step 30, from 0.20 to 1.80; use step 20, the most faithful: --model"
+    said = "noise rose at step 30, from 0.20 to 1.80, and was gone at step 40; use step 20, the most faithful: --model"
     assert watch.advice() == f"{said} {step_20}  ({curves})"
     assert watch.faithful() == [20, 40] and KEPT == 2
 

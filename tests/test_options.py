@@ -120,7 +120,7 @@ def test_resume_takes_its_options_from_the_run(run, monkeypatch):
     assert options.resume and not options.overwrite and options.out == str(run)
     home = run.parents[1]
     assert options.images == [str(home / "photos")] and options.sample_prompts == str(home / "lines.txt")
-    assert (options.model, options.tokenizer, options.class_images) == ("tiny", "/words", None)
+    assert (options.model, options.tokenizer, options.class_images) == ("tiny-v2", "/words", None)
     options = parse(TrainOptions, "x", ["--resume", "--out", str(run), "--steps", "20", "--monitor-every", "2"])
     assert (options.steps, options.lr, options.monitor) == (20, 0.5, None)
     monkeypatch.chdir(home)  # where it was started, its paths stand as they were given
@@ -183,7 +183,7 @@ def test_paths_of_a_file_of_options_are_those_of_its_folder(run, tmp_path, monke
     for name in (str(run), str(run / "config.json")):
         options = parse(TrainOptions, "x", ["--config", name])
         assert options.images == [str(home / "photos")] and options.sample_prompts == "lines.txt"
-        assert (options.model, options.tokenizer) == ("tiny", "/words")
+        assert (options.model, options.tokenizer) == ("tiny-v2", "/words")
     (home / "a.toml").write_text('images = ["photos", "gone"]\nmodel = "tiny"\nout = "photos"\n')
     (home / "tiny").mkdir()  # a bundled model's name is no path
     options = parse(TrainOptions, "x", ["--config", "../home/a.toml"])

@@ -177,7 +177,7 @@ def test_parts_that_do_not_belong_together(sd, tmp_path):
 
 
 def test_loading_errors(sd, tmp_path):
-    with pytest.raises(UserError, match='no model at .*nowhere.*"tiny"'):
+    with pytest.raises(UserError, match='no model at .*nowhere.*"tiny-v2"'):
         StableDiffusion.load(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no model in .*empty"):

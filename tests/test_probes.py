@@ -185,7 +185,7 @@ def test_a_run_names_its_base_and_pictures(dog, tmp_path, monkeypatch):
     assert loaded == {str(home / "base"): (str(home / "words"), "v_prediction"), "home/run": (None, None)}
     assert list(opened.models) == ["pretrained", "fine-tuned"]
     assert opened.latents.shape == (6, 4, 8, 8) and opened.prompt == "a photo of a sks dog"
-    alone = open_lab(ProbeOptions(images=str(dog)))
+    alone = open_lab(ProbeOptions("tiny", images=str(dog)))
     assert list(alone.models) == ["model"]
     torch.testing.assert_close(alone.latents, opened.latents)
     shown = opened.models["fine-tuned"].decode_latents(opened.latents)
@@ -211,7 +211,7 @@ def test_every_command_leaves_a_picture_and_numbers(dog, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, "--images is required: tiny is not a run"),
+        ({}, "--images is required: tiny-v2 is not a run"),
         ({"images": "DOG", "picture": 6}, "--picture 6: .* holds 6 pictures"),
         ({"images": "DOG", "t": 1000}, "--t 1000 is outside 1..999"),
         ({"images": "DOG", "draws": 1}, "at least 2"),

@@ -59,7 +59,7 @@ def test_what_is_dressed_is_labelled_as_drawn():
 
 def line(setting, seed, subject="dog", both=0.5):
     values = dict.fromkeys(recipe.MEASURES, 0.25) | {"both": both}
-    return {"setting": setting, "subject": subject, "seed": seed, "options": recipe.described(setting, "tiny"),
+    return {"setting": setting, "subject": subject, "seed": seed, "options": recipe.described(setting, "tiny-v2"),
             "seconds": 100.0, "values": values}
 
 
@@ -83,9 +83,9 @@ def test_plan_counts_what_is_missing_and_refuses_other_settings(tmp_path, capsys
     (tmp_path / "recipe.jsonl").write_text(json.dumps(line("plain", 0)) + "\n")
     recipe.experiment(RecipeOptions(settings=("plain",), seeds=(0, 1), plan=True, out=str(tmp_path)))
     assert "5 of 6 runs are to be made" in capsys.readouterr().out
-    other = {"options": {"model": "tiny", "train": ["--lr", "1"], "captions": 0}}
+    other = {"options": {"model": "tiny-v2", "train": ["--lr", "1"], "captions": 0}}
     (tmp_path / "recipe.jsonl").write_text(json.dumps(line("plain", 0) | other) + "\n")
     with pytest.raises(UserError, match="plain, dog, seed 0 was made with train"):
         recipe.experiment(RecipeOptions(settings=("plain",), plan=True, out=str(tmp_path)))
-    with pytest.raises(UserError, match="--settings nonsense: there are plain"):
+    with pytest.raises(UserError, match="--settings nonsense: there are four-captions, plain"):
         recipe.experiment(RecipeOptions(settings=("nonsense",), plan=True))

@@ -194,7 +194,7 @@ check_guide_two(guide_two)
 # line, for a run of `python -m minibnn.train`:
 #
 # ```
-# python -m minibnn.sample --model runs/dog --unconditional-from tiny --guidance 2 \
+# python -m minibnn.sample --model runs/dog --unconditional-from tiny-v2 --guidance 2 \
 #     --prompt "a photo of a sks dog on the beach"
 # ```
 #

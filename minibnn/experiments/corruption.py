@@ -145,7 +145,7 @@ def train_options(it, options, folder):
     defaults = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
     prompt, class_prompt, _ = prompts_of(it, options)
     return TrainOptions(**(defaults | SETTINGS[it.setting].options | {
-        "images": str(folder), "bayes": it.bayes, "seed": it.seed,
+        "images": str(folder), "model": "tiny", "bayes": it.bayes, "seed": it.seed,
         "steps": steps_of(it, options), "prompt": prompt, "class_prompt": class_prompt,
         "class_images": str(Path(options.out) / "class_images"), "samples": 0, "monitor": False, "overwrite": True,
         "out": str(work_folder(it, options, "run")),

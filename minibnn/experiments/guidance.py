@@ -129,8 +129,8 @@ def one_run(base, options, kind, seed):
     for i, scene in enumerate(world.animal_scenes(kind)):
         save_png(world.draw(scene), images / f"{i:02d}.png")
     fine_tune(TrainOptions(
-        images=str(images), prompt=prompt, prior_weight=0.0, method=options.method, bayes=False, steps=options.steps,
-        seed=seed, out=str(folder), samples=0, monitor=False, overwrite=True,
+        images=str(images), model="tiny", prompt=prompt, prior_weight=0.0, method=options.method, bayes=False,
+        steps=options.steps, seed=seed, out=str(folder), samples=0, monitor=False, overwrite=True,
     ))
     sd = StableDiffusion.load(folder)
     shutil.rmtree(folder)

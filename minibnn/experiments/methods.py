@@ -99,9 +99,10 @@ def settings_of(options):
 def train_apart(row, seed, options, folder):
     """Run the command `train` as a process; returns its processor time in seconds and its peak memory in MB."""
     command = [
-        sys.executable, "-m", "minibnn", "train", "--images", options.images, "--out", str(folder), "--seed", str(seed),
-        *(("--steps", str(options.steps)) if options.steps else ()), "--samples", "0", "--no-monitor", "--overwrite",
-        "--class-images", str(Path(options.out) / "class_images"), "--no-captions", *ROWS[row],
+        sys.executable, "-m", "minibnn", "train", "--model", "tiny", "--images", options.images, "--out", str(folder),
+        "--seed", str(seed), *(("--steps", str(options.steps)) if options.steps else ()), "--samples", "0",
+        "--no-monitor", "--overwrite", "--class-images", str(Path(options.out) / "class_images"), "--no-captions",
+        *ROWS[row],
     ]
     if not hasattr(os, "wait4"):
         raise UserError("this experiment measures processor time and memory in a way that Windows does not know")

@@ -12,13 +12,20 @@ class Setting:
 
 
 SETTINGS = {
+    "four-captions": Setting(),  # the first command
     "plain": Setting(captions=0),
-    "four-captions": Setting(),
     "three-captions": Setting(captions=3),
     "six-captions": Setting(captions=6),
+    "one-picture": Setting(("--batch-size", "1", "--steps", "900")),
+    "low-rate": Setting(("--lr", "1e-4")),
+    "high-rate": Setting(("--lr", "1e-3")),
     "no-prior": Setting(("--prior-weight", "0")),
-    "half-rate": Setting(("--lr", "1e-4")),
+    "double-prior": Setting(("--prior-weight", "2")),
+    "more-class-pictures": Setting(("--class-count", "288")),
     "null-dropout": Setting(("--null-dropout", "0.1")),
     "no-bayes": Setting(("--no-bayes",)),
-    "more-class-pictures": Setting(("--class-count", "192")),
+    "norm-random": Setting(("--where", "norm")),
+    "all-random": Setting(("--where", "all")),
+    "half-sigma": Setting(("--sigma", "0.005")),
+    "double-sigma": Setting(("--sigma", "0.02")),
 }

@@ -13,8 +13,8 @@ remedy, without any training, is to take it from the model before fine-tuning, o
 A *predictor* is what `StableDiffusion.generate(predictor=…)` calls at each step with (x, t, context, unconditional,
 scale); it returns ε̂.
 
-    tiny, dog = StableDiffusion.load("tiny"), StableDiffusion.load("runs/dog")
-    dog.generate(["a photo of a sks dog"], predictor=one_condition(dog, unconditional_of(tiny, dog)))
+    base, dog = StableDiffusion.load("tiny-v2"), StableDiffusion.load("runs/dog")
+    dog.generate(["a photo of a sks dog"], predictor=one_condition(dog, unconditional_of(base, dog)))
 
 But: predictions in unlike latent spaces are refused, not converted; x_t goes to the base as it is, not rescaled.
 """

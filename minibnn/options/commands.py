@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from .kinds import natural, nonnegative, option, positive, seed_number, share, whole, words
+from .kinds import DEFAULT, natural, nonnegative, option, positive, seed_number, share, whole, words
 from .of_runs import resumed_options, unfinished_options
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def model_option(more=""):
+def model_option(more="", default=DEFAULT):
     """--model of every command that opens one; more: what its help adds."""
-    return option("tiny", '"tiny", "tiny-v2" or "textured" (bundled), a diffusers folder, a run, or an LDM .safetensors file' + more, "what", metavar="MODEL")
+    return option(default, '"tiny-v2", "tiny" or "textured" (bundled), a diffusers folder, a run, or an LDM .safetensors file' + more, "what", metavar="MODEL")
 
 
 def tokenizer_option():
@@ -69,7 +69,7 @@ class TrainOptions:
     lr: float = option(None, "learning rate of AdamW [{lr}]", "training", type=positive)
     optimiser: str = option("adamw", "adamw; or adamw-bf16, whose moments are kept in bfloat16, rounded at random: 4 bytes less for each trained number", "training", choices=("adamw", "adamw-bf16"))
     lr_warmup_steps: int = option(0, "the rate rises linearly over the first N steps", "training", type=natural, metavar="N")
-    batch_size: int = option(1, "pictures for each forward; as many class pictures beside them", "training", type=whole)
+    batch_size: int = option(None, "pictures for each forward; as many class pictures beside them [{batch_size}]", "training", type=whole)
     null_dropout: float = option(0.0, "share of the pictures, of subject and class, that are trained with the empty prompt, so that guidance's unconditional prediction is trained too; 0: none", "training", type=share, metavar="P")
     min_snr: float = option(None, "weigh times by their signal-to-noise ratio, cut at this γ, e.g. 5 (Hang et al. 2023), for subject and class [all alike]", "training", type=positive, metavar="GAMMA")
     ema: float = option(None, "keep the exponential moving average of the trained weights, with this decay at most, e.g. 0.99, and draw, save and export that [none]", "training", type=share, metavar="DECAY")
@@ -180,7 +180,7 @@ class GraftOptions:
     """Fine-tune a model on those of its own samples that a reward accepts (GRAFT, P-GRAFT)."""
 
     reward: str = option(None, "red_thing_on_grass, redness, clip:FOLDER (the CLIP score, by openai/clip-vit-*), or your own as file.py:function", "what", required=True)
-    model: str = model_option()
+    model: str = model_option(default="tiny")
     tokenizer: str = tokenizer_option()
     prediction_type: str = prediction_type_option()
     prompt: list = option(None, "what to draw and learn; for the bundled model each of its subjects on the grass", "what", nargs="+", type=words)
@@ -253,7 +253,7 @@ class BpsOptions:
 
     hints: str = option(None, "folder of NAME.hint.png and NAME.txt (caption), for training also NAME.png (picture)", "what", required=True, metavar="DIR")
     branch: str = option(None, "folder of a trained branch: draw instead of train", "what", metavar="DIR")
-    model: str = model_option("; stays frozen")
+    model: str = model_option("; stays frozen", "tiny")
     tokenizer: str = tokenizer_option()
     prediction_type: str = prediction_type_option()
     edges: bool = option(False, "take the edges of each NAME.png as its hint; NAME.hint.png is not needed", "what")
@@ -362,8 +362,8 @@ class PretrainOptions:
     vae_steps: int = option(None, "steps of training the VAE, with 16 pictures each [tiny: 6500, tiny-v2: 3000]", "training", type=whole)
     decoder_steps: int = option(None, "steps of training its decoder alone, with 16 pictures each [tiny: 0, tiny-v2: 3000]", "training", type=natural)
     text_steps: int = option(None, "steps of training the text encoder, with 32 captions each [1500]", "training", type=whole)
-    unet_steps: int = option(None, "steps of training the UNet, with 64 pictures each [tiny: 8200, tiny-v2: 5000]", "training", type=whole)
-    pictures: int = option(None, "drawings that the UNet is trained on [tiny: 48000, tiny-v2: 16000]", "training", type=whole)
+    unet_steps: int = option(None, "steps of training the UNet, with 64 pictures each [tiny: 8200, tiny-v2: 6500]", "training", type=whole)
+    pictures: int = option(None, "drawings that the UNet is trained on [tiny: 48000, tiny-v2: 24000]", "training", type=whole)
     processes: int = option(2, "processes of one thread, one for each core; at most 16", "training", type=whole)
 
 
@@ -382,7 +382,7 @@ class PretrainTexturedOptions:
 class EvaluateOptions:
     """Does a model of the picture world draw what the caption says?"""
 
-    model: str = option("tiny", '"tiny" or "tiny-v2" (bundled), or a diffusers folder or a run that draws the same world', "what")
+    model: str = option(DEFAULT, '"tiny-v2" or "tiny" (bundled), or a diffusers folder or a run that draws the same world', "what")
     captions: int = option(500, "pictures to draw; half as many of held-out combinations", "what", type=whole)
     train_classifier: bool = option(False, "train a new classifier, as the one that comes with minibnn was trained", "how")
     out: str = option("runs/evaluate", "folder of the pictures and figures", "what", metavar="DIR")
@@ -392,7 +392,7 @@ class EvaluateOptions:
 class ProbeOptions:
     """Look into one model, and beside it into the model that it was trained from."""
 
-    model: str = option("tiny", 'the model to look into: a run, a diffusers folder, an LDM file, or a bundled one by name', "what")
+    model: str = option(DEFAULT, 'the model to look into: a run, a diffusers folder, an LDM file, or a bundled one by name', "what")
     base: str = option(None, "the pretrained model to compare with [what the run was trained from; without a run: none]", "what", metavar="MODEL")
     images: str = option(None, "folder with the training pictures [those of the run]", "what", metavar="DIR")
     picture: int = option(0, "which of them is x′ where a probe uses one, by name from 0", "what", type=natural)

@@ -77,7 +77,7 @@ EXAMPLES = {
     ),
     "gains": (
         "python -m minibnn gains --model runs/dog",
-        "python -m minibnn gains --model runs/dog --guidance 1 3 7.5 --unconditional-from tiny --draws 8",
+        "python -m minibnn gains --model runs/dog --guidance 1 3 7.5 --unconditional-from tiny-v2 --draws 8",
     ),
     "graft": (
         "python -m minibnn graft --reward red_thing_on_grass",

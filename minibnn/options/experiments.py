@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from .commands import DTYPES, device_option, prediction_type_option, seed_option, tokenizer_option
-from .kinds import natural, nonnegative, option, positive, seed_number, whole, words
+from .kinds import DEFAULT, natural, nonnegative, option, positive, seed_number, whole, words
 
 
 def seeds_option(group, help="seeds of training"):
@@ -139,7 +139,7 @@ class MethodsOptions:
 class RecipeOptions:
     """Train few-shot subjects with every setting and seed, and let a judge say whether the pictures are right."""
 
-    model: str = option("tiny", "a model of the picture world", "what", metavar="MODEL")
+    model: str = option(DEFAULT, "a model of the picture world", "what", metavar="MODEL")
     settings: list = option(("plain", "four-captions"), "names of experiments/recipe_settings.py", "what", nargs="+", metavar="NAME")
     subjects: list = option(("dog", "cat", "fish"), "few-shot subjects", "what", nargs="+", choices=("dog", "cat", "fish"))
     seeds: list = seeds_option("what")

@@ -4,6 +4,7 @@ import math
 from dataclasses import field
 
 WORLD = ("tiny-v2", "tiny")  # the models in the package that draw the picture world, by name
+DEFAULT = "tiny-v2"  # the model where none is named, but for the experiments that were measured on "tiny"
 BUNDLED = (*WORLD, "textured")  # all models in the package, wherever a model can be named
 
 
