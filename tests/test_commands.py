@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import small_paper
+import torch
 from conftest import make_micro
 
 from minibnn import StableDiffusion
@@ -27,6 +28,7 @@ LESS = {
     "train --images tutorials/dog --lr 1e-4 --no-bayes --save-config": "",
     "train --resume": "--steps 3 --samples 1",
     "sample": "--steps 2",
+    "sample --model runs/dog --unconditional-from": "--steps 2 --unconditional-from quick",
     "photo-measures": "",
     "export": "",
     "report": "",
@@ -38,12 +40,18 @@ LESS = {
     "probe-blank": "--draws 2",
     "eq2": "--manifold-size 10 --steps 2",
     "gains": "--draws 1",
+    "gains --model runs/dog --guidance 1 3 7.5 --unconditional-from": "--draws 1 --unconditional-from quick",
     "graft": "--steps 1 --candidates 2 --groups 1 --sample-steps 2 --evaluate 1",
     "flow": "",
+    "rectified": "--euler-steps 2 --resolution 32",
+    "rectified --model flow/ --train": "--resolution 32 --steps 1 --channels 8",
+    "rectified --model FLOW_FOLDER --train": "--resolution 32 --steps 1 --channels 8",
+    "rectified --model flow/ --corrector": "--corrector-steps 2 --resolution 32 --count 1",
     "experiment": "",
     "paper": "--sample-steps 1 --each 2",
     "bps": "--steps 1 --sample-steps 1 --batch-size 2",
     "bps --hints sketches": "--sample-steps 1",
+    "bps --hints others": "--sample-steps 1",
 }
 UNDONE = {  # {the beginning of a command: why it is not given here}
     "evaluate": "trains its classifier first, which takes minutes",
@@ -51,6 +59,8 @@ UNDONE = {  # {the beginning of a command: why it is not given here}
     "pretrain-textured": "takes hours",
     "world-measures": "takes half a minute; tests/test_metrics.py measures the same",
     "world-eye": "takes minutes",
+    "graft --resume": "goes on with what was stopped; tests/test_graft.py stops and resumes",
+    "bps --resume": "goes on with what was stopped; tests/test_bps.py stops and resumes",
     "flow --train": "takes minutes; tests/test_flow.py trains a small one",
     "paper": "takes minutes; tests/test_paper.py makes the tables of small models",
     "paper --model SD_FOLDER": "the same as in docs/paper.md",
@@ -62,10 +72,12 @@ EARLIER = (  # what the reader has done before
     f'train --images photos/rex --model sd --prompt "a photo of a sks dog" --resolution 32 --out runs/rex {LITTLE}',
     f"train --images tutorials/dog --model quick {LITTLE}",
     "export runs/rex --to kohya --out lora.safetensors",
+    "export runs/rex --to kohya --out somebodys.safetensors",
     "sample --model runs/rex --prompt a --count 2 --steps 2 --out rex.png",
     "sample --model runs/rex --prompt a --count 2 --steps 2 --out drawn.png",
     "world --pairs pairs --count 2",
     "world --pairs sketches --count 2",
+    "world --pairs others --count 2",
     "bps --hints pairs --out runs/bps --steps 1 --sample-steps 1",
 )
 
@@ -123,7 +135,12 @@ def reader(tmp_path_factory):
     (home / "rewards.py").write_text("def roundness(pictures, prompts):\n    return [0.9] * len(pictures)\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        StableDiffusion.load("sd").save_single_file("sd.safetensors")
+        sd = StableDiffusion.load("sd")
+        sd.save_single_file("sd.safetensors")
+        with torch.no_grad():
+            sd.unet.conv_out.weight.mul_(0.02)  # a velocity that can be inverted
+        for folder in ("flow", "FLOW_FOLDER"):
+            sd.save(folder)
         for line in EARLIER:
             give(shlex.split(line))
     return home
