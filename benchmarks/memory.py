@@ -176,7 +176,7 @@ def measure(config, side, changes):
     config: UNetConfig; side: height and width of the latents; changes: options of the training.
     """
     settled = {"images": ["pictures"], "where": None if changes.get("method") else "paper", "sigma": 0.01, "lr": 5e-6,
-               "prior_weight": 1.0, "dtype": "float32", "kernel": "triton", "steps": 3}
+               "batch_size": 1, "prior_weight": 1.0, "dtype": "float32", "kernel": "triton", "steps": 3}
     options = TrainOptions(**settled | changes)
     sd, memory = StableDiffusion.load("tiny"), Memory()
     rows = 2 if options.prior_weight else 1

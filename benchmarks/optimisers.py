@@ -39,7 +39,7 @@ def run(kind, seed, steps, images):
     sd = StableDiffusion.load("tiny")
     options = TrainOptions(
         images=[str(DOG)], where="paper", sigma=sd.recipe["sigma"], lr=sd.recipe["lr"], steps=steps, seed=seed,
-        dtype="float32", kernel="torch", prior_weight=0.0, optimiser=kind,
+        batch_size=1, dtype="float32", kernel="torch", prior_weight=0.0, optimiser=kind,
     )
     batches = Batches(sd, [(images, [PROMPT] * len(images))], options.batch_size, seed)
     [(mean, _, context, _)] = batches.sources

@@ -119,11 +119,13 @@ def test_a_folder_says_what_it_predicts(models, caplog):
 
 
 def test_wherever_a_model_can_be_named_its_prediction_type_can():
-    """Except where the models are those of the picture world: they are bundled or folders, which say it."""
+    """Except where the models are those of the picture world, bundled or folders, which say it, or rectified flows,
+    folders that predict a velocity of another kind."""
     for name, (_, options, *_) in COMMANDS.items():
         fields = {field.name for field in dataclasses.fields(options)}
-        world = name in ("evaluate", "experiment recipe", "pretrain") or name.startswith("experiment stage")
-        if fields & {"model", "base"} and not world:
+        exempt = name in ("evaluate", "experiment recipe", "pretrain", "rectified")
+        exempt = exempt or name.startswith("experiment stage")
+        if fields & {"model", "base"} and not exempt:
             assert {"prediction_type", "tokenizer"} <= fields, name
 
 

@@ -136,8 +136,8 @@ def test_looks_that_a_resumed_run_has_forgotten_are_not_shown(copy):
 
 @pytest.mark.parametrize(("name", "text", "message"), [
     ("config.json", '{"format": "minibnn run", "options": {"lr": "fast"}}', "options.lr is 'fast'"),
-    ("log.jsonl", '{"step": 1}\n', "log.jsonl: diffusion is missing"),
-    ("curves.jsonl", '{"step": 0, "noise": "much"}\n', "curves.jsonl: "),
+    ("log.jsonl", '{"step": 1}\n', "log.jsonl, line 1: diffusion is missing"),
+    ("curves.jsonl", '{"step": 0, "noise": "much"}\n', "curves.jsonl, line 1: "),
     ("advice.json", '{"step": 0}', "advice.json: "),
     ("samples.png", "no picture", "samples.png cannot be read as a picture"),
 ])

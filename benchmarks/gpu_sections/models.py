@@ -58,7 +58,7 @@ def training_options(section, **changes):
     """TrainOptions of a training at batch 1 + 1, as the command would settle them for SD."""
     settled = {
         "images": ["pictures"], "where": "paper", "sigma": 0.01, "lr": 5e-6, "prior_weight": 1.0, "steps": 1,
-        "dtype": str(section.dtype).removeprefix("torch."), "kernel": kernel(section),
+        "batch_size": 1, "dtype": str(section.dtype).removeprefix("torch."), "kernel": kernel(section),
         "device": section.device,
     }
     return TrainOptions(**settled | changes)
