@@ -47,7 +47,7 @@ COMMANDS = {  # name: (what it does, its options, module:function, what the func
     "flow": ("draw with a flow, and correct its noise", commands.FlowOptions, "neighbours.flow:train_or_draw"),
     "rectified": ("draw with a rectified flow in Stable Diffusion's layout, and correct its noise",
                   commands.RectifiedOptions, "neighbours.rectified:train_or_draw"),
-    "bps": ("steer a frozen model by sketches or maps", commands.BpsOptions, "neighbours.bps:train_or_draw"),
+    "bps": ("steer a frozen model by sketches or maps", commands.BpsOptions, "neighbours.bps_run:train_or_draw"),
     # the experiments
     "paper": ("the paper's tables and figures, shared out among processes",
               experiments.PaperOptions, "paper.command:paper"),

@@ -7,7 +7,7 @@ import torch
 from .errors import UserError
 
 COMPILER = "inductor"  # torch.compile's backend: C++ on a CPU, Triton on a GPU
-SMALL = 50_000_000  # parameters; the bundled UNet has 8.8 million, that of SD v1.5 860 million
+SMALL = 50_000_000  # parameters; the bundled UNets have 2.9 and 8.8 million, that of SD v1.5 860 million
 
 
 def choose_device(asked=None):

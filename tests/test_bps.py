@@ -14,7 +14,7 @@ from torch import nn
 
 from minibnn import StableDiffusion, schedule
 from minibnn.errors import UserError
-from minibnn.neighbours import bps, bps_branch
+from minibnn.neighbours import bps, bps_branch, bps_run
 from minibnn.networks.unet import UNet, UNetConfig
 from minibnn.observers import CtrlC
 from minibnn.options.commands import BpsOptions
@@ -490,18 +490,18 @@ def test_pairs_are_exact(pairs):
 
 def test_command_trains_draws_and_repeats_itself(pairs, tmp_path, capsys):
     before = hashed(StableDiffusion.load("tiny").unet)
-    bps.train_or_draw(options(pairs))
+    bps_run.train_or_draw(options(pairs))
     run = tmp_path / "run"
     assert sorted(p.name for p in run.iterdir()) == ["branch.safetensors", "config.json", "samples.png"]
-    bps.train_or_draw(options(pairs, out=str(tmp_path / "again")))
+    bps_run.train_or_draw(options(pairs, out=str(tmp_path / "again")))
     assert (run / "branch.safetensors").read_bytes() == (tmp_path / "again" / "branch.safetensors").read_bytes()
     (pairs / "000.png").unlink()  # drawing needs hints and captions only
-    bps.train_or_draw(options(pairs, branch=str(run), out=str(tmp_path / "drawn")))
+    bps_run.train_or_draw(options(pairs, branch=str(run), out=str(tmp_path / "drawn")))
     assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == ["000.png", "001.png", "002.png", "samples.png"]
     assert "hints and pictures" in capsys.readouterr().out
     assert hashed(StableDiffusion.load("tiny").unet) == before
     with pytest.raises(UserError, match="exists: name another"):
-        bps.train_or_draw(options(pairs))
+        bps_run.train_or_draw(options(pairs))
 
 
 def test_a_stopped_training_goes_on_to_the_same_branch(tmp_path, monkeypatch):
@@ -513,7 +513,7 @@ def test_a_stopped_training_goes_on_to_the_same_branch(tmp_path, monkeypatch):
              "--lr", "1e-3", "--resolution", 64, "--device", "cpu"]
 
     def command(*more):
-        bps.train_or_draw(parse(BpsOptions, "minibnn bps", [*map(str, more)]))
+        bps_run.train_or_draw(parse(BpsOptions, "minibnn bps", [*map(str, more)]))
 
     with monkeypatch.context() as context:
         context.setattr(CtrlC, "__enter__", lambda self: (vars(self).update(asked=True, before={}), self)[1])
@@ -586,7 +586,7 @@ def test_guidance_on_the_hint_starts_from_the_frozen_model():
 class TestMistakes:
     def refused(self, pairs, words, **changes):
         with pytest.raises(UserError, match=words):
-            bps.train_or_draw(options(pairs, **changes))
+            bps_run.train_or_draw(options(pairs, **changes))
         assert not (pairs.parent / "run").exists()
 
     def test_no_hints(self, tmp_path):
@@ -624,8 +624,8 @@ class TestMistakes:
 
     @pytest.mark.parametrize("branch", [None, "b"])
     def test_what_cannot_be_drawn_is_said_before_training(self, pairs, branch, monkeypatch):
-        monkeypatch.setattr(bps, "train_branch", None)
-        monkeypatch.setattr(bps, "load_branch", None)
+        monkeypatch.setattr(bps_run, "train_branch", None)
+        monkeypatch.setattr(bps_run, "load_branch", None)
         changes = {"branch": branch} if branch else {}
         self.refused(pairs, "--sample-steps 2000 is outside 1..999", sample_steps=2000, **changes)
         self.refused(pairs, "guidance = nan is not a finite number", guidance=float("nan"), **changes)

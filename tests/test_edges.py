@@ -8,7 +8,7 @@ from small_sd import make
 
 from minibnn.errors import UserError
 from minibnn.files.store import read_json
-from minibnn.neighbours import bps, edges
+from minibnn.neighbours import bps, bps_run, edges
 from minibnn.options.commands import BpsOptions
 from minibnn.world import scenes as world
 
@@ -38,9 +38,9 @@ def test_bps_learns_and_draws_from_edges_alone(tmp_path):
     for hint in (tmp_path / "photos").glob("*.hint.png"):
         hint.unlink()
     given = {"hints": str(tmp_path / "photos"), "model": str(model), "sample_steps": 1, "device": "cpu"}
-    bps.train_or_draw(BpsOptions(**given, edges=True, steps=1, batch_size=1, out=str(tmp_path / "run")))
+    bps_run.train_or_draw(BpsOptions(**given, edges=True, steps=1, batch_size=1, out=str(tmp_path / "run")))
     assert read_json(tmp_path / "run" / "config.json")["edges"] is True
-    bps.train_or_draw(BpsOptions(**given, edges=True, branch=str(tmp_path / "run"), out=str(tmp_path / "drawn")))
+    bps_run.train_or_draw(BpsOptions(**given, edges=True, branch=str(tmp_path / "run"), out=str(tmp_path / "drawn")))
     assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == ["000.png", "001.png", "samples.png"]
     hints, images, _ = bps.read_pairs(tmp_path / "photos", 1, 64, edges=True)
     assert torch.equal(hints, edges.sketch((images + 1) / 2)) and hints.max() == 1
@@ -50,4 +50,4 @@ def test_what_edges_cannot_do(tmp_path):
     with pytest.raises(UserError, match="no NAME.png in it, whose edges"):
         bps.picture_files(tmp_path)
     with pytest.raises(UserError, match="leave out --hint-channels 3"):
-        bps.check(BpsOptions(hints=str(tmp_path), edges=True, hint_channels=3))
+        bps_run.check(BpsOptions(hints=str(tmp_path), edges=True, hint_channels=3))

@@ -68,7 +68,7 @@ OTHERS = {  # commands that write into a folder for long: (module, function, wha
         "world.textured", "pretrain", (), lambda out, dog: commands.PretrainTexturedOptions(work=out)),
     "flow": ("neighbours.flow", "train_or_draw", (),
              lambda out, dog: commands.FlowOptions(train=True, out=out, overwrite=True)),
-    "bps": ("neighbours.bps", "train_or_draw", (),
+    "bps": ("neighbours.bps_run", "train_or_draw", (),
             lambda out, dog: commands.BpsOptions(hints=dog, out=out, overwrite=True)),
     "methods": ("experiments.methods", "table", ("methods",), lambda out, dog: experiments.MethodsOptions(out=out)),
     "sd-gains": ("experiments.sd_gains", "experiment", (),

@@ -28,4 +28,6 @@ SETTINGS = {
     "all-random": Setting(("--where", "all")),
     "half-sigma": Setting(("--sigma", "0.005")),
     "double-sigma": Setting(("--sigma", "0.02")),
+    "lora": Setting(("--method", "lora")),
+    "oft": Setting(("--method", "oft")),
 }

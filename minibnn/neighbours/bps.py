@@ -1,20 +1,15 @@
 """Bayesian Power Steering: a frozen model learns to follow pictures such as sketches and maps.
 
-    python -m minibnn bps --hints DIR
-
-Trains the branch of `bps_branch.py`, which says what is learned (arXiv 2406.03683), on pairs, and draws with it. A pair
-is NAME.png (picture), NAME.hint.png (hint) and NAME.txt (caption); `python -m minibnn world --pairs DIR` makes some.
-With `--edges` no hints are needed: they are the edges of NAME.png itself (`edges.py`), in training and in drawing.
-A training that is stopped leaves its checkpoint in OUT.unfinished, from which --resume goes on.
+Reads pairs, trains the branch of `bps_branch.py` on them, which says what is learned (arXiv 2406.03683), and draws with
+it; `bps_run.py` is the command. A pair is NAME.png (picture), NAME.hint.png (hint) and NAME.txt (caption);
+`python -m minibnn world --pairs DIR` makes some. With `--edges` no hints are needed: they are the edges of NAME.png
+itself (`edges.py`), in training and in drawing.
 
 But: style hints, which are several maps at once, are left out.
 """
 
 import contextlib
-import dataclasses
 import math
-import shlex
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,21 +18,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .. import data, schedule
 from ..checkpoints import STATE, load_checkpoint
-from ..devices import autocast, choose_device, choose_threads, unscaled_dtype
+from ..devices import autocast
 from ..errors import UserError
-from ..files.locks import locked
 from ..files.schema import fitting, integer, one_of, record, text
 from ..files.store import read_json, write_json
 from ..files.weights import read_tensors, write_tensors
 from ..networks.vae import sample_latents
 from ..observers import Checkpoints, CtrlC, Progress
-from ..options.commands import BpsOptions, TrainOptions
-from ..options.kinds import WORLD
-from ..options.of_runs import check_unchanged, unfinished
-from ..pictures import grid, save_png, to_pil
-from ..pipeline import StableDiffusion
+from ..options.commands import TrainOptions
+from ..pictures import to_pil
 from ..progress import progress_bar
-from ..sample import check_numbers, guide
+from ..sample import guide
 from ..train import Training, train
 from .bps_branch import Branch, added, steered
 from .edges import sketch
@@ -46,13 +37,7 @@ FORMAT = "minibnn bps"
 CONFIG = {  # what opening a branch needs
     "model": text, "hint_channels": integer(1, 64), "factor": integer(1, 64), "gains": one_of("head-heavy", "equal"),
 }
-TRAINING = (  # options that --branch does not allow
-    "hint_channels", "gains", "steps", "lr", "batch_size", "resolution", "checkpoint_every", "resume",
-)
-ANY_TIME = {  # on --resume: what leaves the branch as it would be
-    "out", "resume", "overwrite", "device", "checkpoint_every", "steps", "sample_steps", "guidance", "guide_hint",
-}
-AUTHORS_STEPS = 164_000  # of their recipe for sketches on COCO, about
+
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------
@@ -218,7 +203,7 @@ def draw_steered(sd, branch, hints, prompts, steps=None, guidance=None, seed=0, 
     return pictures
 
 
-# --- command ----------------------------------------------------------------------------------------------------------
+# --- the files of a branch --------------------------------------------------------------------------------------------
 
 
 def save_branch(branch, folder, config):
@@ -246,101 +231,3 @@ def load_branch(folder, sd):
         raise UserError(f"--branch {folder} was trained for {model}, whose UNet is another; pass --model {model}")
     branch.load_state_dict(state)
     return branch.eval()
-
-
-def with_hints(pictures, hints):
-    """Hints and pictures side by side, four of each in a row."""
-    shown = to_pil(2 * hints.expand(-1, 3, -1, -1) - 1)
-    cells = [cell for pair in zip(shown, pictures, strict=True) for cell in pair]
-    return grid(cells, 8, zoom=max(1, 128 // pictures[0].width))
-
-
-def check(options):
-    """Refuse, before anything is opened, what cannot be done. Raises UserError."""
-    for name in TRAINING if options.branch else ():
-        if getattr(options, name) != getattr(BpsOptions, name):
-            raise UserError(f"--{name.replace('_', '-')} is for training; with --branch nothing is trained")
-    work = unfinished(options.out or "runs/bps")
-    if not options.branch and work.exists() and not (options.resume or options.overwrite):
-        raise UserError(f"{work} holds a training that was begun: --resume goes on with it, --overwrite forgets it")
-    if options.edges and options.hint_channels != 1:
-        raise UserError("--edges makes grey hints: leave out --hint-channels 3")
-    if options.sample_steps and options.sample_steps >= schedule.TRAIN_STEPS:
-        raise UserError(f"--sample-steps {options.sample_steps} is outside 1..{schedule.TRAIN_STEPS - 1}")
-    check_numbers("ddim", 0.0, options.guidance or 1.0, options.seed)
-
-
-def train_or_draw(options):
-    """Train on the pairs of --hints, or with --branch draw its hints."""
-    out = Path(options.out or ("runs/bps-drawn" if options.branch else "runs/bps"))
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not options.overwrite:
-        raise UserError(f"--out {out} exists: name another folder or pass --overwrite")
-    if out.resolve() == Path(options.hints).resolve():
-        raise UserError(f"--out {out} is --hints too, which would be written over: name another folder")
-    check(options)
-    with locked(out):
-        train_or_draw_there(out, options)
-
-
-def train_or_draw_there(out, options):
-    """The same in a folder that belongs to this process."""
-    device = choose_device(options.device)
-    dtype = getattr(torch, options.dtype or unscaled_dtype(device))
-    sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
-    choose_threads(device, sd.unet)
-    if options.branch:
-        branch = load_branch(options.branch, sd).to(device)
-        sd.to(device)
-        if options.edges and branch.hint_channels != 1:
-            raise UserError(f"--edges makes grey hints, and --branch {options.branch} was trained on coloured ones")
-        files = picture_files(options.hints) if options.edges else hint_files(options.hints)
-        if options.edges:
-            hints = torch.stack([edges_of(path, sd.recipe["resolution"]) for path in files.values()])
-        else:
-            first = read_hint(next(iter(files.values())), branch.hint_channels)
-            size = (first.shape[2], first.shape[1])
-            hints = torch.stack([read_hint(path, branch.hint_channels, size) for path in files.values()])
-        prompts = [read_caption(Path(options.hints) / f"{name}.txt") for name in files]
-    else:
-        branch, hints, prompts = train_on_pairs(sd.to(device), out, options, dtype)
-        files = []
-    with autocast(device, dtype):
-        settings = options.sample_steps, options.guidance, options.seed
-        pictures = draw_steered(sd, branch.eval(), hints, prompts, *settings, guide_hint=options.guide_hint)
-    for name, picture in zip(files, pictures, strict=False):
-        save_png(picture, out / f"{name}.png")
-    save_png(with_hints(pictures, hints), out / "samples.png")
-    more = "" if options.branch else f"; --branch {shlex.quote(str(out))} draws other hints"
-    print(f"{out / 'samples.png'}: hints and pictures{more}")
-
-
-def train_on_pairs(sd, out, options, dtype):
-    """Train a branch on the pairs of --hints and save it in a folder: (branch, eight of the hints, their prompts)."""
-    resolution, bundled = options.resolution or sd.recipe["resolution"], options.model in WORLD
-    steps, lr = options.steps or (400 if bundled else 1000), options.lr or (5e-4 if bundled else 1e-5)
-    if resolution % sd.vae.factor:
-        raise UserError(f"--resolution {resolution} is not a multiple of {sd.vae.factor}")
-    named = {"resolution": resolution, "steps": steps, "lr": lr, "dtype": str(dtype).removeprefix("torch.")}
-    options, work = dataclasses.replace(options, out=str(out), **named), unfinished(out)
-    if options.resume:
-        check_unchanged(options, out, ANY_TIME)
-    hints, images, prompts = read_pairs(options.hints, options.hint_channels, resolution, options.edges)
-    if work.exists() and not options.resume:
-        shutil.rmtree(work)
-    if not bundled:
-        print(f"{steps} steps of {options.batch_size} pairs; the authors' recipe takes about {AUTHORS_STEPS:,}")
-    write_json(work / "options.json", dataclasses.asdict(options))
-    torch.manual_seed(options.seed)
-    branch = Branch(sd.unet.config, options.hint_channels, sd.vae.factor, options.gains).to(sd.device)
-    pairs, go_on = Pairs(sd, hints, images, prompts), f"python -m minibnn bps --resume --out {shlex.quote(str(out))}"
-    go_on += " --overwrite" * options.overwrite
-    numbers = (steps, lr, options.batch_size, options.seed, dtype)
-    try:
-        train_branch(sd, branch, pairs, *numbers, work=work, every=options.checkpoint_every, go_on=go_on)
-    finally:
-        if not (work / STATE).exists():  # nothing that could go on
-            shutil.rmtree(work)
-    save_branch(branch, out, dataclasses.asdict(options) | {"factor": sd.vae.factor})
-    shutil.rmtree(work)
-    return branch, hints[:8], prompts[:8]
-

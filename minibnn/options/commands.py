@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from .kinds import DEFAULT, natural, nonnegative, option, positive, seed_number, share, whole, words
-from .of_runs import resumed_options, unfinished_options
+from .of_runs import going_on, resumed_options, unfinished_options
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -279,9 +279,7 @@ class BpsOptions:
     @staticmethod
     def complete(given):
         """Add to the options given {name: value} those of the training that --resume goes on with. Raises UserError."""
-        if not given.get("resume"):
-            return given
-        return unfinished_options(given.get("out") or "runs/bps", BpsOptions) | given
+        return going_on(given, BpsOptions, "runs/bps")
 
 
 @dataclass(frozen=True)
@@ -333,9 +331,7 @@ class RectifiedOptions:
     @staticmethod
     def complete(given):
         """Add to the options given {name: value} those of the training that --resume goes on with. Raises UserError."""
-        if not given.get("resume"):
-            return given
-        return unfinished_options(given.get("out") or "runs/corrector", RectifiedOptions) | given
+        return going_on(given, RectifiedOptions, "runs/corrector")
 
 
 @dataclass(frozen=True)

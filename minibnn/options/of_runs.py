@@ -85,6 +85,14 @@ def unfinished_options(out, options_class):
     return typed(values, options_class, path)
 
 
+def going_on(given, options_class, out):
+    """The options given {name: value} and, with --resume, those with which the making of their `out` began.
+
+    out: the folder if none is given. Raises UserError when there is nothing to go on with.
+    """
+    return unfinished_options(given.get("out") or out, options_class) | given if given.get("resume") else given
+
+
 def check_unchanged(options, out, may_change):
     """Refuse to go on with other options than those with which the making of `out` began. Raises UserError.
 
