@@ -73,6 +73,27 @@ def test_each_sample_is_inverted_under_its_own_condition():
     torch.testing.assert_close(flow.euler(flow.under(velocity, c), z, n), x, rtol=1e-11, atol=1e-11)
 
 
+class OnGPU(torch.Tensor):
+    """Stands for a tensor of a GPU: one of the CPU, as indices are, cannot be indexed by it."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.__getitem__ and type(args[0]) is torch.Tensor:
+            raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
+        result = super().__torch_function__(function, types, args, kwargs)
+        return result.as_subclass(torch.Tensor) if function is torch.Tensor.cpu else result
+
+
+def test_the_inversion_computes_where_the_pictures_are():
+    """Bug of an earlier version: on a GPU the first step of each inversion failed."""
+    x, c = torch.linspace(-1, 2, 3)[:, None], torch.tensor([[0.01], [0.9], [0.3]])
+    velocity = lambda y, s, a: -a * y  # noqa: E731
+    expected, _ = flow.invert(velocity, x, 2, condition=lambda rows: c[rows])
+    z, _ = flow.invert(velocity, x.as_subclass(OnGPU), 2, condition=lambda rows: c[rows].as_subclass(OnGPU))
+    assert type(z) is OnGPU
+    torch.testing.assert_close(z.cpu(), expected, rtol=0, atol=0)
+
+
 def test_a_corrector_learns_what_its_condition_says():
     """Noise of mean 2 under one condition and −2 under the other, from one network."""
 

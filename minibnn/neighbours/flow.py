@@ -90,7 +90,7 @@ def inverse_step(velocity, x, s, h, iterations, tolerance, condition=None):
         v = under(velocity, condition(active)) if condition else velocity
         better = x[active] - h * v(y[active], x.new_full((len(active),), s))
         residual[active], y[active] = rms(better - y[active]), better
-        active = active[~(residual[active] <= tolerance)]  # a residual that is NaN stays active
+        active = active[~(residual[active] <= tolerance).cpu()]  # a residual that is NaN stays active
         if not len(active):
             break
     return y, residual
