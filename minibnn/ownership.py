@@ -20,7 +20,7 @@ from .runs import base_of, find_config, is_adapter_run, is_finished, read_config
 log = logging.getLogger("minibnn")
 
 OURS = re.compile(  # what a run writes, and --overwrite deletes
-    r"(config|log|advice)\.jsonl?|report\.html|looks/\d{6}\.png|samples(-\d+)?\.png|curves\.(jsonl|png)|(posterior|model|lora_kohya)\.safetensors"
+    r"(config|log|advice|graft)\.jsonl?|report\.html|looks/\d{6}\.png|samples(-\d+)?\.png|curves\.(jsonl|png)|(posterior|model|lora_kohya)\.safetensors"
     r"|checkpoint/state\.safetensors"
     r"|(faithful/\d{6}/)?(config|model_index|recipe|adapter_config)\.json"
     r"|(faithful/\d{6}/)?(pytorch_lora_weights|adapter_model)\.safetensors"

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import stats
 from torch import nn
 
-from minibnn import StableDiffusion, UserError, runs, schedule
+from minibnn import StableDiffusion, UserError, ownership, runs, schedule
 from minibnn.cli.export import export
 from minibnn.cli.sample import sample
 from minibnn.experiments.graft import diversity, kept_seeds, path_kl
@@ -22,7 +22,7 @@ from minibnn.files.weights import write_tensors
 from minibnn.neighbours import candidates, graft, graft_run, guidance, rejection, rewards
 from minibnn.networks.unet import UNet
 from minibnn.observers import CtrlC
-from minibnn.options.commands import ExportOptions, GraftOptions, SampleOptions
+from minibnn.options.commands import ExportOptions, GraftOptions, SampleOptions, TrainOptions
 from minibnn.options.parsing import parse
 from minibnn.pictures import to_tensor
 from minibnn.world import scenes as world
@@ -671,6 +671,19 @@ def test_a_run_of_graft_is_sampled_exported_and_opened_by_diffusers(lora_run, tm
         assert (StableDiffusion.load(folder / "sd").unet(x, t, context) - expected).abs().max() > 1e-3
     with pytest.raises(UserError, match="was trained on no folder of pictures; pass --images"):
         runs.images_of(run)
+
+
+def test_train_goes_on_with_no_run_of_graft_but_takes_its_options_and_its_folder(lora_run, capsys):
+    """Bugs of an earlier version: "images = [] is not a text", and a run that --overwrite made was still drawn as one
+    of GRAFT."""
+    run = lora_run[0] / "run"
+    with pytest.raises(SystemExit):
+        parse(TrainOptions, "train", ["--resume", "--out", str(run)])
+    assert f"trained on no folder of pictures, and is finished: begin another with --model {run}" in (
+        capsys.readouterr().err)
+    options = parse(TrainOptions, "train", ["--config", str(run), "--images", "dog"])
+    assert (options.images, options.rank, options.prompt) == (["dog"], 2, ["a car", "a dog"])
+    assert {path.name for path in ownership.own_files(run)} == {path.name for path in run.iterdir()}
 
 
 @pytest.mark.parametrize("words", [["threshold"], ["threshold", "--minimum", "0.1"], ["tilt", "--alpha", "2"]])

@@ -38,12 +38,13 @@ def read(path, options_class):
 def training_options(path, options_class):
     """{name: value} of a run's options, as far as they belong to the training, and its config.json as `read` gives it.
 
-    path: of that file. Raises UserError naming file and option.
+    path: of that file. A run that learned from its own samples (GRAFT) has no images. Raises UserError naming file and
+    option.
     """
     config = read(path, options_class)
     if config is None:
         raise UserError(f"{path} is not a config.json of a run; a configuration file ends with .toml")
-    values = {k: value for k, value in config["options"].items() if value is not None and k not in ONE_CALL}
+    values = {k: value for k, value in config["options"].items() if value not in (None, []) and k not in ONE_CALL}
     return typed(values, options_class, path), config
 
 
@@ -56,6 +57,9 @@ def resumed_options(out, options_class):
     if not path.exists():
         raise UserError(f"no checkpoint in {out}: nothing to resume; start without --resume")
     values, config = training_options(path, options_class)
+    if "images" not in values:
+        raise UserError(f"the run in {out} was trained on no folder of pictures, and is finished: begin another with "
+                        f"--model {out}")
     if values.get("class_images") == str(Path(config["options"].get("out") or "") / "class_images"):
         del values["class_images"]  # they move with the run
     home = Path(config.get("folder", "."))
