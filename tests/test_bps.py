@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -524,6 +525,11 @@ def test_a_stopped_training_goes_on_to_the_same_branch(tmp_path, monkeypatch):
         command(*words, "--out", run)
     with pytest.raises(UserError, match="--lr is not what .*run.unfinished began with"):
         command("--resume", "--out", run, "--lr", "1e-4")
+    changed, real = pairs / "001.txt", (pairs / "001.txt").read_text()
+    changed.write_text("a cat")
+    with pytest.raises(UserError, match="the pictures or captions are not those that .*run.unfinished began with"):
+        command("--resume", "--out", run)
+    changed.write_text(real)
     command("--resume", "--out", run)
     assert not work.exists()
     command(*words, "--out", tmp_path / "whole")
@@ -581,6 +587,19 @@ def test_guidance_on_the_hint_starts_from_the_frozen_model():
         [found] = bps.draw_steered(sd, branch, hint, ["a dog"], 1, 3.0, 4, guide_hint=guide_hint)
         pixels = torch.tensor(np.array(found)).float()
         assert (pixels - picture(u)).abs().max() <= 0.6 < 3 < (pixels - picture(other)).abs().max()
+
+
+def test_a_training_goes_on_to_no_fewer_steps_than_are_done(pairs, tmp_path, monkeypatch):
+    """Bug of an earlier version: --steps 1 gave the branch of step 2, whose config.json said 1."""
+    with monkeypatch.context() as context:
+        context.setattr(bps_run, "save_branch", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            bps_run.train_or_draw(options(pairs, steps=2))
+    words = ["--resume", "--out", str(tmp_path / "run"), "--steps"]
+    with pytest.raises(UserError, match="--steps 1 lies before the checkpoint, which is after step 2"):
+        bps_run.train_or_draw(parse(BpsOptions, "minibnn bps", [*words, "1"]))
+    bps_run.train_or_draw(parse(BpsOptions, "minibnn bps", [*words, "3"]))
+    assert bps.read_json(tmp_path / "run" / "config.json")["steps"] == 3
 
 
 class TestMistakes:

@@ -581,7 +581,7 @@ def test_candidates_outlive_a_rule_that_accepts_none(tmp_path, monkeypatch):
     words = ["--resume", "--out", out, "--evaluate", "0"]
     with pytest.raises(UserError, match="accepts none of 4 samples"):  # with LoRA's own rate and rank
         command(*words, "--method", "lora", "--minimum", "3")
-    kept = json.loads((tmp_path / "run.unfinished" / "options.json").read_text())
+    kept = json.loads((tmp_path / "run.unfinished" / "options.json").read_text())["options"]
     assert (kept["method"], kept["rank"], kept["minimum"]) == ("lora", 4, 3.0)
     record = command(*words, "--method", "dreambooth", "--rule", "tilt")  # neither rank nor minimum stands in the way
     assert record["samples"] == 4 and record["kept"] >= 1 and record["options"]["rank"] is None

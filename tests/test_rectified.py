@@ -176,10 +176,14 @@ def test_train_is_stopped_resumed_and_draws(model, sd, pictures, tmp_path, monke
     with pytest.raises(KeyboardInterrupt, match=f"to go on: python -m minibnn rectified --resume --out {out}"):
         command(*words, *small)
     assert sorted(p.name for p in work.iterdir()) == ["inverse-000000.safetensors", "options.json"] and not out.exists()
-    with pytest.raises(UserError, match="--resume goes on with them, --overwrite forgets them"):
+    with pytest.raises(UserError, match="--resume goes on with it, --overwrite forgets it"):
         command(*words, *small)
     with pytest.raises(UserError, match="--guidance is not what .*run.unfinished began with"):
         command("--resume", "--out", out, "--guidance", "2")
+    (pictures / "3.txt").write_text("a cat")
+    with pytest.raises(UserError, match="the pictures or captions are not those that .*run.unfinished began with"):
+        command("--resume", "--out", out)
+    (pictures / "3.txt").unlink()
     command("--resume", "--out", out)
     assert calls == [2, 2, 2, 1] and max(noises) < 1e-3
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pictures", "run"]

@@ -104,6 +104,12 @@ def read_caption(path):
     return text
 
 
+def pair_files(folder, edges=False):
+    """The pictures of all pairs and, unless they are edges, their hints: paths. Raises UserError if there is none."""
+    hints = {} if edges else hint_files(folder)
+    return [*hints.values(), *(Path(folder) / f"{name}.png" for name in hints or picture_files(folder))]
+
+
 def read_pairs(folder, channels, resolution, edges=False):
     """Folder -> hints, pictures, captions, each hint as large as its picture; both cropped to the resolution.
 

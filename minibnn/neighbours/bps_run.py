@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 
 from .. import schedule
-from ..checkpoints import STATE
+from ..checkpoints import STATE, read_progress
 from ..devices import autocast, choose_device, choose_threads, unscaled_dtype
 from ..errors import UserError
 from ..files.locks import locked
-from ..files.store import write_json
+from ..options import unfinished
 from ..options.commands import BpsOptions
 from ..options.kinds import WORLD
-from ..options.of_runs import check_unchanged, unfinished
 from ..pictures import grid, save_png, to_pil
 from ..pipeline import StableDiffusion
+from ..runs import fingerprint
 from ..sample import check_numbers
 from .bps import (
     Pairs,
@@ -28,6 +28,7 @@ from .bps import (
     edges_of,
     hint_files,
     load_branch,
+    pair_files,
     picture_files,
     read_caption,
     read_hint,
@@ -58,9 +59,8 @@ def check(options):
     for name in TRAINING if options.branch else ():
         if getattr(options, name) != getattr(BpsOptions, name):
             raise UserError(f"--{name.replace('_', '-')} is for training; with --branch nothing is trained")
-    work = unfinished(options.out or "runs/bps")
-    if not options.branch and work.exists() and not (options.resume or options.overwrite):
-        raise UserError(f"{work} holds a training that was begun: --resume goes on with it, --overwrite forgets it")
+    if not options.branch:
+        unfinished.check(options, options.out or "runs/bps")
     if options.edges and options.hint_channels != 1:
         raise UserError("--edges makes grey hints: leave out --hint-channels 3")
     if options.sample_steps and options.sample_steps >= schedule.TRAIN_STEPS:
@@ -119,19 +119,17 @@ def train_on_pairs(sd, out, options, dtype):
     if resolution % sd.vae.factor:
         raise UserError(f"--resolution {resolution} is not a multiple of {sd.vae.factor}")
     named = {"resolution": resolution, "steps": steps, "lr": lr, "dtype": str(dtype).removeprefix("torch.")}
-    options, work = dataclasses.replace(options, out=str(out), **named), unfinished(out)
-    if options.resume:
-        check_unchanged(options, out, ANY_TIME)
+    options = dataclasses.replace(options, out=str(out), **named)
     hints, images, prompts = read_pairs(options.hints, options.hint_channels, resolution, options.edges)
-    if work.exists() and not options.resume:
-        shutil.rmtree(work)
+    read = fingerprint(pair_files(options.hints, options.edges))
+    if options.resume:
+        check_same(options, out, read)
     if not bundled:
         print(f"{steps} steps of {options.batch_size} pairs; the authors' recipe takes about {AUTHORS_STEPS:,}")
-    write_json(work / "options.json", dataclasses.asdict(options))
+    work, go_on = unfinished.begin(options, out, read), unfinished.to_go_on(options, out)
     torch.manual_seed(options.seed)
     branch = Branch(sd.unet.config, options.hint_channels, sd.vae.factor, options.gains).to(sd.device)
-    pairs, go_on = Pairs(sd, hints, images, prompts), f"python -m minibnn bps --resume --out {shlex.quote(str(out))}"
-    go_on += " --overwrite" * options.overwrite
+    pairs = Pairs(sd, hints, images, prompts)
     numbers = (steps, lr, options.batch_size, options.seed, dtype)
     try:
         train_branch(sd, branch, pairs, *numbers, work=work, every=options.checkpoint_every, go_on=go_on)
@@ -142,3 +140,10 @@ def train_on_pairs(sd, out, options, dtype):
     shutil.rmtree(work)
     return branch, hints[:8], prompts[:8]
 
+
+def check_same(options, out, pictures):
+    """Refuse to go on with other options or pairs, or to fewer steps than are done. Raises UserError."""
+    unfinished.check_unchanged(options, out, ANY_TIME, pictures)
+    state = unfinished.place(out) / STATE
+    if state.exists() and (done := read_progress(state)[0]) > options.steps:
+        raise UserError(f"--steps {options.steps} lies before the checkpoint, which is after step {done}")

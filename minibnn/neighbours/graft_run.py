@@ -25,9 +25,9 @@ from ..files.locks import locked
 from ..files.store import read_json, write_json
 from ..finetune import methods
 from ..finetune.adapter_files import FILES as ADAPTER_FILES
+from ..options import unfinished
 from ..options.commands import GraftOptions
 from ..options.kinds import BUNDLED, WORLD
-from ..options.of_runs import check_unchanged, unfinished
 from ..pictures import grid, save_png
 from ..pipeline import StableDiffusion
 from ..sample import check_numbers
@@ -79,9 +79,9 @@ def check_folder(options, out):
             raise UserError(f"--out {out} would replace --{name.replace('_', '-')} {value}: name another")
     if options.model not in BUNDLED and out.resolve().is_relative_to(Path(options.model).resolve()):
         raise UserError(f"--out {out} lies inside --model {options.model}: name another")
-    if unfinished(out).exists() and not (options.resume or options.overwrite):
-        begun = f"--out {out}: {unfinished(out)} holds a run that was begun"
-        raise UserError(f"{begun}: --resume goes on with it, --overwrite forgets it")
+    if not out.name.strip("."):
+        raise UserError(f"--out {out}: name the folder as it is called, from another one")
+    unfinished.check(options, out)
 
 
 def settle(options, sd):
@@ -134,17 +134,14 @@ def graft(options):
 
 def graft_there(options, out):
     """The same into a folder that belongs to this process and may be replaced."""
-    work = unfinished(out)
     if options.resume:
-        check_unchanged(options, out, ANY_TIME if (work / STATE).exists() else ANY_TIME | BEFORE_TRAINING)
+        trained = (unfinished.place(out) / STATE).exists()
+        unfinished.check_unchanged(options, out, ANY_TIME if trained else ANY_TIME | BEFORE_TRAINING)
     reward = load_reward(options.reward, choose_device(options.device))
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
     options = settle(options, sd)
-    if work.exists() and not options.resume:
-        shutil.rmtree(work)
-    write_json(work / "options.json", dataclasses.asdict(options))
+    work, go_on = unfinished.begin(options, out), unfinished.to_go_on(options, out)
     choose_threads(options.device, sd.unet)
-    go_on = f"python -m minibnn graft --resume --out {shlex.quote(str(out))}" + " --overwrite" * options.overwrite
     try:
         record = make(options, sd.to(options.device), reward, work, go_on)
     except KeyboardInterrupt as stop:

@@ -34,10 +34,11 @@ from ..files.schema import fitting, integer, items, number, record, text
 from ..files.store import read_json, write_json
 from ..files.weights import read_tensors, write_tensors
 from ..networks.unet import UNet, UNetConfig
-from ..options.of_runs import check_unchanged, unfinished
+from ..options import unfinished
 from ..pictures import grid, save_png, to_pil
 from ..pipeline import StableDiffusion
 from ..progress import progress_bar
+from ..runs import fingerprint
 from ..sample import check_numbers, guide, picture_size
 from . import fitted_noise, flow
 
@@ -146,9 +147,8 @@ def inverse_noises(velocity, x, contexts, which, options, folder):
     return tuple(torch.cat(column) for column in zip(*found, strict=True))
 
 
-def train_corrector(sd, options, work):
-    """Invert the pictures of --images and train a corrector on their noises: (corrector, config)."""
-    files = data.list_pictures(options.images)
+def train_corrector(sd, files, options, work):
+    """Invert the pictures in these files and train a corrector on their noises: (corrector, config)."""
     nameless = [path for path in files if not data.caption_file(path).exists()]
     if nameless and not options.prompt:
         raise UserError(f"{nameless[0]} has no caption: write {data.caption_file(nameless[0]).name}, or give --prompt")
@@ -219,9 +219,8 @@ def check(options, out):
         raise UserError(f"--out {out} exists: name another or pass --overwrite")
     if options.train and out.is_file():
         raise UserError(f"--out {out} is a file; with --train name a folder")
-    if options.train and unfinished(out).exists() and not (options.resume or options.overwrite):
-        begun = f"--out {out}: {unfinished(out)} holds inversions that were begun"
-        raise UserError(f"{begun}: --resume goes on with them, --overwrite forgets them")
+    if options.train:
+        unfinished.check(options, out)
 
 
 def train_or_draw(options):
@@ -246,22 +245,20 @@ def train_or_draw(options):
 
 def train_there(sd, options, out):
     """Train a corrector in a folder that belongs to this process."""
-    work = unfinished(out)
+    files = data.list_pictures(options.images)
+    read = fingerprint(files)
     if options.resume:
-        check_unchanged(options, out, ANY_TIME)
-    elif work.exists():
-        shutil.rmtree(work)
+        unfinished.check_unchanged(options, out, ANY_TIME, read)
     choose_threads(options.device, sd.unet)
-    write_json(work / "options.json", dataclasses.asdict(options))
+    work = unfinished.begin(options, out, read)
     try:
-        corrector, config = train_corrector(sd, options, work)
+        corrector, config = train_corrector(sd, files, options, work)
     except UserError:
         if not list(work.glob("inverse-*")):  # nothing that could go on
             shutil.rmtree(work)
         raise
     except KeyboardInterrupt:
-        again = f"python -m minibnn rectified --resume --out {shlex.quote(str(out))}"
-        again += " --overwrite" * options.overwrite
+        again = unfinished.to_go_on(options, out)
         raise KeyboardInterrupt(f"stopped; what is done is in {work}; to go on: {again}") from None
     save_corrector(corrector.cpu(), out, config)
     shutil.rmtree(work)

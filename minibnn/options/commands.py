@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ..errors import UserError
 from .kinds import DEFAULT, natural, nonnegative, option, positive, seed_number, share, whole, words
-from .of_runs import going_on, resumed_options, unfinished_options
+from .of_runs import resumed_options
+from .unfinished import going_on
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -213,20 +214,15 @@ class GraftOptions:
 
     out: str = option("runs/graft", "the run's folder", "output", metavar="DIR")
     checkpoint_every: int = option(0, "write a checkpoint of the training every N steps; 0: only when it is stopped", "output", type=natural, metavar="N")
-    resume: bool = option(False, "go on with what OUT.unfinished holds, with its options; before the first step of training those of choosing and training may be others", "output")
+    resume: bool = option(False, "go on with what OUT.unfinished holds, with its options; as long as it has no checkpoint of the training, the rule, its number, --deduplicate, the method, the switch, the rate and the steps may be others", "output")
     evaluate: int = option(32, "fresh samples drawn at the end for the mean reward and samples.png; 0: none", "output", type=natural)
     overwrite: bool = option(False, "replace OUT if it is a run of this command; without --resume also forget OUT.unfinished", "output")
 
     @staticmethod
     def complete(given):
         """Add to the options given {name: value} those of the run that --resume goes on with. Raises UserError."""
-        if not given.get("resume"):
-            return given
-        before = unfinished_options(given.get("out", GraftOptions.out), GraftOptions)
-        for choice, own in (("rule", ("keep", "minimum", "alpha")), ("method", ("rank", "layers", "lr"))):
-            if given.get(choice, before[choice]) != before[choice]:  # what was settled for the other one
-                before = {name: value for name, value in before.items() if name not in own}
-        return before | given
+        settled = {"rule": ("keep", "minimum", "alpha"), "method": ("rank", "layers", "lr")}
+        return going_on(given, GraftOptions, GraftOptions.out, settled)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The options of a run as its folder holds them: `runs.start` writes config.json, and this is its one reader."""
 
-import dataclasses
 from pathlib import Path
 
 from ..errors import UserError
@@ -73,38 +72,3 @@ def _moved(value, home):
     if isinstance(value, list):
         return [_moved(each, home) for each in value]
     return value if value in BUNDLED else str(home / value)
-
-
-def unfinished(out):
-    """Where a command keeps what it needs to go on until the folder `out` is made whole: OUT.unfinished beside it."""
-    return Path(out).with_name(Path(out).name + ".unfinished")
-
-
-def unfinished_options(out, options_class):
-    """{name: value} of the options with which the making of `out` began. Raises UserError when there is nothing."""
-    path = unfinished(out) / "options.json"
-    if not path.exists():
-        raise UserError(f"nothing to resume: there is no {path}; start without --resume")
-    values = {name: value for name, value in read_json(path).items() if value is not None and name not in ONE_CALL}
-    return typed(values, options_class, path)
-
-
-def going_on(given, options_class, out):
-    """The options given {name: value} and, with --resume, those with which the making of their `out` began.
-
-    out: the folder if none is given. Raises UserError when there is nothing to go on with.
-    """
-    return unfinished_options(given.get("out") or out, options_class) | given if given.get("resume") else given
-
-
-def check_unchanged(options, out, may_change):
-    """Refuse to go on with other options than those with which the making of `out` began. Raises UserError.
-
-    may_change: the names of those that may be others.
-    """
-    before = unfinished_options(out, type(options))
-    for field in dataclasses.fields(options):
-        name = field.name
-        if name not in may_change and getattr(options, name) != before.get(name, field.default):
-            raise UserError(f"--{name.replace('_', '-')} is not what {unfinished(out)} began with, which decides what "
-                            "comes out: leave it out, or begin anew with --overwrite")

@@ -1,0 +1,111 @@
+"""What a command has begun and not finished: the folder OUT.unfinished beside OUT, with what it takes to go on.
+
+Its options.json holds the command's name, its options, and fingerprints of the pictures that it learns from. --resume
+goes on with it; --overwrite without --resume forgets it.
+"""
+
+import dataclasses
+import shlex
+import shutil
+from pathlib import Path
+
+from ..errors import UserError
+from ..files.schema import anything, mapping, record, text
+from ..files.store import read_json, write_json
+from .of_runs import ONE_CALL
+from .typed import typed
+
+FILE = "options.json"
+CONTENT = {"command": text, "options": mapping(anything), "pictures": mapping(text)}
+
+
+def place(out):
+    """OUT.unfinished, for the folder OUT."""
+    out = Path(out)
+    return Path(f"{out if out.name.strip('.') else out.resolve()}.unfinished")  # "." and ".." are no names
+
+
+def read(out, options_class):
+    """How the making of `out` began: ({name: value} of the options, {name: fingerprint} of the pictures).
+
+    Raises UserError when there is nothing, or what another command began.
+    """
+    path, command = place(out) / FILE, command_of(options_class)
+    if not path.exists():
+        raise UserError(f"nothing to resume: there is no {path}; start without --resume")
+    found = read_json(path, record(CONTENT, CONTENT))
+    if found["command"] != command:
+        raise UserError(f"{path.parent} was begun by the command {found['command']}, not by {command}: name another "
+                        "--out")
+    values = {name: value for name, value in found["options"].items() if value is not None and name not in ONE_CALL}
+    return typed(values, options_class, path), found["pictures"]
+
+
+def command_of(options_class):
+    """The command that takes these options: GraftOptions -> "graft"."""
+    return options_class.__name__.removesuffix("Options").lower()
+
+
+def going_on(given, options_class, out, settled=None):
+    """The options given {name: value} and, with --resume, those with which the making of their `out` began.
+
+    out: the folder if none is given. settled: {option: other options}; the latter were settled for its value, and are
+    forgotten when it is given another. Raises UserError when there is nothing to go on with.
+    """
+    if not given.get("resume"):
+        return given
+    before, _ = read(given.get("out") or out, options_class)
+    for choice, others in (settled or {}).items():
+        if given.get(choice, before.get(choice)) != before.get(choice):
+            before = {name: value for name, value in before.items() if name not in others}
+    return before | given
+
+
+def to_go_on(options, out):
+    """The command that goes on, for the person who reads a message."""
+    words = f"python -m minibnn {command_of(type(options))} --resume --out {shlex.quote(str(out))}"
+    return words + " --overwrite" * options.overwrite
+
+
+def check(options, out):
+    """Refuse to begin anew what was begun, unless --overwrite forgets it, and to delete anything else.
+
+    Raises UserError.
+    """
+    work = place(out)
+    if options.resume or not work.exists() or not any(work.iterdir()):
+        return
+    if not (work / FILE).exists():
+        raise UserError(f"--out {out}: {work} is needed, and holds something else: move it, or name another --out")
+    if not options.overwrite:
+        raise UserError(f"--out {out}: {work} holds what was begun: --resume goes on with it, --overwrite forgets it")
+    read(out, type(options))
+
+
+def check_unchanged(options, out, may_change, pictures=None):
+    """Refuse to go on with other options or pictures than those with which the making of `out` began.
+
+    may_change: the names of the options that may be others. pictures: their fingerprints. Raises UserError.
+    """
+    before, pictures_before = read(out, type(options))
+    for field in dataclasses.fields(options):
+        name = field.name
+        if name not in may_change and getattr(options, name) != before.get(name, field.default):
+            raise UserError(f"--{name.replace('_', '-')} is not what {place(out)} began with, which decides what "
+                            "comes out: leave it out, or begin anew with --overwrite")
+    if (pictures or {}) != pictures_before:
+        raise UserError(f"the pictures or captions are not those that {place(out)} began with: put them back, or begin "
+                        "anew with --overwrite")
+
+
+def begin(options, out, pictures=None):
+    """Write down what the command begins or, with --resume, goes on with; returns the folder.
+
+    pictures: fingerprints of those that it learns from. Without --resume what was begun before is deleted.
+    """
+    work = place(out)
+    if work.exists() and not options.resume:
+        shutil.rmtree(work)
+    values = {"command": command_of(type(options)), "options": dataclasses.asdict(options), "pictures": pictures or {}}
+    write_json(work / FILE, values)
+    return work

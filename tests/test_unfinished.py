@@ -1,0 +1,78 @@
+"""What a command has begun: where it lies, who goes on with it, and that nothing else is deleted or mixed with it."""
+
+import json
+
+import pytest
+
+from minibnn import UserError
+from minibnn.options import unfinished
+from minibnn.options.commands import BpsOptions, GraftOptions, RectifiedOptions
+from minibnn.options.parsing import parse
+
+
+def options(*words):
+    return parse(GraftOptions, "minibnn graft", ["--reward", "redness", *map(str, words)])
+
+
+def test_it_lies_beside_the_folder_however_that_is_called(tmp_path, monkeypatch):
+    """Bug of an earlier version: `--out .` was a traceback."""
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "runs" / "a")
+    for out, place in {".": tmp_path / "runs" / "a.unfinished", "..": tmp_path / "runs.unfinished",
+                       "b/": "b.unfinished", "../c.d": "../c.d.unfinished", "/": "/.unfinished"}.items():
+        assert str(unfinished.place(out)) == str(place)
+
+
+def test_what_is_given_wins_over_what_was_begun_and_what_was_settled_for_another_value_goes(tmp_path):
+    out = tmp_path / "run"
+    unfinished.begin(options("--rule", "threshold", "--minimum", 2, "--steps", 7, "--out", out), out)
+    before = options("--resume", "--out", out)
+    assert (before.rule, before.minimum, before.steps, before.resume) == ("threshold", 2.0, 7, True)
+    changed = options("--resume", "--out", out, "--rule", "tilt", "--steps", 8)
+    assert (changed.rule, changed.minimum, changed.steps) == ("tilt", GraftOptions.minimum, 8)
+    same = options("--resume", "--out", out, "--rule", "threshold")
+    assert same.minimum == 2.0
+
+
+@pytest.mark.parametrize("content", [
+    {"command": "graft", "options": {}}, {"command": 3, "options": {}, "pictures": {}}, {"options": {"rule": "tilt"}},
+])
+def test_a_damaged_file_is_named(tmp_path, content, capsys):
+    """Bug of an earlier version: one without `rule` was a traceback."""
+    (tmp_path / "run.unfinished").mkdir()
+    (tmp_path / "run.unfinished" / "options.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit):
+        options("--resume", "--out", tmp_path / "run", "--rule", "tilt")
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'run.unfinished' / 'options.json'}: ")
+
+
+def test_what_another_command_began_is_neither_resumed_nor_forgotten(tmp_path):
+    """Bug of an earlier version: `--overwrite` deleted it."""
+    out = tmp_path / "run"
+    work = unfinished.begin(BpsOptions(hints="pairs"), out)
+    for words in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(UserError, match="run.unfinished was begun by the command bps, not by rectified: name anot"):
+            if words == {"resume": True}:
+                unfinished.going_on(words, RectifiedOptions, out)
+            unfinished.check(RectifiedOptions(model="m", **words), out)
+    unfinished.check(BpsOptions(hints="pairs", overwrite=True), out)
+    assert (work / unfinished.FILE).exists()
+
+
+def test_a_folder_of_that_name_that_no_command_made_is_left_alone(tmp_path):
+    work = tmp_path / "run.unfinished"
+    work.mkdir()
+    unfinished.check(options(), tmp_path / "run")  # empty, as a kill may leave it
+    (work / "letter.txt").write_text("mine")
+    for words in ([], ["--overwrite"]):
+        with pytest.raises(UserError, match="run.unfinished is needed, and holds something else: move it, or name"):
+            unfinished.check(options(*words), tmp_path / "run")
+
+
+def test_pictures_must_be_those_that_it_began_with(tmp_path):
+    begun = options("--out", tmp_path / "run")
+    unfinished.begin(begun, tmp_path / "run", {"a.png": "0f"})
+    unfinished.check_unchanged(begun, tmp_path / "run", {"out"}, {"a.png": "0f"})
+    for others in ({"a.png": "0e"}, {}, {"a.png": "0f", "b.png": "0f"}):
+        with pytest.raises(UserError, match="the pictures or captions are not those that .*run.unfinished began with"):
+            unfinished.check_unchanged(begun, tmp_path / "run", {"out"}, others)
