@@ -15,7 +15,8 @@ from torch import nn
 
 from minibnn import StableDiffusion, schedule
 from minibnn.errors import UserError
-from minibnn.neighbours import bps, bps_branch, bps_run
+from minibnn.files.store import read_json, write_json
+from minibnn.neighbours import beside, bps, bps_branch, bps_run
 from minibnn.networks.unet import UNet, UNetConfig
 from minibnn.observers import CtrlC
 from minibnn.options.commands import BpsOptions
@@ -592,14 +593,14 @@ def test_guidance_on_the_hint_starts_from_the_frozen_model():
 def test_a_training_goes_on_to_no_fewer_steps_than_are_done(pairs, tmp_path, monkeypatch):
     """Bug of an earlier version: --steps 1 gave the branch of step 2, whose config.json said 1."""
     with monkeypatch.context() as context:
-        context.setattr(bps_run, "save_branch", lambda *_: signal.raise_signal(signal.SIGINT))
+        context.setattr(beside, "save", lambda *_: signal.raise_signal(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             bps_run.train_or_draw(options(pairs, steps=2))
     words = ["--resume", "--out", str(tmp_path / "run"), "--steps"]
     with pytest.raises(UserError, match="--steps 1 lies before the checkpoint, which is after step 2"):
         bps_run.train_or_draw(parse(BpsOptions, "minibnn bps", [*words, "1"]))
     bps_run.train_or_draw(parse(BpsOptions, "minibnn bps", [*words, "3"]))
-    assert bps.read_json(tmp_path / "run" / "config.json")["steps"] == 3
+    assert read_json(tmp_path / "run" / "config.json")["steps"] == 3
 
 
 class TestMistakes:
@@ -631,15 +632,16 @@ class TestMistakes:
 
     def test_another_models_branch(self, pairs, tmp_path):
         config = {"model": "X", "hint_channels": 1, "factor": 8, "gains": "equal"}
-        bps.save_branch(bps_branch.Branch(SMALL), tmp_path / "other", config)
+        beside.save(bps_branch.Branch(SMALL), tmp_path / "other", "branch", config)
         self.refused(pairs, "trained for X", branch=str(tmp_path / "other"))
         self.refused(pairs, "config.json is missing", branch=str(pairs))
 
     def test_a_damaged_branch(self, pairs, tmp_path):
         config = {"model": "X", "hint_channels": 1, "factor": 8, "gains": "equal"}
         for name in config:
-            bps.save_branch(bps_branch.Branch(SMALL), tmp_path / "b", {k: v for k, v in config.items() if k != name})
-            self.refused(pairs, f"b: config.json lacks '{name}'; it is damaged", branch=str(tmp_path / "b"))
+            less = {key: value for key, value in config.items() if key != name}
+            beside.save(bps_branch.Branch(SMALL), tmp_path / "b", "branch", less)
+            self.refused(pairs, f"config.json: {name} is missing", branch=str(tmp_path / "b"))
 
     @pytest.mark.parametrize("branch", [None, "b"])
     def test_what_cannot_be_drawn_is_said_before_training(self, pairs, branch, monkeypatch):
@@ -688,11 +690,11 @@ def test_the_experiment_reports_every_run_that_is_there(tmp_path, monkeypatch):
 
     values = dict.fromkeys(experiment.JUDGED, 0.5)
     for name in ("base-0-1", "bps-40-0"):
-        bps.write_json(tmp_path / "steps-60" / f"{name}.json", values)
+        write_json(tmp_path / "steps-60" / f"{name}.json", values)
     monkeypatch.setattr(experiment, "train_judge", lambda path: None)
     monkeypatch.setattr(experiment, "judged", lambda *arguments: values)
     monkeypatch.setattr(experiment, "sheet", lambda *arguments: Image.new("L", (4, 4)))
     settings = {"variants": ["base", "bps"], "seeds": [0, 1], "steps": 60, "runs": 0, "work": tmp_path, "out": tmp_path}
     settings["anchors"] = False
     experiment.experiment(SimpleNamespace(**settings))
-    assert bps.read_json(tmp_path / "bps.json")["60 steps"] == {"base 0": [values], "bps 40": [values]}
+    assert read_json(tmp_path / "bps.json")["60 steps"] == {"base 0": [values], "bps 40": [values]}

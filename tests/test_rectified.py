@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from minibnn import StableDiffusion, UserError
-from minibnn.files.weights import write_tensors
-from minibnn.neighbours import flow, rectified
+from minibnn.files.weights import NotFinite, write_tensors
+from minibnn.neighbours import beside, flow, rectified
 from minibnn.options.commands import RectifiedOptions
 from minibnn.options.parsing import parse
 from minibnn.world import scenes as world
@@ -200,8 +200,9 @@ def test_train_is_stopped_resumed_and_draws(model, sd, pictures, tmp_path, monke
     assert [p.tobytes() for p in drawn[:2]] == [
         p.tobytes() for p in rectified.draw(sd, ["a cat", "a dog"], 4, 1.5, 0, (64, 64))]
     assert drawn[0].tobytes() != drawn[2].tobytes() != drawn[4].tobytes()
-    with pytest.raises(UserError, match="--euler-steps 5: the corrector was trained for 4"):
-        command("--model", model, "--corrector", out, "--prompt", "x", "--euler-steps", 5, "--out", tmp_path / "b.png")
+    for option, number, own in (("--euler-steps", 5, 4), ("--guidance", 2, 1.5), ("--resolution", 128, 64)):
+        with pytest.raises(UserError, match=f"{option} {number}: the corrector was trained for {own}"):
+            command("--model", model, "--corrector", out, "--prompt", "x", option, number, "--out", tmp_path / "b.png")
 
 
 def test_pictures_that_do_not_contract_are_left_out_or_refused(sd, tmp_path):
@@ -222,10 +223,55 @@ def test_pictures_that_do_not_contract_are_left_out_or_refused(sd, tmp_path):
         rectified.inverse_noises(velocity, x, contexts, which, options, tmp_path)
 
 
+def test_pictures_that_diverge_are_left_out(tmp_path):
+    """v = k·y with k = 40: forty iterations grow beyond float32. Bug of an earlier version: their file was refused."""
+    options = RectifiedOptions(model="m", euler_steps=1, guidance=1.5, batch_size=4)
+    x, contexts, which = torch.ones(11, 2), torch.tensor([1.0, 40.0]), torch.tensor([0] * 10 + [1])
+    velocity = lambda y, s, k: 0.5 * k[:, None] * y  # noqa: E731
+    assert not flow.invert(velocity, x, 1, lost=1.0, condition=lambda rows: contexts[which[rows]])[0].isfinite().all()
+    z, kept = rectified.inverse_noises(velocity, x, contexts, which, options, tmp_path)
+    torch.testing.assert_close(z, x[:10] / 1.5, rtol=0, atol=1e-4)
+    assert kept.tolist() == [0] * 10
+
+
+@pytest.mark.parametrize("sizes", [(3, 2), (2, 3), (2, 9)])
+def test_inversions_go_on_in_batches_of_another_size(tmp_path, sizes):
+    """Bug of an earlier version: --resume allowed another --batch-size, and refused the files."""
+    contexts, which = torch.tensor([1.0, 0.5]), torch.tensor([0, 1] * 4)
+    x, asked = torch.arange(1.0, 9)[:, None].repeat(1, 2), []
+
+    def velocity(y, s, k):
+        asked.append(len(y))
+        return 0.5 * k[:, None] * y
+
+    before, after = (RectifiedOptions(model="m", euler_steps=1, guidance=1.5, batch_size=size) for size in sizes)
+    rectified.inverse_noises(velocity, x[: 2 * sizes[0]], contexts, which, before, tmp_path)  # stopped after two
+    asked.clear()
+    z, kept = rectified.inverse_noises(velocity, x, contexts, which, after, tmp_path)
+    torch.testing.assert_close(z, x / torch.tensor([1.5, 1.25]).repeat(4)[:, None], rtol=0, atol=1e-3)
+    assert torch.equal(kept, which) and asked[0] == min(sizes[1], 8 - 2 * sizes[0])
+
+
+@pytest.mark.parametrize("kind", ["run", "bps"])
+def test_the_config_of_something_else_is_not_replaced(model, pictures, tmp_path, kind):
+    """Bug of an earlier version: --overwrite made a run's folder one that no command opens."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(f'{{"format": "minibnn {kind}"}}')
+    with pytest.raises(UserError, match="run.config.json is of something else and would be replaced: name another"):
+        command("--model", model, "--train", "--images", pictures, "--out", tmp_path / "run", "--overwrite")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--train"], "--train needs --images"), (["--images", "x"], "--images and --resume are for --train"),
+        (["--train"], "--train needs --images"), (["--images", "x"], "--images is for training: leave it out, or add"),
+        (["--prompt", "x", "--steps", "9"], "--steps is for training"), (["--lr", "1"], "--lr is for training"),
+        (["--prompt", "x", "--channels", "8"], "--channels is for training"),
+        (["--train", "--images", "x", "--count", "2"], "--count is for drawing: leave it out, or --train"),
+        (["--train", "--images", "x", "--dtype", "float16"], "--dtype is for drawing"),
+        (["--train", "--images", "x", "--corrector", "y"], "--corrector is for drawing"),
+        (["--train", "--images", "x", "--prompt", "a", "b"], "--train takes one --prompt"),
+        (["--prompt", "x", "--corrector-steps", "3"], "--corrector-steps needs --corrector"),
         ([], "--prompt is required"), (["--prompt", "x", "--out", "a.jpg"], "must end with .png"),
         (["--train", "--images", "x", "--channels", "20"], "--channels must be multiples of 8"),
         (["--prompt", "x", "--guidance", "nan"], "guidance = nan"),
@@ -243,15 +289,21 @@ def test_mistakes(model, pictures, tmp_path, words, message, monkeypatch):
 
 
 def test_a_corrector_of_another_model_or_a_damaged_one_is_refused(sd, tmp_path):
-    config = {"model": "X", "euler_steps": 4, "guidance": 1.5, "factor": 1.0, "channels": [16], "latent_channels": 4}
-    rectified.save_corrector(rectified.Corrector((16,), 4, 32), tmp_path, config | {"context": 32})
+    config = {"model": "X", "euler_steps": 4, "guidance": 1.5, "factor": 1.0, "channels": [16], "latent_channels": 4,
+              "resolution": 64}
+    beside.save(rectified.Corrector((16,), 4, 32), tmp_path, "corrector", config | {"context": 32})
     assert rectified.load_corrector(tmp_path, sd)[1]["model"] == "X"
-    rectified.save_corrector(rectified.Corrector((16,), 4, 16), tmp_path, config | {"context": 16})
+    beside.save(rectified.Corrector((16,), 4, 16), tmp_path, "corrector", config | {"context": 16})
     with pytest.raises(UserError, match="was trained for X, a model of another size"):
         rectified.load_corrector(tmp_path, sd)
-    rectified.save_corrector(rectified.Corrector((16,), 4, 32), tmp_path, config | {"context": 32, "channels": [24]})
+    beside.save(rectified.Corrector((16,), 4, 32), tmp_path, "corrector", config | {"context": 32, "channels": [24]})
     with pytest.raises(UserError, match="does not hold what config.json beside it says"):
         rectified.load_corrector(tmp_path, sd)
-    rectified.save_corrector(rectified.Corrector((16,), 4, 32), tmp_path, config)
+    beside.save(rectified.Corrector((16,), 4, 32), tmp_path, "corrector", config)
     with pytest.raises(UserError, match="context"):
         rectified.load_corrector(tmp_path, sd)
+    broken = torch.nn.Linear(1, 1)
+    torch.nn.init.constant_(broken.weight, torch.nan)
+    with pytest.raises(NotFinite):  # as after a kill: what there is of the new one does not go with the old config.json
+        beside.save(broken, tmp_path, "corrector", config)
+    assert [path.name for path in tmp_path.iterdir()] == ["corrector.safetensors"]

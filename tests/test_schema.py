@@ -15,7 +15,7 @@ from minibnn.files.layouts import check_config
 from minibnn.files.rows import read_rows
 from minibnn.files.store import ASSETS, read_json
 from minibnn.lab.drawn_by_eq2 import measured_sigma1
-from minibnn.neighbours import bps, graft_run
+from minibnn.neighbours import beside, bps, graft_run, rectified
 from minibnn.networks.text_encoder import TextEncoder
 from minibnn.networks.tokenizer import Tokenizer
 from minibnn.networks.unet import UNet
@@ -162,14 +162,20 @@ def test_hostile_records_of_runs(tmp_path):
 
 def test_hostile_records_of_the_neighbours(tmp_path, micro):
     sd = StableDiffusion.load(micro)
-    branch = {"format": bps.FORMAT, "model": "tiny", "hint_channels": 1, "factor": 8, "gains": "head-heavy"}
+    branch = {"model": "tiny", "hint_channels": 1, "factor": 8, "gains": "head-heavy"}
+    corrector = {"model": "X", "euler_steps": 4, "guidance": 1.5, "resolution": 64, "factor": 1.0, "channels": [16, 24],
+                 "latent_channels": 4, "context": sd.unet.config.cross_attention_dim}
+    size = corrector["channels"], corrector["latent_channels"], corrector["context"]
+    for kind, network, config, load in (
+        ("branch", bps.Branch(sd.unet.config), branch, bps.load_branch),
+        ("corrector", rectified.Corrector(*size), corrector, rectified.load_corrector),
+    ):
+        def use(values, load=load):
+            (tmp_path / "config.json").write_text(json.dumps(values))
+            load(tmp_path, sd)
 
-    def use(values):
-        (tmp_path / "config.json").write_text(json.dumps(values))
-        bps.load_branch(tmp_path, sd)
-
-    bps.save_branch(bps.Branch(sd.unet.config), tmp_path, branch)
-    only_user_errors(branch, use)
+        beside.save(network, tmp_path, kind, config)
+        only_user_errors(json.loads((tmp_path / "config.json").read_text()), use)
     record = {"base": "tiny", "switch": 3, "options": {"tokenizer": None, "prediction_type": None}}
     only_user_errors(record, lambda values: schema.fitting(values, graft_run.KIND, "graft.json"))
 

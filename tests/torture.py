@@ -46,7 +46,7 @@ from minibnn.files import store, weights
 from minibnn.files.configs import check_scheduler
 from minibnn.files.rows import read_rows
 from minibnn.lab.drawn_by_eq2 import measured_sigma1
-from minibnn.neighbours import bps, flow, graft_run
+from minibnn.neighbours import beside, bps, flow, graft_run
 from minibnn.networks.text_encoder import TextEncoder
 from minibnn.networks.tokenizer import Tokenizer
 from minibnn.networks.unet import UNet
@@ -229,7 +229,7 @@ def loaders(place):
         fine_tune(parse(TrainOptions, "train", [*map(str, words), "--out", str(out)]))
     sd, lora = StableDiffusion.load(place.model), made["lora"]
     other = place.new().parent
-    bps.save_branch(bps.Branch(sd.unet.config), other / "branch", {
+    beside.save(bps.Branch(sd.unet.config), other / "branch", "branch", {
         "model": "tiny", "hint_channels": 1, "factor": 8, "gains": "head-heavy"})
     store.write_json(other / "m.json", {"command": "sigma1", "found": {"it": {"t": [1, 9], "sigma1": [0.1, 0.2]}}})
     store.write_json(other / "class" / ".class.json", {"prompt": "a", "model": "tiny", "resolution": 64})

@@ -114,6 +114,14 @@ def not_finite(tensors):
     return None
 
 
+def load_state(network, state, complaint):
+    """Load {name: tensor} into a network of just these names and shapes; else raises WeightsError(complaint)."""
+    there, wanted = ({name: tensor.shape for name, tensor in each.items()} for each in (state, network.state_dict()))
+    if there != wanted:
+        raise WeightsError(complaint)
+    network.load_state_dict(state)
+
+
 def shapes_of(file):
     """The shapes of all tensors of an open file, {name: shape}, without reading the tensors."""
     return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

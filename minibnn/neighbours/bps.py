@@ -20,9 +20,8 @@ from .. import data, schedule
 from ..checkpoints import STATE, load_checkpoint
 from ..devices import autocast
 from ..errors import UserError
-from ..files.schema import fitting, integer, one_of, record, text
-from ..files.store import read_json, write_json
-from ..files.weights import read_tensors, write_tensors
+from ..files.schema import integer, one_of, text
+from ..files.weights import load_state
 from ..networks.vae import sample_latents
 from ..observers import Checkpoints, CtrlC, Progress
 from ..options.commands import TrainOptions
@@ -30,14 +29,13 @@ from ..pictures import to_pil
 from ..progress import progress_bar
 from ..sample import guide
 from ..train import Training, train
+from . import beside
 from .bps_branch import Branch, added, steered
 from .edges import sketch
 
-FORMAT = "minibnn bps"
 CONFIG = {  # what opening a branch needs
     "model": text, "hint_channels": integer(1, 64), "factor": integer(1, 64), "gains": one_of("head-heavy", "equal"),
 }
-
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------
@@ -212,28 +210,12 @@ def draw_steered(sd, branch, hints, prompts, steps=None, guidance=None, seed=0, 
 # --- the files of a branch --------------------------------------------------------------------------------------------
 
 
-def save_branch(branch, folder, config):
-    """branch.safetensors and config.json; config: {"model", "hint_channels", "factor", "gains", …}."""
-    write_tensors(Path(folder) / "branch.safetensors", branch.state_dict())
-    write_json(Path(folder) / "config.json", {"format": FORMAT, **config})
-
-
 def load_branch(folder, sd):
     """A saved branch for this model. Raises UserError if the folder holds none or it belongs to another UNet."""
-    config = read_json(Path(folder) / "config.json")
-    if config.get("format") != FORMAT:
-        raise UserError(f"--branch {folder} is not a folder of `python -m minibnn bps`")
-    if missing := CONFIG.keys() - config.keys():
-        raise UserError(f"--branch {folder}: config.json lacks {min(missing)!r}; it is damaged")
-    fitting(config, record(CONFIG), Path(folder) / "config.json")
-    branch = Branch(sd.unet.config, config["hint_channels"], config["factor"], config["gains"])
-    state = read_tensors(Path(folder) / "branch.safetensors")
+    config, state = beside.read(folder, "branch", CONFIG)
+    branch, model = Branch(sd.unet.config, config["hint_channels"], config["factor"], config["gains"]), config["model"]
     unused = [i for i, zero in enumerate(branch.zeros) if not list(zero.parameters())]
     for i in unused:  # version 0.1 wrote four convolutions that nothing uses
         state = {name: tensor for name, tensor in state.items() if not name.startswith(f"zeros.{i}.")}
-    wanted = {name: tensor.shape for name, tensor in branch.state_dict().items()}
-    if {name: tensor.shape for name, tensor in state.items()} != wanted:
-        model = config["model"]
-        raise UserError(f"--branch {folder} was trained for {model}, whose UNet is another; pass --model {model}")
-    branch.load_state_dict(state)
+    load_state(branch, state, f"--branch {folder} was trained for {model}, whose UNet is another; pass --model {model}")
     return branch.eval()

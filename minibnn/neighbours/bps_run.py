@@ -22,6 +22,7 @@ from ..pictures import grid, save_png, to_pil
 from ..pipeline import StableDiffusion
 from ..runs import fingerprint
 from ..sample import check_numbers
+from . import beside
 from .bps import (
     Pairs,
     draw_steered,
@@ -33,7 +34,6 @@ from .bps import (
     read_caption,
     read_hint,
     read_pairs,
-    save_branch,
     train_branch,
 )
 from .bps_branch import Branch
@@ -54,13 +54,14 @@ def with_hints(pictures, hints):
     return grid(cells, 8, zoom=max(1, 128 // pictures[0].width))
 
 
-def check(options):
+def check(options, out):
     """Refuse, before anything is opened, what cannot be done. Raises UserError."""
     for name in TRAINING if options.branch else ():
         if getattr(options, name) != getattr(BpsOptions, name):
             raise UserError(f"--{name.replace('_', '-')} is for training; with --branch nothing is trained")
     if not options.branch:
-        unfinished.check(options, options.out or "runs/bps")
+        beside.check_free(out, "branch")
+        unfinished.check(options, out)
     if options.edges and options.hint_channels != 1:
         raise UserError("--edges makes grey hints: leave out --hint-channels 3")
     if options.sample_steps and options.sample_steps >= schedule.TRAIN_STEPS:
@@ -75,7 +76,7 @@ def train_or_draw(options):
         raise UserError(f"--out {out} exists: name another folder or pass --overwrite")
     if out.resolve() == Path(options.hints).resolve():
         raise UserError(f"--out {out} is --hints too, which would be written over: name another folder")
-    check(options)
+    check(options, out)
     with locked(out):
         train_or_draw_there(out, options)
 
@@ -136,7 +137,7 @@ def train_on_pairs(sd, out, options, dtype):
     finally:
         if not (work / STATE).exists():  # nothing that could go on
             shutil.rmtree(work)
-    save_branch(branch, out, dataclasses.asdict(options) | {"factor": sd.vae.factor})
+    beside.save(branch, out, "branch", dataclasses.asdict(options) | {"factor": sd.vae.factor})
     shutil.rmtree(work)
     return branch, hints[:8], prompts[:8]
 

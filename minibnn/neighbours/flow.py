@@ -31,7 +31,7 @@ from ..errors import UserError
 from ..files.locks import locked
 from ..files.schema import fitting, integer, record, text
 from ..files.store import ASSETS, parse_json
-from ..files.weights import open_weights, read_tensors, write_tensors
+from ..files.weights import load_state, open_weights, read_tensors, write_tensors
 from ..networks.unet import UNet, UNetConfig, time_sinusoid
 from ..pictures import grid, save_png, to_pil, to_tensor
 from ..pipeline import StableDiffusion
@@ -215,9 +215,7 @@ def save_flow(path, flow, note):
 def load_flow(path, channels):
     """A saved LatentFlow and its note. Raises UserError if the file is missing, damaged or of other channels."""
     flow, state = LatentFlow(channels), {name: tensor.float() for name, tensor in read_tensors(path).items()}
-    if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in flow.state_dict().items()}:
-        raise UserError(f"{path} is not a flow with {channels} channels")
-    flow.load_state_dict(state)
+    load_state(flow, state, f"{path} is not a flow with {channels} channels")
     return flow.eval().requires_grad_(False), open_weights(path).metadata()
 
 

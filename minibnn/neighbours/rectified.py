@@ -11,8 +11,9 @@ predicts a velocity; `flow.py` for the sampler, its inverse and the corrector.
     s: 0 = noise, 1 = data      the UNet is told the time 1000·(1 − s)
     v(x, s) = v_∅ + w·(v_c − v_∅)   w = guidance; the same formula, on velocities
 
-What is inverted is this guided sampler: a corrector belongs to one number of steps, one guidance and one model. It is a
-small UNet that sees the prompt, or one factor, the root mean square of the inverse noise, which costs nothing.
+What is inverted is this guided sampler: a corrector belongs to one number of steps, one guidance, one resolution and
+one model. It is a small UNet that sees the prompt, or one factor, the root mean square of the inverse noise, which
+costs nothing.
 
 But: one guidance for all prompts, no negative prompt in training; the inversion is in float32.
 """
@@ -30,23 +31,24 @@ from .. import data
 from ..devices import choose_device, choose_threads, drawing_dtype
 from ..errors import UserError
 from ..files.locks import locked
-from ..files.schema import fitting, integer, items, number, record, text
-from ..files.store import read_json, write_json
-from ..files.weights import read_tensors, write_tensors
+from ..files.schema import integer, items, number, text
+from ..files.weights import load_state, read_tensors, write_tensors
 from ..networks.unet import UNet, UNetConfig
 from ..options import unfinished
+from ..options.commands import RectifiedOptions
 from ..pictures import grid, save_png, to_pil
 from ..pipeline import StableDiffusion
 from ..progress import progress_bar
 from ..runs import fingerprint
 from ..sample import check_numbers, guide, picture_size
-from . import fitted_noise, flow
+from . import beside, fitted_noise, flow
 
-FORMAT = "minibnn corrector"
 CONFIG = {  # what opening a corrector needs
-    "format": text, "model": text, "euler_steps": integer(1, 10**4), "guidance": number(), "factor": number(above=0),
-    "channels": items(integer(8, 4096), 1), "latent_channels": integer(1, 64), "context": integer(1, 2**14),
+    "model": text, "euler_steps": integer(1, 10**4), "guidance": number(), "resolution": integer(1, 2**13),
+    "factor": number(above=0), "channels": items(integer(8, 4096), 1), "latent_channels": integer(1, 64),
+    "context": integer(1, 2**14),
 }
+TRAINING, DRAWING = ("images", "channels", "steps", "lr", "resume"), ("corrector", "count", "corrector_steps", "dtype")
 ROWS = ("plain", "factor", "network")  # of the picture that is drawn
 ANY_TIME = {"out", "resume", "overwrite", "device", "batch_size", "steps", "lr", "channels"}  # may change on --resume
 
@@ -89,27 +91,17 @@ class Corrector(nn.Module):
         return self.unet(x, 1000 * s, context)
 
 
-def save_corrector(corrector, folder, config):
-    """corrector.safetensors and config.json; config: as CONFIG without the format, and more."""
-    write_tensors(Path(folder) / "corrector.safetensors", corrector.state_dict())
-    write_json(Path(folder) / "config.json", {"format": FORMAT, **config})
-
-
 def load_corrector(folder, sd):
     """(corrector, its config) for this model. Raises UserError if there is none, or it is for another kind of model."""
-    path = Path(folder) / "config.json"
-    config = read_json(path)
-    if config.get("format") != FORMAT:
-        raise UserError(f"--corrector {folder} is not a folder of `python -m minibnn rectified --train`")
-    fitting(config, record(CONFIG, CONFIG), path)
+    config, state = beside.read(folder, "corrector", CONFIG)
     wanted = (sd.unet.config.in_channels, sd.unet.config.cross_attention_dim)
     if (config["latent_channels"], config["context"]) != wanted:
         raise UserError(f"--corrector {folder} was trained for {config['model']}, a model of another size")
-    corrector, state = Corrector(config["channels"], *wanted), read_tensors(Path(folder) / "corrector.safetensors")
-    shapes = {name: tensor.shape for name, tensor in corrector.state_dict().items()}
-    if {name: tensor.shape for name, tensor in state.items()} != shapes:
-        raise UserError(f"{Path(folder) / 'corrector.safetensors'} does not hold what config.json beside it says")
-    corrector.load_state_dict(state)
+    complaint = f"{folder}: corrector.safetensors does not hold what config.json beside it says"
+    if any(width % 8 for width in config["channels"]):
+        raise UserError(complaint)
+    corrector = Corrector(config["channels"], *wanted)
+    load_state(corrector, state, complaint)
     return corrector.eval(), config
 
 
@@ -122,28 +114,33 @@ def inverse_noises(velocity, x, contexts, which, options, folder):
 
     contexts (m, 77, d); which (n,): the row of each picture's prompt. Those that do not contract are left out.
 
-    Each batch is kept in a file of the folder, and read if it is there. Raises UserError as soon as more than the share
-    `flow.LOST` of all does not contract.
+    Each batch is kept in a file of the folder, and read if it is there, also if it is of another size. Raises UserError
+    as soon as more than the share `flow.LOST` of all does not contract.
     """
-    found, lost, size = [], 0, options.batch_size
-    for i in progress_bar(range(0, len(x), size), desc="inverse noise"):
-        path, part, own = Path(folder) / f"inverse-{i:06d}.safetensors", x[i : i + size], which[i : i + size]
-        if not path.exists():
-            condition = lambda rows, own=own: contexts[own[rows]]  # noqa: E731
-            z, residual = flow.invert(velocity, part, options.euler_steps, flow.REACHED, 1.0, condition)
-            write_tensors(path, {"z": z, "residual": residual})
-        kept = read_tensors(path)
-        if kept.keys() != {"z", "residual"} or kept["z"].shape != part.shape or len(kept["residual"]) != len(part):
-            raise UserError(f"{path} does not hold the inverse noises of these pictures: delete it, or --overwrite")
-        good = kept["residual"] <= flow.REACHED  # False for NaN
-        lost += int((~good).sum())
-        found.append((kept["z"][good], own[good]))
-        if lost > flow.LOST * len(x):
-            raise UserError(
-                f"the inversion does not contract: {lost} of {len(x)} pictures have residuals above {flow.REACHED:g} "
-                f"with {options.euler_steps} Euler steps at guidance {options.guidance:g}; take more --euler-steps, or "
-                "less --guidance, and --overwrite"
-            )
+    found, lost, i = [], 0, 0
+    with progress_bar(total=len(x), desc="inverse noise") as bar:
+        while i < len(x):
+            path, some = Path(folder) / f"inverse-{i:06d}.safetensors", slice(i, i + options.batch_size)
+            if not path.exists():
+                condition = lambda rows, own=which[some]: contexts[own[rows]]  # noqa: E731
+                z, residual = flow.invert(velocity, x[some], options.euler_steps, flow.REACHED, 1.0, condition)
+                reached = residual <= flow.REACHED  # False for NaN
+                z[~reached] = 0  # they may be infinite, which is not written
+                write_tensors(path, {"z": z, "reached": reached})
+            kept = read_tensors(path)
+            n = len(kept.get("reached", ()))
+            if not n or kept.keys() != {"z", "reached"} or kept["z"].shape != x[i : i + n].shape:
+                raise UserError(f"{path} does not hold the inverse noises of these pictures: delete it, or --overwrite")
+            found.append((kept["z"][kept["reached"]], which[i : i + n][kept["reached"]]))
+            lost += int((~kept["reached"]).sum())
+            if lost > flow.LOST * len(x):
+                raise UserError(
+                    f"the inversion does not contract: {lost} of {len(x)} pictures have residuals above "
+                    f"{flow.REACHED:g} with {options.euler_steps} Euler steps at guidance {options.guidance:g}; take "
+                    "more --euler-steps, or less --guidance, and --overwrite"
+                )
+            bar.update(n)
+            i += n
     return tuple(torch.cat(column) for column in zip(*found, strict=True))
 
 
@@ -204,10 +201,16 @@ def draw(sd, prompts, steps, guidance, seed, size, batch_size=8, correction=None
 
 def check(options, out):
     """Refuse, before anything is opened, what cannot be done. Raises UserError."""
-    if options.train and (options.corrector or not options.images):
-        raise UserError("--train needs --images, and no --corrector")
-    if not options.train and (options.images or options.resume):
-        raise UserError("--images and --resume are for --train")
+    for name in DRAWING if options.train else TRAINING:
+        if getattr(options, name) != getattr(RectifiedOptions, name):
+            other = "drawing: leave it out, or --train" if options.train else "training: leave it out, or add --train"
+            raise UserError(f"--{name.replace('_', '-')} is for {other}")
+    if options.train and not options.images:
+        raise UserError("--train needs --images")
+    if options.train and len(options.prompt or []) > 1:
+        raise UserError("--train takes one --prompt, for the pictures without captions; write the others as NAME.txt")
+    if not options.corrector and options.corrector_steps != RectifiedOptions.corrector_steps:
+        raise UserError("--corrector-steps needs --corrector")
     if options.train and any(width % 8 for width in options.channels):
         raise UserError("--channels must be multiples of 8")
     if not options.train and not options.prompt:
@@ -220,6 +223,7 @@ def check(options, out):
     if options.train and out.is_file():
         raise UserError(f"--out {out} is a file; with --train name a folder")
     if options.train:
+        beside.check_free(out, "corrector")
         unfinished.check(options, out)
 
 
@@ -260,7 +264,7 @@ def train_there(sd, options, out):
     except KeyboardInterrupt:
         again = unfinished.to_go_on(options, out)
         raise KeyboardInterrupt(f"stopped; what is done is in {work}; to go on: {again}") from None
-    save_corrector(corrector.cpu(), out, config)
+    beside.save(corrector.cpu(), out, "corrector", config)
     shutil.rmtree(work)
     print(f"done: {out} holds the corrector. Draw with it: python -m minibnn rectified --model "
           f"{shlex.quote(options.model)} --corrector {shlex.quote(str(out))} --prompt TEXT --out picture.png")
@@ -269,13 +273,13 @@ def train_there(sd, options, out):
 def draw_rows(sd, options, out):
     """Write one picture: a row of all prompts without correction and, with --corrector, two rows with it."""
     corrector, config = load_corrector(options.corrector, sd) if options.corrector else (None, {})
-    for name in ("euler_steps", "guidance"):
+    for name in ("euler_steps", "guidance", "resolution"):
         given, own = getattr(options, name), config.get(name)
         if None not in (given, own) and given != own:
             raise UserError(f"--{name.replace('_', '-')} {given:g}: the corrector was trained for {own:g}")
     steps, guidance = options.euler_steps or config.get("euler_steps", 25), options.guidance
     guidance = config.get("guidance", 1.5) if guidance is None else guidance
-    size = picture_size(sd, options.resolution)
+    size = picture_size(sd, options.resolution or config.get("resolution"))
     prompts = [prompt for prompt in options.prompt for _ in range(options.count)]
     kinds = (None, config["factor"], corrector.to(sd.device)) if corrector else (None,)
     pictures = [
