@@ -20,6 +20,7 @@ from minibnn.neighbours import beside, bps, bps_branch, bps_run
 from minibnn.networks.unet import UNet, UNetConfig
 from minibnn.observers import CtrlC
 from minibnn.options.commands import BpsOptions
+from minibnn.options.experiments import BpsExperimentOptions
 from minibnn.options.parsing import parse
 from minibnn.world import scenes as world
 
@@ -682,6 +683,27 @@ def test_the_experiment_pairs_the_anchors_by_seed():
               for name in bps_anchors.ANCHORS for w in bps_anchors.SCALES} for gain in (0.1, 0.3)]
     lines = bps_anchors.table(seeds, ("IoU",)).splitlines()
     assert lines[2] == "| 1.5 | 0.500, 0.800, +0.300 [-1.606, +2.206] |" and len(lines) == 5  # 0.15 · 12.706 = 1.906
+
+
+def test_the_experiment_compares_anchors_in_as_many_new_runs_as_asked_for(tmp_path, monkeypatch):
+    """Bug of an earlier version: --anchors did not heed --runs and --variants."""
+    from minibnn.experiments import bps as experiment
+
+    figures = dict.fromkeys(experiment.JUDGED, 0.5)
+    found = {f"{name} {w:g}": figures for name in experiment.bps_anchors.ANCHORS for w in experiment.bps_anchors.SCALES}
+    monkeypatch.setattr(experiment, "trained", lambda *_: None)
+    monkeypatch.setattr(experiment.bps_anchors, "measure", lambda *_: found)
+
+    def compared(*words):
+        words = ["--anchors", "--work", str(tmp_path), "--out", str(tmp_path), *words]
+        experiment.compare_anchors(None, None, parse(BpsExperimentOptions, "experiment bps", words))
+        return list(read_json(tmp_path / "bps_anchors.json")["seeds"])
+
+    assert compared("--seeds", "0", "1", "2", "--runs", "2") == ["0", "1"]
+    assert compared("--seeds", "0", "2", "--runs", "0") == ["0"]
+    assert compared("--seeds", "5", "--runs", "0") == []
+    with pytest.raises(UserError, match="--variants does not go with --anchors"):
+        compared("--variants", "bps")
 
 
 def test_the_experiment_reports_every_run_that_is_there(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import small_sd
 import torch
 from PIL import Image
 
-from minibnn import StableDiffusion, UserError
+from minibnn import StableDiffusion, UserError, data
 from minibnn.files.weights import NotFinite, write_tensors
 from minibnn.neighbours import beside, flow, rectified
 from minibnn.options.commands import RectifiedOptions
@@ -127,14 +127,14 @@ def test_pictures_are_those_of_instaflows_loop_on_diffusers(model, sd, guidance)
     unet = diffusers.UNet2DConditionModel.from_pretrained(model / "unet", local_files_only=True)
     prompts, n = ["a red car", "a dog on the beach"], 3
     null, texts = sd.encode_prompts(["", ""]), sd.encode_prompts(prompts)
-    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    x = torch.randn(2, 4, 8, 6, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         for i in range(n):
             t = torch.ones(4) * (1 - i / n) * 1000
             of_null, of_text = unet(torch.cat([x, x]), t, torch.cat([null, texts])).sample.chunk(2)
             x = x + (of_null + guidance * (of_text - of_null)) / n
         expected = ((sd.decode_latents(x) + 1) * 127.5).permute(0, 2, 3, 1)
-    found = rectified.draw(sd, prompts, n, guidance, 3, (64, 64))
+    found = rectified.draw(sd, prompts, n, guidance, 3, (48, 64), batch_size=1 if guidance == 1 else 8)
     for picture, pixels in zip(found, expected, strict=True):
         assert (torch.tensor(np.array(picture)).float() - pixels).abs().max() <= 0.6  # rounding takes 0.5
 
@@ -161,14 +161,16 @@ def test_train_is_stopped_resumed_and_draws(model, sd, pictures, tmp_path, monke
     out, work = tmp_path / "run", tmp_path / "run.unfinished"
     words = ["--model", model, "--train", "--images", pictures, "--prompt", "a dog", "--out", out, *FAST]
     small = ["--channels", "16", "32", "--steps", "3"]
-    real, calls, noises = flow.invert, [], []
+    real, calls, noises, seen = flow.invert, [], [], []
 
     def stopped(velocity, x, *more):
         calls.append(len(x))
         if len(calls) == 2:
             raise KeyboardInterrupt
         z, residual = real(velocity, x, *more)
-        back = flow.euler(flow.under(velocity, more[-1](torch.arange(len(x)))), z, 4)
+        own = more[-1](torch.arange(len(x)))
+        seen.append((x, own, z.clone()))
+        back = flow.euler(flow.under(velocity, own), z, 4)
         noises.append((back - x).abs().max().item())
         return z, residual
 
@@ -191,6 +193,12 @@ def test_train_is_stopped_resumed_and_draws(model, sd, pictures, tmp_path, monke
     corrector, config = rectified.load_corrector(out, sd)
     assert (config["kept"], config["euler_steps"], config["guidance"], config["channels"]) == (5, 4, 1.5, [16, 32])
     assert corrector.unet.conv_out.weight.abs().max() > 0
+    x, own, z = map(torch.cat, zip(*seen, strict=True))  # of pictures without noise, each under its caption
+    captions = [(pictures / f"{i}.txt").read_text() if i < 3 else "a dog" for i in range(5)]
+    images = torch.stack([data.load_picture(pictures / f"{i}.png", 64) for i in range(5)])
+    torch.testing.assert_close(x, 0.18215 * sd.vae.encode(images)[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(own, sd.encode_prompts(captions), atol=1e-5, rtol=1e-4)
+    assert config["factor"] == pytest.approx(z.square().mean().sqrt().item(), rel=1e-5)
 
     png = tmp_path / "a.png"
     drawn = command("--model", model, "--corrector", out, "--prompt", "a cat", "a dog", "--out", png, "--device", "cpu")
@@ -199,6 +207,8 @@ def test_train_is_stopped_resumed_and_draws(model, sd, pictures, tmp_path, monke
         assert picture.size == (2 * 64 + 2, 3 * 64 + 4) and json.loads(picture.info["minibnn"])["steps"] == 4
     assert [p.tobytes() for p in drawn[:2]] == [
         p.tobytes() for p in rectified.draw(sd, ["a cat", "a dog"], 4, 1.5, 0, (64, 64))]
+    assert [p.tobytes() for p in drawn[2:4]] == [
+        p.tobytes() for p in rectified.draw(sd, ["a cat", "a dog"], 4, 1.5, 0, (64, 64), correction=config["factor"])]
     assert drawn[0].tobytes() != drawn[2].tobytes() != drawn[4].tobytes()
     for option, number, own in (("--euler-steps", 5, 4), ("--guidance", 2, 1.5), ("--resolution", 128, 64)):
         with pytest.raises(UserError, match=f"{option} {number}: the corrector was trained for {own}"):
@@ -275,7 +285,7 @@ def test_the_config_of_something_else_is_not_replaced(model, pictures, tmp_path,
         ([], "--prompt is required"), (["--prompt", "x", "--out", "a.jpg"], "must end with .png"),
         (["--train", "--images", "x", "--channels", "20"], "--channels must be multiples of 8"),
         (["--prompt", "x", "--guidance", "nan"], "guidance = nan"),
-        (["--prompt", "x", "--corrector", "{}"], "config.json is missing"),
+        (["--prompt", "x", "--corrector", "{}"], "is not a folder of `python -m minibnn rectified --train`"),
         (["--prompt", "x", "--resolution", "60"], "both must be positive multiples of 8"),
         (["--train", "--images", "{}/pictures"], "3.png has no caption: write 3.txt, or give --prompt"),
     ],

@@ -24,11 +24,13 @@ import torch
 from PIL import Image
 
 from ..devices import choose_threads
+from ..errors import UserError
 from ..files.schema import mapping, number, record
 from ..files.store import read_json, write_json
 from ..lab import sheets
 from ..lab.intervals import require_scipy
 from ..neighbours import bps, bps_branch
+from ..options.experiments import BpsExperimentOptions
 from ..pictures import grid, save_png, to_pil, to_tensor
 from ..pipeline import StableDiffusion
 from ..world import scenes as world
@@ -132,17 +134,23 @@ def run_file(options, variant, count, seed):
 
 def compare_anchors(sd, judge, options):
     """Do the runs of `bps_anchors.py` that are not there yet, and print and keep all that are."""
-    found, tests = {}, world_pairs(TESTS, 12)
+    if set(options.variants) != set(BpsExperimentOptions.variants):
+        raise UserError("--variants does not go with --anchors, which compares two ways to guide one variant")
+    found, tests, left = {}, world_pairs(TESTS, 12), options.runs
     for seed in options.seeds:
         path = run_file(options, "anchors", 40, seed)
         if not path.exists():
+            if not left:
+                continue  # later ones may be there
+            left -= 1
             branch = trained(sd, "bps", 40, seed, options.steps)
             write_json(path, bps_anchors.measure(sd, judge, branch, tests, seed, SAMPLE_STEPS))
         found[str(seed)] = read_json(path, mapping(RESULT))
     path = Path(options.out) / "bps_anchors.json"
     fixed = {"steps": options.steps, "pairs": 40, "hints": TESTS, "sampling steps": SAMPLE_STEPS}
     write_json(path, fixed | {"seeds": found})
-    print(bps_anchors.table(list(found.values()), JUDGED))
+    if found:
+        print(bps_anchors.table(list(found.values()), JUDGED))
 
 
 def experiment(options):

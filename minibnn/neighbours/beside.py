@@ -30,7 +30,7 @@ def save(network, folder, kind, config):
 def read(folder, kind, schema):
     """(config, {name: tensor} of the weights). schema: what the config must hold. Raises UserError."""
     path, (own, command) = Path(folder) / "config.json", KINDS[kind]
-    config = read_json(path)
+    config = read_json(path) if path.exists() else {}
     if config.get("format") != own:
         raise UserError(f"--{kind} {folder} is not a folder of `python -m minibnn {command}`")
     return fitting(config, record(schema, schema), path), read_tensors(path.with_name(f"{kind}.safetensors"))

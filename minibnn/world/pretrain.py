@@ -9,9 +9,10 @@ It takes about two hours on two CPU cores. A run that was stopped goes on when t
    pretraining. Afterwards the text encoder is frozen, as CLIP is in SD.
 3. `unet`: ε-prediction on the latents with SD's β schedule, 10 % empty captions, EMA (Ho et al. 2020, Algorithm 1).
 
-The UNet and the text encoder never see the combinations and the spotted animals of `scenes.is_held_out`. The VAE, as
-that of SD, is trained on a wider world: it also sees random colours and spots. So does the UNet of `tiny-v2`: a quarter
-of its pictures are animals with spots in two random colours, which must not both be near the few-shot subjects'.
+The UNet and the text encoder never see the combinations of `scenes.is_held_out`, and the UNet sees no animals with the
+few-shot subjects' spots. The VAE, as that of SD, is trained on a wider world: it also sees random colours and spots. So
+does the UNet of `tiny-v2`: a quarter of its pictures are animals with spots in two random colours, which must not both
+be near those of the few-shot subjects.
 
 But: CPU only, with one process and thread for each core; the processes average their gradients.
 """

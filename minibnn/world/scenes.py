@@ -59,7 +59,10 @@ class Scene:
 
 
 def is_held_out(scene):
-    """True for the few-shot subjects and for one combination in twenty: pretraining never sees them."""
+    """True for one combination in twenty, which pretraining never sees, and for animals with spots.
+
+    Of those it sees none in the few-shot subjects' colours.
+    """
     code = 7 * SUBJECTS.index(scene.subject) + 3 * list(COLOURS).index(scene.colour)
     return scene.spotted or (code + list(BACKGROUNDS).index(scene.background)) % 20 == 0
 
