@@ -727,6 +727,8 @@ def test_a_run_is_not_its_own_base(run_folder, tmp_path, monkeypatch):
             graft_run.graft(graft_options("--model", model, *words, out))
     with pytest.raises(UserError, match="would replace --prompts-from graft.json"):
         graft_run.graft(graft_options("--prompts-from", "graft.json", *words, str(run_folder)))
+    with pytest.raises(UserError, match="--out .: name the folder by its own name, from outside of it"):
+        graft_run.graft(graft_options(*words, "."))  # bug of an earlier version: a traceback
     assert sorted(p.name for p in run_folder.iterdir()) == before
 
 

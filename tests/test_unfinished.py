@@ -55,7 +55,8 @@ def test_what_another_command_began_is_neither_resumed_nor_forgotten(tmp_path):
             if words == {"resume": True}:
                 unfinished.going_on(words, RectifiedOptions, out)
             unfinished.check(RectifiedOptions(model="m", **words), out)
-    unfinished.check(BpsOptions(hints="pairs", overwrite=True), out)
+    (work / unfinished.FILE).write_text((work / unfinished.FILE).read_text().replace('"gains"', '"gain"'))
+    unfinished.check(BpsOptions(hints="pairs", overwrite=True), out)  # of another version, but of the same command
     assert (work / unfinished.FILE).exists()
 
 

@@ -20,7 +20,7 @@ def check_free(out, kind):
 
 
 def save(network, folder, kind, config):
-    """Write KIND.safetensors and config.json: {"format", **config}. A kill mixes no old one with a new one."""
+    """Write KIND.safetensors and config.json, {"format", **config}. A kill leaves no old one beside new weights."""
     path = Path(folder) / "config.json"
     path.unlink(missing_ok=True)
     write_tensors(path.with_name(f"{kind}.safetensors"), network.state_dict())

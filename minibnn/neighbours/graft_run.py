@@ -80,7 +80,7 @@ def check_folder(options, out):
     if options.model not in BUNDLED and out.resolve().is_relative_to(Path(options.model).resolve()):
         raise UserError(f"--out {out} lies inside --model {options.model}: name another")
     if not out.name.strip("."):
-        raise UserError(f"--out {out}: name the folder as it is called, from another one")
+        raise UserError(f"--out {out}: name the folder by its own name, from outside of it")
     unfinished.check(options, out)
 
 

@@ -308,7 +308,7 @@ class RectifiedOptions:
 
     euler_steps: int = option(None, "Euler steps n of the sampler [25; those of the corrector]", "sampler", type=whole)
     guidance: float = option(None, "classifier-free guidance, 1: none [1.5; that of the corrector]", "sampler", type=float)
-    resolution: int = option(None, "pixels [{resolution}]", "sampler", type=whole)
+    resolution: int = option(None, "pixels [{resolution}; that of the corrector]", "sampler", type=whole)
     count: int = option(1, "pictures for each prompt", "sampler", type=whole)
     corrector_steps: int = option(10, "Euler steps of the corrector", "sampler", type=whole)
     batch_size: int = option(8, "pictures at once", "sampler", type=whole)

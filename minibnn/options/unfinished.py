@@ -30,15 +30,21 @@ def read(out, options_class):
 
     Raises UserError when there is nothing, or what another command began.
     """
-    path, command = place(out) / FILE, command_of(options_class)
+    path = place(out) / FILE
     if not path.exists():
         raise UserError(f"nothing to resume: there is no {path}; start without --resume")
-    found = read_json(path, record(CONTENT, CONTENT))
+    found = content(path, options_class)
+    values = {name: value for name, value in found["options"].items() if value is not None and name not in ONE_CALL}
+    return typed(values, options_class, path), found["pictures"]
+
+
+def content(path, options_class):
+    """What is in options.json. Raises UserError when it is damaged, or what another command began."""
+    found, command = read_json(path, record(CONTENT, CONTENT)), command_of(options_class)
     if found["command"] != command:
         raise UserError(f"{path.parent} was begun by the command {found['command']}, not by {command}: name another "
                         "--out")
-    values = {name: value for name, value in found["options"].items() if value is not None and name not in ONE_CALL}
-    return typed(values, options_class, path), found["pictures"]
+    return found
 
 
 def command_of(options_class):
@@ -79,7 +85,7 @@ def check(options, out):
         raise UserError(f"--out {out}: {work} is needed, and holds something else: move it, or name another --out")
     if not options.overwrite:
         raise UserError(f"--out {out}: {work} holds what was begun: --resume goes on with it, --overwrite forgets it")
-    read(out, type(options))
+    content(work / FILE, type(options))
 
 
 def check_unchanged(options, out, may_change, pictures=None):
