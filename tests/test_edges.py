@@ -50,4 +50,4 @@ def test_what_edges_cannot_do(tmp_path):
     with pytest.raises(UserError, match="no NAME.png in it, whose edges"):
         bps.picture_files(tmp_path)
     with pytest.raises(UserError, match="leave out --hint-channels 3"):
-        bps_run.check(BpsOptions(hints=str(tmp_path), edges=True, hint_channels=3))
+        bps_run.check(BpsOptions(hints=str(tmp_path), edges=True, hint_channels=3), tmp_path / "run")
