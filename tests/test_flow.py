@@ -288,6 +288,9 @@ class TestCommand:
             flow.train_or_draw(options(flow=str(tmp_path), out=str(tmp_path / "f.png")))
         with pytest.raises(UserError, match="must end with .png"):
             flow.train_or_draw(options(out=str(tmp_path / "f.jpg")))
+        for name, value in {"pictures": 9, "inverted": 9, "euler_steps": 9, "steps": 9, "lr": 0.5}.items():
+            with pytest.raises(UserError, match=f"--{name.replace('_', '-')} is for training: leave it out, or add"):
+                flow.train_or_draw(options(**{name: value}, out=str(tmp_path / "f.png")))
         flow.save_flow(tmp_path / "flow.safetensors", flow.LatentFlow((16, 32)), {})
         with pytest.raises(UserError, match="is not a flow with"):
             flow.train_or_draw(options(flow=str(tmp_path), out=str(tmp_path / "f.png")))

@@ -16,8 +16,7 @@ from ..devices import autocast, choose_device, choose_threads, unscaled_dtype
 from ..errors import UserError
 from ..files.locks import locked
 from ..options import unfinished
-from ..options.commands import BpsOptions
-from ..options.kinds import WORLD
+from ..options.kinds import WORLD, refuse
 from ..pictures import grid, save_png, to_pil
 from ..pipeline import StableDiffusion
 from ..runs import fingerprint
@@ -56,10 +55,9 @@ def with_hints(pictures, hints):
 
 def check(options, out):
     """Refuse, before anything is opened, what cannot be done. Raises UserError."""
-    for name in TRAINING if options.branch else ():
-        if getattr(options, name) != getattr(BpsOptions, name):
-            raise UserError(f"--{name.replace('_', '-')} is for training; with --branch nothing is trained")
-    if not options.branch:
+    if options.branch:
+        refuse(options, TRAINING, "is for training; with --branch nothing is trained")
+    else:
         beside.check_free(out, "branch")
         unfinished.check(options, out)
     if options.edges and options.hint_channels != 1:

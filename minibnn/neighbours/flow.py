@@ -33,6 +33,7 @@ from ..files.schema import fitting, integer, record, text
 from ..files.store import ASSETS, parse_json
 from ..files.weights import load_state, open_weights, read_tensors, write_tensors
 from ..networks.unet import UNet, UNetConfig, time_sinusoid
+from ..options.kinds import refuse
 from ..pictures import grid, save_png, to_pil, to_tensor
 from ..pipeline import StableDiffusion
 from ..progress import progress_bar
@@ -43,6 +44,7 @@ BUNDLED = ASSETS / "flow"
 MAIN, CORRECTOR = (32, 64), (16, 32)  # channels of the bundled networks
 ITERATIONS = 40  # at most, to invert a step
 REACHED = 1e-4  # the residual up to which a drawing counts as inverted
+TRAINING = ("pictures", "inverted", "euler_steps", "steps", "lr")  # options that are for --train
 LOST = 0.1  # the largest share of drawings that may fail to be inverted; the corrector is trained without them
 
 
@@ -237,6 +239,8 @@ def train_or_draw(options):
     out = Path(options.out or ("runs/flow" if options.train else "flow.png"))
     if out.exists() and not options.overwrite:
         raise UserError(f"--out {out} exists: name another or pass --overwrite")
+    if not options.train:
+        refuse(options, TRAINING, "is for training: leave it out, or add --train")
     if not options.train and out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: the name must end with .png")
     if options.train and out.is_file():

@@ -26,8 +26,7 @@ from ..files.store import read_json, write_json
 from ..finetune import methods
 from ..finetune.adapter_files import FILES as ADAPTER_FILES
 from ..options import unfinished
-from ..options.commands import GraftOptions
-from ..options.kinds import BUNDLED, WORLD
+from ..options.kinds import BUNDLED, WORLD, refuse
 from ..pictures import grid, save_png
 from ..pipeline import StableDiffusion
 from ..sample import check_numbers
@@ -113,8 +112,7 @@ def settle(options, sd):
     if switch >= noisiest:
         raise UserError(f"--switch {switch} leaves nothing to the fine-tuned model: the sampler starts at {noisiest}")
     for name, rule in OWN.items():
-        if options.rule != rule and getattr(options, name) != getattr(GraftOptions, name):
-            raise UserError(f"--{name} belongs to --rule {rule}, not to {options.rule}")
+        refuse(options, [name] if options.rule != rule else [], f"belongs to --rule {rule}, not to {options.rule}")
     if options.rule == "top-k" and options.keep > options.candidates:
         raise UserError(f"--keep {options.keep} of --candidates {options.candidates} is impossible")
     settled = training_options(options, sd.recipe)

@@ -35,7 +35,7 @@ from ..files.schema import integer, items, number, text
 from ..files.weights import load_state, read_tensors, write_tensors
 from ..networks.unet import UNet, UNetConfig
 from ..options import unfinished
-from ..options.commands import RectifiedOptions
+from ..options.kinds import refuse
 from ..pictures import grid, save_png, to_pil
 from ..pipeline import StableDiffusion
 from ..progress import progress_bar
@@ -201,16 +201,16 @@ def draw(sd, prompts, steps, guidance, seed, size, batch_size=8, correction=None
 
 def check(options, out):
     """Refuse, before anything is opened, what cannot be done. Raises UserError."""
-    for name in DRAWING if options.train else TRAINING:
-        if getattr(options, name) != getattr(RectifiedOptions, name):
-            other = "drawing: leave it out, or --train" if options.train else "training: leave it out, or add --train"
-            raise UserError(f"--{name.replace('_', '-')} is for {other}")
+    if options.train:
+        refuse(options, DRAWING, "is for drawing: leave it out, or --train")
+    else:
+        refuse(options, TRAINING, "is for training: leave it out, or add --train")
     if options.train and not options.images:
         raise UserError("--train needs --images")
     if options.train and len(options.prompt or []) > 1:
         raise UserError("--train takes one --prompt, for the pictures without captions; write the others as NAME.txt")
-    if not options.corrector and options.corrector_steps != RectifiedOptions.corrector_steps:
-        raise UserError("--corrector-steps needs --corrector")
+    if not options.corrector:
+        refuse(options, ["corrector_steps"], "needs --corrector")
     if options.train and any(width % 8 for width in options.channels):
         raise UserError("--channels must be multiples of 8")
     if not options.train and not options.prompt:

@@ -3,6 +3,8 @@
 import math
 from dataclasses import field
 
+from ..errors import UserError
+
 WORLD = ("tiny-v2", "tiny")  # the models in the package that draw the picture world, by name
 DEFAULT = "tiny-v2"  # the model where none is named, but for the experiments that were measured on "tiny"
 BUNDLED = (*WORLD, "textured")  # all models in the package, wherever a model can be named
@@ -11,6 +13,16 @@ BUNDLED = (*WORLD, "textured")  # all models in the package, wherever a model ca
 def option(default, help, group, **argparse_settings):
     """A dataclass field with what argparse needs. `default=None` means: the model's recipe, or none."""
     return field(default=default, metadata={"help": help, "group": group, "argparse": argparse_settings})
+
+
+def refuse(options, names, why):
+    """Raises UserError "--NAME why" for the first of these options that has another value than its default.
+
+    For options that would be ignored: refuse(options, ("steps", "lr"), "is for training").
+    """
+    for name in names:
+        if getattr(options, name) != getattr(type(options), name):
+            raise UserError(f"--{name.replace('_', '-')} {why}")
 
 
 def whole(text):
