@@ -635,7 +635,7 @@ class TestMistakes:
         config = {"model": "X", "hint_channels": 1, "factor": 8, "gains": "equal"}
         beside.save(bps_branch.Branch(SMALL), tmp_path / "other", "branch", config)
         self.refused(pairs, "trained for X", branch=str(tmp_path / "other"))
-        self.refused(pairs, "config.json is missing", branch=str(pairs))
+        self.refused(pairs, "pairs is not a folder of `python -m minibnn bps`", branch=str(pairs))
 
     def test_a_damaged_branch(self, pairs, tmp_path):
         config = {"model": "X", "hint_channels": 1, "factor": 8, "gains": "equal"}
