@@ -193,7 +193,10 @@ def test_train_is_stopped_resumed_and_draws(model, sd, pictures, tmp_path, monke
     corrector, config = rectified.load_corrector(out, sd)
     assert (config["kept"], config["euler_steps"], config["guidance"], config["channels"]) == (5, 4, 1.5, [16, 32])
     assert corrector.unet.conv_out.weight.abs().max() > 0
-    x, own, z = map(torch.cat, zip(*seen, strict=True))  # of pictures without noise, each under its caption
+    command(*words[:-len(FAST) - 1], tmp_path / "whole", *FAST, *small)
+    assert (tmp_path / "whole" / "corrector.safetensors").read_bytes() == (
+        out / "corrector.safetensors").read_bytes()
+    x, own, z = map(torch.cat, zip(*seen[:3], strict=True))  # of pictures without noise, each under its caption
     captions = [(pictures / f"{i}.txt").read_text() if i < 3 else "a dog" for i in range(5)]
     images = torch.stack([data.load_picture(pictures / f"{i}.png", 64) for i in range(5)])
     torch.testing.assert_close(x, 0.18215 * sd.vae.encode(images)[0], atol=1e-5, rtol=1e-4)

@@ -14,6 +14,39 @@ def options(*words):
     return parse(GraftOptions, "minibnn graft", ["--reward", "redness", *map(str, words)])
 
 
+def begin(options, out, pictures=None):
+    """Begin, leave something to go on with, and be stopped by Ctrl-C; returns the folder."""
+    with pytest.raises(KeyboardInterrupt), unfinished.begun(options, out, pictures) as work:
+        (work / "done").write_text("half")
+        raise KeyboardInterrupt
+    return work
+
+
+def test_ctrl_c_names_the_command_that_goes_on_and_an_end_leaves_nothing(tmp_path):
+    out = tmp_path / "a run"
+    with pytest.raises(KeyboardInterrupt, match=r"what is done is in .*; to go on: python -m minibnn graft --resume "
+                       f"--out '{out}' --overwrite$"), unfinished.begun(options("--overwrite"), out) as work:
+        (work / "done").write_text("half")
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt, match="^its own words$"), unfinished.begun(options("--resume", "--out", out),
+                                                                                     out) as work:
+        assert (work / "done").read_text() == "half"
+        raise KeyboardInterrupt("its own words")
+    with unfinished.begun(options("--resume", "--out", out), out) as work:
+        assert (work / "done").exists()
+    with unfinished.begun(options(), out) as work:
+        (work / "done").write_text("half")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, UserError, RuntimeError])
+def test_what_stops_before_anything_is_done_leaves_nothing(tmp_path, error):
+    """Bug of an earlier version: after a reward that failed at once graft had to be told --resume or --overwrite."""
+    with pytest.raises(error, match="^$|^no$"), unfinished.begun(options(), tmp_path / "run"):
+        raise error(*["no"] * (error is not KeyboardInterrupt))
+    assert not list(tmp_path.iterdir())
+
+
 def test_it_lies_beside_the_folder_however_that_is_called(tmp_path, monkeypatch):
     """Bug of an earlier version: `--out .` was a traceback."""
     (tmp_path / "runs" / "a").mkdir(parents=True)
@@ -25,7 +58,7 @@ def test_it_lies_beside_the_folder_however_that_is_called(tmp_path, monkeypatch)
 
 def test_what_is_given_wins_over_what_was_begun_and_what_was_settled_for_another_value_goes(tmp_path):
     out = tmp_path / "run"
-    unfinished.begin(options("--rule", "threshold", "--minimum", 2, "--steps", 7, "--out", out), out)
+    begin(options("--rule", "threshold", "--minimum", 2, "--steps", 7, "--out", out), out)
     before = options("--resume", "--out", out)
     assert (before.rule, before.minimum, before.steps, before.resume) == ("threshold", 2.0, 7, True)
     changed = options("--resume", "--out", out, "--rule", "tilt", "--steps", 8)
@@ -49,7 +82,7 @@ def test_a_damaged_file_is_named(tmp_path, content, capsys):
 def test_what_another_command_began_is_neither_resumed_nor_forgotten(tmp_path):
     """Bug of an earlier version: `--overwrite` deleted it."""
     out = tmp_path / "run"
-    work = unfinished.begin(BpsOptions(hints="pairs"), out)
+    work = begin(BpsOptions(hints="pairs"), out)
     for words in ({"resume": True}, {"overwrite": True}):
         with pytest.raises(UserError, match="run.unfinished was begun by the command bps, not by rectified: name anot"):
             if words == {"resume": True}:
@@ -72,7 +105,7 @@ def test_a_folder_of_that_name_that_no_command_made_is_left_alone(tmp_path):
 
 def test_pictures_must_be_those_that_it_began_with(tmp_path):
     begun = options("--out", tmp_path / "run")
-    unfinished.begin(begun, tmp_path / "run", {"a.png": "0f"})
+    begin(begun, tmp_path / "run", {"a.png": "0f"})
     unfinished.check_unchanged(begun, tmp_path / "run", {"out"}, {"a.png": "0f"})
     for others in ({"a.png": "0e"}, {}, {"a.png": "0f", "b.png": "0f"}):
         with pytest.raises(UserError, match="the pictures or captions are not those that .*run.unfinished began with"):

@@ -5,7 +5,6 @@ A training that is stopped leaves its checkpoint in OUT.unfinished, from which -
 
 import dataclasses
 import shlex
-import shutil
 from pathlib import Path
 
 import torch
@@ -125,18 +124,13 @@ def train_on_pairs(sd, out, options, dtype):
         check_same(options, out, read)
     if not bundled:
         print(f"{steps} steps of {options.batch_size} pairs; the authors' recipe takes about {AUTHORS_STEPS:,}")
-    work, go_on = unfinished.begin(options, out, read), unfinished.to_go_on(options, out)
-    torch.manual_seed(options.seed)
-    branch = Branch(sd.unet.config, options.hint_channels, sd.vae.factor, options.gains).to(sd.device)
-    pairs = Pairs(sd, hints, images, prompts)
-    numbers = (steps, lr, options.batch_size, options.seed, dtype)
-    try:
+    with unfinished.begun(options, out, read) as work:
+        torch.manual_seed(options.seed)
+        branch = Branch(sd.unet.config, options.hint_channels, sd.vae.factor, options.gains).to(sd.device)
+        pairs, go_on = Pairs(sd, hints, images, prompts), unfinished.to_go_on(options, out)
+        numbers = (steps, lr, options.batch_size, options.seed, dtype)
         train_branch(sd, branch, pairs, *numbers, work=work, every=options.checkpoint_every, go_on=go_on)
-    finally:
-        if not (work / STATE).exists():  # nothing that could go on
-            shutil.rmtree(work)
-    beside.save(branch, out, "branch", dataclasses.asdict(options) | {"factor": sd.vae.factor})
-    shutil.rmtree(work)
+        beside.save(branch, out, "branch", dataclasses.asdict(options) | {"factor": sd.vae.factor})
     return branch, hints[:8], prompts[:8]
 
 

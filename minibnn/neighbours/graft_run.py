@@ -9,7 +9,6 @@ training has been stopped, its checkpoint; --resume goes on from there.
 
 import dataclasses
 import shlex
-import shutil
 from pathlib import Path
 
 import torch
@@ -138,14 +137,9 @@ def graft_there(options, out):
     reward = load_reward(options.reward, choose_device(options.device))
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
     options = settle(options, sd)
-    work, go_on = unfinished.begin(options, out), unfinished.to_go_on(options, out)
     choose_threads(options.device, sd.unet)
-    try:
-        record = make(options, sd.to(options.device), reward, work, go_on)
-    except KeyboardInterrupt as stop:
-        said = stop.args[0] if stop.args else f"stopped; what is done is in {work}; to go on: {go_on}"
-        raise KeyboardInterrupt(said) from None
-    shutil.rmtree(work)
+    with unfinished.begun(options, out) as work:
+        record = make(options, sd.to(options.device), reward, work, unfinished.to_go_on(options, out))
     drawing = ("--model", str(out), "--prompt", options.prompt[0], "--eta", f"{options.eta:g}", "--out", "picture.png")
     print(f"done: python -m minibnn.sample {shlex.join(drawing)}")
     return record

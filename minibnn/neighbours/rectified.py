@@ -21,7 +21,6 @@ But: one guidance for all prompts, no negative prompt in training; the inversion
 import dataclasses
 import json
 import shlex
-import shutil
 from pathlib import Path
 
 import torch
@@ -254,18 +253,9 @@ def train_there(sd, options, out):
     if options.resume:
         unfinished.check_unchanged(options, out, ANY_TIME, read)
     choose_threads(options.device, sd.unet)
-    work = unfinished.begin(options, out, read)
-    try:
+    with unfinished.begun(options, out, read) as work:
         corrector, config = train_corrector(sd, files, options, work)
-    except UserError:
-        if not list(work.glob("inverse-*")):  # nothing that could go on
-            shutil.rmtree(work)
-        raise
-    except KeyboardInterrupt:
-        again = unfinished.to_go_on(options, out)
-        raise KeyboardInterrupt(f"stopped; what is done is in {work}; to go on: {again}") from None
-    beside.save(corrector.cpu(), out, "corrector", config)
-    shutil.rmtree(work)
+        beside.save(corrector.cpu(), out, "corrector", config)
     print(f"done: {out} holds the corrector. Draw with it: python -m minibnn rectified --model "
           f"{shlex.quote(options.model)} --corrector {shlex.quote(str(out))} --prompt TEXT --out picture.png")
 

@@ -4,6 +4,7 @@ Its options.json holds the command's name, its options, and fingerprints of the 
 goes on with it; --overwrite without --resume forgets it.
 """
 
+import contextlib
 import dataclasses
 import shlex
 import shutil
@@ -104,14 +105,25 @@ def check_unchanged(options, out, may_change, pictures=None):
                         "anew with --overwrite")
 
 
-def begin(options, out, pictures=None):
-    """Write down what the command begins or, with --resume, goes on with; returns the folder.
+@contextlib.contextmanager
+def begun(options, out, pictures=None):
+    """Inside, a command makes `out` with the help of the folder that this gives; --resume goes on with what it holds.
 
-    pictures: fingerprints of those that it learns from. Without --resume what was begun before is deleted.
+    pictures: fingerprints of those that it learns from. The folder is deleted when the block ends well, or leaves
+    nothing in it to go on with; else Ctrl-C names the command that goes on.
     """
     work = place(out)
     if work.exists() and not options.resume:
         shutil.rmtree(work)
     values = {"command": command_of(type(options)), "options": dataclasses.asdict(options), "pictures": pictures or {}}
     write_json(work / FILE, values)
-    return work
+    try:
+        yield work
+    except BaseException as error:
+        if [path.name for path in work.iterdir()] == [FILE]:
+            shutil.rmtree(work)
+        elif isinstance(error, KeyboardInterrupt) and not error.args:
+            again = to_go_on(options, out)
+            raise KeyboardInterrupt(f"stopped; what is done is in {work}; to go on: {again}") from None
+        raise
+    shutil.rmtree(work)
