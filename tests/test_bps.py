@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from minibnn import StableDiffusion, schedule
+from minibnn import StableDiffusion, observers, schedule
 from minibnn.errors import UserError
 from minibnn.files.store import read_json, write_json
 from minibnn.neighbours import beside, bps, bps_branch, bps_run
@@ -602,6 +602,14 @@ def test_a_training_goes_on_to_no_fewer_steps_than_are_done(pairs, tmp_path, mon
         bps_run.train_or_draw(parse(BpsOptions, "minibnn bps", [*words, "1"]))
     bps_run.train_or_draw(parse(BpsOptions, "minibnn bps", [*words, "3"]))
     assert read_json(tmp_path / "run" / "config.json")["steps"] == 3
+
+
+def test_checkpoints_on_the_way_and_guidance_on_the_hint_are_asked_for_by_options(pairs, monkeypatch):
+    saved, guided, draw = [], [], bps_run.draw_steered
+    monkeypatch.setattr(observers, "save_checkpoint", lambda out, training, keep: saved.append((training.step, keep)))
+    monkeypatch.setattr(bps_run, "draw_steered", lambda *given, guide_hint: guided.append(guide_hint) or draw(*given))
+    bps_run.train_or_draw(options(pairs, steps=3, checkpoint_every=2, guide_hint=True))
+    assert saved == [(2, True), (3, True)] and guided == [True]  # with the optimiser: more steps may follow
 
 
 class TestMistakes:

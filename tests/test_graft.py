@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import stats
 from torch import nn
 
-from minibnn import StableDiffusion, UserError, ownership, runs, schedule
+from minibnn import StableDiffusion, UserError, observers, ownership, runs, schedule
 from minibnn.cli.export import export
 from minibnn.cli.sample import sample
 from minibnn.experiments.graft import diversity, kept_seeds, path_kl
@@ -571,6 +571,14 @@ def test_a_stopped_run_draws_no_candidate_twice_and_ends_alike(run_folder, tmp_p
     graft_run.graft(graft_options(*words[:-1], str(tmp_path / "whole")))
     a, b = weights(out), weights(tmp_path / "whole")
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_checkpoints_on_the_way_hold_the_optimiser_and_the_last_does_not(base, monkeypatch, tmp_path):
+    saved, sd = [], StableDiffusion.load("tiny")
+    monkeypatch.setattr(observers, "save_checkpoint", lambda out, training, keep: saved.append((training.step, keep)))
+    options = graft_run.settle(graft_options("--checkpoint-every", "2", "--batch-size", "1"), sd)
+    graft.train_on_accepted(sd, base.encode_prompts(["a car"]), torch.zeros(1, 4, 8, 8), 0, options, tmp_path, "again")
+    assert saved == [(2, True), (3, False)]  # after it no step can follow
 
 
 def test_candidates_outlive_a_rule_that_accepts_none(tmp_path, monkeypatch):

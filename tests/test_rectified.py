@@ -141,10 +141,13 @@ def test_pictures_are_those_of_instaflows_loop_on_diffusers(model, sd, guidance)
 
 def test_a_new_corrector_changes_nothing_and_a_factor_scales_the_noise(sd, monkeypatch):
     torch.manual_seed(0)
+    corrector, calls = rectified.Corrector((16, 32), 4, 32).eval(), []
+    corrector.register_forward_hook(lambda *_: calls.append(1))
     plain, new = (
-        rectified.draw(sd, ["a dog"], 3, 1.5, 0, (64, 64), correction=correction)
-        for correction in (None, rectified.Corrector((16, 32), 4, 32).eval())
+        rectified.draw(sd, ["a dog"], 3, 1.5, 0, (64, 64), correction=correction, corrector_steps=4)
+        for correction in (None, corrector)
     )
+    assert len(calls) == 4
     assert plain[0].tobytes() == new[0].tobytes()
     seen = []
     monkeypatch.setattr(rectified, "velocity_of", lambda *_: lambda x, s, c: (seen.append(x.clone()), 0 * x)[1])
