@@ -11,7 +11,7 @@ from . import __version__
 from .files.configs import RECIPE
 from .options import commands, experiments
 from .options.examples import EXAMPLES
-from .options.kinds import DEFAULT
+from .options.kinds import DEFAULT, WORLD
 from .options.parsing import fail, parse
 from .options.running import answer_while_importing, one_line, own_output, run
 
@@ -86,10 +86,12 @@ HEADINGS = {  # the command that begins a part of the list: what the part is abo
 }
 
 
-def recipes():
-    """The numbers that --help shows: {whose: recipe}."""
-    own = json.loads((Path(__file__).parent / "assets" / DEFAULT / "recipe.json").read_text(encoding="utf-8"))
-    return {"SD": RECIPE, "bundled model": RECIPE | own}
+def recipes(options_class):
+    """The numbers that --help shows: {whose: recipe}, of SD and of the bundled model that the command takes."""
+    default = getattr(options_class, "model", None)
+    model = default if default in WORLD else DEFAULT
+    own = json.loads((Path(__file__).parent / "assets" / model / "recipe.json").read_text(encoding="utf-8"))
+    return {"SD": RECIPE, model: RECIPE | own}
 
 
 def main(*words):
@@ -119,7 +121,8 @@ def dispatch(words):
     what, options_class, function, *leading = COMMANDS[name]
     about = f"{what[0].upper()}{what[1:]}. {options_class.__doc__}" if leading else None  # several have these options
     # before torch is imported, so that it answers at once
-    options = parse(options_class, f"minibnn {name}", words[length:], EXAMPLES.get(name, ()), recipes(), about)
+    shown = EXAMPLES.get(name, ()), recipes(options_class), about
+    options = parse(options_class, f"minibnn {name}", words[length:], *shown)
     # Threads that wait for others should sleep: on a busy machine those that spin take the time of those that compute.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     answer_while_importing()

@@ -108,7 +108,7 @@ def give(words):
     length = length_of(words)
     name = " ".join(words[:length])
     _, options_class, place, *leading = COMMANDS[name]
-    options = parse(options_class, f"minibnn {name}", words[length:], recipes=recipes())
+    options = parse(options_class, f"minibnn {name}", words[length:], recipes=recipes(options_class))
     out = getattr(options, "out", None)
     if out and not getattr(options, "resume", False):
         for path in (Path(out), Path(out).with_suffix("")):

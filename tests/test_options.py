@@ -276,9 +276,19 @@ def test_every_command_has_examples_that_its_options_take(name):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_shows_numbers_and_examples(name):
-    text = build(COMMANDS[name][1], f"minibnn {name}", EXAMPLES[name], recipes()).format_help()
+    text = build(COMMANDS[name][1], f"minibnn {name}", EXAMPLES[name], recipes(COMMANDS[name][1])).format_help()
     assert all(line in text for line in EXAMPLES[name])
     assert not re.search(r"(\[|: )(recipe|\{\w+\})\]", text)
+
+
+@pytest.mark.parametrize(("name", "rates"), [
+    ("train", "tiny-v2 0.0003, lora 0.003, oft 0.002]"), ("graft", "tiny 0.0002, lora and oft 0.001]"),
+])
+def test_help_tells_the_recipe_of_the_model_that_the_command_takes(name, rates):
+    """Bug of an earlier version: `graft`, which takes tiny, told the rates of tiny-v2."""
+    options_class = COMMANDS[name][1]
+    text = " ".join(build(options_class, "x", recipes=recipes(options_class)).format_help().split())
+    assert f"learning rate of AdamW [SD 5e-06, lora and oft 0.0001; {rates}" in text
 
 
 def test_recipes_are_told_in_words():

@@ -88,7 +88,7 @@ class TrainOptions:
     sample_prompts: str = option(None, "text file with one prompt in each line, for samples.png", "output", metavar="FILE")
     sample_every: int = option(0, "draw samples every N steps; 0: only at the end", "output", type=natural, metavar="N")
     checkpoint_every: int = option(0, "write a checkpoint every N steps; 0: only at the end", "output", type=natural, metavar="N")
-    monitor: bool = option(None, "watch fidelity, noise, σ₁ and the gains of guidance while training; keep the most faithful steps [on for the model tiny, and with --monitor-every or --monitor-dino]", "output")
+    monitor: bool = option(None, "watch fidelity, noise, σ₁ and the gains of guidance while training; keep the most faithful steps [on for tiny and tiny-v2, and with --monitor-every or --monitor-dino]", "output")
     monitor_every: int = option(None, "look every N steps, and before the first [a sixth of all]", "output", type=whole, metavar="N")
     monitor_dino: str = option(None, "facebook/dino-vits16, for the fidelity of photographs", "output", metavar="DIR")
     single_file: bool = option(False, "also write model.safetensors for ComfyUI and AUTOMATIC1111", "output")
@@ -184,7 +184,7 @@ class GraftOptions:
     model: str = model_option(default="tiny")
     tokenizer: str = tokenizer_option()
     prediction_type: str = prediction_type_option()
-    prompt: list = option(None, "what to draw and learn; for the bundled model each of its subjects on the grass", "what", nargs="+", type=words)
+    prompt: list = option(None, "what to draw and learn; for tiny and tiny-v2 each of their subjects on the grass", "what", nargs="+", type=words)
     prompts_from: str = option(None, "a text file with one prompt in each line", "what", metavar="FILE")
 
     candidates: int = option(8, "samples in a group, of one prompt", "choosing", type=whole)
@@ -256,8 +256,8 @@ class BpsOptions:
 
     hint_channels: int = option(1, "1: grey hints (sketch, mask), 3: coloured ones (map)", "training", type=int, choices=(1, 3))
     gains: str = option("head-heavy", "16, 8, 4, 2 by level and 16 in the middle, or 1 everywhere", "training", choices=("head-heavy", "equal"))
-    steps: int = option(None, "optimiser steps [1000, a trial; bundled model: 400]; the authors' recipe for COCO comes to about 164,000", "training", type=whole)
-    lr: float = option(None, "learning rate of AdamW [1e-5; bundled model: 5e-4]", "training", type=positive)
+    steps: int = option(None, "optimiser steps [1000, a trial; tiny and tiny-v2: 400]; the authors' recipe for COCO comes to about 164,000", "training", type=whole)
+    lr: float = option(None, "learning rate of AdamW [1e-5; tiny and tiny-v2: 5e-4]", "training", type=positive)
     batch_size: int = option(16, "pairs for each step", "training", type=whole)
     resolution: int = option(None, "pixels of the square crop [{resolution}]", "training", type=whole)
     dtype: str = option(None, "precision of the computation [float32; CUDA: bfloat16 if it is fast there]", "training", choices=("float32", "bfloat16"))

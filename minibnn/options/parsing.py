@@ -132,7 +132,7 @@ def spelled(field):
 
 
 def recipe_notes(recipes):
-    """{name: its values in words} for the help, as in "SD 5e-06, lora and oft 0.0001; bundled model 0.0002".
+    """{name: its values in words} for the help, as in "SD 5e-06, lora and oft 0.0001; tiny 0.0002".
 
     recipes: {whose: recipe}, where recipe["methods"] holds what differs in a method. Equal values are said once.
     """
