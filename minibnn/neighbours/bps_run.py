@@ -13,7 +13,7 @@ from .. import schedule
 from ..checkpoints import STATE, read_progress
 from ..devices import autocast, choose_device, choose_threads, unscaled_dtype
 from ..errors import UserError
-from ..files.locks import locked
+from ..files.locks import LOCK, locked
 from ..options import unfinished
 from ..options.kinds import WORLD, refuse
 from ..pictures import grid, save_png, to_pil
@@ -69,7 +69,8 @@ def check(options, out):
 def train_or_draw(options):
     """Train on the pairs of --hints, or with --branch draw its hints."""
     out = Path(options.out or ("runs/bps-drawn" if options.branch else "runs/bps"))
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not options.overwrite:
+    there = [path for path in (out.iterdir() if out.is_dir() else [out]) if path.exists() and path.name != LOCK]
+    if there and not options.overwrite:  # a lock is all that a kill leaves
         raise UserError(f"--out {out} exists: name another folder or pass --overwrite")
     if out.resolve() == Path(options.hints).resolve():
         raise UserError(f"--out {out} is --hints too, which would be written over: name another folder")
