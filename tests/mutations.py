@@ -140,6 +140,8 @@ MUTATIONS = (
              "A write that fails leaves half a file in the place of the old one."),
     Mutation("weights-not-finite", WEIGHTS, "if not all(end.isfinite() for end in wide.aminmax()):",
              "if not wide.max().isfinite():", "test_checkpoints.py", "An infinite minimum is not seen."),
+    Mutation("metadata-order", WEIGHTS, "dict(sorted(header[\"__metadata__\"].items()))", "header[\"__metadata__\"]",
+             "test_weights.py::test_the_same_tensors_make_the_same_bytes", "The same run gives other bytes each time."),
     Mutation("checkpoint-shapes", "minibnn/checkpoints.py", "if there != needed:", "if False:", "test_checkpoints.py",
              "A checkpoint's tensors may have other shapes than the network's."),
     Mutation("compile-does-nothing", TRAIN, "compiled(unet) if options.compile else", "", "test_compile.py",

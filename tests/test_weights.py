@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from conftest import NETWORKS
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from minibnn.files import layouts, ldm, store, weights
@@ -314,3 +315,18 @@ def test_writing_is_whole_or_not_at_all(tmp_path):
     assert path.read_bytes() == old
     assert [p.name for p in path.parent.iterdir()] == ["file.safetensors"]
     assert load_file(path)["a"].tolist() == [0, 1, 2]
+
+
+def test_the_same_tensors_make_the_same_bytes(tmp_path):
+    """Bug of an earlier version: safetensors' order of the metadata is another one each time."""
+    words = ["ünïcode 🐶", "a\tb\nc\x01\x7f", 'quo"te\\', "</>&", ""]
+    note = {f"key {i} {word}": word for i, word in enumerate(words * 3)}
+    dtypes = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
+    tensors = {f"ü.{i}": torch.arange(3 + i).to(dtype) for i, dtype in enumerate(dtypes)}
+    for name in ("a", "b"):
+        weights.write_tensors(tmp_path / name, tensors, note)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    with safe_open(tmp_path / "a", "pt") as file:
+        assert file.metadata() == note | {"format": "pt"}
+    read = load_file(tmp_path / "a")
+    assert read.keys() == tensors.keys() and all(torch.equal(read[name], tensors[name]) for name in tensors)

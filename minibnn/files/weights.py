@@ -3,6 +3,7 @@
 But: weights come from safetensors files only. A pickle can run code when it is opened, and is refused.
 """
 
+import json
 from pathlib import Path
 
 import torch
@@ -142,8 +143,16 @@ def write_tensors(path, tensors, metadata=None):
 
 
 def _save(tensors, path, metadata):
-    """`save_file`, with the OSError of a full disk as Python's own."""
+    """`save_file`, with the OSError of a full disk as Python's own, and with the metadata sorted."""
     try:
         save_file(tensors, path, metadata)
     except SafetensorError as error:
         raise OSError(str(error)) from None
+    with open(path, "rb+") as file:  # safetensors writes it in an order of chance, so that bytes would differ
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # as it is; else it would reach into the tensors
+            file.seek(8)
+            file.write(text.ljust(size))
