@@ -634,6 +634,10 @@ class TestMistakes:
         (pairs / "000.png").unlink()
         self.refused(pairs, r"000.png")
 
+    @pytest.mark.parametrize("edges", [False, True])
+    def test_no_folder_of_hints(self, pairs, edges):
+        self.refused(pairs, "--hints nowhere: there is no such folder", hints="nowhere", edges=edges)
+
     def test_broken_hint(self, pairs):
         (pairs / "000.hint.png").write_bytes(b"no picture")
         self.refused(pairs, r"000.hint.png: broken, or not a picture")

@@ -49,9 +49,16 @@ class Pairs:
         self.mean, self.logvar = data.latent_moments(sd.vae, images)
 
 
+def pngs_of(folder):
+    """The PNG files of --hints by name. Raises UserError if there is no such folder."""
+    if not Path(folder).is_dir():
+        raise UserError(f"--hints {folder}: there is no such folder")
+    return sorted(Path(folder).glob("*.png"))
+
+
 def hint_files(folder):
     """NAME -> its hint's path. Raises UserError if there is none."""
-    found = {path.name.removesuffix(".hint.png"): path for path in sorted(Path(folder).glob("*.hint.png"))}
+    found = {path.name.removesuffix(".hint.png"): path for path in pngs_of(folder) if path.name.endswith(".hint.png")}
     if not found:
         example = "`python -m minibnn world --pairs DIR` makes an example"
         raise UserError(f"--hints {folder}: no NAME.hint.png in it ({example})")
@@ -80,7 +87,7 @@ def read_hint(path, channels, size=None, resolution=None):
 
 def picture_files(folder):
     """NAME -> its picture's path. Raises UserError if there is none."""
-    found = {path.stem: path for path in sorted(Path(folder).glob("*.png")) if not path.name.endswith(".hint.png")}
+    found = {path.stem: path for path in pngs_of(folder) if not path.name.endswith(".hint.png")}
     if not found:
         raise UserError(f"--hints {folder}: no NAME.png in it, whose edges --edges could take")
     return found
