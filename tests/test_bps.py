@@ -622,6 +622,7 @@ class TestMistakes:
         assert not (pairs.parent / "run").exists()
 
     def test_no_hints(self, tmp_path):
+        (tmp_path / "nothing").mkdir()
         self.refused(tmp_path / "nothing", r"no NAME.hint.png")
 
     def test_wrong_size(self, pairs):
