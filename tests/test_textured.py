@@ -9,6 +9,7 @@ from PIL import Image
 from scipy import ndimage
 
 from minibnn import StableDiffusion
+from minibnn.errors import UserError
 from minibnn.options.commands import PretrainTexturedOptions
 from minibnn.world import textured, textures
 from minibnn.world.pixel_vae import pixel_vae
@@ -64,8 +65,46 @@ def test_captions_say_what_the_view_shows_and_some_say_less():
     named = sum(any(f" {material}" in caption for material in textures.MATERIALS) for caption in captions)
     assert 12 <= captions.count("") <= 80 and 270 <= named <= 360
     assert textured.caption("bricks", "very close", "warm") == "a warm photo of bricks very close"
-    assert textured.caption("") == "a photo"
+    assert textured.caption("") == "a plain photo from afar"
     assert {word for caption in captions for word in caption.split()} <= textured.all_words()
+
+
+def test_plain_light_changes_nothing_and_every_view_is_a_picture():
+    rng = np.random.default_rng(5)
+    for _ in range(60):
+        pixels, (material, distance, light) = textured.random_view(rng)
+        assert np.isfinite(pixels).all() and np.abs(pixels).max() <= 1
+        assert textured.caption(material, distance, light).count(" ") == 6  # all captions are of one length
+    pixels = np.random.default_rng(6).random((4, 4, 3))
+    assert textures.tint(pixels, "plain") is pixels
+
+
+def test_the_empty_prompt_has_a_vector_of_its_own_and_stop_words_have_none(tmp_path):
+    tokenizer = textured.make_vocabulary(textured.all_words(), tmp_path)
+    tokenizer.max_length = textured.TOKENS
+    encoder = textured.bag_of_words(tokenizer)
+    empty, said = encoder(tokenizer(["", "a plain photo of sks from afar"]))
+    silent = [i for i, vector in enumerate(said) if vector.abs().max() < 1e-5]
+    assert silent == [0, 1, 3, 4, 6]  # the mark before the prompt, "a", "photo", "of", "from"
+    assert torch.allclose(empty[1:], empty[1:2].expand(9, -1)) and empty[1].std() > 0.5
+    assert torch.equal(said[-2:], empty[-2:])  # the mark after the prompt stands for nothing everywhere
+    assert not torch.allclose(said[5], said[2])  # sks is no light
+
+
+def test_photographs_take_the_place_of_the_materials(tmp_path):
+    for name, size, colour in (("Moss_1.png", (300, 200), "green"), ("rust.jpg", (200, 400), "red")):
+        Image.new("RGB", size, colour).save(tmp_path / name)
+    photographs = textured.photographs_of(tmp_path)
+    assert {word: picture.size for word, picture in photographs.items()} == {"moss": (192, 128), "rust": (128, 256)}
+    images, captions = textured.random_batch(np.random.default_rng(1), 60, photographs)
+    red = images[:, 0].mean((1, 2)) > images[:, 1].mean((1, 2))
+    for caption, is_red, picture in zip(captions, red, images, strict=True):
+        if "gray" not in caption and ("moss" in caption or "rust" in caption):
+            assert bool(is_red) == ("rust" in caption), caption
+        assert picture.std((1, 2)).max() < 0.1  # one colour
+    Image.new("RGB", (9, 9)).save(tmp_path / "moss2.png")
+    with pytest.raises(UserError, match="moss2.png: the letters"):
+        textured.photographs_of(tmp_path)
 
 
 # --- its VAE ----------------------------------------------------------------------------------------------------------
@@ -135,7 +174,7 @@ def test_diffusers_opens_what_pretraining_makes_and_draws_the_same(tmp_path, mon
     ours = StableDiffusion.load(tmp_path / "out")
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out", torch_dtype=torch.float32)
     theirs.set_progress_bar_config(disable=True)
-    prompt = "a warm photo of bricks"
+    prompt = "a warm photo of bricks from afar"
     start = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(4))
     expected = theirs(prompt, num_inference_steps=3, guidance_scale=7.5, latents=start, output_type="np").images[0]
     picture = ours.generate([prompt], 3, 7.5, 4, progress=False)[0]

@@ -72,6 +72,7 @@ class TrainOptions:
     lr_warmup_steps: int = option(0, "the rate rises linearly over the first N steps", "training", type=natural, metavar="N")
     batch_size: int = option(None, "pictures for each forward; as many class pictures beside them [{batch_size}]", "training", type=whole)
     null_dropout: float = option(0.0, "share of the pictures, of subject and class, that are trained with the empty prompt, so that guidance's unconditional prediction is trained too; 0: none", "training", type=share, metavar="P")
+    noise_offset: float = option(0.0, "add noise of this standard deviation that is constant over a picture, one number for each latent channel, e.g. 0.1: it trains the mean colour, which white noise hardly does (Guttenberg 2023); 0: none", "training", type=nonnegative, metavar="X")
     min_snr: float = option(None, "weigh times by their signal-to-noise ratio, cut at this γ, e.g. 5 (Hang et al. 2023), for subject and class [all alike]", "training", type=positive, metavar="GAMMA")
     ema: float = option(None, "keep the exponential moving average of the trained weights, with this decay at most, e.g. 0.99, and draw, save and export that [none]", "training", type=share, metavar="DECAY")
     accumulate: int = option(1, "forwards for each optimiser step", "training", type=whole)
@@ -365,8 +366,9 @@ class PretrainTexturedOptions:
 
     work: str = option("runs/pretrain-textured", "folder of the checkpoint", "what", metavar="DIR")
     out: str = option(None, "folder of the finished model", "what", metavar="DIR")
+    images: str = option(None, "photographs instead of drawn materials; the letters of a file's name are its word", "what", metavar="DIR")
 
-    steps: int = option(1500, "training steps, with 32 pictures each", "training", type=whole)
+    steps: int = option(3000, "training steps, with 32 pictures each", "training", type=whole)
     seed: int = seed_option("training", "another seed, another model")
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIDE = 128  # pixels of a drawn material
-DISTANCES = {"": 1.0, "close": 0.6, "very close": 0.35}  # side of the crop, as a share of the material's
-TINTS = {"": None, "gray": None, "warm": (1.0, 0.75, 0.45), "cold": (0.45, 0.75, 1.0)}
+DISTANCES = {"from afar": 1.0, "close up": 0.6, "very close": 0.35}  # side of the crop, as a share of the material's
+TINTS = {"plain": None, "gray": None, "warm": (1.0, 0.75, 0.45), "cold": (0.45, 0.75, 1.0)}
 
 # --- what the materials are made of -----------------------------------------------------------------------------------
 
@@ -259,7 +259,7 @@ def crop(picture, share, side, place=(0.5, 0.5)):
 
 def tint(pixels, name):
     """Pixels (…, 3) in [0, 1] in the light of `TINTS`."""
-    if not name:
+    if name == "plain":
         return pixels
     grey = pixels.mean(-1, keepdims=True)
     if name == "gray":
