@@ -59,6 +59,16 @@ def eps_from_x0(x, x0, abar_t):
     return (x - abar_t.sqrt() * x0) / (1 - abar_t).sqrt()
 
 
+def with_mean(noise, mean, abar_t):
+    """The noise (B, C, h, w) with √ᾱ_t·mean (C,) in place of the mean of each of its channels.
+
+    x_T of training still has √ᾱ_T of the picture in it, since SD's schedule does not end at ᾱ = 0 (Lin et al. 2024),
+    and of that the means are what a network sees best ("signal leak", Everaert et al. 2024).
+    """
+    own = noise.mean((2, 3), keepdim=True)
+    return noise - own + abar_t**0.5 * mean.to(noise)[None, :, None, None]
+
+
 def velocity(x0, eps, abar_t):
     """v = √ᾱ_t·ε − √(1−ᾱ_t)·x_0.   (Salimans & Ho 2022, §4)"""
     abar_t = per_sample(abar_t, x0)
@@ -69,6 +79,16 @@ def eps_from_v(x, v, abar_t):
     """ε = √ᾱ_t·v + √(1−ᾱ_t)·x_t.   (Salimans & Ho 2022, App. D)"""
     abar_t = per_sample(abar_t, x)
     return abar_t.sqrt() * v + (1 - abar_t).sqrt() * x
+
+
+def training_noise(shape, offset, generator):
+    """ε of a training step: N(0, 1), plus `offset` times N(0, 1) that is one number for each channel of a picture.
+
+    shape: (B, C, h, w). White noise hardly moves the mean of a channel, by 1/√(hw), so that its prediction has next to
+    no part in the loss; an offset gives it one. Follows: "noise offset" (Guttenberg 2023) as in diffusers' scripts.
+    """
+    eps = torch.randn(shape, generator=generator)
+    return eps + offset * torch.randn((*shape[:2], 1, 1), generator=generator) if offset else eps
 
 
 def min_snr_weight(abar_t, gamma, v_prediction):

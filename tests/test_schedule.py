@@ -78,6 +78,26 @@ def test_ddpm_eq15_x0_from_eps():
     torch.testing.assert_close(s.eps_from_x0(x, x0, ABAR[300]), eps, **EXACT)
 
 
+def test_an_offset_adds_one_random_number_for_each_channel():
+    """The variance of a channel's mean is 1/(hw) + offset², and within a channel nothing changes."""
+    plain = s.training_noise((4000, 2, 3, 5), 0.0, torch.Generator().manual_seed(3))
+    offset = s.training_noise((4000, 2, 3, 5), 0.5, torch.Generator().manual_seed(3))
+    assert torch.equal(plain, torch.randn(4000, 2, 3, 5, generator=torch.Generator().manual_seed(3)))
+    added = offset - plain
+    torch.testing.assert_close(added, added[:, :, :1, :1].expand_as(added), rtol=0, atol=1e-6)
+    assert offset.mean((2, 3)).var().item() == pytest.approx(1 / 15 + 0.25, rel=0.05)
+    assert abs(added[:, :, 0, 0].T.corrcoef()[0, 1]) < 0.05
+
+
+def test_noise_with_the_mean_of_a_picture_is_white_but_for_the_mean():
+    noise, abar_t = random(3, 4, 6, 5), torch.tensor(0.09, dtype=torch.float64)
+    mean = torch.tensor([1.0, -2.0, 0.0, 0.5])
+    leaked = s.with_mean(noise, mean, abar_t)
+    torch.testing.assert_close(leaked.mean((2, 3)), 0.3 * mean.double().expand(3, 4), **EXACT)
+    torch.testing.assert_close(leaked.diff(dim=3), noise.diff(dim=3), **EXACT)
+    assert torch.equal(leaked.std((2, 3)).round(decimals=9), noise.std((2, 3)).round(decimals=9))
+
+
 def test_velocity_is_the_other_axis_of_the_rotation():
     """Salimans & Ho, App. D: x = cos φ x_0 + sin φ ε, v = dx/dφ = cos φ ε − sin φ x_0."""
     x0, eps = random(5), random(5, seed=1)
