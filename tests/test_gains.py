@@ -63,6 +63,23 @@ def test_the_network_of_eq_2_has_the_gain_one_minus_sqrt_abar_k():
         assert gains.mean(found) == pytest.approx(expected, rel=1e-9)
 
 
+def test_the_mean_colour_has_a_gain_of_its_own():
+    """ε̂ = a·P(δ) + b·(1 − P)(δ) with P the mean of each channel: that part has the gain a, and all of it nearly b."""
+    memory = normal(4, 6, 5, seed=5)
+
+    def predict(x, t):
+        deviation = (x - ABAR[t].sqrt() * memory) / (1 - ABAR[t]).sqrt()
+        colour = deviation.mean((2, 3), keepdim=True)
+        return 0.3 * colour + 0.9 * (deviation - colour) + 0.2 * memory
+
+    pictures = normal(2, 4, 6, 5, seed=6)
+    colour = gains.slopes(predict, pictures, ABAR, TIMES, draws=2, part=gains.colour_of)
+    torch.testing.assert_close(colour, torch.full_like(colour, 0.3), rtol=1e-10, atol=0)
+    found = gains.slopes(predict, pictures, ABAR, (300,), draws=400)
+    expected = 0.9 - 0.6 / 30  # 4 of 120 directions have 0.3
+    assert abs(gains.mean(found)[0] - expected) < 4 * gains.standard_error(found)[0] < 0.01
+
+
 def test_stein_the_gain_of_a_curved_denoiser_is_its_mean_slope():
     """ε̂ = tanh(a·ε) is no line; E⟨ε̂, ε⟩/d = a·E[1 − tanh²(a·ε)], here by quadrature."""
     a, grid = 0.7, torch.linspace(-10, 10, 20001, dtype=torch.float64)

@@ -57,8 +57,21 @@ def standard_error(gains):
     return (gains.var(1).mean(1) / gains[0].numel()).sqrt().tolist()
 
 
+def all_of(noise):
+    """All of the noise: its gain is the mean gain over all directions."""
+    return noise
+
+
+def colour_of(noise):
+    """The mean of each channel of the noise (B, C, h, w), in its shape: in pictures, the mean colour.
+
+    It is C of C·h·w directions, so that it has hardly a part in the mean gain, and hardly one in the training loss.
+    """
+    return noise.mean((2, 3), keepdim=True).expand_as(noise)
+
+
 @torch.no_grad()
-def slopes(predict_eps, latents, abar, times=TIMES, draws=4, seed=0, batch_size=16):
+def slopes(predict_eps, latents, abar, times=TIMES, draws=4, seed=0, batch_size=16, part=all_of):
     """The gains of one predictor: (T, draws, n), float64.
 
     Each draw is a pair of predictions, at ε and at −ε, of which half the difference is projected on ε:
@@ -74,33 +87,38 @@ def slopes(predict_eps, latents, abar, times=TIMES, draws=4, seed=0, batch_size=
     predict_eps(x, t): (B, C, h, w) and an int -> ε̂, of whatever predicts: `sigma1_estimate.predictor` of a model and a
     prompt, or `neighbours.guidance.unconditional_of` of a base model. latents: (n, C, h, w) of the training pictures.
     The noise depends on the seed alone. Cost: 2·T·draws·n forwards of one picture, `batch_size` at once.
+
+    part: the part P of the noise whose gain is asked for, an orthogonal projection (`all_of`, `colour_of`). The pair is
+    then ε and ε − 2Pε, and half the difference is projected on Pε: the gain in the directions of that part alone.
     """
     n = len(latents)
     noise = torch.randn((draws, *latents.shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
     noise = noise.to(latents).flatten(0, 1)  # draw by draw, all pictures
     clean = latents.repeat(draws, *[1] * (latents.ndim - 1))
-    drawn = noise.cpu().double()  # float64 on the CPU: Apple's GPUs have none
+    turned = noise - 2 * part(noise)
+    drawn = part(noise.cpu().double())  # float64 on the CPU: Apple's GPUs have none
     energy = drawn.square().flatten(1).sum(1)
     found = []
     for t in times:
-        x = torch.cat([q_sample(clean, noise, abar[t]), q_sample(clean, -noise, abar[t])])
+        x = torch.cat([q_sample(clean, noise, abar[t]), q_sample(clean, turned, abar[t])])
         plus, minus = torch.cat([predict_eps(part, int(t)) for part in x.split(batch_size)]).cpu().double().chunk(2)
         along = ((plus - minus) / 2 * drawn).flatten(1).sum(1)
         found.append((along / energy).reshape(draws, n))
     return torch.stack(found)
 
 
-def measure(sd, latents, prompt, negative_prompt="", times=TIMES, draws=4, seed=0, batch_size=16, unconditional=None):
+def measure(sd, latents, prompt, negative_prompt="", times=TIMES, draws=4, seed=0, batch_size=16, unconditional=None,
+            part=all_of):
     """The Gains of a StableDiffusion around latents (n, 4, h, w), as `sigma1_estimate.latents_of` makes them.
 
     The weights are those at the posterior mean, also while a model trains; a prediction of v is converted to ε first.
-    unconditional: a predictor of its own for ε(∅), such as a base model's. On SD v1.5 one picture with the defaults
-    takes 80 forwards of one latent, as many as 40 steps of drawing one picture.
+    unconditional: a predictor of its own for ε(∅), such as a base model's; part: as in `slopes`. On SD v1.5 one picture
+    with the defaults takes 80 forwards of one latent, as many as 40 steps of drawing one picture.
     """
     training = sd.unet.training
     sd.unet.eval()  # Bayesian layers then compute with their means
     try:
-        given = (latents.to(sd.device), sd.alphas_cumprod, times, draws, seed, batch_size)
+        given = (latents.to(sd.device), sd.alphas_cumprod, times, draws, seed, batch_size, part)
         conditional = slopes(predictor(sd, prompt), *given)
         return Gains(tuple(times), conditional, slopes(unconditional or predictor(sd, negative_prompt), *given))
     finally:
