@@ -11,7 +11,8 @@ ALONE = {"prior_weight": 0.0}  # no class pictures: half the time, and the paper
 
 @dataclass(frozen=True)
 class View:
-    """How a checkpoint draws. average: with the running mean of μ; base: with ε(∅) of the pretrained model."""
+    """How a checkpoint draws. average: with the running mean of μ; base: with ε(∅) of the pretrained model; colour:
+    from noise whose mean colour is that of the training pictures, seen through the noise (`schedule.with_mean`)."""
 
     sampler: str = "ddim"
     steps: int = 25
@@ -19,10 +20,12 @@ class View:
     average: bool = False
     base: bool = False
     eta: float = 0.0
+    colour: bool = False
 
     @property
     def name(self):
         extra = f"-eta{self.eta:g}" * bool(self.eta) + "-average" * self.average + "-base" * self.base
+        extra += "-colour" * self.colour
         return f"{self.sampler}-{self.steps}-g{self.guidance:g}{extra}"
 
 

@@ -3,7 +3,8 @@
 Follows: the paper's §3.1 and §5. A run fine-tunes on one picture (or four) with the training loop of `train.py`. At the
 steps of `stage_settings.py` it draws the training prompt and four other prompts at θ = μ, always from the same noise,
 and measures how close they are to the picture (SSIM), how noisy (Immerkær), and the gains c and u of the network around
-the picture (`lab/gains.py`), which tell the cause. `stage_report.py` has the criterion, the tables and the plots.
+the picture (`lab/gains.py`), over all directions and in that of the mean colour, which tell the cause.
+`stage_report.py` has the criterion, the tables and the plots.
 
 Leaves in --out, for each run, NAME.jsonl (a line for each look, view and group of prompts) and NAME.png (a row for each
 look at guidance 7.5: four pictures of the training prompt, four of the others), and with --keep NAME.safetensors, the
@@ -66,11 +67,7 @@ class Observer:
 
     def __init__(self, run, images, prompt):
         self.run, self.setting, self.images = run, SETTINGS[run.setting], images
-        word = prompt.removeprefix("a photo of ")
-        self.groups = {
-            "training": [prompt] * PICTURES,
-            "other": [OTHER_PROMPTS[i % len(OTHER_PROMPTS)].format(word) for i in range(PICTURES)],
-        }
+        self.groups = {"training": [prompt] * PICTURES, "other": list(OTHER_PROMPTS)}
         self.rows, self.strips, self.average, self.base = [], [], None, None
         self.began = time.process_time()
 
@@ -92,11 +89,14 @@ class Observer:
             self.base = copy.copy(sd)
             self.base.unet = copy.deepcopy(sd.unet).eval()
             self.latents = sigma1_estimate.latents_of(sd, self.images)
-        found = gains.measure(sd, self.latents, self.groups["training"][0], draws=GAIN_DRAWS)
+        prompt = self.groups["training"][0]
+        found, colour = (gains.measure(sd, self.latents, prompt, draws=GAIN_DRAWS, part=part)
+                         for part in (gains.all_of, gains.colour_of))
         shared = {
             "run": self.run.name, **dataclasses.asdict(self.run), "step": step,
             "seconds": round(time.process_time() - self.began, 1),
             "times": found.times, "c": rounded(gains.mean(found.c)), "u": rounded(gains.mean(found.u)),
+            "colour_c": rounded(gains.mean(colour.c)), "colour_u": rounded(gains.mean(colour.u)),
             "loss": round(self.loss(sd), 5),
         }
         for view in views_at(step, self.setting.looks[-1]):
@@ -130,9 +130,11 @@ class Observer:
         if view.average:
             torch._foreach_copy_(own, list(self.average.values()))
         predictor = guidance.one_condition(sd, guidance.unconditional_of(self.base, sd)) if view.base else None
+        start_mean = self.latents.mean((0, 2, 3)) if view.colour else None
         try:
             return sd.generate(prompts, view.steps, view.guidance, 9000 + self.run.seed, sampler=view.sampler,
-                               eta=view.eta, batch_size=len(prompts), progress=False, predictor=predictor)
+                               eta=view.eta, batch_size=len(prompts), progress=False, predictor=predictor,
+                               start_mean=start_mean)
         finally:
             torch._foreach_copy_(own, kept)
 
