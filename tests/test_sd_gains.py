@@ -48,8 +48,13 @@ def test_from_end_to_end_with_an_interruption(micro, dog, tmp_path, monkeypatch,
     assert [row["step"] for row in rows["plain"]] == [row["step"] for row in rows["bnn"]] == steps
     assert rows["plain"][0] | {"arm": "bnn"} == rows["bnn"][0] and rows["plain"][3]["c"] != rows["bnn"][3]["c"]
     assert list(rows["bnn"][-1]["drawings"]) == [
-        "guidance 1, eta 0", "guidance 1, eta 1", "guidance 7.5, eta 0", "guidance 7.5, eta 1"
+        "guidance 1, eta 0", "guidance 1, eta 1", "guidance 7.5, eta 0", "guidance 7.5, eta 1",
+        "guidance 7.5, own colour",
     ]
+    last = rows["plain"][-1]
+    noise = {name: drawing["noise"] for name, drawing in last["drawings"].items()}
+    assert noise["guidance 7.5, own colour"] != noise["guidance 7.5, eta 0"]
+    assert last["colour c"] != last["c"] and len(last["colour u"]) == len(last["t"])
     written = json.loads((out / "sd-gains.json").read_text())
     assert written["verdict"] == result["verdict"] in capsys.readouterr().out
     assert Image.open(out / "sd-gains.png").size == (880, 600)
@@ -63,15 +68,15 @@ def test_from_end_to_end_with_an_interruption(micro, dog, tmp_path, monkeypatch,
 def test_null_dropout_is_an_arm_of_its_own(micro, dog, tmp_path):
     chosen = options(micro, dog, tmp_path)
     made = {arm: sd_gains.train_options(arm, chosen, tmp_path, tmp_path / arm) for arm in sd_gains.ARMS}
-    assert {arm: (o.bayes, o.null_dropout) for arm, o in made.items()} == {
-        "plain": (False, 0.0), "null": (False, 0.1), "bnn": (True, 0.0)
+    assert {arm: (o.bayes, o.null_dropout, o.noise_offset) for arm, o in made.items()} == {
+        "plain": (False, 0.0, 0.0), "null": (False, 0.1, 0.0), "offset": (False, 0.0, 0.1), "bnn": (True, 0.0, 0.0)
     }
     assert all(o.prior_weight == 0 and o.checkpoint_every == 8 and o.overwrite for o in made.values())
 
 
 def test_the_plan_does_nothing(micro, dog, tmp_path, capsys):
     assert sd_gains.experiment(options(micro, dog, tmp_path / "out", "--plan")) is None
-    assert "3 trainings of 32 steps; 19 checkpoints, each drawn with 12 evaluations" in capsys.readouterr().out
+    assert "4 trainings of 32 steps; 25 checkpoints, each drawn with 16 evaluations" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
@@ -91,25 +96,26 @@ def test_refusals(micro, dog, tmp_path, words, message):
 
 
 def arm(noises, added=0.2, visible=0.05, fidelity=(None, None, None)):
-    """Rows at steps 0, 50, 100 with these noises of the four drawings."""
+    """Rows at steps 0, 50, 100 with these noises of the five drawings."""
     return [
         {"step": 50 * i, "c": [0.97], "u": [0.99], "guided": [0.84], "added noise": added, "visible noise": visible,
          "drawings": {
              name: {"noise": n, "noise between": n / 50, "predicted": n / 100, "fidelity": f}
-             for name, n in zip(sd_gains.DRAWINGS, four, strict=True)
+             for name, n in zip(sd_gains.DRAWINGS, five, strict=True)
          }}
-        for i, (four, f) in enumerate(zip(noises, fidelity, strict=True))
+        for i, (five, f) in enumerate(zip(noises, fidelity, strict=True))
     ]
 
 
-CLEAN, NOISY, EVERYWHERE = (2, 2, 2, 2), (2.5, 2, 12, 4), (11, 11, 12, 11)  # g 1, η 0 and 1; g 7.5, η 0 and 1
+CLEAN, NOISY, EVERYWHERE = (2, 2, 2, 2, 2), (2.5, 2, 12, 4, 3), (11, 11, 12, 11, 11)  # in the order of DRAWINGS
 
 
 @pytest.mark.parametrize(
     ("noises", "settings", "stage", "mechanism", "said"),
     [
         ((CLEAN, CLEAN, NOISY), {}, True, True, "this is the paper's stage by this mechanism: at step 100 noise rose "
-         "by 10.0 grey levels, guidance 1 leaves +0.5 and eta 1 +2.0"),
+         "by 10.0 grey levels, guidance 1 leaves +0.5, eta 1 +2.0, and starting noise of the photograph's mean colour "
+         "+1.0"),
         ((CLEAN, CLEAN, EVERYWHERE), {}, True, False, "not so that guidance 1 removes it or eta 1 removes it"),
         ((CLEAN, NOISY, CLEAN), {"added": 0.01}, True, False, "not so that the gains foretell it: at step 50"),
         ((CLEAN, NOISY, CLEAN), {"visible": None}, True, False, "not so that the gains foretell it"),
@@ -122,10 +128,12 @@ CLEAN, NOISY, EVERYWHERE = (2, 2, 2, 2), (2.5, 2, 12, 4), (11, 11, 12, 11)  # g 
 def test_the_verdict(noises, settings, stage, mechanism, said):
     found = sd_gains.judge({"plain": arm(noises, **settings)})
     assert (found["stage"], found["mechanism"]) == (stage, mechanism) and said in found["verdict"]
+    if stage:
+        assert found["colour"] == (noises[2] != EVERYWHERE)
 
 
 def test_the_other_arms_stand_beside_it_and_r2_is_that_of_a_line():
-    found = {"plain": arm((CLEAN, CLEAN, NOISY)), "bnn": arm((CLEAN, CLEAN, (2, 2, 3, 2)))}
+    found = {"plain": arm((CLEAN, CLEAN, NOISY)), "bnn": arm((CLEAN, CLEAN, (2, 2, 3, 2, 2)))}
     judged = sd_gains.judge(found)
     assert judged["verdict"].endswith("; bnn: +1.0") and judged["R2 of noise"] == pytest.approx(1.0)
     found["bnn"][0]["drawings"]["guidance 1, eta 0"]["predicted"] = 9.0

@@ -1,10 +1,12 @@
 """Is the corruption stage of Stable Diffusion one of guidance? `python -m minibnn experiment sd-gains --model SD`
 
-Fine-tunes on one photograph without class pictures, as in the paper's §3.3, in three arms: plain, plain with the empty
-prompt for a tenth of the pictures (--null-dropout), and with Bayesian weights. At seven steps it measures the gains of
-the predictions with and without the prompt (`lab/gains.py`), and draws the same checkpoint at guidance 1 and 7.5, with
-η = 0 and 1. Noise is Immerkær's estimate in grey levels. Beside it stand the noise that the law of gains foretells and
-its measured counterpart: the noise in which the pictures of a drawing, encoded again, differ (`noise_between`).
+Fine-tunes on one photograph without class pictures, as in the paper's §3.3, in four arms: plain, plain with the empty
+prompt for a tenth of the pictures (--null-dropout), with an offset of the noise (--noise-offset), and with Bayesian
+weights. At seven steps it measures the gains of the predictions with and without the prompt, over all directions and in
+that of the mean colour (`lab/gains.py`), and draws the same checkpoint at guidance 1 and 7.5, with η = 0 and 1, and
+from starting noise that has the photograph's mean colour. Noise is Immerkær's estimate in grey levels. Beside it stand
+the noise that the law of gains foretells and its measured counterpart: the noise in which the pictures of a drawing,
+encoded again, differ (`noise_between`).
 
 The criterion, fixed before any run on SD, looks at the plain arm at guidance 7.5 with η = 0:
 
@@ -12,6 +14,7 @@ The criterion, fixed before any run on SD, looks at the plain arm at guidance 7.
                 --dino) below its earlier maximum
     mechanism   there (1) the law of gains says that guidance adds more noise than the decoder hides, and the same
                 weights have less than half of the rise (2) at guidance 1 and (3) with η = 1
+    colour      there the same weights have less than half of the rise from noise of the photograph's mean colour
 
 Leaves in --out ARM.jsonl (a line for each step), sd-gains.json, sd-gains.png (curves) and sd-gains-sheet.png. What is
 there is not measured again; an interrupted arm goes on from its last checkpoint.
@@ -45,10 +48,14 @@ from ..runs import fingerprint
 from ..train import at_the_mean
 from .records import note_shared
 
-ARMS = {"plain": {"bayes": False}, "null": {"bayes": False, "null_dropout": 0.1}, "bnn": {"bayes": True}}
+ARMS = {
+    "plain": {"bayes": False}, "null": {"bayes": False, "null_dropout": 0.1},
+    "offset": {"bayes": False, "noise_offset": 0.1}, "bnn": {"bayes": True},
+}
 GUIDANCE = 7.5
-DRAWINGS = {f"guidance {s:g}, eta {eta:g}": (s, eta) for s in (1.0, GUIDANCE) for eta in (0.0, 1.0)}
-BY_PLAIN = f"guidance {GUIDANCE:g}, eta 0"  # where the stage is looked for
+BY_PLAIN, BY_COLOUR = f"guidance {GUIDANCE:g}, eta 0", f"guidance {GUIDANCE:g}, own colour"
+DRAWINGS = {f"guidance {s:g}, eta {eta:g}": (s, eta, False) for s in (1.0, GUIDANCE) for eta in (0.0, 1.0)}
+DRAWINGS[BY_COLOUR] = (GUIDANCE, 0.0, True)  # the stage is looked for by BY_PLAIN
 CHECKPOINTS = 4  # in an arm
 PRECISION = {"cpu": torch.float32, "cuda": torch.bfloat16}
 THUMBNAIL = 128  # pixels of a picture in the sheet
@@ -93,20 +100,23 @@ class Look:
         """Everything that is known of one checkpoint, as a dict for JSON."""
         if self.latents is None:
             self.start(sd)
-        found = gains.measure(sd, self.latents, self.options.prompt)
+        found, colour = (gains.measure(sd, self.latents, self.options.prompt, part=part)
+                         for part in (gains.all_of, gains.colour_of))
         steps = self.options.sample_steps or sd.recipe["sample_steps"]
         reading = gain_advice.Reading(
             found.times, gains.mean(found.c), gains.mean(found.u), sd.alphas_cumprod.cpu(), steps
         )
         row = {
             "t": list(found.times), "c": reading.c, "u": reading.u, "guided": reading.guided(GUIDANCE),
+            "colour c": gains.mean(colour.c), "colour u": gains.mean(colour.u),
             "standard error": gains.standard_error(found.guided(GUIDANCE)),
             "added noise": reading.added(GUIDANCE), "visible noise": self.visible, "drawings": {},
         }
         shown = []
-        for name, (guidance, eta) in DRAWINGS.items():
+        for name, (guidance, eta, own_colour) in DRAWINGS.items():
+            start_mean = self.latents.float().cpu().mean((0, 2, 3)) if own_colour else None
             pictures = sd.generate([self.options.prompt] * self.options.count, steps, guidance, seed=1, eta=eta,
-                                   batch_size=4, progress=False)
+                                   batch_size=4, progress=False, start_mean=start_mean)
             alike = photo.mean_similarity(photo.dino_pictures(pictures, self.dino), self.seen) if self.dino else None
             images = to_tensor(pictures)
             row["drawings"][name] = {
@@ -181,7 +191,7 @@ def experiment(options):
     arms = [arm for arm in ARMS if arm in options.arms]
     if "plain" not in arms:
         raise UserError("--arms: plain is needed, with which the others are compared")
-    evaluations = sum(2 if guidance != 1 else 1 for guidance, _ in DRAWINGS.values()) * options.count
+    evaluations = sum(2 if guidance != 1 else 1 for guidance, *_ in DRAWINGS.values()) * options.count
     times = options.sample_steps or "the recipe's"
     print(
         f"{len(arms)} trainings of {options.steps} steps; {6 * len(arms) + 1} checkpoints, each drawn with "
@@ -235,6 +245,7 @@ def judge(found):
         "eta 1 removes it": left[f"guidance {GUIDANCE:g}, eta 1"] < rise / 2,
     }
     result |= {"mechanism": all(checks.values()), "checks": checks, "rise of each drawing": left}
+    result["colour"] = left[BY_COLOUR] < rise / 2
     if result["mechanism"]:
         said = "this is the paper's stage by this mechanism"
     else:
@@ -243,7 +254,8 @@ def judge(found):
         )
     result["verdict"] = (
         f"{said}: at step {worst['step']} noise rose by {rise:.1f} grey levels, guidance 1 leaves "
-        f"{left['guidance 1, eta 0']:+.1f} and eta 1 {left[f'guidance {GUIDANCE:g}, eta 1']:+.1f}"
+        f"{left['guidance 1, eta 0']:+.1f}, eta 1 {left[f'guidance {GUIDANCE:g}, eta 1']:+.1f}, and starting noise of "
+        f"the photograph's mean colour {left[BY_COLOUR]:+.1f}"
     )
     for arm in (arm for arm in found if arm != "plain"):
         same = next(row for row in found[arm] if row["step"] == worst["step"])

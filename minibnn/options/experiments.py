@@ -61,14 +61,14 @@ class PaperOptions:
 
 @dataclass(frozen=True)
 class SdGainsOptions:
-    """Is the corruption stage of Stable Diffusion one of guidance? Fine-tunes on one photograph, measures and draws."""
+    """Is the corruption stage of Stable Diffusion one of guidance, or of the mean colour? Fine-tunes on one photograph."""
 
     model: str = option(None, "Stable Diffusion: a diffusers folder or an LDM .safetensors file", "what", required=True, metavar="MODEL")
     images: str = option("tutorials/dog", "folder of which the first picture is the photograph", "what", metavar="DIR")
     prompt: str = option("a photo of a sks dog", "caption of the photograph", "what", type=words)
     tokenizer: str = tokenizer_option()
     prediction_type: str = prediction_type_option()
-    arms: list = option(("plain", "null", "bnn"), "trainings: plain, with --null-dropout 0.1, with Bayesian weights", "what", nargs="+", choices=("plain", "null", "bnn"))
+    arms: list = option(("plain", "null", "offset", "bnn"), "trainings: plain, with --null-dropout 0.1, with --noise-offset 0.1, with Bayesian weights", "what", nargs="+", choices=("plain", "null", "offset", "bnn"))
     steps: int = option(1600, "optimiser steps of each; looked at: 0, 1/32, 1/16, … 1 of them", "training", type=whole)
     lr: float = option(None, "learning rate of AdamW [{lr}]", "training", type=positive)
     gradient_checkpointing: bool = option(False, "less memory, more time", "training")
