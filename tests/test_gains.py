@@ -267,6 +267,9 @@ def test_the_command_on_a_model(micro, dog, tmp_path, capsys):
     own = gains.measure(sd, latents, "a photo of a sks dog", times=(100, 600), draws=2)
     assert found["guided"]["7.5"]["mean"] == pytest.approx(gains.mean(own.guided(7.5)), abs=1e-5)
     assert found["without"]["standard error"] == pytest.approx(gains.standard_error(own.u), rel=1e-3)
+    colour = gains.measure(sd, latents, "a photo of a sks dog", times=(100, 600), draws=2, part=gains.colour_of)
+    assert found["mean colour"]["mean"] == pytest.approx(gains.mean(colour.c), abs=1e-5)
+    assert found["mean colour"]["mean"] != pytest.approx(gains.mean(own.c), abs=1e-3) and "mean colour" in said
     law = gain_law.predicted_noise((100, 600), gains.mean(own.guided(7.5)), sd.alphas_cumprod, 25)
     assert found["noise"]["7.5"]["eta 0"] == pytest.approx(law, rel=1e-4)
     with pytest.raises(UserError, match="gains.json exists; name another file or pass --overwrite"):
