@@ -13,7 +13,7 @@ from scipy import stats
 
 from minibnn import StableDiffusion
 from minibnn.errors import UserError
-from minibnn.experiments import stage, stage_report, stage_settings, stage_views
+from minibnn.experiments import stage, stage_law, stage_report, stage_settings, stage_views
 from minibnn.experiments.stage_settings import EARLY, LATE, MAIN, SETTINGS, Setting
 from minibnn.lab import gain_law
 from minibnn.options.experiments import StageOptions, StageReportOptions, StageViewsOptions
@@ -106,8 +106,8 @@ def made_up(fidelity, noise, c=1.0, u=1.0):
             for group in ("training", "other"):
                 rows.append({
                     "setting": "plain", "step": step, "view": view.name, "group": group, "fidelity": fidelity(step),
-                    "noise": noise(step), "spread": 0.1, "loss": 1 / (step + 1), "times": [20, 100, 900],
-                    "c": [c] * 3, "u": [u] * 3,
+                    "noise": noise(step), "spread": 0.1, "loss": 1 / (step + 1), "times": [100, 300, 900],
+                    "c": [c] * 3, "u": [u] * 3, "colour_c": [0.1, 0.4, 0.7], "colour_u": [0.1, 0.3, 0.6],
                 })
     return rows
 
@@ -122,7 +122,7 @@ def test_the_criterion_is_a_fall_and_a_rise_beyond_their_intervals():
     mean, half = np.mean(falls), stats.t.ppf(0.975, 3) * stats.sem(falls)
     row = next(line for line in stage_report.stages(runs).splitlines() if "| 7.5 |" in line)
     assert f"**-{mean:.3f} [-{mean + half:.3f}, -{mean - half:.3f}]**" in row
-    assert "| plain | textured | 4 |" in row and "1.000, 1.000, 1.00" in row
+    assert "| plain | textured | 4 |" in row and "1.000, 1.000, 1.00 | 0.40 |" in row
     assert stage_report.words((0.1, -0.2, 0.4)) == "+0.100 [-0.200, +0.400]"  # not told from 0: not bold
     assert EARLY < min(LATE)
 
@@ -148,9 +148,9 @@ def test_the_law_foretells_the_noise_of_a_linear_denoiser():
         runs["plain", "textured", "cat", seed] = [
             row for row in rows if row["view"] in (MAIN.name, "ddim-20-g3", "ddim-20-g1")
         ]
-    table = stage_report.law(runs).splitlines()
+    table = stage_law.law(runs).splitlines()
     assert table[2].split("|")[5].strip() == "1.00"
-    assert stage_report.law_points(runs)[0][0] == pytest.approx(gain_law.noise_left([0.7] * 20, times, abar), rel=1e-6)
+    assert stage_law.law_points(runs)[0][0] == pytest.approx(gain_law.noise_left([0.7] * 20, times, abar), rel=1e-6)
 
 
 def test_the_report_is_written_from_lines_and_again_from_its_own(tmp_path):

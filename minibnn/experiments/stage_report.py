@@ -11,11 +11,12 @@ Reads the .jsonl files of --runs and writes into --out
 **The criterion**, fixed before the runs of the main comparison. From step EARLY to the mean over the LATE steps
 (`stage_settings.py`), over all runs of a setting at guidance 7.5 and the training prompt: there is a corruption stage
 if fidelity falls and noise rises, each by more than its 95 % t-interval. A setting cures if, paired by subject and seed
-with "plain", its fidelity over the LATE steps is higher and its noise lower, each by more than its interval. Runs are
-the unit: intervals are over subject and seed together, and the tables name how many there are.
+with the one beside it ("plain", mostly), its fidelity over the LATE steps is higher and its noise lower, each by more
+than its interval. Runs are the unit: intervals are over subject and seed together, and the tables name how many there
+are.
 
-But: no correction for many comparisons. "plain", "bnn" and "null" are the comparison that was named first; the others
-are leads. Three subjects are three subjects: the intervals say nothing of a fourth.
+But: no correction for many comparisons. The five questions of `stage_settings.py` were asked first; all else are leads.
+Three subjects are three subjects: the intervals say nothing of a fourth.
 """
 
 import json
@@ -23,23 +24,21 @@ import math
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from ..errors import UserError
 from ..files.rows import read_rows
 from ..files.store import write_text
-from ..lab import gain_law, plot
+from ..lab import plot
 from ..lab.intervals import interval, require_scipy
 from ..lab.sheets import sheet
 from ..pictures import save_png
-from ..schedule import alphas_cumprod
 from ..world.textured import SIDE
 from .stage import ZOOM
+from .stage_law import guided, law, law_plot
 from .stage_settings import EARLY, LATE, MAIN, SETTINGS, views_at
 
-DRAWN = ("plain", "bnn", "null")  # the curves of stage.png
-GREY = 1 / math.sqrt(3)  # noise_level is that of the mean of three colours
+DRAWN = ("plain", "bnn", "null", "offset")  # the curves of stage.png
 
 
 def read_runs(folders):
@@ -73,15 +72,16 @@ def change(rows, view, group, name):
     return late(rows, view, group, name) - at(rows, EARLY, view, group, name)
 
 
-def guided(row, guidance):
-    """Guided gains at the measured times."""
-    return [guidance * c - (guidance - 1) * u for c, u in zip(row["c"], row["u"], strict=True)]
-
-
 def gain_at(rows, step, time, guidance=None):
     """The guided gain at one step and time; guidance 1 is c, 0 is u."""
     row = next(r for r in rows if r["step"] == step)
     return guided(row, guidance)[row["times"].index(time)]
+
+
+def colour_gain(rows, step, time=300):
+    """The gain of the mean colour with the prompt, at one step and time."""
+    row = next(r for r in rows if r["step"] == step)
+    return row["colour_c"][row["times"].index(time)]
 
 
 def of(runs, setting, model):
@@ -111,8 +111,8 @@ def stages(runs):
     """Is there a corruption stage, for every setting, at guidance 7.5, 3 and 1."""
     text = [
         f"| setting | pretrained | runs | guidance | fidelity, steps {EARLY} → {min(LATE)}-{max(LATE)} | noise "
-        f"| c, u, guided gain at t = 100, step {max(LATE)} |",
-        "|" + "---|" * 7,
+        f"| c, u, guided gain at t = 100, step {max(LATE)} | gain of the mean colour at t = 300 |",
+        "|" + "---|" * 8,
     ]
     for setting, model in settings_of(runs):
         own = of(runs, setting, model)
@@ -121,8 +121,9 @@ def stages(runs):
                      for name in ("fidelity", "noise")]
             last = [gain_at(rows, max(LATE), 100, g) for g in (1, 0, view.guidance) for rows in own.values()]
             c, u, g = np.array(last).reshape(3, -1).mean(1)
+            colour = np.mean([colour_gain(rows, max(LATE)) for rows in own.values()])
             text.append(f"| {setting} | {model} | {len(own)} | {view.guidance:g} | {words(moved[0])} "
-                        f"| {words(moved[1], 1)} | {c:.3f}, {u:.3f}, {g:.2f} |")
+                        f"| {words(moved[1], 1)} | {c:.3f}, {u:.3f}, {g:.2f} | {colour:.2f} |")
     return "\n".join(text)
 
 
@@ -154,20 +155,20 @@ def difference(pairs, group, name, digits=3):
 
 
 def cures(runs):
-    """Every setting minus plain, paired by subject and seed, at guidance 7.5, over LATE; and what it costs."""
+    """Every setting minus the one beside it, paired by subject and seed, at guidance 7.5, over LATE; and its costs."""
     text = [
-        "| setting − plain | pretrained | runs | fidelity | noise | than plain at equal loss: fidelity | noise "
-        "| best look: fidelity | other prompts: fidelity | their noise | spread | loss (plain) |",
+        "| setting | pretrained | runs | fidelity | noise | at equal loss: fidelity | noise "
+        "| best look: fidelity | other prompts: fidelity | their noise | spread | loss (the other's) |",
         "|" + "---|" * 12,
     ]
     for setting, model in settings_of(runs):
         if setting == "plain" or SETTINGS[setting].pictures > 1 or SETTINGS[setting].flat:
             continue
-        own, plain = of(runs, setting, model), of(runs, "plain", model)
-        common = sorted(own.keys() & plain.keys())
+        own, other = of(runs, setting, model), of(runs, SETTINGS[setting].beside, model)
+        common = sorted(own.keys() & other.keys())
         if not common:
             continue
-        pairs = [(own[key], plain[key]) for key in common]
+        pairs = [(own[key], other[key]) for key in common]
         cells = [difference(pairs, "training", "fidelity"), difference(pairs, "training", "noise", 1)]
         matched = [equal_loss(b, loss_late(a)) for a, b in pairs]
         for number, (name, digits) in enumerate((("fidelity", 3), ("noise", 1))):
@@ -178,7 +179,7 @@ def cures(runs):
         cells.append(difference(pairs, "other", "spread"))
         losses = [np.mean([loss_late(rows) for rows in side]) for side in zip(*pairs, strict=True)]
         cells.append(f"{losses[0]:.4f} ({losses[1]:.4f})")
-        text.append(f"| {setting} | {model} | {len(common)} | {' | '.join(cells)} |")
+        text.append(f"| {setting} − {SETTINGS[setting].beside} | {model} | {len(common)} | {' | '.join(cells)} |")
     return "\n".join(text)
 
 
@@ -198,65 +199,6 @@ def drawings(runs):
                 cells.append(f"{np.mean(values):.{digits}f}")
                 moved.append("" if view == MAIN else words(interval(np.subtract(values, main)), digits))
             text.append(f"| {setting} | {model} | {len(own)} | {view.name} | {' | '.join(cells + moved)} |")
-    return "\n".join(text)
-
-
-# --- the gain law -----------------------------------------------------------------------------------------------------
-
-
-def law_points(runs):
-    """[(predicted, measured, step)] for all runs, looks and views whose gains are those of the drawn weights.
-
-    Both are standard deviations of noise in the pixels of a picture, in [-1, 1]; measured is that above the true one.
-    """
-    abar, points = alphas_cumprod(), []
-    by_name = {view.name: view for view in views_at(EARLY, EARLY)}
-    for rows in runs.values():
-        for row in rows:
-            view = by_name.get(row["view"])
-            if view is None or view.average or view.base or row["group"] != "training" or not row["step"]:
-                continue
-            predicted = gain_law.predicted_noise(
-                row["times"], guided(row, view.guidance), abar, view.steps, view.eta, view.sampler
-            )
-            points.append((predicted, row["noise"] / 100 / GREY, row["step"], view))
-    return points
-
-
-def agreement(points):
-    """(R² of the law itself, R² of the best line, rank correlation, n) of (predicted, measured, …)."""
-    stats = require_scipy()
-    predicted, measured = np.array([p[:2] for p in points]).T
-    total = ((measured - measured.mean()) ** 2).sum()
-    floor = predicted - gain_law.noise_left([1.0] * 20, torch.arange(951, 0, -50), alphas_cumprod())
-    line = np.polyval(np.polyfit(predicted, measured, 1), predicted)
-    return (1 - ((measured - floor) ** 2).sum() / total, 1 - ((measured - line) ** 2).sum() / total,
-            float(stats.spearmanr(predicted, measured).statistic), len(points))
-
-
-def law_plot(runs):
-    """Foretold against measured noise, a colour for each way of drawing, in ten groups of equally many looks each."""
-    points, lines = law_points(runs), []
-    for name in dict.fromkeys(p[3].name for p in points):
-        own = sorted((p[0], p[1]) for p in points if p[3].name == name)
-        groups = [np.mean(group, axis=0) for group in np.array_split(np.array(own), min(10, len(own)))]
-        lines.append(plot.Line(name, [g[0] for g in groups], [g[1] for g in groups]))
-    panel = plot.Panel("noise of the pictures against the noise foretold", lines, "foretold from the gains")
-    return plot.chart([panel], 1)
-
-
-def law(runs):
-    """The agreement of the law in one table: all views, and each view alone."""
-    points = law_points(runs)
-    text = [
-        "| drawn with | looks | mean foretold | mean measured | R² of the law | R² of a line | rank correlation |",
-        "|" + "---|" * 7,
-    ]
-    names = dict.fromkeys(p[3].name for p in points)
-    for label, chosen in [("all", points), *((name, [p for p in points if p[3].name == name]) for name in names)]:
-        own, line, rank, n = agreement(chosen)
-        foretold, measured = np.mean([p[:2] for p in chosen], axis=0)
-        text.append(f"| {label} | {n} | {foretold:.3f} | {measured:.3f} | {own:.2f} | {line:.2f} | {rank:.2f} |")
     return "\n".join(text)
 
 
@@ -290,6 +232,9 @@ def curves(runs, model="textured"):
     panels.append(plot.Panel("gains at t = 100", gains))
     guided_gains = [curve(runs, s, model, lambda rows, step: gain_at(rows, step, 100, 7.5)) for s in there]
     panels.append(plot.Panel("guided gain at t = 100, guidance 7.5", guided_gains))
+    panels.append(plot.Panel("gain of the mean colour at t = 300", [
+        curve(runs, s, model, lambda rows, step: colour_gain(rows, step)) for s in there
+    ]))
     return plot.chart(panels)
 
 

@@ -49,7 +49,8 @@ def views_at(step, last):
 class Setting:
     """One way of fine-tuning. options: those that differ from PLAIN.
 
-    pictures: how many of the subject. fixed_sigma: σ stays at σ₀, instead of being trained at a rate that is 100 times
+    beside: the setting from which it differs in one thing, with which it is compared. pictures: how many of the
+    subject. fixed_sigma: σ stays at σ₀, instead of being trained at a rate that is 100 times
     the paper's. flat: the subject is a flat drawing instead of a photograph.
     """
 
@@ -59,6 +60,7 @@ class Setting:
     looks: tuple = LOOKS
     fixed_sigma: bool = True
     flat: bool = False
+    beside: str = "plain"
 
 
 # The layers that the paper's text names: all linear ones but cross-attention. Without the projections of the time, as
@@ -69,7 +71,9 @@ SETTINGS = {
     "bnn": Setting("BNN on the paper's linear layers, σ = 0.01", BNN),
     "null": Setting("the empty prompt in 10 % of the steps", {"null_dropout": 0.1}),
     "offset": Setting("noise offset 0.1: the mean colour is trained too", {"noise_offset": 0.1}),
-    "offset-bnn": Setting("noise offset 0.1 and BNN on the paper's linear layers", BNN | {"noise_offset": 0.1}),
+    "offset-bnn": Setting(
+        "noise offset 0.1 and BNN on the paper's linear layers", BNN | {"noise_offset": 0.1}, beside="offset"
+    ),
     "bnn-all": Setting("BNN on all layers, σ = 0.01", BNN | {"where": "all"}),
     "bnn-0.03": Setting("BNN on the paper's linear layers, σ = 0.03", BNN | {"sigma": 0.03}),
     "bnn-trained": Setting("BNN on the paper's linear layers, σ₀ = 0.01, trained", BNN, fixed_sigma=False),

@@ -118,7 +118,7 @@ class StageViewsOptions:
     weights: str = option("tutorials/results/stage_cat.safetensors", "a UNet that `experiment stage --keep` left", "what", metavar="FILE")
     images: str = option("tutorials/subjects/cat", "folder of the subject; its first picture counts", "what", metavar="DIR")
     model: str = option("textured", "the model before fine-tuning", "what")
-    prompt: str = option("a photo of sks", "the training prompt", "what", type=words)
+    prompt: str = option("a plain photo of sks from afar", "the training prompt", "what", type=words)
     seed: int = seed_option("what", "seed of the starting noise")
     out: str = option("tutorials/results", "folder of what is measured", "how", metavar="DIR")
 
