@@ -106,8 +106,8 @@ def made_up(fidelity, noise, c=1.0, u=1.0):
             for group in ("training", "other"):
                 rows.append({
                     "setting": "plain", "step": step, "view": view.name, "group": group, "fidelity": fidelity(step),
-                    "noise": noise(step), "spread": 0.1, "loss": 1 / (step + 1), "times": [100, 300, 900],
-                    "c": [c] * 3, "u": [u] * 3, "colour_c": [0.1, 0.4, 0.7], "colour_u": [0.1, 0.3, 0.6],
+                    "noise": noise(step), "tint": 1 - fidelity(step), "spread": 0.1, "loss": 1 / (step + 1),
+                    "times": [100, 300, 900], "c": [c] * 3, "u": [u] * 3, "colour_c": [0.1, 0.4, 0.7], "colour_u": [0.1, 0.3, 0.6],
                 })
     return rows
 
@@ -125,6 +125,25 @@ def test_the_criterion_is_a_fall_and_a_rise_beyond_their_intervals():
     assert "| plain | textured | 4 |" in row and "1.000, 1.000, 1.00 | 0.40 |" in row
     assert stage_report.words((0.1, -0.2, 0.4)) == "+0.100 [-0.200, +0.400]"  # not told from 0: not bold
     assert EARLY < min(LATE)
+
+
+def test_the_tint_is_the_distance_of_mean_colours():
+    images = torch.zeros(2, 3, 4, 4)
+    images[1] = 0.8
+    pictures = torch.cat([images[:1] + 0.1, images[1:] - torch.tensor([0.3, 0.0, 0.0])[:, None, None]])
+    pictures[0, 0, :2] += 0.5
+    pictures[0, 0, 2:] -= 0.5  # which leaves the mean
+    assert stage.tint(pictures, images) == pytest.approx(((3 * 0.01 + 0.09) / 6) ** 0.5, rel=1e-5)
+
+
+def test_what_goes_with_fidelity_is_a_rank_correlation():
+    runs = {("plain", "textured", "cat", seed): made_up(lambda step, s=seed: 0.1 * s + step / 1000, lambda step: -step, c=0.9)
+            for seed in (0, 1)}
+    cells = [cell.strip() for cell in stage_report.companions(runs).splitlines()[2].split("|")]
+    assert cells[3] == "10" and cells[4] == "-1.00"  # tint is 1 − fidelity here
+    fidelity = [0.1 * s + step / 1000 for s in (0, 1) for step in SETTINGS["plain"].looks[1:]]
+    expected = stats.spearmanr(fidelity, [-step for _ in (0, 1) for step in SETTINGS["plain"].looks[1:]]).statistic
+    assert cells[5] == f"{expected:+.2f}"
 
 
 def test_a_cure_is_compared_at_the_same_steps_and_at_equal_loss():

@@ -2,8 +2,8 @@
 
 Follows: the paper's §3.1 and §5. A run fine-tunes on one picture (or four) with the training loop of `train.py`. At the
 steps of `stage_settings.py` it draws the training prompt and four other prompts at θ = μ, always from the same noise,
-and measures how close they are to the picture (SSIM), how noisy (Immerkær), and the gains c and u of the network around
-the picture (`lab/gains.py`), over all directions and in that of the mean colour, which tell the cause.
+and measures how close they are to the picture (SSIM), how noisy (Immerkær) and how tinted, and the gains c and u of the
+network around the picture (`lab/gains.py`), over all directions and in that of the mean colour, which tell the cause.
 `stage_report.py` has the criterion, the tables and the plots.
 
 Leaves in --out, for each run, NAME.jsonl (a line for each look, view and group of prompts) and NAME.png (a row for each
@@ -111,6 +111,7 @@ class Observer:
                 self.rows.append(shared | {
                     "view": view.name, "group": group, "fidelity": round(near.amax(0).mean().item(), 4),
                     "noise": round(excess.item(), 3), "spread": round(part.std(0).mean().item(), 4),
+                    "tint": round(tint(part, self.images), 4),
                 })
 
     def loss(self, sd):
@@ -137,6 +138,12 @@ class Observer:
                                start_mean=start_mean)
         finally:
             torch._foreach_copy_(own, kept)
+
+
+def tint(pictures, images):
+    """How far the mean colours are from that of the nearest of `images`: rms over pictures and colours; white is 1."""
+    apart = torch.cdist(pictures.mean((2, 3)), images.mean((2, 3))).amin(1)
+    return (apart.square().mean() / 3).sqrt().item()
 
 
 def rounded(values):

@@ -3,7 +3,8 @@
 Reads the .jsonl files of --runs and writes into --out
 
     stage.jsonl     all lines, from which the report can be made again
-    stage.md        three tables: is there a stage, what each setting changes, how the same weights draw otherwise
+    stage.md        tables: is there a stage, what each setting changes, what goes with fidelity, how the same weights
+                    draw otherwise, what the gains foretell
     stage.png       fidelity, noise and gains against the step, for plain fine-tuning and its rivals
     gain_law.png    the noise that the law foretells from the gains, against the noise of the pictures, all runs
     stage_SUBJECT.png   pictures of one seed, a row for each setting, a column for each step
@@ -111,11 +112,14 @@ def stages(runs):
     """Is there a corruption stage, for every setting, at guidance 7.5, 3 and 1."""
     text = [
         f"| setting | pretrained | runs | guidance | fidelity, steps {EARLY} → {min(LATE)}-{max(LATE)} | noise "
-        f"| c, u, guided gain at t = 100, step {max(LATE)} | gain of the mean colour at t = 300 |",
-        "|" + "---|" * 8,
+        f"| c, u, guided gain at t = 100, step {max(LATE)} | gain of the mean colour at t = 300 "
+        f"| tint at guidance 7.5, steps {EARLY}, {LATE[-1]} |",
+        "|" + "---|" * 9,
     ]
     for setting, model in settings_of(runs):
         own = of(runs, setting, model)
+        tints = [np.mean([at(rows, step, MAIN, "training", "tint") for rows in own.values()])
+                 for step in (EARLY, LATE[-1])]
         for view in views_at(EARLY, None):
             moved = [interval([change(rows, view, "training", name) for rows in own.values()])
                      for name in ("fidelity", "noise")]
@@ -123,7 +127,8 @@ def stages(runs):
             c, u, g = np.array(last).reshape(3, -1).mean(1)
             colour = np.mean([colour_gain(rows, max(LATE)) for rows in own.values()])
             text.append(f"| {setting} | {model} | {len(own)} | {view.guidance:g} | {words(moved[0])} "
-                        f"| {words(moved[1], 1)} | {c:.3f}, {u:.3f}, {g:.2f} | {colour:.2f} |")
+                        f"| {words(moved[1], 1)} | {c:.3f}, {u:.3f}, {g:.2f} | {colour:.2f} "
+                        f"| {tints[0]:.3f}, {tints[1]:.3f} |")
     return "\n".join(text)
 
 
@@ -183,6 +188,26 @@ def cures(runs):
     return "\n".join(text)
 
 
+def companions(runs):
+    """What goes with fidelity at guidance 7.5: rank correlations over all looks after the first step, by setting."""
+    stats = require_scipy()
+    text = [
+        "| setting | pretrained | looks | tint | noise | guided gain at t = 100 | u − c at t = 100 | loss |",
+        "|" + "---|" * 8,
+    ]
+    for setting, model in settings_of(runs):
+        looks = [row for rows in of(runs, setting, model).values() for row in rows
+                 if row["view"] == MAIN.name and row["group"] == "training" and row["step"]]
+        at_100 = looks[0]["times"].index(100)
+        columns = [[row[name] for row in looks] for name in ("tint", "noise", "loss")]
+        columns[2:2] = [[guided(row, MAIN.guidance)[at_100] for row in looks],
+                        [row["u"][at_100] - row["c"][at_100] for row in looks]]
+        fidelity = [row["fidelity"] for row in looks]
+        cells = [f"{stats.spearmanr(fidelity, column).statistic:+.2f}" for column in columns]
+        text.append(f"| {setting} | {model} | {len(looks)} | {' | '.join(cells)} |")
+    return "\n".join(text)
+
+
 def drawings(runs):
     """The same last weights drawn in other ways, minus the main view, paired."""
     text = [
@@ -224,6 +249,9 @@ def curves(runs, model="textured"):
 
             title = f"{name}, {group} prompt{'s' * (group == 'other')}, guidance 7.5"
             panels.append(plot.Panel(title, [curve(runs, setting, model, value) for setting in there]))
+    panels.append(plot.Panel("tint, training prompt, guidance 7.5", [
+        curve(runs, s, model, lambda rows, step: at(rows, step, MAIN, "training", "tint")) for s in there
+    ]))
     gains = []
     for guidance, label in ((1, "c"), (0, "u"), (7.5, "guided, 7.5")):
         line = curve(runs, there[0], model, lambda rows, step, g=guidance: gain_at(rows, step, 100, g))
@@ -261,7 +289,7 @@ def report(options):
     write_text(out / "stage.jsonl", "".join(json.dumps(row) + "\n" for rows in runs.values() for row in rows))
     parts = {
         "Is there a corruption stage?": stages, "What does each setting change?": cures,
-        "The same weights, drawn otherwise": drawings, "The gain law": law,
+        "What goes with fidelity?": companions, "The same weights, drawn otherwise": drawings, "The gain law": law,
     }
     text = "\n\n".join(f"## {title}\n\n{table(runs)}" for title, table in parts.items()) + "\n"
     write_text(out / "stage.md", text)
