@@ -107,7 +107,8 @@ def made_up(fidelity, noise, c=1.0, u=1.0):
                 rows.append({
                     "setting": "plain", "step": step, "view": view.name, "group": group, "fidelity": fidelity(step),
                     "noise": noise(step), "tint": 1 - fidelity(step), "spread": 0.1, "loss": 1 / (step + 1),
-                    "times": [100, 300, 900], "c": [c] * 3, "u": [u] * 3, "colour_c": [0.1, 0.4, 0.7], "colour_u": [0.1, 0.3, 0.6],
+                    "times": [100, 300, 900], "c": [c] * 3, "u": [u] * 3,
+                    "colour_c": [0.1, 0.4, 0.7], "colour_u": [0.1, 0.3, 0.6],
                 })
     return rows
 
@@ -137,8 +138,10 @@ def test_the_tint_is_the_distance_of_mean_colours():
 
 
 def test_what_goes_with_fidelity_is_a_rank_correlation():
-    runs = {("plain", "textured", "cat", seed): made_up(lambda step, s=seed: 0.1 * s + step / 1000, lambda step: -step, c=0.9)
-            for seed in (0, 1)}
+    runs = {
+        ("plain", "textured", "cat", seed): made_up(lambda step, s=seed: 0.1 * s + step / 1000, lambda step: -step)
+        for seed in (0, 1)
+    }
     cells = [cell.strip() for cell in stage_report.companions(runs).splitlines()[2].split("|")]
     assert cells[3] == "10" and cells[4] == "-1.00"  # tint is 1 − fidelity here
     fidelity = [0.1 * s + step / 1000 for s in (0, 1) for step in SETTINGS["plain"].looks[1:]]

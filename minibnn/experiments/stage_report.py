@@ -203,7 +203,7 @@ def companions(runs):
         columns[2:2] = [[guided(row, MAIN.guidance)[at_100] for row in looks],
                         [row["u"][at_100] - row["c"][at_100] for row in looks]]
         fidelity = [row["fidelity"] for row in looks]
-        cells = [f"{stats.spearmanr(fidelity, column).statistic:+.2f}" for column in columns]
+        cells = [f"{stats.spearmanr(fidelity, column).statistic:+.2f}" if np.ptp(column) else "" for column in columns]
         text.append(f"| {setting} | {model} | {len(looks)} | {' | '.join(cells)} |")
     return "\n".join(text)
 
