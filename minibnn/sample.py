@@ -55,15 +55,14 @@ def generate(sd: Any, prompts: str | Iterable[str], steps: int | None = None,
              guidance: float | None = None, seed: int = 0, negative_prompt: str = "",
              size: int | tuple[int, int] | None = None, sampler: str = "ddim", eta: float = 0.0,
              batch_size: int = 8, progress: bool = True, predictor: Callable | None = None,
-             start_mean: torch.Tensor | None = None) -> list[Image]:
+             start: Callable | None = None) -> list[Image]:
     """Draw one picture for each prompt: a list of n strings -> a list of n PIL images.
 
     steps, guidance, size (pixels, or (width, height)): None takes the recipe's (50, 7.5 and 512 for SD).
     sampler: "ddim" (with η = `eta`) or "pndm". The starting noise is made on the CPU, so that a seed means the same on
     every device: `torch.randn(n, 4, h, w, generator=torch.Generator().manual_seed(seed))`.
     predictor: what takes the place of `guided_eps`, for instance that of `guidance.one_condition`.
-    start_mean (C,): means of the channels of latents; the starting noise then carries them as a noisy latent would,
-    instead of its own random ones (`schedule.with_mean`).
+    start(noise, ᾱ_T): what takes the place of the starting noise (n, C, h, w), for instance `schedule.with_mean`.
     Raises UserError for sizes that are no multiples of the network's factor and for bad numbers.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -74,9 +73,9 @@ def generate(sd: Any, prompts: str | Iterable[str], steps: int | None = None,
     times = schedule.timesteps(steps)
     generator = torch.Generator().manual_seed(seed)
     shape = (len(prompts), sd.vae.config.latent_channels, height // sd.vae.factor, width // sd.vae.factor)
-    start = torch.randn(shape, generator=generator)
-    if start_mean is not None:
-        start = schedule.with_mean(start, start_mean, sd.alphas_cumprod[times[0]])
+    first = torch.randn(shape, generator=generator)
+    if start:
+        first = start(first, sd.alphas_cumprod[times[0]])
     later = torch.randn((steps if eta else 0, *shape), generator=generator)
 
     abar, pictures, starts = sd.alphas_cumprod, [], range(0, len(prompts), batch_size)
@@ -94,7 +93,7 @@ def generate(sd: Any, prompts: str | Iterable[str], steps: int | None = None,
                     return predictor(x, t, context, unconditional, guidance)
                 return eps_of_joined(sd, x, t, joined, guidance)
 
-            x = start[part].to(sd.device)
+            x = first[part].to(sd.device)
             with same_prompt(sd.unet):
                 if sampler == "pndm":
                     x = schedule.sample_pndm(model, x, times, abar, sd.v_prediction)

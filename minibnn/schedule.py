@@ -59,7 +59,7 @@ def eps_from_x0(x, x0, abar_t):
     return (x - abar_t.sqrt() * x0) / (1 - abar_t).sqrt()
 
 
-def with_mean(noise, mean, abar_t):
+def with_mean(mean, noise, abar_t):
     """The noise (B, C, h, w) with √ᾱ_t·mean (C,) in place of the mean of each of its channels.
 
     x_T of training still has √ᾱ_T of the picture in it, since SD's schedule does not end at ᾱ = 0 (Lin et al. 2024),
@@ -67,6 +67,15 @@ def with_mean(noise, mean, abar_t):
     """
     own = noise.mean((2, 3), keepdim=True)
     return noise - own + abar_t**0.5 * mean.to(noise)[None, :, None, None]
+
+
+def with_strength(noise, abar_t, strength=1.0):
+    """The noise (B, C, h, w), scaled about the means of its channels to this standard deviation in each picture.
+
+    That of n white numbers is 1 ± 1/√(2n). abar_t is not needed; it is there for `sample.generate`, as in `with_mean`.
+    """
+    mean = noise.mean((2, 3), keepdim=True)
+    return mean + (noise - mean) * strength / (noise - mean).square().mean((1, 2, 3), keepdim=True).sqrt()
 
 
 def velocity(x0, eps, abar_t):

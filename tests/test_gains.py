@@ -80,6 +80,20 @@ def test_the_mean_colour_has_a_gain_of_its_own():
     assert abs(gains.mean(found)[0] - expected) < 4 * gains.standard_error(found)[0] < 0.01
 
 
+def test_a_network_that_normalises_does_not_see_the_strength_of_noise():
+    """ε̂ = a·δ/‖δ‖·√n + b·δ has the gain b in strength, and nearly a + b in all others."""
+    memory = normal(4, 6, 5, seed=8)
+
+    def predict(x, t):
+        deviation = (x - ABAR[t].sqrt() * memory) / (1 - ABAR[t]).sqrt()
+        length = deviation.square().mean((1, 2, 3), keepdim=True).sqrt()
+        return 0.7 * deviation / length + 0.2 * deviation
+
+    found = gains.slopes(predict, memory[None], ABAR, TIMES, draws=3, part=gains.strength_of)
+    torch.testing.assert_close(found, torch.full_like(found, 0.2), rtol=1e-9, atol=0)
+    assert gains.mean(gains.slopes(predict, memory[None], ABAR, TIMES, draws=40))[0] == pytest.approx(0.9, abs=0.02)
+
+
 def test_stein_the_gain_of_a_curved_denoiser_is_its_mean_slope():
     """ε̂ = tanh(a·ε) is no line; E⟨ε̂, ε⟩/d = a·E[1 − tanh²(a·ε)], here by quadrature."""
     a, grid = 0.7, torch.linspace(-10, 10, 20001, dtype=torch.float64)
@@ -268,8 +282,10 @@ def test_the_command_on_a_model(micro, dog, tmp_path, capsys):
     assert found["guided"]["7.5"]["mean"] == pytest.approx(gains.mean(own.guided(7.5)), abs=1e-5)
     assert found["without"]["standard error"] == pytest.approx(gains.standard_error(own.u), rel=1e-3)
     colour = gains.measure(sd, latents, "a photo of a sks dog", times=(100, 600), draws=2, part=gains.colour_of)
-    assert found["mean colour"]["mean"] == pytest.approx(gains.mean(colour.c), abs=1e-5)
-    assert found["mean colour"]["mean"] != pytest.approx(gains.mean(own.c), abs=1e-3) and "mean colour" in said
+    assert found["parts"]["mean colour"]["mean"] == pytest.approx(gains.mean(colour.c), abs=1e-5)
+    assert found["parts"]["mean colour"]["mean"] != pytest.approx(gains.mean(own.c), abs=1e-3) and "mean colour" in said
+    strength = gains.measure(sd, latents, "a photo of a sks dog", times=(100, 600), draws=2, part=gains.strength_of)
+    assert found["parts"]["strength"]["mean"] == pytest.approx(gains.mean(strength.c), abs=1e-5)
     law = gain_law.predicted_noise((100, 600), gains.mean(own.guided(7.5)), sd.alphas_cumprod, 25)
     assert found["noise"]["7.5"]["eta 0"] == pytest.approx(law, rel=1e-4)
     with pytest.raises(UserError, match="gains.json exists; name another file or pass --overwrite"):

@@ -92,10 +92,20 @@ def test_an_offset_adds_one_random_number_for_each_channel():
 def test_noise_with_the_mean_of_a_picture_is_white_but_for_the_mean():
     noise, abar_t = random(3, 4, 6, 5), torch.tensor(0.09, dtype=torch.float64)
     mean = torch.tensor([1.0, -2.0, 0.0, 0.5])
-    leaked = s.with_mean(noise, mean, abar_t)
+    leaked = s.with_mean(mean, noise, abar_t)
     torch.testing.assert_close(leaked.mean((2, 3)), 0.3 * mean.double().expand(3, 4), **EXACT)
     torch.testing.assert_close(leaked.diff(dim=3), noise.diff(dim=3), **EXACT)
     assert torch.equal(leaked.std((2, 3)).round(decimals=9), noise.std((2, 3)).round(decimals=9))
+
+
+def test_noise_of_a_given_strength_keeps_its_means_and_its_shape():
+    noise = random(3, 4, 6, 5, seed=2) * 1.3
+    scaled = s.with_strength(noise, None, 0.9)
+    deviations = scaled - scaled.mean((2, 3), keepdim=True)
+    assert deviations.square().mean((1, 2, 3)).tolist() == pytest.approx([0.81] * 3, rel=1e-12)
+    torch.testing.assert_close(scaled.mean((2, 3)), noise.mean((2, 3)), **EXACT)
+    ratio = deviations / (noise - noise.mean((2, 3), keepdim=True))
+    assert (ratio.flatten(1).std(1) < 1e-9).all()  # one factor for each picture
 
 
 def test_velocity_is_the_other_axis_of_the_rotation():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,13 +14,14 @@ from scipy import stats
 
 from minibnn import StableDiffusion
 from minibnn.errors import UserError
-from minibnn.experiments import stage, stage_law, stage_report, stage_settings, stage_views
+from minibnn.experiments import stage, stage_law, stage_report, stage_settings, stage_starts, stage_views
 from minibnn.experiments.stage_settings import EARLY, LATE, MAIN, SETTINGS, Setting
-from minibnn.lab import gain_law
-from minibnn.options.experiments import StageOptions, StageReportOptions, StageViewsOptions
+from minibnn.lab import gain_law, gains
+from minibnn.options.experiments import StageOptions, StageReportOptions, StageStartsOptions, StageViewsOptions
 from minibnn.schedule import alphas_cumprod, timesteps
 
-CAT = str(Path(__file__).parents[1] / "tutorials" / "subjects" / "cat")
+TUTORIALS = Path(__file__).parents[1] / "tutorials"
+CAT, WEIGHTS = str(TUTORIALS / "subjects" / "cat"), str(TUTORIALS / "results" / "stage_cat.safetensors")
 
 
 @pytest.fixture
@@ -198,15 +200,39 @@ def test_every_setting_is_a_way_of_training():
     assert torch.tensor(SETTINGS["long"].looks).diff().min() > 0
 
 
-def test_the_same_weights_are_clean_without_guidance_and_noisy_with_it(tmp_path, monkeypatch):
+def test_the_starting_noise_foretells_the_noise_of_a_picture(tmp_path):
+    """One number of the starting noise, its strength, and three of its colour: in the bundled weights they decide."""
+    stage_starts.starts(StageStartsOptions(out=str(tmp_path), images=CAT, weights=[WEIGHTS], count=8, seed=1))
+    found = json.loads((tmp_path / "stage_starts.json").read_text())["weights"]["stage_cat"]
+    assert found["strength c"][2] < 0.5 < 0.9 < found["all c"][2]  # the mean gain does not show it
+    one, other = (found["drawn"][f"guidance 1, {name}"] for name in ("as it is", "both"))
+    assert other["fidelity"] > one["fidelity"] + 0.1 and other["tint"] < 0.7 * one["tint"]
+    own = found["drawn"]["guidance 1, the picture's colour"]
+    expected = stats.spearmanr(found["strengths"], own["levels"]).statistic
+    assert own["rank correlation"] == pytest.approx(expected) and expected > 0.5
+    assert np.std(other["levels"]) < np.std(own["levels"]) / 2
+    noise = torch.randn(8, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+    assert found["strengths"] == pytest.approx(noise.std((2, 3), correction=0).square().mean(1).sqrt().tolist())
+
+
+def test_the_law_of_a_surplus_is_that_of_its_own_gain():
+    """With gains of 1 nothing is left of a surplus; with gains of 0 in strength all of it, scaled as √ᾱ is."""
+    sd, ones = SimpleNamespace(alphas_cumprod=alphas_cumprod()), torch.ones(2, 1, 1, dtype=torch.float64)
+    found = {"all": gains.Gains((20, 900), ones, ones), "strength": gains.Gains((20, 900), 0 * ones, 0 * ones)}
+    first = sd.alphas_cumprod[951].double()
+    left = stage_starts.foretold(found, sd, 1.0, [0.9, 1.0, 1.1])
+    assert left[1] == pytest.approx(gain_law.predicted_noise((20, 900), (1, 1), sd.alphas_cumprod, 20))
+    assert left[2] - left[1] == pytest.approx(0.1 * (sd.alphas_cumprod[0] / first).sqrt().item(), rel=1e-6)
+    assert left[0] == pytest.approx(abs(2 * left[1] - left[2]))
+
+
+def test_the_same_weights_drawn_in_nine_ways(tmp_path, monkeypatch):
     monkeypatch.setattr(stage_views, "STEPS", 10)
     monkeypatch.setattr(stage_views, "PICTURES", 3)
-    weights = Path(__file__).parents[1] / "tutorials" / "results" / "stage_cat.safetensors"
-    stage_views.views(StageViewsOptions(weights=str(weights), images=CAT, out=str(tmp_path)))
+    stage_views.views(StageViewsOptions(weights=WEIGHTS, images=CAT, out=str(tmp_path)))
     found = json.loads((tmp_path / "stage_views.json").read_text())
     noise = {name: np.mean(values["noise"]) for name, values in found["ways"].items()}
     fidelity = {name: np.mean(values["fidelity"]) for name, values in found["ways"].items()}
-    assert noise["guidance 7.5"] > 2 * noise["guidance 1"] and noise["guidance 7.5"] > 2 * noise["7.5, base's null"]
-    assert fidelity["7.5, base's null"] > fidelity["guidance 7.5"] + 0.2
-    at_100 = found["times"].index(100)
-    assert found["u"][at_100] > found["c"][at_100]  # what nobody trained has risen above what was trained
+    assert list(noise) == list(stage_views.WAYS)
+    assert noise["7.5, eta = 1"] < noise["guidance 7.5"] - 1
+    assert fidelity["1, and strength 1"] > fidelity["1, its colour"] > fidelity["guidance 1"]

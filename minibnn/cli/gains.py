@@ -1,8 +1,8 @@
 """The command `python -m minibnn gains --model runs/dog`: does guidance leave noise, and what would help?
 
 It measures the gains of the predictions with and without the prompt (`lab/gains.py`) around the training pictures, and
-with the prompt that of the mean colour alone, which training hardly teaches without --noise-offset. It foretells by the
-law of gains (`lab/gain_law.py`) how much noise each guidance leaves in samples, and says so in one sentence
+with the prompt those of the mean colour and of the noise's strength alone, which training hardly teaches. It foretells
+by the law of gains (`lab/gain_law.py`) how much noise each guidance leaves in samples, and says so in one sentence
 (`lab/gain_advice.py`).
 """
 
@@ -21,6 +21,9 @@ from ..lab.sigma1_estimate import latents_of, predictor
 from ..neighbours import guidance
 from ..options.kinds import BUNDLED
 from ..pipeline import StableDiffusion
+
+
+PARTS = {"mean colour": gains.colour_of, "strength": gains.strength_of}  # of the noise, with the prompt
 
 
 def show_gains(options):
@@ -45,13 +48,13 @@ def show_gains(options):
     drawn = options.times, options.draws, options.seed, options.batch_size
     measured = gains.measure(sd, latents, prompt, options.negative_prompt, *drawn, base)
     given = predictor(sd, prompt), latents.to(sd.device), sd.alphas_cumprod, *drawn
-    colour = gains.slopes(*given, part=gains.colour_of)
+    parts = {name: gains.slopes(*given, part=part) for name, part in PARTS.items()}
     steps = options.steps or sd.recipe["sample_steps"]
     own = (gains.mean(measured.c), gains.mean(measured.u))
     reading = gain_advice.Reading(measured.times, *own, sd.alphas_cumprod.cpu(), steps)
     world = monitor.is_world(run.model if run else options.model, sd.recipe["resolution"])
     visible, scales = monitor.visible_noise(sd, latents, world), options.guidance or usual(sd.recipe["guidance"])
-    found = describe(measured, colour, reading, scales, visible)
+    found = describe(measured, parts, reading, scales, visible)
     found["verdict"] = gain_advice.verdict(reading, scales[-1], visible, gain_advice.training_remedies(run))
     print(f"{len(files)} pictures, {options.draws} draws each, prompt {prompt!r}; mean ± standard error")
     print("\n".join(table(found)))
@@ -95,7 +98,7 @@ def base_prediction(options, sd):
         raise UserError(f"--unconditional-from {options.unconditional_from}: {error}") from None
 
 
-def describe(measured, colour, reading, scales, visible):
+def describe(measured, parts, reading, scales, visible):
     """What was found, for JSON. Infinite standard errors (of one draw) and levels are null."""
 
     def both(values):
@@ -104,7 +107,7 @@ def describe(measured, colour, reading, scales, visible):
 
     return {
         "t": list(measured.times), "with the prompt": both(measured.c), "without": both(measured.u),
-        "mean colour": both(colour),
+        "parts": {name: both(values) for name, values in parts.items()},
         "guided": {f"{s:g}": both(measured.guided(s)) for s in scales},
         "noise": {f"{s:g}": {"eta 0": reading.noise(s), "eta 1": reading.noise(s, eta=1.0)} for s in scales},
         "sampling steps": reading.steps, "visible noise": visible if math.isfinite(visible) else None,
@@ -113,8 +116,7 @@ def describe(measured, colour, reading, scales, visible):
 
 def table(found):
     """The lines of the table that a user reads."""
-    columns = {"mean colour": found["mean colour"], "with prompt": found["with the prompt"]}
-    columns |= {"without": found["without"]}
+    columns = found["parts"] | {"with prompt": found["with the prompt"], "without": found["without"]}
     columns |= {f"guidance {s}": values for s, values in found["guided"].items()}
     lines = ["    t" + "".join(f"{name:>17}" for name in columns)]
     for i, t in enumerate(found["t"]):

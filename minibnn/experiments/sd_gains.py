@@ -2,11 +2,11 @@
 
 Fine-tunes on one photograph without class pictures, as in the paper's §3.3, in four arms: plain, plain with the empty
 prompt for a tenth of the pictures (--null-dropout), with an offset of the noise (--noise-offset), and with Bayesian
-weights. At seven steps it measures the gains of the predictions with and without the prompt, over all directions and in
-that of the mean colour (`lab/gains.py`), and draws the same checkpoint at guidance 1 and 7.5, with η = 0 and 1, and
-from starting noise that has the photograph's mean colour. Noise is Immerkær's estimate in grey levels. Beside it stand
-the noise that the law of gains foretells and its measured counterpart: the noise in which the pictures of a drawing,
-encoded again, differ (`noise_between`).
+weights. At seven steps it measures the gains of the predictions with and without the prompt (`lab/gains.py`), over all
+directions, in that of the mean colour and in that of the noise's strength, and draws the same checkpoint at guidance 1
+and 7.5, with η = 0 and 1, and from starting noise that has the photograph's mean colour. Noise is Immerkær's estimate
+in grey levels. Beside it stand the noise that the law of gains foretells and its measured counterpart: the noise in
+which the pictures of a drawing, encoded again, differ (`noise_between`).
 
 The criterion, fixed before any run on SD, looks at the plain arm at guidance 7.5 with η = 0:
 
@@ -25,6 +25,7 @@ But: one seed and one photograph, no interval. It has not been run on SD yet.
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,7 @@ from ..photo import loading
 from ..photo import measures as photo
 from ..pictures import grid, save_png, to_pil, to_tensor
 from ..runs import fingerprint
+from ..schedule import with_mean
 from ..train import at_the_mean
 from .records import note_shared
 
@@ -100,8 +102,8 @@ class Look:
         """Everything that is known of one checkpoint, as a dict for JSON."""
         if self.latents is None:
             self.start(sd)
-        found, colour = (gains.measure(sd, self.latents, self.options.prompt, part=part)
-                         for part in (gains.all_of, gains.colour_of))
+        found, colour, strength = (gains.measure(sd, self.latents, self.options.prompt, part=part)
+                                   for part in (gains.all_of, gains.colour_of, gains.strength_of))
         steps = self.options.sample_steps or sd.recipe["sample_steps"]
         reading = gain_advice.Reading(
             found.times, gains.mean(found.c), gains.mean(found.u), sd.alphas_cumprod.cpu(), steps
@@ -109,14 +111,15 @@ class Look:
         row = {
             "t": list(found.times), "c": reading.c, "u": reading.u, "guided": reading.guided(GUIDANCE),
             "colour c": gains.mean(colour.c), "colour u": gains.mean(colour.u),
+            "strength c": gains.mean(strength.c), "strength u": gains.mean(strength.u),
             "standard error": gains.standard_error(found.guided(GUIDANCE)),
             "added noise": reading.added(GUIDANCE), "visible noise": self.visible, "drawings": {},
         }
         shown = []
         for name, (guidance, eta, own_colour) in DRAWINGS.items():
-            start_mean = self.latents.float().cpu().mean((0, 2, 3)) if own_colour else None
+            start = partial(with_mean, self.latents.float().cpu().mean((0, 2, 3))) if own_colour else None
             pictures = sd.generate([self.options.prompt] * self.options.count, steps, guidance, seed=1, eta=eta,
-                                   batch_size=4, progress=False, start_mean=start_mean)
+                                   batch_size=4, progress=False, start=start)
             alike = photo.mean_similarity(photo.dino_pictures(pictures, self.dino), self.seen) if self.dino else None
             images = to_tensor(pictures)
             row["drawings"][name] = {

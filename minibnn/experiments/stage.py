@@ -131,11 +131,10 @@ class Observer:
         if view.average:
             torch._foreach_copy_(own, list(self.average.values()))
         predictor = guidance.one_condition(sd, guidance.unconditional_of(self.base, sd)) if view.base else None
-        start_mean = self.latents.mean((0, 2, 3)) if view.colour else None
         try:
             return sd.generate(prompts, view.steps, view.guidance, 9000 + self.run.seed, sampler=view.sampler,
                                eta=view.eta, batch_size=len(prompts), progress=False, predictor=predictor,
-                               start_mean=start_mean)
+                               start=view.start(self.latents.mean((0, 2, 3))))
         finally:
             torch._foreach_copy_(own, kept)
 

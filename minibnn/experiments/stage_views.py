@@ -1,9 +1,9 @@
-"""The same fine-tuned weights, drawn in eight ways: `python -m minibnn experiment stage-views`.
+"""The same fine-tuned weights, drawn in nine ways: `python -m minibnn experiment stage-views`.
 
 Training has ended; all that changes is how the weights are drawn from. What the network knows of the picture is seen
 at guidance 1, what guidance with an untrained ε(∅) makes of it at 7.5, and what is repaired by fresh noise (η = 1), by
-the pretrained model's ε(∅), and by starting noise that has the picture's mean colour. The weights are those that
-`experiment stage --keep` leaves; the bundled ones are of "plain", cat, seed 0, after 800 steps.
+the pretrained model's ε(∅), and by starting noise that has the picture's mean colour and a strength of exactly 1. The
+weights are those that `experiment stage --keep` leaves; the bundled ones are of "plain", cat, seed 0, after 800 steps.
 
 Leaves in --out stage_views.png, a row for each way, and stage_views.json: fidelity and noise (`texture_measures.py`),
 and the gains c and u that explain them.
@@ -27,7 +27,8 @@ WAYS = {
     "guidance 1": View(guidance=1.0), "guidance 3": View(guidance=3.0), "guidance 7.5": View(guidance=7.5),
     "7.5, eta = 1": View(guidance=7.5, eta=1.0), "3, base's null": View(guidance=3.0, base=True),
     "7.5, base's null": View(guidance=7.5, base=True), "1, its colour": View(guidance=1.0, colour=True),
-    "7.5, its colour": View(guidance=7.5, colour=True),
+    "1, and strength 1": View(guidance=1.0, colour=True, strength=True),
+    "7.5, the same": View(guidance=7.5, colour=True, strength=True),
 }
 
 
@@ -43,7 +44,7 @@ def views(options):
     for name, view in WAYS.items():
         drawn = sd.generate([options.prompt] * PICTURES, STEPS, view.guidance, options.seed, eta=view.eta,
                             batch_size=PICTURES, progress=False, predictor=predictor if view.base else None,
-                            start_mean=latents.mean((0, 2, 3)) if view.colour else None)
+                            start=view.start(latents.mean((0, 2, 3))))
         rows.append([*to_pil(picture), *drawn])
         pictures = to_tensor(drawn)
         numbers["ways"][name] = {

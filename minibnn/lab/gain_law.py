@@ -31,8 +31,13 @@ g = s·c − (s−1)·u can have such a deficit though neither c nor u has: all 
 **Guidance with a base model's unconditional prediction** ("Unconditional Priors Matter", `neighbours/guidance.py`)
 takes u from the model before fine-tuning, where it has not risen: g = s·c − (s−1)·u_base. That mends g < 1.
 
-But: a network is linear only near x′, and has many gains, one for each direction: the mean gain foretells the noise of
-the mean direction, which is less than the mean noise. Noise that has become stronger than x_t should have at its time
+**Directions.** A linear denoiser may have another gain in each direction of x, and the law holds in each by itself. Two
+directions have next to no part in a training loss and are known to fail: the mean colour, and the strength of the noise,
+ε itself (`gains.colour_of`, `strength_of`). Of a starting noise that is s times too strong a sample keeps (s − 1)·Πf.
+In `experiments/stage_starts.py` that foretells the noise of single pictures, where the mean gain, of 1, does not.
+
+But: a network is linear only near x′, and the mean gain foretells the noise of the mean direction, which is less than
+the mean noise. Noise that has become stronger than x_t should have at its time
 is outside of what was measured. A model that knows more than one picture leaves deviations that are no noise but
 variety: compare with the same model without guidance, as the monitor does. And guidance strengthens the texture of the
 remembered picture too, which a measure of noise in single pictures cannot tell from noise: `noise_between` can.

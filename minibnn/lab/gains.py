@@ -70,6 +70,15 @@ def colour_of(noise):
     return noise.mean((2, 3), keepdim=True).expand_as(noise)
 
 
+def strength_of(noise):
+    """3 % of the noise: the two noises of a pair then differ in their strength alone, which is 1 and 0.94.
+
+    A network whose first layers are normalised hardly sees how strong the noise is, and takes from t what it should
+    be. Noise that is stronger than it should be is then not found, though the mean gain may be 1.
+    """
+    return 0.03 * noise
+
+
 @torch.no_grad()
 def slopes(predict_eps, latents, abar, times=TIMES, draws=4, seed=0, batch_size=16, part=all_of):
     """The gains of one predictor: (T, draws, n), float64.
@@ -88,8 +97,8 @@ def slopes(predict_eps, latents, abar, times=TIMES, draws=4, seed=0, batch_size=
     prompt, or `neighbours.guidance.unconditional_of` of a base model. latents: (n, C, h, w) of the training pictures.
     The noise depends on the seed alone. Cost: 2·T·draws·n forwards of one picture, `batch_size` at once.
 
-    part: the part P of the noise whose gain is asked for, an orthogonal projection (`all_of`, `colour_of`). The pair is
-    then ε and ε − 2Pε, and half the difference is projected on Pε: the gain in the directions of that part alone.
+    part: the part P of the noise whose gain is asked for (`all_of`, `colour_of`, `strength_of`). The pair is then ε and
+    ε − 2Pε, and half the difference is projected on Pε: the gain in the directions of that part alone.
     """
     n = len(latents)
     noise = torch.randn((draws, *latents.shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float32)

@@ -123,6 +123,10 @@ EXAMPLES = {
         "python -m minibnn experiment stage-views --out runs/stage-views",
         "python -m minibnn experiment stage-views --weights runs/stage/plain-cat-textured-1.safetensors --seed 3",
     ),
+    "experiment stage-starts": (
+        "python -m minibnn experiment stage-starts --out runs/stage-starts",
+        "python -m minibnn experiment stage-starts --weights runs/stage/offset-cat-textured-0.safetensors --count 64",
+    ),
     "experiment methods": (
         "python -m minibnn experiment methods --plan",
         "python -m minibnn experiment methods --seeds 0 --steps 300 --out runs/methods",

@@ -113,12 +113,25 @@ class StageReportOptions:
 
 @dataclass(frozen=True)
 class StageViewsOptions:
-    """Draw one fine-tuned textured model with and without guidance, fresh noise and the base's unconditional prediction."""
+    """Draw one fine-tuned textured model with other guidance, other ε(∅) and other noise."""
 
     weights: str = option("tutorials/results/stage_cat.safetensors", "a UNet that `experiment stage --keep` left", "what", metavar="FILE")
     images: str = option("tutorials/subjects/cat", "folder of the subject; its first picture counts", "what", metavar="DIR")
     model: str = option("textured", "the model before fine-tuning", "what")
     prompt: str = option("a plain photo of sks from afar", "the training prompt", "what", type=words)
+    seed: int = seed_option("what", "seed of the starting noise")
+    out: str = option("tutorials/results", "folder of what is measured", "how", metavar="DIR")
+
+
+@dataclass(frozen=True)
+class StageStartsOptions:
+    """Is the noise of a fine-tuned textured model foretold by the colour and the strength of its starting noise?"""
+
+    weights: list = option(("tutorials/results/stage_cat.safetensors",), "UNets that `experiment stage --keep` left, of one subject", "what", nargs="+", metavar="FILE")
+    images: str = option("tutorials/subjects/cat", "folder of the subject; its first picture counts", "what", metavar="DIR")
+    model: str = option("textured", "the model before fine-tuning", "what")
+    prompt: str = option("a plain photo of sks from afar", "the training prompt", "what", type=words)
+    count: int = option(32, "starting noises", "what", type=whole)
     seed: int = seed_option("what", "seed of the starting noise")
     out: str = option("tutorials/results", "folder of what is measured", "how", metavar="DIR")
 

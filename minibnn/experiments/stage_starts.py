@@ -1,0 +1,118 @@
+"""Where does the noise come from? `python -m minibnn experiment stage-starts`.
+
+Two numbers of the starting noise are asked about, for the same fine-tuned weights. Its *mean colour*: three of the
+1,728 directions of a picture. And its *strength*, the standard deviation about those means: one direction, ε itself.
+White noise of n numbers has a strength of 1 ± 1/√(2n), 1.7 % here and 0.55 % in SD's latents. Training draws such noise
+too, but so small a part of the loss hardly teaches a network to take a surplus out, and the normalisation of its layers
+hides the surplus from it. `gains.py` measures the gain g of either direction alone, and the law of gains
+(`gain_law.py`), which holds in each direction of a linear denoiser by itself, then says: of the surplus s − 1 of the
+starting noise the sample keeps
+
+    (s − 1)·Πf(g_strength),   beside the Πf(g) that a mean gain leaves of all noise
+
+Every weight file is drawn from the same `count` noises, by DDIM at guidance 1 and 7.5: as they are, with the colour of
+the picture, with a strength of 1, and with both. A seed of noise that is bad for one is bad for all.
+
+Leaves in --out stage_starts.json, and stage_starts.png: for the first weights the noise of each picture against the
+strength of its starting noise (of those with the picture's colour), and the line that the law foretells.
+
+But: the gains are those around the picture, at a strength of 0.97 on average. What the network does far from there, or
+at another picture, they do not say.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import data
+from ..files.store import write_json
+from ..files.weights import read_tensors
+from ..lab import gain_law, gains, plot, sigma1_estimate
+from ..lab.intervals import require_scipy
+from ..pictures import save_png, to_tensor
+from ..pipeline import StableDiffusion
+from ..world.texture_measures import noise_level, ssim
+from .settings import View
+from .stage import tint
+from .stage_law import GREY
+
+STEPS, DRAWS = 20, 8
+SCALES = (1.0, 7.5)
+STARTS = {  # of the noise
+    "as it is": {}, "the picture's colour": {"colour": True}, "strength 1": {"strength": True},
+    "both": {"colour": True, "strength": True},
+}
+
+
+def foretold(found, sd, guidance, strengths):
+    """The noise in each picture by the law: of all noise, and of the surplus of the start; standard deviations."""
+    abar = sd.alphas_cumprod
+    everywhere, along = (
+        gain_law.predicted_noise(one.times, gains.mean(one.guided(guidance)), abar, STEPS)
+        for one in (found["all"], found["strength"])
+    )
+    return np.abs(everywhere + (np.asarray(strengths) - 1) * along)
+
+
+def of_weights(sd, picture, options):
+    """What is found of one fine-tuned model, as a dict for JSON."""
+    latents = sigma1_estimate.latents_of(sd, picture)
+    parts = {"all": gains.all_of, "colour": gains.colour_of, "strength": gains.strength_of}
+    found = {name: gains.measure(sd, latents, options.prompt, draws=DRAWS, part=part) for name, part in parts.items()}
+    noise = torch.randn((options.count, *latents.shape[1:]), generator=torch.Generator().manual_seed(options.seed))
+    strengths = (noise - noise.mean((2, 3), keepdim=True)).square().mean((1, 2, 3)).sqrt().tolist()
+    result = {"times": found["all"].times, "strengths": strengths, "drawn": {}} | {
+        f"{name} {which}": gains.mean(getattr(one, which)) for name, one in found.items() for which in ("c", "u")
+    }
+    own, stats = noise_level(picture).item(), require_scipy()
+    for guidance in SCALES:
+        for name, changes in STARTS.items():
+            view = View(steps=STEPS, guidance=guidance, **changes)
+            pictures = to_tensor(sd.generate([options.prompt] * options.count, STEPS, guidance, options.seed,
+                                             batch_size=16, progress=False, start=view.start(latents.mean((0, 2, 3)))))
+            level = noise_level(pictures).numpy()
+            row = {"fidelity": ssim(pictures, picture).mean().item(), "noise": float(100 * (level - own).mean()),
+                   "tint": tint(pictures, picture), "levels": level.tolist()}
+            if not view.strength:
+                law = foretold(found, sd, guidance, strengths)
+                expected = np.hypot(own, GREY * law)  # the picture's own texture counts as noise too
+                residual = ((level - expected) ** 2).sum() / ((level - level.mean()) ** 2).sum()
+                row |= {"foretold": expected.tolist(), "R2": 1 - float(residual),
+                        "rank correlation": float(stats.spearmanr(strengths, level).statistic)}
+            result["drawn"][f"guidance {guidance:g}, {name}"] = row
+    return result
+
+
+def starts(options):
+    """Draw, measure and write. Raises UserError for weights that do not fit the model."""
+    require_scipy()
+    sd = StableDiffusion.load(options.model)
+    picture = data.load_pictures(data.list_pictures(options.images)[:1], sd.recipe["resolution"])
+    results = {}
+    for path in options.weights:
+        sd.unet.load_state_dict({name: p.float() for name, p in read_tensors(path).items()})
+        results[Path(path).stem] = found = of_weights(sd, picture, options)
+        print(f"{path}: gains at t = 300: {found['all c'][2]:.2f}, of the mean colour {found['colour c'][2]:.2f}, "
+              f"of the strength {found['strength c'][2]:.2f}")
+        for name, row in found["drawn"].items():
+            line = f"  {name:34s} fidelity {row['fidelity']:.2f}, noise {row['noise']:+.1f}, tint {row['tint']:.3f}"
+            if "R2" in row:
+                line += f", R² of the law {row['R2']:.2f}, rank correlation {row['rank correlation']:.2f}"
+            print(line)
+    save_png(chart(next(iter(results.values()))), Path(options.out) / "stage_starts.png", optimize=True)
+    settings = {"prompt": options.prompt, "seed": options.seed, "steps": STEPS, "model": Path(options.model).name}
+    write_json(Path(options.out) / "stage_starts.json", settings | {"weights": results})
+
+
+def chart(found):
+    """The noise of each picture against the strength of its start, a panel for each guidance."""
+    panels = []
+    for guidance in SCALES:
+        row = found["drawn"][f"guidance {guidance:g}, the picture's colour"]
+        order = np.argsort(found["strengths"])
+        strengths, level, law = (np.array(values)[order].tolist()
+                                 for values in (found["strengths"], row["levels"], row["foretold"]))
+        lines = [plot.Line("measured", strengths, level, joined=False), plot.Line("foretold", strengths, law)]
+        panels.append(plot.Panel(f"noise of a picture, guidance {guidance:g}", lines, "strength of its start"))
+    return plot.chart(panels)
