@@ -22,7 +22,6 @@ from ..neighbours import guidance
 from ..options.kinds import BUNDLED
 from ..pipeline import StableDiffusion
 
-
 PARTS = {"mean colour": gains.colour_of, "strength": gains.strength_of}  # of the noise, with the prompt
 
 

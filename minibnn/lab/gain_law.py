@@ -31,10 +31,10 @@ g = s·c − (s−1)·u can have such a deficit though neither c nor u has: all 
 **Guidance with a base model's unconditional prediction** ("Unconditional Priors Matter", `neighbours/guidance.py`)
 takes u from the model before fine-tuning, where it has not risen: g = s·c − (s−1)·u_base. That mends g < 1.
 
-**Directions.** A linear denoiser may have another gain in each direction of x, and the law holds in each by itself. Two
-directions have next to no part in a training loss and are known to fail: the mean colour, and the strength of the noise,
-ε itself (`gains.colour_of`, `strength_of`). Of a starting noise that is s times too strong a sample keeps (s − 1)·Πf.
-In `experiments/stage_starts.py` that foretells the noise of single pictures, where the mean gain, of 1, does not.
+**Directions.** A linear denoiser may have another gain in each direction of x, and the law holds in each by itself.
+Two have next to no part in a training loss: the mean colour, and the strength of the noise, ε itself (`colour_of` and
+`strength_of` in `gains.py`). Of a starting noise that is s times too strong a sample keeps (s − 1)·Πf. In
+`experiments/stage_starts.py` that foretells the noise of single pictures where the mean gain, of 1, does not.
 
 But: a network is linear only near x′, and the mean gain foretells the noise of the mean direction, which is less than
 the mean noise. Noise that has become stronger than x_t should have at its time
