@@ -14,7 +14,7 @@ from scipy import stats
 
 from minibnn import StableDiffusion
 from minibnn.errors import UserError
-from minibnn.experiments import stage, stage_law, stage_report, stage_settings, stage_starts, stage_views
+from minibnn.experiments import stage, stage_law, stage_report, stage_settings, stage_starts, stage_tables, stage_views
 from minibnn.experiments.stage_settings import EARLY, LATE, MAIN, SETTINGS, Setting
 from minibnn.lab import gain_law, gains
 from minibnn.options.experiments import StageOptions, StageReportOptions, StageStartsOptions, StageViewsOptions
@@ -123,11 +123,20 @@ def test_the_criterion_is_a_fall_and_a_rise_beyond_their_intervals():
         ) for seed, fall in enumerate(falls)
     }
     mean, half = np.mean(falls), stats.t.ppf(0.975, 3) * stats.sem(falls)
-    row = next(line for line in stage_report.stages(runs).splitlines() if "| 7.5 |" in line)
+    row = next(line for line in stage_tables.stages(runs).splitlines() if "| 7.5 |" in line)
     assert f"**-{mean:.3f} [-{mean + half:.3f}, -{mean - half:.3f}]**" in row
     assert "| plain | textured | 4 |" in row and "1.000, 1.000, 1.00 | 0.40 |" in row
-    assert stage_report.words((0.1, -0.2, 0.4)) == "+0.100 [-0.200, +0.400]"  # not told from 0: not bold
+    assert stage_tables.words((0.1, -0.2, 0.4)) == "+0.100 [-0.200, +0.400]"  # not told from 0: not bold
     assert EARLY < min(LATE)
+
+
+def test_a_fall_and_a_recovery_are_told_apart():
+    fidelity = {0: 0.0, 100: 0.3, 250: 0.6, 400: 0.2, 600: 0.4, 800: 0.5}
+    runs = {("plain", "textured", "cat", seed): made_up(lambda step, s=seed: fidelity[step] + 0.1 * s, lambda step: 1.0)
+            for seed in (0, 1)}
+    cells = [cell.strip() for cell in stage_tables.phases(runs).splitlines()[2].split("|")]
+    assert cells[4] == "training" and cells[5].startswith("**-0.400 [") and cells[6].startswith("**+0.300 [")
+    assert cells[7].startswith("+0.0 [") and cells[9].startswith("**+0.400")  # tint is 1 − fidelity here
 
 
 def test_the_tint_is_the_distance_of_mean_colours():
@@ -144,7 +153,7 @@ def test_what_goes_with_fidelity_is_a_rank_correlation():
         ("plain", "textured", "cat", seed): made_up(lambda step, s=seed: 0.1 * s + step / 1000, lambda step: -step)
         for seed in (0, 1)
     }
-    cells = [cell.strip() for cell in stage_report.companions(runs).splitlines()[2].split("|")]
+    cells = [cell.strip() for cell in stage_tables.companions(runs).splitlines()[2].split("|")]
     assert cells[3] == "10" and cells[4] == "-1.00"  # tint is 1 − fidelity here
     fidelity = [0.1 * s + step / 1000 for s in (0, 1) for step in SETTINGS["plain"].looks[1:]]
     expected = stats.spearmanr(fidelity, [-step for _ in (0, 1) for step in SETTINGS["plain"].looks[1:]]).statistic
@@ -158,7 +167,7 @@ def test_a_cure_is_compared_at_the_same_steps_and_at_equal_loss():
         row["loss"] = 1 / (row["step"] / 2 + 1)
     runs = {(setting, "textured", "cat", seed): rows
             for setting, rows in (("plain", plain), ("bnn", slow)) for seed in (0, 1)}
-    cells = stage_report.cures(runs).splitlines()[2].split("|")
+    cells = stage_tables.cures(runs).splitlines()[2].split("|")
     assert cells[4].strip().startswith("**+0.150")  # the mean of LATE is 600: 600/2000 − 600/4000
     assert float(cells[6].split("[")[0].strip(" *")) == pytest.approx(0, abs=0.02)  # no cure, merely slower
     assert float(cells[7].split("[")[0].strip(" *")) == pytest.approx(0, abs=0.4)

@@ -1,0 +1,204 @@
+"""The tables of the stage experiment, which `stage_report.py` writes, of {(setting, model, subject, seed): lines}.
+
+Runs are the unit of every interval. What each table asks stands in its docstring, and the criterion in the report's.
+"""
+
+import math
+
+import numpy as np
+
+from ..lab.intervals import interval, require_scipy
+from .stage_law import guided
+from .stage_settings import EARLY, LATE, MAIN, SETTINGS, views_at
+
+
+def at(rows, step, view, group, name):
+    """One value of a run."""
+    line = next(r for r in rows if r["step"] == step and r["view"] == view.name and r["group"] == group)
+    return line[name]
+
+
+def late(rows, view, group, name):
+    """The mean over the LATE steps, or over those there are: a long run has others."""
+    steps = sorted({r["step"] for r in rows if r["view"] == view.name} & set(LATE))
+    return float(np.mean([at(rows, step, view, group, name) for step in steps]))
+
+
+def change(rows, view, group, name):
+    """From EARLY to LATE."""
+    return late(rows, view, group, name) - at(rows, EARLY, view, group, name)
+
+
+def gain_at(rows, step, time, guidance=None):
+    """The guided gain at one step and time; guidance 1 is c, 0 is u."""
+    row = next(r for r in rows if r["step"] == step)
+    return guided(row, guidance)[row["times"].index(time)]
+
+
+def colour_gain(rows, step, time=300):
+    """The gain of the mean colour with the prompt, at one step and time."""
+    row = next(r for r in rows if r["step"] == step)
+    return row["colour_c"][row["times"].index(time)]
+
+
+def of(runs, setting, model):
+    """{(subject, seed): rows} of one setting and pretrained model."""
+    return {key[2:]: rows for key, rows in runs.items() if key[:2] == (setting, model)}
+
+
+def settings_of(runs):
+    """All (setting, model), the bundled model first, in the order of SETTINGS."""
+    order = list(SETTINGS)
+    return sorted({key[:2] for key in runs}, key=lambda it: (it[1] != "textured", it[1], order.index(it[0])))
+
+
+def words(triple, digits=3):
+    """mean [low, high], bold where the interval excludes 0."""
+    mean, low, high = triple
+    if not math.isfinite(low):
+        return f"{mean:+.{digits}f} (one run)"
+    text = f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def stages(runs):
+    """Is there a corruption stage, for every setting, at guidance 7.5, 3 and 1."""
+    text = [
+        f"| setting | pretrained | runs | guidance | fidelity, steps {EARLY} → {min(LATE)}-{max(LATE)} | noise "
+        f"| c, u, guided gain at t = 100, step {max(LATE)} | gain of the mean colour at t = 300 "
+        f"| tint at guidance 7.5, steps {EARLY}, {LATE[-1]} |",
+        "|" + "---|" * 9,
+    ]
+    for setting, model in settings_of(runs):
+        own = of(runs, setting, model)
+        tints = [np.mean([at(rows, step, MAIN, "training", "tint") for rows in own.values()])
+                 for step in (EARLY, LATE[-1])]
+        for view in views_at(EARLY, None):
+            moved = [interval([change(rows, view, "training", name) for rows in own.values()])
+                     for name in ("fidelity", "noise")]
+            last = [gain_at(rows, max(LATE), 100, g) for g in (1, 0, view.guidance) for rows in own.values()]
+            c, u, g = np.array(last).reshape(3, -1).mean(1)
+            colour = np.mean([colour_gain(rows, max(LATE)) for rows in own.values()])
+            text.append(f"| {setting} | {model} | {len(own)} | {view.guidance:g} | {words(moved[0])} "
+                        f"| {words(moved[1], 1)} | {c:.3f}, {u:.3f}, {g:.2f} | {colour:.2f} "
+                        f"| {tints[0]:.3f}, {tints[1]:.3f} |")
+    return "\n".join(text)
+
+
+def phases(runs):
+    """From EARLY to the first of LATE, and from there to the last, at guidance 7.5: a fall, and a recovery?
+
+    Asked after the first six runs of each setting had been seen, in which fidelity was lowest at the first of LATE.
+    """
+    first, last = LATE[0], LATE[-1]
+    text = [
+        f"| setting | pretrained | runs | prompts | fidelity, {EARLY} → {first} | {first} → {last} "
+        f"| noise, {EARLY} → {first} | {first} → {last} | tint, {EARLY} → {first} | {first} → {last} |",
+        "|" + "---|" * 10,
+    ]
+    for setting, model in settings_of(runs):
+        own = of(runs, setting, model)
+        for group in ("training", "other"):
+            cells = []
+            for name, digits in (("fidelity", 3), ("noise", 1), ("tint", 3)):
+                for begin, end in ((EARLY, first), (first, last)):
+                    moved = [at(rows, end, MAIN, group, name) - at(rows, begin, MAIN, group, name)
+                             for rows in own.values()]
+                    cells.append(words(interval(moved), digits))
+            text.append(f"| {setting} | {model} | {len(own)} | {group} | {' | '.join(cells)} |")
+    return "\n".join(text)
+
+
+def best(rows):
+    """(fidelity, step) of the look with the highest fidelity at guidance 7.5: what who stops in time gets."""
+    return max((r["fidelity"], r["step"]) for r in rows if r["view"] == MAIN.name and r["group"] == "training")
+
+
+def loss_late(rows):
+    """The conditional loss, mean over LATE."""
+    return float(np.mean([loss for step, loss in {r["step"]: r["loss"] for r in rows}.items() if step in LATE]))
+
+
+def equal_loss(rows, loss):
+    """(fidelity, noise) of a run, interpolated over its looks to where its conditional loss is `loss`.
+
+    The looks are sorted by loss first, which falls with some noise. Outside of the run's range: its nearest look.
+    """
+    looks = sorted((r["loss"], r["fidelity"], r["noise"]) for r in rows
+                   if r["view"] == MAIN.name and r["group"] == "training" and r["step"] > 0)
+    losses, fidelity, noise = zip(*looks, strict=True)
+    return np.interp(loss, losses, fidelity), np.interp(loss, losses, noise)
+
+
+def difference(pairs, group, name, digits=3):
+    """In words: the first of each pair of runs minus the second, at guidance 7.5, mean over LATE."""
+    found = [late(one, MAIN, group, name) - late(other, MAIN, group, name) for one, other in pairs]
+    return words(interval(found), digits)
+
+
+def cures(runs):
+    """Every setting minus the one beside it, paired by subject and seed, at guidance 7.5, over LATE; and its costs."""
+    text = [
+        "| setting | pretrained | runs | fidelity | noise | at equal loss: fidelity | noise "
+        "| best look: fidelity | other prompts: fidelity | their noise | spread | loss (the other's) |",
+        "|" + "---|" * 12,
+    ]
+    for setting, model in settings_of(runs):
+        if setting == "plain" or SETTINGS[setting].pictures > 1 or SETTINGS[setting].flat:
+            continue
+        own, other = of(runs, setting, model), of(runs, SETTINGS[setting].beside, model)
+        common = sorted(own.keys() & other.keys())
+        if not common:
+            continue
+        pairs = [(own[key], other[key]) for key in common]
+        cells = [difference(pairs, "training", "fidelity"), difference(pairs, "training", "noise", 1)]
+        matched = [equal_loss(b, loss_late(a)) for a, b in pairs]
+        for number, (name, digits) in enumerate((("fidelity", 3), ("noise", 1))):
+            found = [late(a, MAIN, "training", name) - m[number] for (a, _), m in zip(pairs, matched, strict=True)]
+            cells.append(words(interval(found), digits))
+        cells.append(words(interval([best(a)[0] - best(b)[0] for a, b in pairs])))
+        cells += [difference(pairs, "other", "fidelity"), difference(pairs, "other", "noise", 1)]
+        cells.append(difference(pairs, "other", "spread"))
+        losses = [np.mean([loss_late(rows) for rows in side]) for side in zip(*pairs, strict=True)]
+        cells.append(f"{losses[0]:.4f} ({losses[1]:.4f})")
+        text.append(f"| {setting} − {SETTINGS[setting].beside} | {model} | {len(common)} | {' | '.join(cells)} |")
+    return "\n".join(text)
+
+
+def companions(runs):
+    """What goes with fidelity at guidance 7.5: rank correlations over all looks after the first step, by setting."""
+    stats = require_scipy()
+    text = [
+        "| setting | pretrained | looks | tint | noise | guided gain at t = 100 | u − c at t = 100 | loss |",
+        "|" + "---|" * 8,
+    ]
+    for setting, model in settings_of(runs):
+        looks = [row for rows in of(runs, setting, model).values() for row in rows
+                 if row["view"] == MAIN.name and row["group"] == "training" and row["step"]]
+        at_100 = looks[0]["times"].index(100)
+        columns = [[row[name] for row in looks] for name in ("tint", "noise", "loss")]
+        columns[2:2] = [[guided(row, MAIN.guidance)[at_100] for row in looks],
+                        [row["u"][at_100] - row["c"][at_100] for row in looks]]
+        fidelity = [row["fidelity"] for row in looks]
+        cells = [f"{stats.spearmanr(fidelity, column).statistic:+.2f}" if np.ptp(column) else "" for column in columns]
+        text.append(f"| {setting} | {model} | {len(looks)} | {' | '.join(cells)} |")
+    return "\n".join(text)
+
+
+def drawings(runs):
+    """The same last weights drawn in other ways, minus the main view, paired."""
+    text = [
+        "| weights | pretrained | runs | drawn with | fidelity | noise | fidelity − main | noise − main |",
+        "|" + "---|" * 8,
+    ]
+    for setting, model in settings_of(runs):
+        own, last = of(runs, setting, model).values(), SETTINGS[setting].looks[-1]
+        for view in views_at(last, last):
+            cells, moved = [], []
+            for name, digits in (("fidelity", 3), ("noise", 1)):
+                values = [at(rows, last, view, "training", name) for rows in own]
+                main = [at(rows, last, MAIN, "training", name) for rows in own]
+                cells.append(f"{np.mean(values):.{digits}f}")
+                moved.append("" if view == MAIN else words(interval(np.subtract(values, main)), digits))
+            text.append(f"| {setting} | {model} | {len(own)} | {view.name} | {' | '.join(cells + moved)} |")
+    return "\n".join(text)
