@@ -33,11 +33,9 @@ from checks.three_phases import (
 from minibnn import StableDiffusion, __version__, data, schedule
 from minibnn.experiments import report, stages
 from minibnn.files.store import read_json
-from minibnn.files.weights import read_tensors
 from minibnn.lab import eq2, gain_law, gains, probes, sigma1_estimate
 from minibnn.pictures import grid, to_pil, to_tensor
 from minibnn.world import measures as world_measures
-from minibnn.world.texture_measures import noise_level, ssim
 
 print("minibnn", __version__, "· torch", torch.__version__)
 
@@ -573,6 +571,9 @@ for name in ("guidance 1", "guidance 7.5", "1, its colour", "1, and strength 1")
 # the change is found.
 
 # %%
+from minibnn.files.weights import read_tensors
+from minibnn.world.texture_measures import noise_level, ssim
+
 cat = StableDiffusion.load("textured")
 cat_photo = data.load_pictures(data.list_pictures(TUTORIALS / "subjects" / "cat")[:1], 24)
 cat_prompt, before = cat.recipe["prompt"], {}
