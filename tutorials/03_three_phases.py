@@ -32,10 +32,11 @@ from checks.three_phases import (
 
 from minibnn import StableDiffusion, __version__, data, schedule
 from minibnn.experiments import report, stages
-from minibnn.files.store import read_json
+from minibnn.files import store, weights
 from minibnn.lab import eq2, gain_law, gains, probes, sigma1_estimate
 from minibnn.pictures import grid, to_pil, to_tensor
 from minibnn.world import measures as world_measures
+from minibnn.world import texture_measures
 
 print("minibnn", __version__, "· torch", torch.__version__)
 
@@ -250,7 +251,7 @@ for name, spoil in (("white noise", world_measures.white_noise), ("blotches", wo
 # break, and with another seed.
 
 # %%
-collapse = read_json(TUTORIALS / "results" / "collapse.json")
+collapse = store.read_json(TUTORIALS / "results" / "collapse.json")
 steps = [row["step"] for row in collapse["rows"]]
 figure, axis = plt.subplots(figsize=(7, 5.3))
 axis.imshow(plt.imread(TUTORIALS / "results" / "collapse.webp"))
@@ -376,8 +377,8 @@ def gains_at(t, draws=8):
     return [gain(predicts(*who, plus, t), predicts(*who, minus, t), eps).item() for who in pairs]
 
 
-weights = list(sd.unet.parameters())
-optimiser = torch.optim.AdamW(weights, lr=2e-4, weight_decay=0.01, fused=True)  # fused: the same, faster
+trainable = list(sd.unet.parameters())
+optimiser = torch.optim.AdamW(trainable, lr=2e-4, weight_decay=0.01, fused=True)  # fused: the same, faster
 generator = torch.Generator().manual_seed(0)
 for _ in range(50):
     t = torch.randint(0, 1000, (1,), generator=generator)
@@ -386,7 +387,7 @@ for _ in range(50):
     loss = dreambooth_loss(predicted, eps, n=1, weight=0.0)
     optimiser.zero_grad()
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(weights, 1.0)
+    torch.nn.utils.clip_grad_norm_(trainable, 1.0)
     optimiser.step()
 
 print("after 50 steps on one photo                guided by 7.5 with")
@@ -525,18 +526,18 @@ for step in looked:
 
 # %% [markdown]
 # The cat is learned, and noise comes with it: fidelity rises to 0.34, falls to 0.28 at step 400, where noise is 3.8,
-# rises to 0.54 and falls to 0.40. (Fidelity is SSIM with the photo, which sees noise; noise is Immerkær's estimate minus
-# the photo's own, times 100; "law" is what the gains foretell.) One run comes and goes, as a high rate does. But is it
-# guidance? From step 250 on $c$ and $u$ are near 1 and near each other, and the *same weights* without guidance are
-# nearly as noisy. By the mean gain nothing explains this noise, and the law foretells about as much at step 600, where
-# the cat is clean, as at step 800, where it is not. Something escapes it.
+# rises to 0.54 and falls to 0.40. (Fidelity is SSIM with the photo, which sees noise; noise is Immerkær's estimate
+# minus the photo's own, times 100; "law" is what the gains foretell.) One run comes and goes, as a high rate does. But
+# is it guidance? From step 250 on $c$ and $u$ are near 1 and near each other, and the *same weights* without guidance
+# are nearly as noisy. By the mean gain nothing explains this noise, and the law foretells about as much at step 600,
+# where the cat is clean, as at step 800, where it is not. Something escapes it.
 #
 # Look at the *columns* of the sheet, then. Here are the weights of step 800 with eight starting noises
 # (`python -m minibnn experiment stage-views`). **Before you read on:** what decides whether a picture is clean, the
 # row or the column?
 
 # %%
-views = read_json(TUTORIALS / "results" / "stage_views.json")
+views = store.read_json(TUTORIALS / "results" / "stage_views.json")
 figure, axis = plt.subplots(figsize=(6.4, 5.6))
 axis.imshow(plt.imread(TUTORIALS / "results" / "stage_views.png"))
 axis.axis("off")
@@ -571,16 +572,13 @@ for name in ("guidance 1", "guidance 7.5", "1, its colour", "1, and strength 1")
 # the change is found.
 
 # %%
-from minibnn.files.weights import read_tensors
-from minibnn.world.texture_measures import noise_level, ssim
-
 cat = StableDiffusion.load("textured")
 cat_photo = data.load_pictures(data.list_pictures(TUTORIALS / "subjects" / "cat")[:1], 24)
 cat_prompt, before = cat.recipe["prompt"], {}
 parts = {"all": gains.all_of, "mean colour": gains.colour_of, "strength": gains.strength_of}
 for when in ("pretrained", "step 800"):
     if when == "step 800":
-        trained = read_tensors(TUTORIALS / "results" / "stage_cat.safetensors")
+        trained = weights.read_tensors(TUTORIALS / "results" / "stage_cat.safetensors")
         cat.unet.load_state_dict({name: p.float() for name, p in trained.items()})
     for name, part in parts.items():
         measured = gains.measure(cat, cat_photo, cat_prompt, draws=4, part=part)
@@ -601,15 +599,16 @@ def from_strength(strength):
 
 for name, start in (("as it is", None), *((f"its colour, strength {x}", from_strength(x)) for x in (1.0, 0.97, 1.03))):
     cats = to_tensor(cat.generate([cat_prompt] * 8, 20, 1.0, views["seed"], progress=False, start=start))
-    print(f"guidance 1, starting noise: {name:26} fidelity {ssim(cats, cat_photo).mean():.2f}, "
-          f"noise {100 * (noise_level(cats) - noise_level(cat_photo)).mean():.1f}")
+    surplus = texture_measures.noise_level(cats) - texture_measures.noise_level(cat_photo)
+    print(f"guidance 1, starting noise: {name:26} fidelity {texture_measures.ssim(cats, cat_photo).mean():.2f}, "
+          f"noise {100 * surplus.mean():.1f}")
 
 # %% [markdown]
 # **The mean gain is 1, and that of the strength 0.3.** A sampler takes out all of the noise that should be there, and
-# hardly anything of a surplus: by the law 3 % too much leaves a noise of 4.7, and 4.5 is what is measured. A start that
-# is too weak does no harm, and ends clean. The mean colour has a gain below 0.5, so that a picture keeps a tint of its
-# starting noise, and what the network then sees is a cat of a colour that it never learned. Repair the two, four numbers
-# of 1,728, and the same weights draw clean cats: fidelity 0.68 instead of 0.35.
+# hardly anything of a surplus: by the law 3 % too much leaves a noise of 4.7, and 4.5 is what is measured. A start
+# that is too weak does no harm, and ends clean. The mean colour has a gain below 0.5, so that a picture keeps a tint
+# of its starting noise, and what the network then sees is a cat of a colour that it never learned. Repair the two,
+# four numbers of 1,728, and the same weights draw clean cats: fidelity 0.68 instead of 0.35.
 #
 # Three remedies follow, and tutorial 05 compares them with the paper's: fresh noise while drawing ($\eta=1$), a better
 # starting noise, and a training in which colour varies (`--noise-offset 0.1`, known from diffusers' scripts).
