@@ -35,8 +35,7 @@ from minibnn.experiments import report, stages
 from minibnn.files import store, weights
 from minibnn.lab import eq2, gain_law, gains, probes, sigma1_estimate
 from minibnn.pictures import grid, to_pil, to_tensor
-from minibnn.world import measures as world_measures
-from minibnn.world import texture_measures
+from minibnn.world import measures, texture_measures
 
 print("minibnn", __version__, "· torch", torch.__version__)
 
@@ -147,8 +146,8 @@ print("step     σ₁     √D   fidelity   noise")
 for step, (memory, sigma1, distance) in predicted_run.items():
     pictures = drawn(memory, sigma1)
     sheet.append(pictures[:3])
-    like = world_measures.fidelity(pictures, seen[:1])[0].mean().item()
-    rows.append((step, like, world_measures.noise(pictures).mean().item()))
+    like = measures.fidelity(pictures, seen[:1])[0].mean().item()
+    rows.append((step, like, measures.noise(pictures).mean().item()))
     print(f"{step:4} {sigma1:6.3f} {distance:6.3f} {rows[-1][1]:10.2f} {rows[-1][2]:7.2f}")
 
 # %%
@@ -231,10 +230,10 @@ check_immerkaer(immerkaer)
 # %%
 generator = torch.Generator().manual_seed(0)
 print("                 Immerkær    noise (calm parts)    fidelity")
-for name, spoil in (("white noise", world_measures.white_noise), ("blotches", world_measures.blotches)):
+for name, spoil in (("white noise", measures.white_noise), ("blotches", measures.blotches)):
     for amount in (0.0, 0.1, 0.4):
         picture = spoil(seen[:1], amount, generator).clamp(-1, 1)
-        like, grain = world_measures.fidelity(picture, seen[:1])[0].item(), world_measures.noise(picture).item()
+        like, grain = measures.fidelity(picture, seen[:1])[0].item(), measures.noise(picture).item()
         print(f"{name:12} {amount:.1f} {immerkaer(picture[0, 0]).item():9.4f} {grain:20.2f} {like:12.2f}")
 
 # %% [markdown]

@@ -604,8 +604,9 @@ axis.tick_params(length=0)
 show(
     figure,
     "05_stage",
-    "Four rows of eight small pictures of a cat's face at step 800, guidance 7.5. Plain: half of them tinted and noisy; "
-    "with random weights more noise; with the empty prompt less; with the offset all of the cat's own colour, with little noise.",
+    "Four rows of eight small pictures of a cat's face at step 800, guidance 7.5. Plain: half of them tinted and "
+    "noisy; with random weights more noise; with the empty prompt less; with the offset all of the cat's own colour, "
+    "with little noise.",
 )
 
 # %% [markdown]
