@@ -69,13 +69,18 @@ def with_mean(mean, noise, abar_t):
     return noise - own + abar_t**0.5 * mean.to(noise)[None, :, None, None]
 
 
-def with_strength(noise, abar_t, strength=1.0):
-    """The noise (B, C, h, w), scaled about the means of its channels to this standard deviation in each picture.
+def noise_strength(noise):
+    """The standard deviation of noise (B, C, h, w) about the means of its channels: (B,).
 
-    That of n white numbers is 1 ± 1/√(2n). abar_t is not needed; it is there for `sample.generate`, as in `with_mean`.
+    That of n white numbers is 1 ± 1/√(2n).
     """
+    return (noise - noise.mean((2, 3), keepdim=True)).square().mean((1, 2, 3)).sqrt()
+
+
+def with_strength(noise, strength=1.0):
+    """The noise (B, C, h, w), scaled about the means of its channels to this `noise_strength` in each picture."""
     mean = noise.mean((2, 3), keepdim=True)
-    return mean + (noise - mean) * strength / (noise - mean).square().mean((1, 2, 3), keepdim=True).sqrt()
+    return mean + (noise - mean) * strength / noise_strength(noise)[:, None, None, None]
 
 
 def velocity(x0, eps, abar_t):

@@ -100,10 +100,11 @@ def test_noise_with_the_mean_of_a_picture_is_white_but_for_the_mean():
 
 def test_noise_of_a_given_strength_keeps_its_means_and_its_shape():
     noise = random(3, 4, 6, 5, seed=2) * 1.3
-    scaled = s.with_strength(noise, None, 0.9)
+    scaled = s.with_strength(noise, 0.9)
     deviations = scaled - scaled.mean((2, 3), keepdim=True)
     assert deviations.square().mean((1, 2, 3)).tolist() == pytest.approx([0.81] * 3, rel=1e-12)
     torch.testing.assert_close(scaled.mean((2, 3)), noise.mean((2, 3)), **EXACT)
+    assert s.noise_strength(scaled).tolist() == pytest.approx([0.9] * 3, rel=1e-12)
     ratio = deviations / (noise - noise.mean((2, 3), keepdim=True))
     assert (ratio.flatten(1).std(1) < 1e-9).all()  # one factor for each picture
 

@@ -235,6 +235,19 @@ def test_the_law_of_a_surplus_is_that_of_its_own_gain():
     assert left[0] == pytest.approx(abs(2 * left[1] - left[2]))
 
 
+@pytest.mark.parametrize("command", ["views", "starts"])
+def test_weights_of_something_else_are_refused(tmp_path, command):
+    assets = TUTORIALS.parent / "minibnn" / "assets"
+    path = str(assets / "textured" / "vae" / "diffusion_pytorch_model.safetensors")
+    given = {"images": CAT, "out": str(tmp_path)}
+    with pytest.raises(UserError, match="no weights of --model's UNet"):
+        if command == "views":
+            stage_views.views(StageViewsOptions(weights=path, **given))
+        else:
+            stage_starts.starts(StageStartsOptions(weights=[path], **given))
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_same_weights_drawn_in_nine_ways(tmp_path, monkeypatch):
     monkeypatch.setattr(stage_views, "STEPS", 10)
     monkeypatch.setattr(stage_views, "PICTURES", 3)

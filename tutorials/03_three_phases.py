@@ -548,7 +548,7 @@ show(
 )
 
 noises = torch.randn(8, 3, 24, 24, generator=torch.Generator().manual_seed(views["seed"]))
-strength = (noises - noises.mean((2, 3), keepdim=True)).square().mean((1, 2, 3)).sqrt()
+strength = schedule.noise_strength(noises)
 print("starting noise         " + "".join(f"{i + 1:8}" for i in range(8)))
 print("its strength           " + "".join(f"{value:8.3f}" for value in strength.tolist()))
 print("rms of its mean colour " + "".join(f"{value:8.3f}" for value in noises.mean((2, 3)).square().mean(1).sqrt()))
@@ -592,7 +592,7 @@ print(f"\nof a surplus of 3 % of strength the law leaves a noise of {100 * 0.03 
 def from_strength(strength):
     """Starting noise with the mean colour of the photograph, seen through the noise, and of this strength."""
     return lambda noise, abar_t: schedule.with_strength(
-        schedule.with_mean(cat_photo.mean((0, 2, 3)), noise, abar_t), abar_t, strength
+        schedule.with_mean(cat_photo.mean((0, 2, 3)), noise, abar_t), strength
     )
 
 

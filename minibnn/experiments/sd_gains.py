@@ -25,7 +25,6 @@ But: one seed and one photograph, no interval. It has not been run on SD yet.
 import json
 import math
 import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +45,9 @@ from ..photo import loading
 from ..photo import measures as photo
 from ..pictures import grid, save_png, to_pil, to_tensor
 from ..runs import fingerprint
-from ..schedule import with_mean
 from ..train import at_the_mean
 from .records import note_shared
+from .settings import View
 
 ARMS = {
     "plain": {"bayes": False}, "null": {"bayes": False, "null_dropout": 0.1},
@@ -56,8 +55,8 @@ ARMS = {
 }
 GUIDANCE = 7.5
 BY_PLAIN, BY_COLOUR = f"guidance {GUIDANCE:g}, eta 0", f"guidance {GUIDANCE:g}, own colour"
-DRAWINGS = {f"guidance {s:g}, eta {eta:g}": (s, eta, False) for s in (1.0, GUIDANCE) for eta in (0.0, 1.0)}
-DRAWINGS[BY_COLOUR] = (GUIDANCE, 0.0, True)  # the stage is looked for by BY_PLAIN
+DRAWINGS = {f"guidance {s:g}, eta {eta:g}": View(guidance=s, eta=eta) for s in (1.0, GUIDANCE) for eta in (0.0, 1.0)}
+DRAWINGS[BY_COLOUR] = View(guidance=GUIDANCE, colour=True)  # the stage is looked for by BY_PLAIN
 CHECKPOINTS = 4  # in an arm
 PRECISION = {"cpu": torch.float32, "cuda": torch.bfloat16}
 THUMBNAIL = 128  # pixels of a picture in the sheet
@@ -116,14 +115,15 @@ class Look:
             "added noise": reading.added(GUIDANCE), "visible noise": self.visible, "drawings": {},
         }
         shown = []
-        for name, (guidance, eta, own_colour) in DRAWINGS.items():
-            start = partial(with_mean, self.latents.float().cpu().mean((0, 2, 3))) if own_colour else None
-            pictures = sd.generate([self.options.prompt] * self.options.count, steps, guidance, seed=1, eta=eta,
-                                   batch_size=4, progress=False, start=start)
+        start_mean = self.latents.float().cpu().mean((0, 2, 3))
+        for name, view in DRAWINGS.items():
+            pictures = sd.generate([self.options.prompt] * self.options.count, steps, view.guidance, seed=1,
+                                   eta=view.eta, batch_size=4, progress=False, start=view.start(start_mean))
             alike = photo.mean_similarity(photo.dino_pictures(pictures, self.dino), self.seen) if self.dino else None
             images = to_tensor(pictures)
             row["drawings"][name] = {
-                "noise": monitor.noise_of(images, world=False).mean().item(), "predicted": reading.noise(guidance, eta),
+                "noise": monitor.noise_of(images, world=False).mean().item(),
+                "predicted": reading.noise(view.guidance, view.eta),
                 "noise between": gain_law.noise_between(latents_of(sd, images).cpu()),
                 "fidelity": None if alike is None else alike.mean().item(),
             }
@@ -194,7 +194,7 @@ def experiment(options):
     arms = [arm for arm in ARMS if arm in options.arms]
     if "plain" not in arms:
         raise UserError("--arms: plain is needed, with which the others are compared")
-    evaluations = sum(2 if guidance != 1 else 1 for guidance, *_ in DRAWINGS.values()) * options.count
+    evaluations = sum(2 if view.guidance != 1 else 1 for view in DRAWINGS.values()) * options.count
     times = options.sample_steps or "the recipe's"
     print(
         f"{len(arms)} trainings of {options.steps} steps; {6 * len(arms) + 1} checkpoints, each drawn with "

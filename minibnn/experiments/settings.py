@@ -36,7 +36,7 @@ class View:
         """What `sample.generate` takes as `start`: mean (C,), that of the training pictures' latents."""
         def changed(noise, abar_t):
             noise = schedule.with_mean(mean, noise, abar_t) if self.colour else noise
-            return schedule.with_strength(noise, abar_t) if self.strength else noise
+            return schedule.with_strength(noise) if self.strength else noise
 
         return changed
 

@@ -9,9 +9,9 @@ guidance 7.5 and the training prompt:
 
 1. Is there a corruption stage under plain fine-tuning (the criterion of `stage_report.py`)?
 2. Drawn from starting noise whose mean colour is that of the picture (three numbers of 1,728 are replaced), do the
-   same weights have higher fidelity and less noise? A trial (coffee, seed 100) said so: .37 → .62 at step 300.
+   same weights have higher fidelity and less noise? A trial by hand (seed 100) said so.
 3. Trained with a noise offset of 0.1, which gives the mean colour a part in the loss, is fidelity higher and noise
-   lower than plain? Trials (coffee with 0.3, cat with 0.1, seed 100) said so.
+   lower than plain? Trials by hand (coffee with 0.3, cat with 0.1, seed 100) said so.
 4. Is the BNN better than plain, and with an offset better than the offset alone?
 5. Does the empty prompt in 10 % of the steps lower the noise, as it did on the earlier pretraining?
 """

@@ -27,15 +27,17 @@ import torch
 
 from .. import data
 from ..files.store import write_json
-from ..files.weights import read_tensors
+from ..files.weights import load_state, read_tensors
 from ..lab import gain_law, gains, plot, sigma1_estimate
 from ..lab.intervals import require_scipy
 from ..pictures import save_png, to_tensor
 from ..pipeline import StableDiffusion
+from ..schedule import noise_strength
 from ..world.texture_measures import noise_level, ssim
 from .settings import View
 from .stage import tint
 from .stage_law import GREY
+from .stage_views import NO_UNET
 
 STEPS, DRAWS = 20, 8
 SCALES = (1.0, 7.5)
@@ -61,7 +63,7 @@ def of_weights(sd, picture, options):
     parts = {"all": gains.all_of, "colour": gains.colour_of, "strength": gains.strength_of}
     found = {name: gains.measure(sd, latents, options.prompt, draws=DRAWS, part=part) for name, part in parts.items()}
     noise = torch.randn((options.count, *latents.shape[1:]), generator=torch.Generator().manual_seed(options.seed))
-    strengths = (noise - noise.mean((2, 3), keepdim=True)).square().mean((1, 2, 3)).sqrt().tolist()
+    strengths = noise_strength(noise).tolist()
     result = {"times": found["all"].times, "strengths": strengths, "drawn": {}} | {
         f"{name} {which}": gains.mean(getattr(one, which)) for name, one in found.items() for which in ("c", "u")
     }
@@ -91,7 +93,7 @@ def starts(options):
     picture = data.load_pictures(data.list_pictures(options.images)[:1], sd.recipe["resolution"])
     results = {}
     for path in options.weights:
-        sd.unet.load_state_dict({name: p.float() for name, p in read_tensors(path).items()})
+        load_state(sd.unet, {name: p.float() for name, p in read_tensors(path).items()}, f"{path}: {NO_UNET}")
         results[Path(path).stem] = found = of_weights(sd, picture, options)
         print(f"{path}: gains at t = 300: {found['all c'][2]:.2f}, of the mean colour {found['colour c'][2]:.2f}, "
               f"of the strength {found['strength c'][2]:.2f}")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .. import data
 from ..files.store import write_json
-from ..files.weights import read_tensors
+from ..files.weights import load_state, read_tensors
 from ..lab import gains, sigma1_estimate
 from ..lab.sheets import sheet
 from ..neighbours import guidance
@@ -23,6 +23,7 @@ from ..world.texture_measures import noise_level, ssim
 from .settings import View
 
 PICTURES, STEPS = 8, 50
+NO_UNET = "these are no weights of --model's UNet; take those that `experiment stage --keep` left"
 WAYS = {
     "guidance 1": View(guidance=1.0), "guidance 3": View(guidance=3.0), "guidance 7.5": View(guidance=7.5),
     "7.5, eta = 1": View(guidance=7.5, eta=1.0), "3, base's null": View(guidance=3.0, base=True),
@@ -35,7 +36,8 @@ WAYS = {
 def views(options):
     """Draw, measure and write. Raises UserError for weights that do not fit the model."""
     sd, base = StableDiffusion.load(options.model), StableDiffusion.load(options.model)
-    sd.unet.load_state_dict({name: p.float() for name, p in read_tensors(options.weights).items()})
+    state = {name: p.float() for name, p in read_tensors(options.weights).items()}
+    load_state(sd.unet, state, f"{options.weights}: {NO_UNET}")
     picture = data.load_pictures(data.list_pictures(options.images)[:1], sd.recipe["resolution"])
     latents = sigma1_estimate.latents_of(sd, picture)
     found = gains.measure(sd, latents, options.prompt, draws=16)
