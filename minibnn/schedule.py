@@ -95,14 +95,18 @@ def eps_from_v(x, v, abar_t):
     return abar_t.sqrt() * v + (1 - abar_t).sqrt() * x
 
 
-def training_noise(shape, offset, generator):
+def training_noise(shape, offset, spread, generator):
     """ε of a training step: N(0, 1), plus `offset` times N(0, 1) that is one number for each channel of a picture.
 
     shape: (B, C, h, w). White noise hardly moves the mean of a channel, by 1/√(hw), so that its prediction has next to
-    no part in the loss; an offset gives it one. Follows: "noise offset" (Guttenberg 2023) as in diffusers' scripts.
+    no part in the loss; an offset gives it one. Follows: "noise offset" (Guttenberg 2023) as in diffusers' scripts. In
+    the same way its strength hardly varies (`noise_strength`): a `spread` multiplies it by 1 + spread·N(0, 1), one
+    number for each picture.
     """
     eps = torch.randn(shape, generator=generator)
-    return eps + offset * torch.randn((*shape[:2], 1, 1), generator=generator) if offset else eps
+    if offset:
+        eps = eps + offset * torch.randn((*shape[:2], 1, 1), generator=generator)
+    return eps * (1 + spread * torch.randn((shape[0], 1, 1, 1), generator=generator)) if spread else eps
 
 
 def min_snr_weight(abar_t, gamma, v_prediction):

@@ -80,7 +80,7 @@ def train(training, options, batches, observers=()):
     """Train until `options.steps` optimiser steps are done.
 
     options: TrainOptions; of these the loop reads steps, seed, batch_size, accumulate, lr, lr_warmup_steps, min_snr,
-    noise_offset, lambda_kl, prior_sigma, kl, coft, and prior_weight where there are class pictures.
+    noise_offset, noise_spread, lambda_kl, prior_sigma, kl, coft, and prior_weight where there are class pictures.
 
     batches(i, generator) -> x_0 (B, 4, h, w) and the condition of forward i. The first `options.batch_size` pictures of
     a batch are the subject's; the others, if any, are pictures of its class. The observers are called with the training
@@ -107,7 +107,8 @@ def train(training, options, batches, observers=()):
             x0, condition = batches(i, generator)
             t = torch.randint(training.first_time, schedule.TRAIN_STEPS, (len(x0),), generator=generator)
             t = upload(t, x0.device)
-            eps = upload(schedule.training_noise(x0.shape, options.noise_offset, generator), x0.device)
+            eps = schedule.training_noise(x0.shape, options.noise_offset, options.noise_spread, generator)
+            eps = upload(eps, x0.device)
             x_t = schedule.q_sample(x0, eps, abar[t])
             target = schedule.velocity(x0, eps, abar[t]) if sd.v_prediction else eps
             predicted = training.predict(x_t, t, condition, generator)

@@ -80,13 +80,23 @@ def test_ddpm_eq15_x0_from_eps():
 
 def test_an_offset_adds_one_random_number_for_each_channel():
     """The variance of a channel's mean is 1/(hw) + offset², and within a channel nothing changes."""
-    plain = s.training_noise((4000, 2, 3, 5), 0.0, torch.Generator().manual_seed(3))
-    offset = s.training_noise((4000, 2, 3, 5), 0.5, torch.Generator().manual_seed(3))
+    plain = s.training_noise((4000, 2, 3, 5), 0.0, 0.0, torch.Generator().manual_seed(3))
+    offset = s.training_noise((4000, 2, 3, 5), 0.5, 0.0, torch.Generator().manual_seed(3))
     assert torch.equal(plain, torch.randn(4000, 2, 3, 5, generator=torch.Generator().manual_seed(3)))
     added = offset - plain
     torch.testing.assert_close(added, added[:, :, :1, :1].expand_as(added), rtol=0, atol=1e-6)
     assert offset.mean((2, 3)).var().item() == pytest.approx(1 / 15 + 0.25, rel=0.05)
     assert abs(added[:, :, 0, 0].T.corrcoef()[0, 1]) < 0.05
+
+
+def test_a_spread_varies_the_strength_from_picture_to_picture():
+    """The strengths have the asked deviation, beside the 1/√(2n) of white noise; within a picture only the scale."""
+    white, spread = (s.training_noise((4000, 2, 10, 10), 0.3, x, torch.Generator().manual_seed(3)) for x in (0.0, 0.2))
+    scale = spread / white
+    torch.testing.assert_close(scale, scale[:, :1, :1, :1].expand_as(scale), rtol=1e-4, atol=1e-4)
+    assert scale[:, 0, 0, 0].mean().item() == pytest.approx(1, abs=0.01)
+    assert scale[:, 0, 0, 0].std().item() == pytest.approx(0.2, rel=0.04)
+    assert s.noise_strength(spread).var().item() == pytest.approx(0.2**2 + 1 / 400, rel=0.1)
 
 
 def test_noise_with_the_mean_of_a_picture_is_white_but_for_the_mean():

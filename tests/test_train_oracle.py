@@ -107,6 +107,8 @@ def oracle(sd, options, call, parameters, sigmas, streams, batches):
             noise = torch.randn(x0.shape, generator=generator)
             if options.noise_offset:  # the line of diffusers' train_text_to_image.py
                 noise += options.noise_offset * torch.randn((x0.shape[0], x0.shape[1], 1, 1), generator=generator)
+            if options.noise_spread:
+                noise *= 1 + options.noise_spread * torch.randn((len(x0), 1, 1, 1), generator=generator)
             noise = noise.double()
             seed = int(torch.randint(2**62, (1,), generator=generator))
             x_t = noiser.add_noise(x0, noise, t)
@@ -190,6 +192,7 @@ CASES = {
     "no prior": {"prior_weight": 0.0},
     "min-SNR": {"prior_weight": 0.5, "min_snr": 5.0},
     "noise offset": {"prior_weight": 0.5, "noise_offset": 0.3},
+    "noise spread": {"noise_offset": 0.1, "noise_spread": 0.2},
     "min-SNR, v": {"prior_weight": 0.5, "min_snr": 2.0, "prediction_type": "v_prediction"},
     "BNN": {"bayes": True, "prior_weight": 0.5, "accumulate": 2, "lr_warmup_steps": 2},
     "BNN, all layers, KL": {"bayes": True, "prior_weight": 0.0, "where": "all", "lambda_kl": 1e-7, "prior_sigma": 0.02},

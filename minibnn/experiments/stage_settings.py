@@ -14,6 +14,11 @@ guidance 7.5 and the training prompt:
    lower than plain? Trials by hand (coffee with 0.3, cat with 0.1, seed 100) said so.
 4. Is the BNN better than plain, and with an offset better than the offset alone?
 5. Does the empty prompt in 10 % of the steps lower the noise, as it did on the earlier pretraining?
+
+Asked after those runs and before its own, of "offset-spread" on the same subjects, seeds 0 to 2:
+
+6. Trained with noise whose strength varies by 10 %, too, is the gain of the strength higher than with the offset alone,
+   and the noise lower, at guidance 1 and at 7.5? A trial by hand (cat, seed 100) said yes at 1, and not at 7.5.
 """
 
 import dataclasses
@@ -73,6 +78,10 @@ SETTINGS = {
     "offset": Setting("noise offset 0.1: the mean colour is trained too", {"noise_offset": 0.1}),
     "offset-bnn": Setting(
         "noise offset 0.1 and BNN on the paper's linear layers", BNN | {"noise_offset": 0.1}, beside="offset"
+    ),
+    "offset-spread": Setting(
+        "noise offset 0.1, and noise whose strength varies by 10 %", {"noise_offset": 0.1, "noise_spread": 0.1},
+        beside="offset",
     ),
     "bnn-all": Setting("BNN on all layers, σ = 0.01", BNN | {"where": "all"}),
     "bnn-0.03": Setting("BNN on the paper's linear layers, σ = 0.03", BNN | {"sigma": 0.03}),

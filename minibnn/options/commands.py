@@ -73,6 +73,7 @@ class TrainOptions:
     batch_size: int = option(None, "pictures for each forward; as many class pictures beside them [{batch_size}]", "training", type=whole)
     null_dropout: float = option(0.0, "share of the pictures, of subject and class, that are trained with the empty prompt, so that guidance's unconditional prediction is trained too; 0: none", "training", type=share, metavar="P")
     noise_offset: float = option(0.0, "add noise of this standard deviation that is constant over a picture, one number for each latent channel, e.g. 0.1: it trains the mean colour, which white noise hardly does (Guttenberg 2023); 0: none", "training", type=nonnegative, metavar="X")
+    noise_spread: float = option(0.0, "vary the strength of each picture's noise by this standard deviation, e.g. 0.1: it trains the strength, as an offset the mean colour; an experiment of minibnn, see tutorials/RESULTS.md; 0: none", "training", type=nonnegative, metavar="X")
     min_snr: float = option(None, "weigh times by their signal-to-noise ratio, cut at this γ, e.g. 5 (Hang et al. 2023), for subject and class [all alike]", "training", type=positive, metavar="GAMMA")
     ema: float = option(None, "keep the exponential moving average of the trained weights, with this decay at most, e.g. 0.99, and draw, save and export that [none]", "training", type=share, metavar="DECAY")
     accumulate: int = option(1, "forwards for each optimiser step", "training", type=whole)
