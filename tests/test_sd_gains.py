@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from minibnn.errors import UserError
-from minibnn.experiments import sd_gains
+from minibnn.experiments import sd_gains, sd_gains_report
 from minibnn.options.experiments import SdGainsOptions
 from minibnn.options.parsing import parse
 
@@ -101,7 +101,7 @@ def arm(noises, added=0.2, visible=0.05, fidelity=(None, None, None)):
         {"step": 50 * i, "c": [0.97], "u": [0.99], "guided": [0.84], "added noise": added, "visible noise": visible,
          "drawings": {
              name: {"noise": n, "noise between": n / 50, "predicted": n / 100, "fidelity": f}
-             for name, n in zip(sd_gains.DRAWINGS, five, strict=True)
+             for name, n in zip(sd_gains_report.DRAWINGS, five, strict=True)
          }}
         for i, (five, f) in enumerate(zip(noises, fidelity, strict=True))
     ]
@@ -126,7 +126,7 @@ CLEAN, NOISY, EVERYWHERE = (2, 2, 2, 2, 2), (2.5, 2, 12, 4, 3), (11, 11, 12, 11,
     ],
 )
 def test_the_verdict(noises, settings, stage, mechanism, said):
-    found = sd_gains.judge({"plain": arm(noises, **settings)})
+    found = sd_gains_report.judge({"plain": arm(noises, **settings)})
     assert (found["stage"], found["mechanism"]) == (stage, mechanism) and said in found["verdict"]
     if stage:
         assert found["colour"] == (noises[2] != EVERYWHERE)
@@ -134,8 +134,8 @@ def test_the_verdict(noises, settings, stage, mechanism, said):
 
 def test_the_other_arms_stand_beside_it_and_r2_is_that_of_a_line():
     found = {"plain": arm((CLEAN, CLEAN, NOISY)), "bnn": arm((CLEAN, CLEAN, (2, 2, 3, 2, 2)))}
-    judged = sd_gains.judge(found)
+    judged = sd_gains_report.judge(found)
     assert judged["verdict"].endswith("; bnn: +1.0") and judged["R2 of noise"] == pytest.approx(1.0)
     found["bnn"][0]["drawings"]["guidance 1, eta 0"]["predicted"] = 9.0
-    assert sd_gains.explained(found, "noise between") < 0.5
-    assert sd_gains.explained({"plain": arm((CLEAN, CLEAN, CLEAN))}, "noise") is None
+    assert sd_gains_report.explained(found, "noise between") < 0.5
+    assert sd_gains_report.explained({"plain": arm((CLEAN, CLEAN, CLEAN))}, "noise") is None
