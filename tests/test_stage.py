@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from minibnn import StableDiffusion
 from minibnn.errors import UserError
 from minibnn.experiments import stage, stage_law, stage_report, stage_settings, stage_starts, stage_tables, stage_views
 from minibnn.experiments.stage_settings import EARLY, LATE, MAIN, SETTINGS, Setting
+from minibnn.files.store import ASSETS
 from minibnn.lab import gain_law, gains
 from minibnn.options.experiments import StageOptions, StageReportOptions, StageStartsOptions, StageViewsOptions
 from minibnn.schedule import alphas_cumprod, timesteps
@@ -90,9 +92,25 @@ def test_fixed_sigma_stays_and_class_pictures_and_flat_drawings_are_used(short, 
     assert sigmas and not any(p.requires_grad for p in sigmas) and all((p == 0.01).all() for p in sigmas)
 
 
+@pytest.mark.parametrize(("option", "own", "other", "message"), [
+    ("images", CAT, Path(CAT).with_name("rocket"), "other cat"),
+    ("model", "textured", ASSETS / "tiny", "other model textured"),
+])
+def test_runs_of_another_subject_or_model_of_the_same_name_are_refused(tmp_path, option, own, other, message):
+    asked = {"images": [CAT], "model": "textured", "out": str(tmp_path / "out")}
+    stage.make([], StageOptions(**asked))
+    stage.make([], StageOptions(**asked))
+    named = tmp_path / Path(own).name
+    shutil.copytree(other, named)
+    with pytest.raises(UserError, match=message):
+        stage.make([], StageOptions(**(asked | {option: [str(named)] if option == "images" else str(named)})))
+
+
 def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(UserError, match="--settings plane: there are plain"):
         stage.experiment(StageOptions(settings=["plane"], out=str(tmp_path)))
+    with pytest.raises(UserError, match="two folders are called cat"):
+        stage.experiment(StageOptions(images=[CAT, str(tmp_path / "cat")], out=str(tmp_path)))
     with pytest.raises(UserError, match="no .jsonl of `experiment stage`"):
         stage_report.report(StageReportOptions(runs=[str(tmp_path)], out=str(tmp_path)))
 
@@ -190,14 +208,22 @@ def test_the_report_is_written_from_lines_and_again_from_its_own(tmp_path):
     for setting in ("plain", "bnn"):
         for seed in (0, 1):
             rows = made_up(lambda step: step / 1000, lambda step, seed=seed: step / 100 + seed, c=0.9 + 0.05 * seed)
-            extra = {"setting": setting, "model": "textured", "subject": CAT, "seed": seed}
             name = f"{setting}-cat-textured-{seed}"
+            extra = {"run": name, "setting": setting, "model": "textured", "subject": CAT, "seed": seed}
             text = "".join(json.dumps(row | extra) + "\n" for row in rows)
             (tmp_path / f"{name}.jsonl").write_text(text)
             Image.new("RGB", (8 * 52 - 4, len(SETTINGS["plain"].looks) * 52 - 4)).save(tmp_path / f"{name}.png")
     stage_report.report(StageReportOptions(runs=[str(tmp_path)], out=str(tmp_path / "out")))
     stage_report.report(StageReportOptions(runs=[str(tmp_path / "out")], out=str(tmp_path / "again")))
     assert (tmp_path / "out" / "stage.md").read_text() == (tmp_path / "again" / "stage.md").read_text()
+    shutil.copy(tmp_path / "out" / "stage.jsonl", tmp_path / "together.jsonl")  # each line twice now
+    (tmp_path / "recipe.jsonl").write_text('{"setting": "plain", "subject": "dog", "seed": 0}\n')
+    stage_report.report(StageReportOptions(runs=[str(tmp_path)], out=str(tmp_path / "twice")))
+    assert (tmp_path / "out" / "stage.md").read_text() == (tmp_path / "twice" / "stage.md").read_text()
+    other = json.loads((tmp_path / "together.jsonl").read_text().splitlines()[0]) | {"noise": 77.0}
+    (tmp_path / "other.jsonl").write_text(json.dumps(other) + "\n")
+    with pytest.raises(UserError, match="another run has the same name"):
+        stage_report.report(StageReportOptions(runs=[str(tmp_path)], out=str(tmp_path / "no")))
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "stage.jsonl", "stage.md", "stage.png", "gain_law.png", "stage_cat.png"
     }

@@ -32,7 +32,7 @@ from ..lab import gains, sigma1_estimate
 from ..neighbours import guidance
 from ..options.commands import TrainOptions
 from ..pictures import grid, save_png, to_pil, to_tensor
-from ..pipeline import StableDiffusion
+from ..pipeline import StableDiffusion, place_of
 from ..progress import progress_bar
 from ..runs import fingerprint
 from ..train import Batches, at_the_mean, fine_tuning, train
@@ -202,6 +202,9 @@ def planned(options):
     for name in options.settings:
         if name not in SETTINGS:
             raise UserError(f"--settings {name}: there are {', '.join(SETTINGS)}")
+    names = [Path(subject).name for subject in options.images]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"--images: two folders are called {twice}; runs have the folder's name, so rename one of them")
     runs = []
     for seed in options.seeds:
         for subject in options.images:
@@ -225,10 +228,12 @@ def experiment(options):
 def make(todo, options):
     """Perform these runs; --out is ours alone."""
     record = Path(options.out) / "experiment.json"
-    pictures = {Path(subject).name: data.list_pictures(subject) for subject in options.images}
-    subjects = {name: fingerprint(paths, captions=False) for name, paths in pictures.items()}
+    seen = {Path(subject).name: fingerprint(data.list_pictures(subject), captions=False) for subject in options.images}
+    model = place_of(options.model)
+    weights = [model] if model.is_file() else sorted(model.glob("unet/*.safetensors"))
+    seen[f"model {Path(options.model).name}"] = fingerprint(weights, captions=False)
     before = read_json(record) if record.exists() else {}
-    check_alike({name: before.get(name, own) for name, own in subjects.items()}, subjects, record)
-    write_json(record, before | subjects)
+    check_alike({name: before.get(name, own) for name, own in seen.items()}, seen, record)
+    write_json(record, before | seen)
     for run in progress_bar(todo, desc="runs"):
         perform(run, options)

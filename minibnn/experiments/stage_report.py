@@ -39,17 +39,22 @@ from .stage_settings import MAIN, SETTINGS
 from .stage_tables import at, colour_gain, companions, cures, drawings, gain_at, of, phases, stages
 
 DRAWN = ("plain", "bnn", "null", "offset")  # the curves of stage.png
+ROW = {"run", "setting", "model", "subject", "seed", "step", "view", "group"}  # what tells the lines apart
 
 
 def read_runs(folders):
-    """{(setting, model, subject, seed): its lines}. Raises UserError if there are none."""
+    """{(setting, model, subject, seed): its lines}, each line once. Raises UserError if there are none."""
     found = {}
     for folder in folders:
         for path in sorted(Path(folder).glob("*.jsonl")):
             for row in read_rows(path):
-                if row.get("setting") in SETTINGS:
-                    key = row["setting"], Path(row["model"]).name, Path(row["subject"]).name, row["seed"]
-                    found.setdefault(key, []).append(row)
+                if not ROW <= row.keys() or row["setting"] not in SETTINGS:  # of another experiment
+                    continue
+                key = row["setting"], Path(row["model"]).name, Path(row["subject"]).name, row["seed"]
+                lines, look = found.setdefault(key, {}), (row["step"], row["view"], row["group"])
+                if lines.setdefault(look, row) != row:
+                    raise UserError(f"{path}: another run has the same name, {row['run']}; give one of them in --runs")
+    found = {key: list(lines.values()) for key, lines in found.items()}
     if not found:
         raise UserError(f"--runs {' '.join(map(str, folders))}: no .jsonl of `experiment stage` in it")
     return found

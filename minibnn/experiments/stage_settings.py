@@ -54,9 +54,9 @@ def views_at(step, last):
 class Setting:
     """One way of fine-tuning. options: those that differ from PLAIN.
 
-    beside: the setting from which it differs in one thing, with which it is compared. pictures: how many of the
-    subject. fixed_sigma: σ stays at σ₀, instead of being trained at a rate that is 100 times
-    the paper's. flat: the subject is a flat drawing instead of a photograph.
+    beside: the setting from which it differs in one thing, with which it is compared, if there is one. pictures: how
+    many of the subject. fixed_sigma: σ stays at σ₀, instead of being trained at a rate that is 100 times the paper's.
+    flat: the subject is a flat drawing instead of a photograph.
     """
 
     what: str
@@ -65,14 +65,14 @@ class Setting:
     looks: tuple = LOOKS
     fixed_sigma: bool = True
     flat: bool = False
-    beside: str = "plain"
+    beside: str | None = "plain"
 
 
 # The layers that the paper's text names: all linear ones but cross-attention. Without the projections of the time, as
 # in the authors' script, weight noise of 0.01 moves this network's prediction by 0.0004 only: its attention is small.
 BNN = {"bayes": True, "where": "paper,time"}
 SETTINGS = {
-    "plain": Setting("DreamBooth without BNN, one picture"),
+    "plain": Setting("DreamBooth without BNN, one picture", beside=None),
     "bnn": Setting("BNN on the paper's linear layers, σ = 0.01", BNN),
     "null": Setting("the empty prompt in 10 % of the steps", {"null_dropout": 0.1}),
     "offset": Setting("noise offset 0.1: the mean colour is trained too", {"noise_offset": 0.1}),
@@ -85,13 +85,15 @@ SETTINGS = {
     ),
     "bnn-all": Setting("BNN on all layers, σ = 0.01", BNN | {"where": "all"}),
     "bnn-0.03": Setting("BNN on the paper's linear layers, σ = 0.03", BNN | {"sigma": 0.03}),
-    "bnn-trained": Setting("BNN on the paper's linear layers, σ₀ = 0.01, trained", BNN, fixed_sigma=False),
+    "bnn-trained": Setting(
+        "BNN on the paper's linear layers, σ₀ = 0.01, trained", BNN, fixed_sigma=False, beside="bnn"
+    ),
     "half-rate": Setting("half the rate: is a cure more than slower learning?", {"lr": 2.5e-4}),
     "batch-1": Setting("one draw of time and noise a step", {"batch_size": 1}),
     "prior": Setting("prior preservation with pictures of other materials", {"prior_weight": 1.0}),
-    "four": Setting("four pictures", pictures=4),
-    "bnn-four": Setting("four pictures, BNN on the paper's linear layers", BNN, pictures=4),
-    "flat": Setting("a flat drawing instead of a photograph", flat=True),
+    "four": Setting("four pictures", pictures=4, beside=None),
+    "bnn-four": Setting("four pictures, BNN on the paper's linear layers", BNN, pictures=4, beside="four"),
+    "flat": Setting("a flat drawing instead of a photograph", flat=True, beside=None),
     "long": Setting("plain, five times as long", looks=LONG_LOOKS),
     "long-null": Setting("the empty prompt in 3 % of the steps, long", {"null_dropout": 0.03}, looks=LONG_LOOKS),
 }

@@ -144,9 +144,10 @@ def cures(runs):
         "|" + "---|" * 12,
     ]
     for setting, model in settings_of(runs):
-        if setting == "plain" or SETTINGS[setting].pictures > 1 or SETTINGS[setting].flat:
+        beside = SETTINGS[setting].beside
+        if beside is None:
             continue
-        own, other = of(runs, setting, model), of(runs, SETTINGS[setting].beside, model)
+        own, other = of(runs, setting, model), of(runs, beside, model)
         common = sorted(own.keys() & other.keys())
         if not common:
             continue
@@ -161,7 +162,7 @@ def cures(runs):
         cells.append(difference(pairs, "other", "spread"))
         losses = [np.mean([loss_late(rows) for rows in side]) for side in zip(*pairs, strict=True)]
         cells.append(f"{losses[0]:.4f} ({losses[1]:.4f})")
-        text.append(f"| {setting} − {SETTINGS[setting].beside} | {model} | {len(common)} | {' | '.join(cells)} |")
+        text.append(f"| {setting} − {beside} | {model} | {len(common)} | {' | '.join(cells)} |")
     return "\n".join(text)
 
 
