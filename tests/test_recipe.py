@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 
 from minibnn.errors import UserError
@@ -63,20 +64,55 @@ def line(setting, seed, subject="dog", both=0.5):
             "seconds": 100.0, "values": values}
 
 
-def test_table_has_the_interval_of_scipy():
+def cells(text):
+    """The table of a page: {setting: {column: what stands there}}."""
+    head, _, *rows = [
+        [word.strip() for word in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
+    ]
+    return {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+
+
+def test_table_has_the_interval_of_scipy_and_counts_drifts():
     lines = [line("plain", seed, both=both) for seed, both in enumerate((0.5, 0.6, 0.9))]
+    lines[1]["values"]["varied"] = 0.049
     low, high = stats.t.interval(0.95, 2, np.mean([0.5, 0.6, 0.9]), stats.sem([0.5, 0.6, 0.9]))
-    text = recipe.markdown(lines, ["plain", "no-bayes"], {"subject": 1.0}, 0.9)
-    assert f"| plain | 0 | 3 | 0.25 (0.25 … 0.25) | 0.25 (0.25 … 0.25) | 0.67 ({low:.2f} … {high:.2f})" in text
-    assert "no-bayes" not in text
+    table = cells(recipe.markdown(lines, ["plain", "no-bayes"], {"subject": 1.0}, 0.9))
+    assert list(table) == ["plain"]
+    assert table["plain"]["both"] == f"0.67 ({low:.2f} … {high:.2f})"
+    assert table["plain"]["subject"] == "0.25 (0.25 … 0.25)"
+    assert table["plain"]["varied"] == "1 of 3" and table["plain"]["captions"] == "0"
+
+
+def test_page_explains_its_columns_and_shows_options_where_they_differ():
+    alone, both = ([line(name, 0) for name in names] for names in (["plain"], ["plain", "no-bayes"]))
+    text = recipe.markdown(alone, ["plain", "no-bayes"], {}, 1.0)
+    for column in list(cells(text)["plain"])[3:]:
+        assert f"- **{column}**: " in text.split("\n| ")[0]
+    assert "options of `train`" not in cells(text)["plain"]
+    table = cells(recipe.markdown(both, ["plain", "no-bayes"], {}, 1.0))
+    assert [row["options of `train`"] for row in table.values()] == ["the recipe's", "`--no-bayes`"]
+
+
+def test_picture_has_every_picture_of_a_strip_below_its_label():
+    drawn = torch.linspace(-1, 1, len(recipe.COLUMNS) - 1)[:, None, None, None].expand(-1, 3, 64, 64)
+    strip = recipe.strip_of(Image.new("RGB", (64, 64), "red"), drawn)
+    sheet = np.asarray(recipe.picture({"plain-dog": strip}))
+    row = sheet[-60]  # through the middle of the pictures
+    starts = np.flatnonzero((row != 255).any(-1) & np.r_[True, (row[:-1] == 255).all(-1)])
+    assert len(starts) == len(recipe.COLUMNS) - 1  # the last is white
+    assert (row[starts[0]] == (255, 0, 0)).all() and (np.diff(row[starts[1:], 0].astype(int)) > 0).all()
+    assert all((sheet[:30, start : start + 60] < 128).any() for start in starts), "labels"
 
 
 def test_the_committed_runs_give_the_committed_table():
     results = Path(__file__).parents[1] / "tutorials" / "results"
     lines = read_rows(results / "recipe.jsonl", recipe.LINE, recipe.LINE)
-    text = recipe.markdown(lines, ["plain", "four-captions", "six-captions"], {}, 1.0)
-    written = (results / "recipe.md").read_text(encoding="utf-8")
-    assert text.splitlines()[1:] == written.splitlines()[1:] and len(lines) == 15
+    written = cells((results / "recipe.md").read_text(encoding="utf-8"))
+    table = cells(recipe.markdown(lines, list(written), {}, 1.0))
+    for name, row in written.items():
+        for column in ("runs", "captions", "subject", "place", "both", "told", "leak", "noise", "s"):
+            assert row[column] == table[name][column], (name, column)
+    assert sum(int(row["runs"]) for row in written.values()) == len(lines)
 
 
 def test_plan_counts_what_is_missing_and_refuses_other_settings(tmp_path, capsys):

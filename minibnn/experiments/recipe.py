@@ -2,18 +2,8 @@
 
 Three few-shot subjects of the picture world (six drawings each of a spotted dog, cat and fish) are trained with every
 setting of `SETTINGS` and every seed, each by a `train` command of its own. Then pictures are drawn at θ = μ, from the
-same noise for all, and judged by a network that was trained on drawings alone (`world/judge.py`):
-
-    subject  share of the pictures, four in each of ten places, that show the animal in its spotted coat (0 … 1)
-    place    share of them that show the place that was asked for (0 … 1)
-    both     share of them that are right in both (0 … 1)
-    told     share of 8 pictures of the training prompt that show the subject (0 … 1)
-    leak     share of 48 pictures of the class prompt that show the spotted coat; should be 0 (0 … 1)
-    varied   p-value of a two-sample test (energy distance of the eye's features) between those 48 and 48 of the
-             pretrained model; below 0.05 the class has drifted
-    noise    energy above that of clean drawings, of the pictures in places, minus the pretrained model's (10⁻³)
-
-The seconds are those of the command; the class pictures are drawn once for each subject, by its first run.
+same noise for all, and judged by a network that was trained on drawings alone (`world/judge.py`). `MEASURES` says what
+is measured. The seconds are those of the command; the class pictures are drawn once for each subject, by its first run.
 Intervals are two-sided 95 % t-intervals over the runs of a setting. Leaves in --out: recipe.jsonl (a line for each run;
 runs that are there are not repeated), recipe.md and recipe.png (of the command's first seed: a training picture, the
 training prompt, six places, the class prompt twice).
@@ -50,12 +40,33 @@ from .recipe_settings import SETTINGS
 from .records import check_alike
 
 EACH, TOLD, CLASS = 4, 8, 48  # pictures of each place, of the training prompt and of the class prompt
-MEASURES = ("subject", "place", "both", "told", "leak", "varied", "noise")
+DRIFTED = 0.05  # below this p-value the class prompt has drifted
+MEASURES = {
+    "subject": "share of the pictures, four in each of ten places, that show the animal in its spotted coat",
+    "place": "share of these pictures that show the place that was asked for",
+    "both": "share of these pictures that are right in both",
+    "told": f"share of {TOLD} pictures of the training prompt that show the subject",
+    "leak": f"share of {CLASS} pictures of the class prompt that show the spotted coat; it should be 0",
+    "varied": f"whether the class prompt has drifted: the p-value of a two-sample test (energy distance of features) "
+              f"between those {CLASS} pictures and {CLASS} of the pretrained model is below {DRIFTED}",
+    "noise": "energy of the pictures in places above that of clean drawings, minus the pretrained model's (10⁻³)",
+}
 LINE = {
     "setting": one_of(*SETTINGS), "subject": one_of(*world.ANIMALS), "seed": integer(0), "options": record({}),
     "seconds": number(0), "values": record(dict.fromkeys(MEASURES, number())),
 }
 SHOWN = ("beach", "snow", "night", "water", "fabric", "grass")
+COLUMNS = [
+    "a training\npicture", "training\nprompt", *(f"prompt with\n{place}" for place in SHOWN), *["class\nprompt"] * 2
+]
+SIDE, GAP = 128, 4  # of a picture of a strip, and between two of them, in pixels
+PICTURE = f"""
+![For each setting and subject a row: a training picture, then what is drawn for the training prompt, for six places and
+twice for the class prompt.](recipe.png)
+
+*One seed of each setting. The columns are a training picture, and what was drawn for the training prompt, for the
+prompt with {", ".join(SHOWN)}, and, from two noises, for the class prompt.*
+"""
 
 
 def place_prompts(kind):
@@ -136,27 +147,38 @@ def perform(name, kind, seed, options, judge):
 
 
 def markdown(lines, names, right, whole):
-    """The table of the settings, with what each gives and how long it takes."""
-    columns = ("setting", "captions", "runs", *MEASURES, "s", "options of `train`")
+    """The page: what its columns mean, and what each setting gives and how long it takes."""
+    ran = {name: own for name in names if (own := [line for line in lines if line["setting"] == name])}
+    options = {name: f"`{' '.join(SETTINGS[name].options)}`" for name in ran if SETTINGS[name].options}
+    columns = ["setting", "captions", "runs", *MEASURES, "s", *(["options of `train`"] if options else [])]
     rows = [
-        f"The judge names on new drawings: {', '.join(f'{name} {share:.1%}' for name, share in right.items())}; of new "
-        f"drawings of the few-shot subjects in all places {whole:.1%} are right in all three.", "",
+        "# What the recipe and others give", "",
+        "A run fine-tunes the bundled model on six drawings of a spotted animal, with one subject and one seed. Its "
+        "pictures are judged by a network that was trained on drawings alone. On new drawings this judge is right "
+        f"{', '.join(f'about the {name} in {share:.1%}' for name, share in right.items())}, and of new drawings of the "
+        f"few-shot subjects in all places it gets {whole:.1%} right in all three. The command is "
+        f"`python -m minibnn experiment recipe --settings {' '.join(ran)}`.", "",
+        "- **captions**: so many of the six training pictures have a caption that names the place",
+        *(f"- **{name}**: {text}" for name, text in MEASURES.items()),
+        "- **s**: seconds of the whole command", "",
+        "Shares are between 0 and 1. A cell is the mean over the runs, with its 95 % t-interval; under *varied* it is "
+        "the number of runs that drifted.", "",
         f"| {' | '.join(columns)} |", "|---" * len(columns) + "|",
     ]
-    for name in names:
-        own = [line for line in lines if line["setting"] == name]
-        if not own:
-            continue
-        cells = []
-        for what in MEASURES:
-            mean, low, high = interval([line["values"][what] for line in own])
-            cells.append(f"{mean:.2f}" + (f" ({low:.2f} … {high:.2f})" if len(own) > 1 else ""))
-        seconds = np.mean([line["seconds"] for line in own])
-        given = f"`{' '.join(SETTINGS[name].options)}`" if SETTINGS[name].options else "the recipe's"
-        rows.append(
-            f"| {name} | {SETTINGS[name].captions} | {len(own)} | {' | '.join(cells)} | {seconds:.0f} | {given} |"
-        )
+    for name, own in ran.items():
+        cells = [cell(what, [line["values"][what] for line in own]) for what in MEASURES]
+        cells.append(f"{np.mean([line['seconds'] for line in own]):.0f}")
+        cells += [options.get(name, "the recipe's")] if options else []
+        rows.append(f"| {name} | {SETTINGS[name].captions} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
+
+
+def cell(what, values):
+    """One measure of the runs of a setting, in words."""
+    if what == "varied":
+        return f"{sum(value < DRIFTED for value in values)} of {len(values)}"
+    mean, low, high = interval(values)
+    return f"{mean:.2f}" + (f" ({low:.2f} … {high:.2f})" if len(values) > 1 else "")
 
 
 def experiment(options):
@@ -191,14 +213,21 @@ def make(todo, found, options):
             save_png(strip, out / "strips" / f"{name}-{kind}.png")
         found[name, kind, seed] = line
         write_text(out / "recipe.jsonl", "".join(json.dumps(each) + "\n" for each in found.values()))
-    text = markdown(list(found.values()), options.settings, *validated(judge))
-    write_text(out / "recipe.md", text)
     paths = [out / "strips" / f"{name}-{kind}.png" for name in options.settings for kind in options.subjects]
     strips = {path.stem: Image.open(path) for path in paths if path.exists()}
+    text = markdown(list(found.values()), options.settings, *validated(judge))
     if strips:
-        rows = sheet([[strip] for strip in strips.values()], list(strips), [""])
-        save_png(rows.quantize(256), out / "recipe.png", optimize=True)
+        save_png(picture(strips).quantize(256), out / "recipe.png", optimize=True)
+        text += PICTURE
+    write_text(out / "recipe.md", text)
     print(text)
+
+
+def picture(strips):
+    """The strips {setting-subject: PIL image} below one another, with what each column shows."""
+    places = range(0, next(iter(strips.values())).width, SIDE + GAP)
+    rows = [[strip.crop((x, 0, x + SIDE, SIDE)) for x in places] for strip in strips.values()]
+    return sheet(rows, list(strips), COLUMNS)
 
 
 def strip_of(first, pictures):
