@@ -8,7 +8,7 @@ import pytest
 
 from minibnn.__main__ import COMMANDS
 from minibnn.options.aliases import translate
-from minibnn.options.parsing import build
+from minibnn.options.parsing import build, meanings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
@@ -29,8 +29,9 @@ def commands_of(text):
 def test_every_command_is_one_that_the_parser_takes(page):
     for words in commands_of(page.read_text(encoding="utf-8")):
         length = 2 if words[0] == "experiment" else 1
-        parser = build(COMMANDS[" ".join(words[:length])][1], "x")
-        words = translate(words[length:], parser._option_string_actions)
+        options_class = COMMANDS[" ".join(words[:length])][1]
+        parser = build(options_class, "x")
+        words = translate(words[length:], meanings(parser, options_class))
         values, rest = parser.parse_known_args(words)
         assert not rest, rest
         assert len(vars(values)) >= len({word.split("=")[0] for word in words if word.startswith("--")})

@@ -15,7 +15,7 @@ from minibnn.__main__ import COMMANDS, recipes
 from minibnn.options import aliases, configs
 from minibnn.options.commands import SampleOptions, TrainOptions
 from minibnn.options.examples import EXAMPLES
-from minibnn.options.parsing import build, is_word, parse, recipe_notes
+from minibnn.options.parsing import build, is_word, meanings, parse, recipe_notes
 
 
 def read(text, tmp_path, *words, options_class=TrainOptions):
@@ -229,7 +229,8 @@ def test_the_names_of_diffusers_and_kohya_are_taken():
 
 
 def test_values_are_left_alone():
-    assert aliases.translate(["--prompt", "a_b", "-x", "--out=a_b=c"], {"--prompt", "--out"}) == [
+    flags = {"--prompt": "--prompt", "--out": "--out"}
+    assert aliases.translate(["--prompt", "a_b", "-x", "--out=a_b=c"], flags) == [
         "--prompt", "a_b", "-x", "--out=a_b=c",
     ]
 
@@ -252,12 +253,81 @@ def test_other_names_are_answered_with_the_right_one(word, message, capsys):
     assert capsys.readouterr().err == f"error: no option {word.split('=')[0]}; {message}\n"
 
 
+PROBES = "sigma1 probe-zero probe-local probe-scaled probe-blank"
+STAGE = "experiment:stage experiment:stage-views experiment:stage-starts"
+TAKEN = {  # names of other programs: {option: the commands that take them as that}
+    "instance-data-dir train-data-dir": {"--images": f"train pretrain-textured eq2 {PROBES} gains rectified {STAGE} "
+                                                     "experiment:corruption experiment:methods experiment:where "
+                                                     "experiment:sd-gains"},
+    "instance-prompt": {"--prompt": f"train {PROBES} gains rectified experiment:stage-views experiment:stage-starts "
+                                    "experiment:sd-gains"},
+    "class-data-dir reg-data-dir": {"--class-images": "train"},
+    "num-class-images": {"--class-count": "train"},
+    "prior-loss-weight": {"--prior-weight": "train"},
+    "pretrained-model-name-or-path": {"--model": f"train sample evaluate eq2 {PROBES} gains graft rectified bps paper "
+                                                 f"{STAGE} experiment:recipe experiment:sd-gains"},
+    "output-dir": {"--out": "train export pretrain pretrain-textured evaluate graft flow rectified bps paper "
+                            + " ".join(name.replace(" ", ":") for name in COMMANDS if name.startswith("experiment "))},
+    "learning-rate": {"--lr": "train graft flow rectified bps experiment:sd-gains experiment:graft"},
+    "max-train-steps": {"--steps": "train pretrain-textured world-eye graft flow rectified bps experiment:corruption "
+                                   "experiment:methods experiment:where experiment:guidance experiment:sd-gains "
+                                   "experiment:graft experiment:bps"},
+    "num-inference-steps": {"--steps": "sample eq2 gains", "--euler-steps": "rectified",
+                            "--sample-steps": "graft bps paper experiment:sd-gains experiment:graft"},
+    "train-batch-size": {"--batch-size": "train graft rectified bps"},
+    "gradient-accumulation-steps": {"--accumulate": "train"},
+    "network-dim lora-rank": {"--rank": "train graft"},
+    "network-alpha lora-alpha": {"--alpha": "train"},
+    "checkpointing-steps save-every-n-steps": {"--checkpoint-every": "train graft bps"},
+    "sample-every-n-steps validation-steps": {"--sample-every": "train"},
+    "snr-gamma min-snr-gamma": {"--min-snr": "train"},
+    "optimizer": {"--optimiser": "train"},
+    "keep-optimizer save-state-on-train-end": {"--keep-optimiser": "train"},
+    "guidance-scale": {"--guidance": "sample gains graft rectified bps"},
+    "num-images-per-prompt": {"--count": "sample rectified experiment:sd-gains"},
+    "config-file": {"--config": " ".join(name.replace(" ", ":") for name in COMMANDS)},
+}
+
+
+def flags_of(name):
+    options_class = COMMANDS[name][1]
+    return meanings(build(options_class, "x"), options_class)
+
+
+def test_other_names_mean_the_same_in_every_command_that_takes_them():
+    """Bugs of an earlier version: `train --num_inference_steps 50` trained for 50 steps, `sample --max_train_steps 800`
+    drew with 800, and `graft --lora_alpha 8` set a temperature."""
+    expected = {(command.replace(":", " "), f"--{name}", ours) for names, taken in TAKEN.items()
+                for name in names.split() for ours, commands in taken.items() for command in commands.split()}
+    found = {(command, name, *aliases.translate([name], flags_of(command))) for command in COMMANDS
+             for name in aliases.SAME}
+    assert {row for row in found if row[1] != row[2]} == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "word", "message"),
+    [
+        ("sample", "--max_train_steps", "`train` has it, as --steps; here --steps means sampling steps"),
+        ("train", "--num_inference_steps=5", "`sample` has it, as --steps; here --steps means optimiser steps"),
+        ("graft", "--lora_alpha", "`train` has it, as --alpha; here --alpha means a temperature"),
+        ("sample", "--learning-rate", "`train` has it, as --lr"),
+        ("evaluate", "--num-inference-steps", "`sample` has it, as --steps"),
+        ("graft", "--num-inference-step", "did you mean --sample-steps?"),
+    ],
+)
+def test_a_name_that_would_change_its_meaning_is_refused(command, word, message, capsys):
+    with pytest.raises(SystemExit):
+        parse(COMMANDS[command][1], "x", [word, "8"])
+    assert capsys.readouterr().err == f"error: no option {word.split('=')[0]}; {message}\n"
+
+
 def test_aliases_name_options_that_exist():
-    flags = {f"--{f.name.replace('_', '-')}" for _, o, *_ in COMMANDS.values() for f in dataclasses.fields(o)}
-    flags |= {"--config"}
+    flags = {flag for name in COMMANDS for flag in flags_of(name)}
     assert not [ours for ours in aliases.SAME.values() if ours not in flags]
     assert not [name for name in (*aliases.SAME, *aliases.INSTEAD) if name in flags or "_" in name]
     assert not set(aliases.SAME) & set(aliases.INSTEAD)
+    for name, ours in aliases.SAME.items():
+        assert ours in flags_of("sample" if name in aliases.DRAWING else "train").values()
 
 
 # --- help -------------------------------------------------------------------------------------------------------------

@@ -1,10 +1,17 @@
 """Options as diffusers' scripts and kohya's sd-scripts call them: taken as ours, or answered with the right ones.
 
 Any option may be written with _ for -. A name of another program counts only where the command has no option of that
-name itself, and has the option that it stands for.
+name itself, and has one of the same meaning: --steps are optimiser steps in `train` and sampling steps in `sample`.
+`flags` is always {flag: what it means} of a command: the flag itself, unless its field says otherwise (kinds.option).
 """
 
-SAME = {  # the same meaning and the same kind of value
+DRAWING = {  # another program's name: the meaning, which is also the option's name in `sample`, but for its --steps
+    "--num-inference-steps": "--sample-steps",
+    "--guidance-scale": "--guidance",
+    "--num-images-per-prompt": "--count",
+}
+
+SAME = {  # the same, with the names of `train`
     "--instance-data-dir": "--images", "--train-data-dir": "--images",
     "--instance-prompt": "--prompt",
     "--class-data-dir": "--class-images", "--reg-data-dir": "--class-images",
@@ -13,7 +20,7 @@ SAME = {  # the same meaning and the same kind of value
     "--pretrained-model-name-or-path": "--model",
     "--output-dir": "--out",
     "--learning-rate": "--lr",
-    "--max-train-steps": "--steps", "--num-inference-steps": "--steps",
+    "--max-train-steps": "--steps",
     "--train-batch-size": "--batch-size",
     "--gradient-accumulation-steps": "--accumulate",
     "--network-dim": "--rank", "--lora-rank": "--rank",
@@ -23,10 +30,10 @@ SAME = {  # the same meaning and the same kind of value
     "--snr-gamma": "--min-snr", "--min-snr-gamma": "--min-snr",
     "--optimizer": "--optimiser",
     "--keep-optimizer": "--keep-optimiser", "--save-state-on-train-end": "--keep-optimiser",
-    "--guidance-scale": "--guidance",
-    "--num-images-per-prompt": "--count",
     "--config-file": "--config",
-}
+} | DRAWING
+
+STEPS = {"--steps": "optimiser steps", "--sample-steps": "sampling steps"}  # these two meanings in words
 
 INSTEAD = {  # another kind of value, or nothing to ask for
     "--mixed-precision": "--dtype bfloat16 or --dtype float16",
@@ -48,24 +55,35 @@ INSTEAD = {  # another kind of value, or nothing to ask for
 
 
 def translate(words, flags):
-    """Words of a command line -> the same with our names of options. flags: the options that the command has.
+    """Words of a command line -> the same with our names of options. flags: {flag: meaning} of the command.
 
-    Example: translate(["--learning_rate=1e-4"], {"--lr"}) == ["--lr=1e-4"].
+    Example: translate(["--learning_rate=1e-4"], {"--lr": "--lr"}) == ["--lr=1e-4"].
     """
-    translated = []
+    translated, ours = [], names(flags)
     for word in words:
         name, equals, value = word.partition("=")
-        hyphens = name.replace("_", "-")
-        ours = hyphens if hyphens in flags else SAME.get(hyphens)
-        if name.startswith("--") and name not in flags and ours in flags:
-            name = ours
+        if name.startswith("--") and name not in flags:
+            name = ours.get(name.replace("_", "-"), name)
         translated.append(name + equals + value)
     return translated
 
 
+def names(flags):
+    """{name, with - for _: our flag} of all that a command takes, of its own and of other programs."""
+    ours = {meaning: flag for flag, meaning in flags.items()}
+    theirs = {name: ours[meaning] for name, meaning in SAME.items() if meaning in ours}
+    return theirs | {flag: flag for flag in flags}
+
+
 def instead(name, flags):
-    """What to write instead of another program's option, in words; None for a name that is in neither table."""
-    words = INSTEAD.get(name.replace("_", "-"), "")
+    """What to do about another program's option that the command does not take, in words; None for any other name."""
+    name = name.replace("_", "-")
+    if name in SAME:
+        home, ours = ("sample" if name in DRAWING else "train"), SAME[name]
+        ours = "--steps" if ours == "--sample-steps" else ours
+        other = f"; here {ours} means {STEPS.get(flags[ours], flags[ours])}" if ours in flags else ""
+        return f"`{home}` has it, as {ours}{other}"
+    words = INSTEAD.get(name, "")
     if words.startswith("--") and words.split()[0] in flags:
         return f"write {words}"
     return words if words.startswith("leave") else None

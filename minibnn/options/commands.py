@@ -129,7 +129,7 @@ class TrainOptions:
 class SampleOptions:
     """Draw pictures with a model or a run."""
 
-    prompt: list = option(None, "one or more prompts", "what", required=True, nargs="+", type=words)
+    prompt: list = option(None, "one or more prompts", "what", means="what is drawn", required=True, nargs="+", type=words)
     model: str = model_option()
     tokenizer: str = tokenizer_option()
     prediction_type: str = prediction_type_option()
@@ -140,18 +140,18 @@ class SampleOptions:
 
     count: int = option(1, "pictures for each prompt", "drawing", type=whole)
     posterior_samples: int = option(0, "also draw each picture with N draws of the weights, and show mean and deviation; needs a run with --keep-posterior", "drawing", type=natural, metavar="N")
-    steps: int = option(None, "sampling steps [{sample_steps}]", "drawing", type=whole)
+    steps: int = option(None, "sampling steps [{sample_steps}]", "drawing", means="--sample-steps", type=whole)
     guidance: float = option(None, "classifier-free guidance, 1: none [{guidance}]", "drawing", type=float)
     sampler: str = option("ddim", "DDIM, or PNDM as in SD's own configuration", "drawing", choices=("ddim", "pndm"))
     eta: float = option(0.0, "noise added by DDIM: 0 none, 1 as DDPM", "drawing", type=nonnegative)
     width: int = option(None, "pixels [{resolution}]", "drawing", type=whole)
     height: int = option(None, "pixels [{resolution}]", "drawing", type=whole)
-    batch_size: int = option(8, "pictures drawn at once", "drawing", type=whole)
+    batch_size: int = option(8, "pictures drawn at once", "drawing", means="pictures drawn at once", type=whole)
     compile: bool = option(None, "let torch.compile fuse the operations of the UNet; it takes a minute or more at the start, and a compiler [off]", "drawing")
     seed: int = seed_option("drawing", "the same pictures on every device, up to rounding")
     dtype: str = option(None, "precision of the weights [float32; CUDA: float16]", "drawing", choices=DTYPES)
     device: str = device_option("drawing")
-    out: str = option("sample.png", "a PNG file; several pictures make a grid, and a folder of the same name", "output", metavar="PNG")
+    out: str = option("sample.png", "a PNG file; several pictures make a grid, and a folder of the same name", "output", means="a file", metavar="PNG")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
 
 
@@ -174,7 +174,7 @@ class RunReportOptions:
     """Make the page of a training run again: report.html, one file with its pictures, curves, options and command."""
 
     runs: list = option(None, "folders of training runs", "what", required=True, word=True, metavar="RUN")
-    out: str = option(None, "an .html file, for a single run [RUN/report.html]", "output", metavar="FILE")
+    out: str = option(None, "an .html file, for a single run [RUN/report.html]", "output", means="a file", metavar="FILE")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
 
 
@@ -186,7 +186,7 @@ class GraftOptions:
     model: str = model_option(default="tiny")
     tokenizer: str = tokenizer_option()
     prediction_type: str = prediction_type_option()
-    prompt: list = option(None, "what to draw and learn; for tiny and tiny-v2 each of their subjects on the grass", "what", nargs="+", type=words)
+    prompt: list = option(None, "what to draw and learn; for tiny and tiny-v2 each of their subjects on the grass", "what", means="what is drawn", nargs="+", type=words)
     prompts_from: str = option(None, "a text file with one prompt in each line", "what", metavar="FILE")
 
     candidates: int = option(8, "samples in a group, of one prompt", "choosing", type=whole)
@@ -194,7 +194,7 @@ class GraftOptions:
     rule: str = option("top-k", "which of them to learn from", "choosing", choices=("top-k", "threshold", "tilt"))
     keep: int = option(2, "how many of a group, for top-k", "choosing", type=whole)
     minimum: float = option(0.5, "least reward, for threshold", "choosing", type=float)
-    alpha: float = option(1.0, "temperature: keep with probability exp((r - r_max) / alpha), for tilt", "choosing", type=positive)
+    alpha: float = option(1.0, "temperature: keep with probability exp((r - r_max) / alpha), for tilt", "choosing", means="a temperature", type=positive)
     deduplicate: bool = option(False, "keep one of pictures that look alike", "choosing")
 
     method: str = option("dreambooth", "what is trained: all of the UNet, or a low-rank correction of chosen layers (lora)", "training", choices=("dreambooth", "lora"))
@@ -241,7 +241,7 @@ class PhotoOptions:
     clip_iqa: str = option(None, "timm/resnet50_clip.openai, for Clip-IQA", "networks", metavar="DIR")
     device: str = device_option("networks")
 
-    out: str = option("photo-measures.json", "a JSON file", "output", metavar="FILE")
+    out: str = option("photo-measures.json", "a JSON file", "output", means="a file", metavar="FILE")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
 
 
@@ -308,7 +308,7 @@ class RectifiedOptions:
     train: bool = option(False, "train a corrector on --images instead of drawing", "what")
     images: str = option(None, "folder of pictures, with captions in NAME.txt; hundreds, not a few", "what", metavar="DIR")
 
-    euler_steps: int = option(None, "Euler steps n of the sampler [25; those of the corrector]", "sampler", type=whole)
+    euler_steps: int = option(None, "Euler steps n of the sampler [25; those of the corrector]", "sampler", means="--sample-steps", type=whole)
     guidance: float = option(None, "classifier-free guidance, 1: none [1.5; that of the corrector]", "sampler", type=float)
     resolution: int = option(None, "pixels [{resolution}; that of the corrector]", "sampler", type=whole)
     count: int = option(1, "pictures for each prompt", "sampler", type=whole)
@@ -336,11 +336,11 @@ class RectifiedOptions:
 class WorldOptions:
     """Draw the picture world: a sheet, the few-shot subject, or pairs with hints and captions."""
 
-    out: str = option(None, "write a sheet of random drawings", "what", metavar="PNG")
+    out: str = option(None, "write a sheet of random drawings", "what", means="a file", metavar="PNG")
     dog: str = option(None, "write the six pictures of the few-shot subject", "what", metavar="DIR")
     pairs: str = option(None, "write drawings with hints and captions, for `python -m minibnn bps`", "what", metavar="DIR")
 
-    count: int = option(40, "how many pairs", "drawing", type=whole)
+    count: int = option(40, "how many pairs", "drawing", means="pairs", type=whole)
     hint: str = option("sketch", "the subject's outline or its area", "drawing", choices=("sketch", "mask"))
     seed: int = seed_option("drawing", "seed of the sheet and the pairs")
 
@@ -349,7 +349,7 @@ class WorldOptions:
 class PretrainOptions:
     """Make a bundled model of the picture world from nothing; run again to resume."""
 
-    model: str = option("tiny", "which of the two, see world/bundled.py", "what", choices=("tiny", "tiny-v2"))
+    model: str = option("tiny", "which of the two, see world/bundled.py", "what", means="what is made", choices=("tiny", "tiny-v2"))
     work: str = option("runs/pretrain", "folder of the checkpoints", "what", metavar="DIR")
     out: str = option(None, "folder of the finished model", "what", metavar="DIR")
 
@@ -396,11 +396,11 @@ class ProbeOptions:
     prediction_type: str = prediction_type_option()
     t: int = option(100, "the time of probe-local, probe-scaled, probe-blank, and of probe-zero beside 999, 1..999", "measuring", type=whole)
     draws: int = option(32, "draws of noise for each picture and time, at least 2", "measuring", type=whole)
-    batch_size: int = option(32, "latents predicted at once", "measuring", type=whole)
+    batch_size: int = option(32, "latents predicted at once", "measuring", means="latents predicted at once", type=whole)
     seed: int = seed_option("measuring", "seed of the noise")
     dtype: str = option(None, "precision of the weights [float32; CUDA: float16]", "measuring", choices=DTYPES)
     device: str = device_option("measuring")
-    out: str = option(None, "a PNG file; figures as JSON stand beside it [COMMAND.png]", "output", metavar="PNG")
+    out: str = option(None, "a PNG file; figures as JSON stand beside it [COMMAND.png]", "output", means="a file", metavar="PNG")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
 
 
@@ -420,12 +420,12 @@ class GainsOptions:
 
     times: list = option((20, 100, 300, 600, 900), "times at which gains are measured, 0..999", "measuring", type=natural, nargs="+", metavar="T")
     draws: int = option(4, "draws of noise for each picture and time", "measuring", type=whole)
-    steps: int = option(None, "sampling steps of DDIM for which the noise is foretold [{sample_steps}]", "measuring", type=whole)
-    batch_size: int = option(16, "latents predicted at once", "measuring", type=whole)
+    steps: int = option(None, "sampling steps of DDIM for which the noise is foretold [{sample_steps}]", "measuring", means="--sample-steps", type=whole)
+    batch_size: int = option(16, "latents predicted at once", "measuring", means="latents predicted at once", type=whole)
     seed: int = seed_option("measuring", "seed of the noise")
     dtype: str = option(None, "precision of the weights [float32; CUDA: float16]", "measuring", choices=DTYPES)
     device: str = device_option("measuring")
-    out: str = option(None, "a JSON file with the figures [none]", "output", metavar="JSON")
+    out: str = option(None, "a JSON file with the figures [none]", "output", means="a file", metavar="JSON")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
 
 
@@ -441,9 +441,9 @@ class Eq2Options:
     prediction_type: str = prediction_type_option()
     sigma1: list = option((0.0, 0.1, 0.3, 1.0, 4.8), "values of σ₁, in latents of variance about 1", "what", type=nonnegative, nargs="+", metavar="X")
     measured: str = option(None, "a JSON file of the command sigma1: draw also with the σ₁,t measured there", "what", metavar="JSON")
-    steps: int = option(50, "sampling steps (DDIM)", "drawing", type=whole)
+    steps: int = option(50, "sampling steps (DDIM)", "drawing", means="--sample-steps", type=whole)
     seed: int = seed_option("drawing", "seed of the starting noise, the same for all")
-    out: str = option(None, "a PNG file; figures as JSON stand beside it [eq2.png]", "output", metavar="PNG")
+    out: str = option(None, "a PNG file; figures as JSON stand beside it [eq2.png]", "output", means="a file", metavar="PNG")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
 
 
@@ -451,12 +451,12 @@ class Eq2Options:
 class MeasuresOptions:
     """Show what each measure of the picture world sees."""
 
-    out: str = option(None, "write the energy of clean drawings, as minibnn/assets/clean.json holds it", "what", metavar="FILE")
+    out: str = option(None, "write the energy of clean drawings, as minibnn/assets/clean.json holds it", "what", means="a file", metavar="FILE")
 
 
 @dataclass(frozen=True)
 class EyeOptions:
     """Train the network behind fidelity from nothing, on one core."""
 
-    out: str = option(None, "a .safetensors file", "what", required=True, metavar="FILE")
+    out: str = option(None, "a .safetensors file", "what", means="a file", required=True, metavar="FILE")
     steps: int = option(1500, "batches of 80 pictures", "what", type=whole)

@@ -54,7 +54,7 @@ class PaperOptions:
     kernel: str = option("auto", "what draws the random weights, as for `train`", "how", choices=("auto", "torch", "reference", "triton"))
     gradient_checkpointing: bool = option(False, "less memory, more time", "how")
     sample_steps: int = option(None, "sampling steps [{sample_steps}]", "how", type=whole)
-    batch_size: int = option(None, "pictures drawn at once [4; tiny: 16]", "how", type=whole)
+    batch_size: int = option(None, "pictures drawn at once [4; tiny: 16]", "how", means="pictures drawn at once", type=whole)
     keep_pictures: bool = option(True, "keep all pictures that were measured, and not only the best, average and worst", "how")
     out: str = option("runs/paper", "folder, which all processes must see", "how", metavar="DIR")
 
@@ -131,7 +131,7 @@ class StageStartsOptions:
     images: str = option("tutorials/subjects/cat", "folder of the subject; its first picture counts", "what", metavar="DIR")
     model: str = option("textured", "the model before fine-tuning", "what")
     prompt: str = option("a plain photo of sks from afar", "the training prompt", "what", type=words)
-    count: int = option(32, "starting noises", "what", type=whole)
+    count: int = option(32, "starting noises", "what", means="starting noises", type=whole)
     seed: int = seed_option("what", "seed of the starting noise")
     out: str = option("tutorials/results", "folder of what is measured", "how", metavar="DIR")
 

@@ -10,9 +10,14 @@ DEFAULT = "tiny-v2"  # the model where none is named, but for the experiments th
 BUNDLED = (*WORLD, "textured")  # all models in the package, wherever a model can be named
 
 
-def option(default, help, group, **argparse_settings):
-    """A dataclass field with what argparse needs. `default=None` means: the model's recipe, or none."""
-    return field(default=default, metadata={"help": help, "group": group, "argparse": argparse_settings})
+def option(default, help, group, means=None, **argparse_settings):
+    """A dataclass field with what argparse needs. `default=None` means: the model's recipe, or none.
+
+    means: where the name means something else than in `train`, what it is, for `aliases.py`: the name that is used
+    elsewhere ("--sample-steps") or words that no other program's option stands for ("a temperature").
+    """
+    metadata = {"help": help, "group": group, "means": means, "argparse": argparse_settings}
+    return field(default=default, metadata=metadata)
 
 
 def refuse(options, names, why):

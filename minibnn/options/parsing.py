@@ -30,13 +30,12 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         fail(message.removeprefix("argument "))
 
-    def unknown(self, words):
-        """Complain about the first word that is no option, and suggest one."""
+    def unknown(self, words, flags):
+        """Complain about the first word that is no option, and suggest one. flags: as `meanings` gives them."""
         wrong = next((word for word in words if word.startswith("-")), words[0]).split("=")[0]
-        flags = self._option_string_actions
         if advice := aliases.instead(wrong, flags):
             self.error(f"no option {wrong}; {advice}")
-        ours = {flag: flag for flag in flags} | {name: flag for name, flag in aliases.SAME.items() if flag in flags}
+        ours = aliases.names(flags)
         near = difflib.get_close_matches(wrong.replace("_", "-"), ours, 1)
         hint = f"did you mean {ours[near[0]]}?" if near else f"{self.prog} --help lists all"
         self.error(f"no option {wrong}; {hint}")
@@ -45,13 +44,14 @@ class _Parser(argparse.ArgumentParser):
 def parse(options_class, prog, argv=None, examples=(), recipes=(), about=None):
     """Command line -> an `options_class`; exits with 2 and one line on a mistake. Others as for `build`."""
     parser = build(options_class, prog, examples, recipes, about)
-    words = aliases.translate(sys.argv[1:] if argv is None else argv, parser._option_string_actions)
+    flags = meanings(parser, options_class)
+    words = aliases.translate(sys.argv[1:] if argv is None else argv, flags)
     for word in words:
         if word.startswith("--") and word.endswith("=--"):  # argparse would take it for no value at all
             parser.error(f"{word[:-3]}: '--' is not a value")
     values, rest = parser.parse_known_args(words)
     if rest:
-        parser.unknown(rest)
+        parser.unknown(rest, flags)
     given = vars(values)
     config, save = given.pop("config", None), given.pop("save_config", None)
     try:
@@ -119,6 +119,12 @@ def build(options_class, prog, examples=(), recipes=(), about=None):
     files.add_argument("--config", metavar="FILE", help="take options from a TOML file, or from a run's config.json")
     files.add_argument("--save-config", metavar="FILE", help="write the given options as a TOML file, and stop")
     return parser
+
+
+def meanings(parser, options_class):
+    """{flag: what it means} of a parser that `build` made, for `aliases.py`."""
+    others = {spelled(f): f.metadata["means"] for f in dataclasses.fields(options_class) if f.metadata["means"]}
+    return {flag: flag for flag in parser._option_string_actions} | others
 
 
 def is_word(field):
