@@ -33,6 +33,11 @@ def unscaled_dtype(device):
     return "bfloat16" if device.startswith("cuda") and half_dtype(device) == "bfloat16" else "float32"
 
 
+def training_dtype(device):
+    """The type in which layers compute in training and in measuring what is trained: `half_dtype`, else "float32"."""
+    return half_dtype(device) if device.startswith("cuda") else "float32"
+
+
 def drawing_dtype(device):
     """The type of the weights when only pictures are drawn: "float16" on a GPU, else "float32"."""
     return "float16" if device.startswith("cuda") else "float32"

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from minibnn.devices import choose_device, choose_threads, half_dtype, make_deterministic, unscaled_dtype
+from minibnn.devices import (
+    choose_device,
+    choose_threads,
+    half_dtype,
+    make_deterministic,
+    training_dtype,
+    unscaled_dtype,
+)
 from minibnn.errors import UserError
 from minibnn.options.running import explain
 
@@ -23,11 +30,12 @@ def pretend(monkeypatch, capability):
 )
 def test_bfloat16_only_where_it_is_fast(monkeypatch, capability, half, unscaled):
     pretend(monkeypatch, capability)
-    assert half_dtype("cuda:0") == half and unscaled_dtype("cuda:0") == unscaled
+    assert half_dtype("cuda:0") == training_dtype("cuda:0") == half and unscaled_dtype("cuda:0") == unscaled
 
 
-def test_a_cpu_trains_in_float32():
-    assert unscaled_dtype("cpu") == "float32"
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_without_cuda_training_is_in_float32(device):
+    assert unscaled_dtype(device) == training_dtype(device) == "float32"
 
 
 def test_devices_that_do_not_exist():

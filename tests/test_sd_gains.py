@@ -61,8 +61,10 @@ def test_from_end_to_end_with_an_interruption(micro, dog, tmp_path, monkeypatch,
     sheet = Image.open(out / "sd-gains-sheet.png")
     assert sheet.width > 7 * sd_gains.THUMBNAIL and sheet.height > 8 * sd_gains.THUMBNAIL
     assert not (out / "training" / "plain").exists() and not (out / "training" / "bnn").exists()
-    with pytest.raises(UserError, match="was made with seed = 0, not 1; name another --out"):
-        sd_gains.experiment(options(micro, dog, out, "--arms", "plain", "--seed", "1"))
+    others = {"--seed": "seed = 0, not 1", "--dino": "dino = None, not 1", "--tokenizer": "tokenizer = None, not 1"}
+    for name, was in others.items():
+        with pytest.raises(UserError, match=f"was made with {was}; name another --out"):
+            sd_gains.experiment(options(micro, dog, out, "--arms", "plain", name, "1"))
 
 
 def test_null_dropout_is_an_arm_of_its_own(micro, dog, tmp_path):

@@ -26,6 +26,7 @@ from PIL import Image
 
 from .. import data
 from ..cli.train import fine_tune
+from ..devices import training_dtype
 from ..errors import UserError
 from ..files.locks import locked
 from ..files.rows import read_rows
@@ -47,7 +48,6 @@ from .settings import SETTINGS, Run, log_spaced
 TRAINING_PICTURES = 8  # drawn of the training prompt
 SIGMA1_TIMES = (20, 100, 300, 500, 700, 900)
 SIGMA1_DRAWS = 8
-DRAWING = {"cpu": torch.float32, "cuda": torch.bfloat16}
 
 
 class Observer:
@@ -74,7 +74,7 @@ class Observer:
         for name, average in self.average.items():
             average.lerp_(sd.unet.get_parameter(name), share)
         if step in self.steps and step not in self.done:
-            with at_the_mean(sd, DRAWING[sd.device.type]):
+            with at_the_mean(sd, getattr(torch, training_dtype(str(sd.device)))):
                 self.measure(step, sd)
 
     def start(self, sd):

@@ -25,6 +25,7 @@ from PIL import Image
 from .. import data
 from ..checkpoints import STATE
 from ..cli.train import fine_tune
+from ..devices import training_dtype
 from ..errors import UserError
 from ..files.locks import locked
 from ..files.rows import read_rows
@@ -45,7 +46,6 @@ ARMS = {
     "offset": {"bayes": False, "noise_offset": 0.1}, "bnn": {"bayes": True},
 }
 CHECKPOINTS = 4  # in an arm
-PRECISION = {"cpu": torch.float32, "cuda": torch.bfloat16}
 THUMBNAIL = 128  # pixels of a picture in the sheet
 
 
@@ -66,7 +66,7 @@ class Look:
     def __call__(self, training):
         if training.step in self.steps and training.step not in {row["step"] for row in self.rows}:
             sd = training.sd
-            with at_the_mean(sd, PRECISION[sd.device.type]):
+            with at_the_mean(sd, getattr(torch, training_dtype(str(sd.device)))):
                 self.keep({"arm": self.arm, "step": training.step} | self.look(sd, training.step))
 
     def keep(self, row):
@@ -166,7 +166,7 @@ def train_options(arm, options, folder, work):
 
 def claim(options):
     """Note what all arms share. Raises UserError if the folder holds results made with something else."""
-    names = ("model", "prompt", "steps", "lr", "count", "sample_steps", "seed")
+    names = ("model", "tokenizer", "prediction_type", "prompt", "steps", "lr", "count", "sample_steps", "dino", "seed")
     own = {name: getattr(options, name) for name in names}
     note_shared(options.out, own | {"images": fingerprint(data.list_pictures(options.images)[:1], captions=False)})
 

@@ -16,7 +16,7 @@ import torch
 from .. import runs, schedule
 from ..checkpoints import STATE
 from ..data import full_name, read_prompts
-from ..devices import autocast, choose_device, choose_threads, half_dtype
+from ..devices import autocast, choose_device, choose_threads, training_dtype
 from ..errors import UserError
 from ..files import schema
 from ..files.folders import new_folder, restore
@@ -100,7 +100,7 @@ def settle(options, sd):
         sample_steps=options.sample_steps or sd.recipe["sample_steps"],
         resolution=options.resolution or sd.recipe["resolution"],
         device=device,
-        dtype=options.dtype or (half_dtype(device) if device.startswith("cuda") else "float32"),
+        dtype=options.dtype or training_dtype(device),
     )
     if options.sample_steps >= schedule.TRAIN_STEPS:
         raise UserError(f"--sample-steps {options.sample_steps} is outside 1..{schedule.TRAIN_STEPS - 1}")

@@ -13,7 +13,7 @@ import torch
 
 from .. import data
 from ..data import full_name
-from ..devices import choose_device, half_dtype
+from ..devices import choose_device, training_dtype
 from ..errors import UserError
 from ..experiments.records import check_alike
 from ..files.claims import Claims, Task, perform
@@ -98,7 +98,7 @@ def open_bench(options, local=0):
     found = tuple(dataset.find_subjects(options.data, options.classes))
     people = tuple(dataset.find_people(options.celeba)) if options.celeba else ()
     device = device_of(options.device, local)
-    half = half_dtype(device) if device.startswith("cuda") and options.as_ == "paper" else "float32"
+    half = training_dtype(device) if options.as_ == "paper" else "float32"
     study = Study(recipes["main"], options.as_, tuple(paths), found, people, tuple(dict.fromkeys(options.seeds)),
                   tuple(items), tuple(options.sigmas), tuple(options.lambdas), not tiny)
     return Bench(options, study, paths, device, options.dtype or half)
