@@ -52,6 +52,15 @@ def test_a_deterministic_sample_is_the_memory_and_the_product_of_the_factors(gai
     assert gain_law.noise_left([gain(int(t)) for t in times], times, ABAR) == pytest.approx(abs(product), rel=1e-12)
 
 
+@pytest.mark.parametrize(("gain", "sign"), [(0.8, 1), (1.3, -1)])
+def test_a_surplus_that_has_turned_is_negative(gain, sign):
+    """A large step with a gain above 1 overshoots: the sample then has less of what its start had too much of."""
+    times, x = schedule.timesteps(20), normal(1, 1, 2, 2)
+    left = gain_law.surplus_left([gain] * 20, times, ABAR)
+    torch.testing.assert_close(schedule.sample_ddim(linear(lambda t: gain), x, times, ABAR), left * x)
+    assert left * sign > 0 and gain_law.noise_left([gain] * 20, times, ABAR) == pytest.approx(abs(left))
+
+
 @profiles
 @pytest.mark.parametrize("n", [10, 33, 100])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])

@@ -32,7 +32,7 @@ from ..lab import gain_law, gains, plot, sigma1_estimate
 from ..lab.intervals import require_scipy
 from ..pictures import save_png, to_tensor
 from ..pipeline import StableDiffusion
-from ..schedule import noise_strength
+from ..schedule import noise_strength, timesteps
 from ..world.texture_measures import noise_level, ssim
 from .settings import View
 from .stage import tint
@@ -49,9 +49,11 @@ STARTS = {  # of the noise
 
 def foretold(found, sd, guidance, strengths):
     """The noise in each picture by the law: of all noise, and of the surplus of the start; standard deviations."""
-    abar = sd.alphas_cumprod
+    abar, times = sd.alphas_cumprod, timesteps(STEPS)
     everywhere, along = (
-        gain_law.predicted_noise(one.times, gains.mean(one.guided(guidance)), abar, STEPS)
+        gain_law.surplus_left(
+            gain_law.interpolated(one.times, gains.mean(one.guided(guidance)), abar, times), times, abar
+        )
         for one in (found["all"], found["strength"])
     )
     return np.abs(everywhere + (np.asarray(strengths) - 1) * along)

@@ -78,6 +78,15 @@ def noise_left(gains, times, abar, eta=0.0):
     return float(variance) ** 0.5
 
 
+def surplus_left(gains, times, abar):
+    """Πf of DDIM with η = 0: what a surplus of 1 in the starting noise has become. Negative where it has turned.
+
+    Its size is `noise_left`; the sign tells whether two contributions to one sample add up or cancel.
+    """
+    steps = schedule.pairs(times, abar.double(), abar.double()[0])
+    return math.prod(float(step_factor(float(g), *step[1:])) for g, step in zip(gains, steps, strict=True))
+
+
 def noise_left_by_pndm(gains, times, abar):
     """The same for `schedule.sample_pndm`: it has no such formula, but is linear, and so 1 is sent through it."""
     gain_at, abar = dict(zip(times.tolist(), map(float, gains), strict=True)), abar.double()
