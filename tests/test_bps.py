@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import signal
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -716,8 +715,10 @@ def test_the_experiment_compares_anchors_in_as_many_new_runs_as_asked_for(tmp_pa
         return list(read_json(tmp_path / "bps_anchors.json")["seeds"])
 
     assert compared("--seeds", "0", "1", "2", "--runs", "2") == ["0", "1"]
-    assert compared("--seeds", "0", "2", "--runs", "0") == ["0"]
-    assert compared("--seeds", "5", "--runs", "0") == []
+    assert compared("--seeds", "2", "--runs", "0") == ["0", "1"]  # what was found before stays
+    assert compared("--seeds", "2", "--work", str(tmp_path / "other")) == ["0", "1", "2"]
+    with pytest.raises(UserError, match="was made with steps = 60, not 180; name another --out"):
+        compared("--steps", "180")
     with pytest.raises(UserError, match="--variants does not go with --anchors"):
         compared("--variants", "bps")
 
@@ -731,8 +732,20 @@ def test_the_experiment_reports_every_run_that_is_there(tmp_path, monkeypatch):
         write_json(tmp_path / "steps-60" / f"{name}.json", values)
     monkeypatch.setattr(experiment, "train_judge", lambda path: None)
     monkeypatch.setattr(experiment, "judged", lambda *arguments: values)
-    monkeypatch.setattr(experiment, "sheet", lambda *arguments: Image.new("L", (4, 4)))
-    settings = {"variants": ["base", "bps"], "seeds": [0, 1], "steps": 60, "runs": 0, "work": tmp_path, "out": tmp_path}
-    settings["anchors"] = False
-    experiment.experiment(SimpleNamespace(**settings))
-    assert read_json(tmp_path / "bps.json")["60 steps"] == {"base 0": [values], "bps 40": [values]}
+    out, heights = tmp_path / "out", [40, 20, 60]
+    monkeypatch.setattr(experiment, "sheet", lambda *arguments: Image.new("L", (4, heights.pop(0))))
+
+    def found(*words):
+        words = ["--runs", "0", "--work", str(tmp_path), "--out", str(out), *words]
+        experiment.experiment(parse(BpsExperimentOptions, "experiment bps", words))
+        return read_json(out / "bps.json"), Image.open(out / "bps_60.png").height
+
+    whole, height = found()
+    assert whole["60 steps"] == {"base 0": {"1": values}, "bps 40": {"0": values}} and height == 40
+    assert found("--variants", "base", "--seeds", "0") == (whole, 40)  # bug: a part of the runs replaced all of them
+    write_json(tmp_path / "steps-60" / "skip-40-5.json", values)
+    added, height = found("--work", str(tmp_path), "--seeds", "5")
+    assert added["60 steps"] == whole["60 steps"] | {"skip 40": {"5": values}} and height == 60
+    write_json(out / "bps.json", whole | {"batch": 4})
+    with pytest.raises(UserError, match="was made with batch = 4, not 8; name another --out"):
+        found()

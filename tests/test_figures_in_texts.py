@@ -89,7 +89,7 @@ def drifted():
 def sketches(pairs):
     """By how much BPS with so many pairs follows sketches better than the base, after 60 steps."""
     found = json.loads((RESULTS / "bps.json").read_text())["60 steps"]
-    return interval([a["IoU"] - b["IoU"] for a, b in zip(found[f"bps {pairs}"], found["base 0"], strict=True)])
+    return interval([run["IoU"] - found["base 0"][seed]["IoU"] for seed, run in found[f"bps {pairs}"].items()])
 
 
 def anchors(scale):

@@ -12,7 +12,8 @@ Compared under the same number of steps, pairs, batch and learning rate:
 The last two take the same branch; only the places where its features go differ. ControlNet proper also copies the UNet
 and sees z_t, T2I-Adapter proper has a lighter encoder without time: neither is claimed to be reproduced.
 
-Every run is kept in --work and not repeated; --runs N stops after N new ones and reports what there is.
+Every run is kept in --work and not repeated; --runs N stops after N new ones and reports what there is. Leaves in --out
+bps.json, or bps_anchors.json, to which the runs are added by their steps, variant, pairs and seed, and bps_STEPS.png.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ from PIL import Image
 
 from ..devices import choose_threads
 from ..errors import UserError
+from ..files.locks import locked
 from ..files.schema import mapping, number, record
 from ..files.store import read_json, write_json
 from ..lab import sheets
@@ -37,6 +39,7 @@ from ..world import scenes as world
 from ..world.classifier import random_scenes, reconstruct
 from . import bps_anchors
 from .bps_judge import drawn, judged, train_judge
+from .records import check_alike
 
 BATCH, LR, SAMPLE_STEPS, TESTS = 8, 3e-4, 8, 24
 RUNS = [("base", 0), ("bps", 40), ("skip", 40), ("encoder", 40), ("bps", 12), ("bps", 200)]
@@ -136,32 +139,54 @@ def compare_anchors(sd, judge, options):
     """Do the runs of `bps_anchors.py` that are not there yet, and print and keep all that are."""
     if set(options.variants) != set(BpsExperimentOptions.variants):
         raise UserError("--variants does not go with --anchors, which compares two ways to guide one variant")
-    found, tests, left = {}, world_pairs(TESTS, 12), options.runs
+    path = Path(options.out) / "bps_anchors.json"
+    fixed = {"steps": options.steps, "pairs": 40, "hints": TESTS, "sampling steps": SAMPLE_STEPS}
+    found = kept(path, fixed, {"seeds": mapping(mapping(RESULT))}).get("seeds", {})
+    tests, left = world_pairs(TESTS, 12), options.runs
     for seed in options.seeds:
-        path = run_file(options, "anchors", 40, seed)
-        if not path.exists():
+        run = run_file(options, "anchors", 40, seed)
+        if not run.exists():
             if not left:
                 continue  # later ones may be there
             left -= 1
             branch = trained(sd, "bps", 40, seed, options.steps)
-            write_json(path, bps_anchors.measure(sd, judge, branch, tests, seed, SAMPLE_STEPS))
-        found[str(seed)] = read_json(path, mapping(RESULT))
-    path = Path(options.out) / "bps_anchors.json"
-    fixed = {"steps": options.steps, "pairs": 40, "hints": TESTS, "sampling steps": SAMPLE_STEPS}
+            write_json(run, bps_anchors.measure(sd, judge, branch, tests, seed, SAMPLE_STEPS))
+        found[str(seed)] = read_json(run, mapping(RESULT))
     write_json(path, fixed | {"seeds": found})
     if found:
         print(bps_anchors.table(list(found.values()), JUDGED))
 
 
+def kept(path, fixed, of_runs):
+    """What a file of --out holds, {} without one. of_runs: what its runs must be, {name: kind}.
+
+    Raises UserError if it was made with other settings than `fixed`, {name: value}.
+    """
+    if not path.exists():
+        return {}
+    found = read_json(path, record(of_runs))
+    check_alike(found, fixed, path)
+    return found
+
+
 def experiment(options):
     """Do the runs of BpsExperimentOptions that are not there yet, and report all that are."""
+    with locked(options.out, ".bps.lock"):
+        experiment_there(options)
+
+
+def experiment_there(options):
+    """The same in a folder that belongs to this process."""
     sd = StableDiffusion.load("tiny")
     choose_threads("cpu", sd.unet)
     judge = train_judge(Path(options.work) / "judge.safetensors")
     if options.anchors:
         require_scipy()
         return compare_anchors(sd, judge, options)
-    results, left = {}, options.runs
+    out, key = Path(options.out), f"{options.steps} steps"
+    fixed = {"batch": BATCH, "lr": LR, "sampling steps": SAMPLE_STEPS, "hints": TESTS}
+    before = kept(out / "bps.json", fixed, {key: mapping(mapping(RESULT))})
+    results, left = before.get(key, {}), options.runs
     for variant, count in RUNS:
         for seed in options.seeds if variant in options.variants else ():
             path = run_file(options, variant, count, seed)
@@ -173,24 +198,23 @@ def experiment(options):
                 save_png(grid(pictures[:8], 8), path.with_suffix(".png"))
                 write_json(path, result)
                 print(path.stem, result, flush=True)
-            results.setdefault(f"{variant} {count}", []).append(read_json(path, RESULT))
+            results.setdefault(f"{variant} {count}", {})[str(seed)] = read_json(path, RESULT)
 
-    out = Path(options.out)
     scenes, hints, images, masks = world_pairs(TESTS, 12)
     limit = {
         "real drawings": judged(judge, images, masks, scenes),
         "real drawings through the VAE": judged(judge, reconstruct(sd, images), masks, scenes),
     }
-    path = out / "bps.json"
-    fixed = {"batch": BATCH, "lr": LR, "sampling steps": SAMPLE_STEPS, "hints": TESTS, "judge": limit}
-    write_json(path, (read_json(path) if path.exists() else fixed) | {f"{options.steps} steps": results})
-    save_png(sheet(options, hints, images), out / f"bps_{options.steps}.png", optimize=True)
+    write_json(out / "bps.json", fixed | {"judge": limit} | before | {key: results})
+    picture, path = sheet(options, hints, images), out / f"bps_{options.steps}.png"
+    if not path.exists() or picture.height >= Image.open(path).height:  # fewer runs replace no sheet of more
+        save_png(picture, path, optimize=True)
     for name, values in limit.items():
         print(f"{name:32s}" + "".join(f"  {key} {values[key]:.3f}" for key in JUDGED))
     for name, runs in results.items():
         print(f"{name:32s}", end="")
         for key in JUDGED:
-            values = np.array([run[key] for run in runs])
+            values = np.array([run[key] for run in runs.values()])
             print(f"  {key} {values.mean():.3f} ± {values.std(ddof=1) if len(values) > 1 else 0:.3f}", end="")
         print()
 

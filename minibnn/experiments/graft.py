@@ -29,6 +29,7 @@ from PIL import Image
 
 from .. import schedule
 from ..devices import choose_threads
+from ..files.locks import locked
 from ..files.schema import mapping, number, record
 from ..files.store import read_json, write_json
 from ..lab.energy_distance import energy_distance
@@ -160,6 +161,12 @@ def kept_seeds(path, settings):
 def experiment(options):
     """Do what GraftExperimentOptions ask for: every seed that is not there yet, and the table of all."""
     require_scipy()
+    with locked(options.out, ".graft.lock"):
+        experiment_there(options)
+
+
+def experiment_there(options):
+    """The same in a folder that belongs to this process."""
     out = Path(options.out)
     settings = GraftOptions(
         reward="red_thing_on_grass", rule="threshold", minimum=1.0, candidates=8, groups=options.groups,

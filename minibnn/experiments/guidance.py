@@ -40,6 +40,7 @@ from PIL import Image
 from .. import data
 from ..cli.train import fine_tune
 from ..devices import choose_threads
+from ..files.locks import locked
 from ..files.rows import read_rows
 from ..files.schema import integer, items, mapping, number, one_of, record
 from ..files.store import write_text
@@ -172,6 +173,12 @@ def rounded(value):
 def experiment(options):
     """Do the runs of GuidanceOptions that are not there yet, and report all that are."""
     require_scipy()
+    with locked(options.out, ".guidance.lock"):
+        experiment_there(options)
+
+
+def experiment_there(options):
+    """The same in a folder that belongs to this process."""
     out = Path(options.out)
     path = out / "guidance.jsonl"
     rows = read_rows(path, ROW, required=ROW)

@@ -13,8 +13,8 @@ distances "gaussian − corrected with 20 steps", paired by seed, have a 95 % t-
 interval lies below 0; else it is not told from the Gaussian. `spiral` was added for this question, because its inverse
 noise should be curved.
 
-Leaves inverse_noise.json, to which a later run with other --seeds adds, and inverse_noise.png. The bundled corrector is
-that of seed 0; `--bundle` writes it.
+Leaves inverse_noise.json, to which a later run with other --seeds adds if its other options are the same, and
+inverse_noise.png. The bundled corrector is that of seed 0; `--bundle` writes it.
 """
 
 import copy
@@ -27,15 +27,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..devices import choose_threads
 from ..errors import UserError
+from ..files.locks import locked
 from ..files.schema import items, mapping, number, record, text
 from ..files.store import read_json, write_json
 from ..files.weights import read_tensors, write_tensors
 from ..lab.energy_distance import energy_distance
 from ..lab.intervals import require_scipy
 from ..neighbours import fitted_noise, flow
+from ..options.kinds import refuse
 from ..pictures import grid, save_png, to_pil
 from ..pipeline import StableDiffusion
 from .inverse_noise_report import curves, report, tables
+from .records import check_alike
 
 PLANE_STEPS, PLANE_LR, PLANE_BATCH, PLANE_POINTS = 1500, 5e-3, 256, 4000
 EULER = (5, 10)
@@ -151,10 +154,24 @@ def flow_file(options):
     return Path(options.flow or flow.BUNDLED / "flow.safetensors")
 
 
+def flow_hash(options):
+    """Twelve digits that tell the world's flow from others. Raises UserError when its file cannot be read."""
+    try:
+        content = flow_file(options).read_bytes()
+    except OSError as error:
+        raise UserError(f"--flow {flow_file(options)} cannot be read: {error.strerror}") from None
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def world_settings(options):
+    """What the world's rows of all seeds share: {name: value}."""
+    names = ("euler_steps", "inverted", "tests", "corrector_training")
+    return {"flow": flow_hash(options)} | {name: getattr(options, name) for name in names}
+
+
 def kept_noises(options):
     """The file of the inverse noises: another one for each flow and each setting."""
-    flow_hash = hashlib.sha256(flow_file(options).read_bytes()).hexdigest()[:12]
-    name = f"inverse-{flow_hash}-{options.euler_steps}-{options.inverted}-{options.tests}.safetensors"
+    name = f"inverse-{flow_hash(options)}-{options.euler_steps}-{options.inverted}-{options.tests}.safetensors"
     return Path(options.work) / name
 
 
@@ -208,11 +225,33 @@ def world_rows(options, sd):
 
 
 def experiment(options):
-    """Do the parts that InverseNoiseOptions ask for, add them to what is there, and report all."""
+    """Do the parts that InverseNoiseOptions ask for, add them to what is there, and report all. Raises UserError."""
     require_scipy()
+    if "world" not in options.parts:
+        of_world = ("flow", "seeds", "euler_steps", "inverted", "tests", "corrector_training", "bundle")
+        refuse(options, of_world, "is for the part world: leave it out, or add world to --parts")
+    if options.bundle and 0 not in options.seeds:
+        raise UserError("--bundle keeps the corrector of seed 0: add 0 to --seeds")
+    with locked(options.out, ".inverse_noise.lock"):
+        experiment_there(options)
+
+
+def kept_result(path, options):
+    """What the experiment's file holds; {} without one. Raises UserError if its world was made with other settings."""
+    kind = record({"plane": mapping(items(ROWS)), "world": ROWS, "world settings": record({})})
+    result = read_json(path, kind) if path.exists() else {}
+    if "world" in options.parts:
+        if "world" in result:
+            check_alike(result.get("world settings", {}), world_settings(options), path)
+        result["world settings"] = world_settings(options)
+    return result
+
+
+def experiment_there(options):
+    """The same in a folder that belongs to this process."""
     out = Path(options.out)
     path = out / "inverse_noise.json"
-    result = read_json(path, record({"plane": mapping(items(ROWS)), "world": ROWS})) if path.exists() else {}
+    result = kept_result(path, options)
     sd = StableDiffusion.load("tiny")
     choose_threads("cpu", sd.unet)
     if "plane" in options.parts:
