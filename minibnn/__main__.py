@@ -59,7 +59,7 @@ COMMANDS = {  # name: (what it does, its options, module:function, what the func
                                 experiments.StageReportOptions, "experiments.stage_report:report"),
     "experiment stage-views": ("draw the same fine-tuned weights in nine ways",
                                experiments.StageViewsOptions, "experiments.stage_views:views"),
-    "experiment stage-starts": ("ask whether the starting noise foretells the noise of a picture",
+    "experiment stage-starts": ("ask whether the starting noise predicts the noise of a picture",
                                 experiments.StageStartsOptions, "experiments.stage_starts:starts"),
     "experiment report": ("judge what `experiment corruption` measured, and draw its curves",
                           experiments.ReportOptions, "experiments.report:report"),

@@ -153,7 +153,7 @@ def test_a_result_that_is_not_written_can_be_written_later_but_no_step_can_follo
     ((), 83_333_333), (("--optimiser", "adamw-bf16"), 124_999_999), (("--ema", "0.9"), 62_499_999),
 ])
 def test_a_checkpoint_below_a_gigabyte_is_kept_unless_the_options_say_otherwise(dog, micro, tmp_path, words, largest):
-    """largest: how many numbers may be trained. Their bytes are foretold, and counted in a checkpoint."""
+    """largest: how many numbers may be trained. Their bytes are predicted, and counted in a checkpoint."""
     sizes, options = [], options_of(dog, micro, tmp_path / "run", "--steps", "1", *words)
     fine_tune(options, [lambda training: sizes.append(checkpoints.size_of(training))])
     written = weights.read_tensors(tmp_path / "run" / runs.STATE)

@@ -149,7 +149,7 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "long": ("RESULTS", "goes on rising to {};", lambda: [values("long", "fidelity", 3200).mean()], 3),
     "long, place": ("RESULTS", "place as asked falls to {}", lambda: [
         values("long", "background", 3200).mean()], 2),
-    "BNN at step 100": ("RESULTS", "told from 0 is {} [{}, {}] at step 100", lambda: [
+    "BNN at step 100": ("RESULTS", "the only one shown is {} [{}, {}] at step 100", lambda: [
         *effect("base", 100, view=PRETRAINED)], 3),
     "effects": ("RESULTS", 'counts {} "better" and {} "worse" of {} comparisons', told, 0),
     "σ₀ = 0.1": ("RESULTS", "(nearest {} instead of {} at step 400)", lambda: [

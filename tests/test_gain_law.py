@@ -215,7 +215,7 @@ def test_predicted_noise_of_gains_measured_at_a_few_times():
 
 def test_predicted_noise_of_a_network_that_is_linear():
     """From measuring to predicting to drawing, all of it: gains measured in a guided pair of denoisers of unlike gains
-    foretell the noise of the samples that this pair draws."""
+    predict the noise of the samples that this pair draws."""
     from minibnn.lab import gains
 
     memory = normal(4, 24, 24, seed=5)

@@ -442,7 +442,7 @@ def test_the_experiments_report_pairs_seeds_and_names_what_it_can_tell():
 
     text = report([row(seed) for seed in (2, 0, 1)])
     assert "### lora, cat, 3 seeds" in text and len(QUESTIONS) >= 12
-    assert "| base − own, w = 1.5 | +0.200 [-0.048, +0.448] | not told from 0 |" in text  # ± 4.303 · 0.1/√3
+    assert "| base − own, w = 1.5 | +0.200 [-0.048, +0.448] | not shown |" in text  # ± 4.303 · 0.1/√3
     assert "| class drift: own − base | +0.250 [+0.250, +0.250] | more |" in text
     assert "| base | fidelity |  | 0.20 | 0.00 | 0.00 |" in text and "| none | fidelity | 0.00 |  |  |  |" in text
 

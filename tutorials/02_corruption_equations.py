@@ -13,7 +13,7 @@
 # any diffusion model, say which part of a network's errors the theory describes, and say why $\sigma_1$ rises before it
 # falls.
 #
-# You need: the first part of tutorial 01, covariance. About 80 minutes, 65 of them for the exercises. Symbols:
+# You need: the first part of tutorial 01, covariance. About 90 minutes, 70 of them for the exercises. Symbols:
 # [NOTATION.md](NOTATION.md). "The paper" is *Exploring Diffusion Models' Corruption Stage in Few-Shot Fine-tuning and
 # Mitigating with Bayesian Neural Networks*, §3 and App. A, B, E.
 

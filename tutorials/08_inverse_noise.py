@@ -312,7 +312,7 @@ for steps in (5, 10, 40):
 # 3. Invert the sampler on data that the flow has never seen, of another kind. What does a $z$ far out in the tails of
 #    the normal distribution tell, and what does a round trip tell about it?
 #
-# **An open problem.** Find data on which the corrector network beats the Gaussian by what can be told from 0 over
+# **An open problem.** Find data on which the corrector network beats the Gaussian by an interval that excludes 0, over
 # several seeds: $z$ must then be far from Gaussian and yet easy for a network of a quarter of the cost. Is there such a
 # case that training the flow itself longer does not also mend?
 #

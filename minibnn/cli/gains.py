@@ -1,7 +1,7 @@
 """The command `python -m minibnn gains --model runs/dog`: does guidance leave noise, and what would help?
 
 It measures the gains of the predictions with and without the prompt (`lab/gains.py`) around the training pictures, and
-with the prompt those of the mean colour and of the noise's strength alone, which training hardly teaches. It foretells
+with the prompt those of the mean colour and of the noise's strength alone, which training hardly teaches. It predicts
 by the law of gains (`lab/gain_law.py`) how much noise each guidance leaves in samples, and says so in one sentence
 (`lab/gain_advice.py`).
 """

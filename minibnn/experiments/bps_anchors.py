@@ -9,7 +9,7 @@ sketches from the same noise, guided by
 
 Criterion (settled before the runs): for each scale w the differences "base − own" of each measure, paired by seed, with
 their 95 % t-interval. The base's prediction gains at a scale if the interval of the IoU lies above 0, it harms if the
-interval lies below 0, else it is not told from 0; the same for subject, colour and background, which tell its price.
+interval lies below 0, else no difference is shown; the same for subject, colour and background, which tell its price.
 """
 
 from ..lab.intervals import interval

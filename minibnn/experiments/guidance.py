@@ -24,7 +24,7 @@ Measured for each (see `world/measures.py`), 4 pictures of the training prompt a
                  w·c − (w−1)·u above 1 take out too much noise, below 1 too little
 
 Criterion (settled before the runs): each question of QUESTIONS is a difference paired by seed, with its 95 % t-interval
-over the seeds of a subject. "more" or "less" if the interval excludes 0, else "not told from 0".
+over the seeds of a subject. "more" or "less" if the interval excludes 0, else "not shown".
 
 Prints the tables, and what the corruption laboratory's trainings of six seeds say (`anchors.py`) where --out holds
 their lines. Leaves guidance.jsonl (a line for each training; what is there is not repeated), of the first subject and
@@ -266,5 +266,5 @@ def mean(values):
 def answer(differences):
     """Mean, interval and verdict of differences paired by seed, as two cells of a table."""
     middle, low, high = interval(differences)
-    verdict = "more" if low > 0 else "less" if high < 0 else "not told from 0"
+    verdict = "more" if low > 0 else "less" if high < 0 else "not shown"
     return f"{middle:+.3f} [{low:+.3f}, {high:+.3f}] | {verdict}"

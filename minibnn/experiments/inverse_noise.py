@@ -10,7 +10,7 @@ same distribution. FLOPs are those of the matrix products and convolutions of dr
 
 Criterion (settled before the runs): the corrector network is worth its training on a data set and an n where the
 distances "gaussian − corrected with 20 steps", paired by seed, have a 95 % t-interval above 0; it is not where that
-interval lies below 0; else it is not told from the Gaussian. `spiral` was added for this question, because its inverse
+interval lies below 0; else no difference is shown. `spiral` was added for this question, because its inverse
 noise should be curved.
 
 Leaves inverse_noise.json, to which a later run with other --seeds adds if its other options are the same, and

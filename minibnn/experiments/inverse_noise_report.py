@@ -1,4 +1,4 @@
-"""What `inverse_noise.py` found, told: tables, curves, and whether the corrector network was worth its training.
+"""What `inverse_noise.py` found: tables, curves, and whether the corrector network was worth its training.
 
 A row is one measurement: {"what", "n", "corrector steps", "FLOPs", "distance", "seed", …}; some may be missing.
 """
@@ -85,5 +85,5 @@ def report(result):
                   f"MFLOPs {row['MFLOPs'] or 0:9.3f}  distance {row['distance']:.4f} ± {row['±']:.4f} ({row['seeds']})")
     print("paired differences of the distance to 20 steps of the corrector; above 0: the network is better")
     for name, n, what, middle, low, high, count in contests(result.get("plane", {}), result.get("world", [])):
-        verdict = "network better" if low > 0 else "network worse" if high < 0 else "not told from 0"
+        verdict = "network better" if low > 0 else "network worse" if high < 0 else "not shown"
         print(f"{name:8s} n {n:2}  {what} − corrected: {middle:+.4f} [{low:+.4f}, {high:+.4f}] ({count}) {verdict}")

@@ -5,7 +5,7 @@ prompt for a tenth of the pictures (--null-dropout), with an offset of the noise
 weights. At seven steps it measures the gains of the predictions with and without the prompt (`lab/gains.py`), over all
 directions, in that of the mean colour and in that of the noise's strength, and draws the same checkpoint at guidance 1
 and 7.5, with η = 0 and 1, and from starting noise that has the photograph's mean colour. Noise is Immerkær's estimate
-in grey levels. Beside it stand the noise that the law of gains foretells and its measured counterpart: the noise in
+in grey levels. Beside it stand the noise that the law of gains predicts and its measured counterpart: the noise in
 which the pictures of a drawing, encoded again, differ (`noise_between`). `sd_gains_report.py` has the criterion.
 
 Leaves in --out ARM.jsonl (a line for each step), sd-gains.json, sd-gains.png (curves) and sd-gains-sheet.png. What is

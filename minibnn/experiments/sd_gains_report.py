@@ -41,7 +41,7 @@ def judge(found):
         return result | {"mechanism": None, "verdict": f"{said}; u rose above c by {widest:.3f} at most"}
     left = {name: noise(worst, name) - noise(first) for name in DRAWINGS}
     checks = {
-        "the gains foretell it": worst["visible noise"] is not None and worst["added noise"] > worst["visible noise"],
+        "the gains predict it": worst["visible noise"] is not None and worst["added noise"] > worst["visible noise"],
         "guidance 1 removes it": left["guidance 1, eta 0"] < rise / 2,
         "eta 1 removes it": left[f"guidance {GUIDANCE:g}, eta 1"] < rise / 2,
     }

@@ -10,7 +10,7 @@ For the bundled world the measures are those of `minibnn/world/measures.py`. For
 estimate, and fidelity is Dino's if --monitor-dino names its folder. Without it the latest of the steps at which noise
 had not risen counts as the most faithful.
 
-The gains (`gains.py`) tell why noise rises, often before the pictures do: from them the law of gains foretells how much
+The gains (`gains.py`) tell why noise rises, often before the pictures do: from them the law of gains predicts how much
 noise the recipe's guidance and sampling steps leave. It counts as seen when as much noise in the latents of a training
 picture makes the measure of noise rise by RISEN, the same limit as for the pictures that are drawn.
 

@@ -420,7 +420,7 @@ class GainsOptions:
 
     times: list = option((20, 100, 300, 600, 900), "times at which gains are measured, 0..999", "measuring", type=natural, nargs="+", metavar="T")
     draws: int = option(4, "draws of noise for each picture and time", "measuring", type=whole)
-    steps: int = option(None, "sampling steps of DDIM for which the noise is foretold [{sample_steps}]", "measuring", means="--sample-steps", type=whole)
+    steps: int = option(None, "sampling steps of DDIM for which the noise is predicted [{sample_steps}]", "measuring", means="--sample-steps", type=whole)
     batch_size: int = option(16, "latents predicted at once", "measuring", means="latents predicted at once", type=whole)
     seed: int = seed_option("measuring", "seed of the noise")
     dtype: str = option(None, "precision of the weights [float32; CUDA: float16]", "measuring", choices=DTYPES)

@@ -125,7 +125,7 @@ class StageViewsOptions:
 
 @dataclass(frozen=True)
 class StageStartsOptions:
-    """Is the noise of a fine-tuned textured model foretold by the colour and the strength of its starting noise?"""
+    """Do the colour and the strength of the starting noise predict the noise of a fine-tuned textured model's pictures?"""
 
     weights: list = option(("tutorials/results/stage_cat.safetensors",), "UNets that `experiment stage --keep` left, of one subject", "what", nargs="+", metavar="FILE")
     images: str = option("tutorials/subjects/cat", "folder of the subject; its first picture counts", "what", metavar="DIR")
