@@ -268,6 +268,8 @@ MUTATIONS = (
              "test_kept_results.py", "Rows of correctors that were trained longer are averaged with the others."),
     Mutation("bps-experiment-part", "minibnn/experiments/bps.py", "before.get(key, {}), options.runs",
              "{}, options.runs", "test_bps.py", "A part of the runs replaces all that bps.json holds."),
+    Mutation("json-infinite", "minibnn/files/store.py", "not math.isfinite(value)", "math.isnan(value)",
+             "test_schema.py test_probes.py", "An infinite number is written as JSON, and cannot be read."),
     Mutation("sd-gains-repeats", SD_GAINS, "and training.step not in {row[\"step\"] for row in self.rows}", "",
              "test_sd_gains.py", "A resumed experiment measures again what it has measured."),
     Mutation("gains-one-sided", GAINS, "(plus - minus) / 2", "plus", "test_gains.py",

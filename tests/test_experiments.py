@@ -24,7 +24,7 @@ from minibnn.experiments.settings import SETTINGS, Run, View, log_spaced
 from minibnn.experiments.stages import MARGIN, corruption_stage, noise_stage, verdict
 from minibnn.files.rows import read_rows
 from minibnn.finetune import bayes
-from minibnn.lab.intervals import interval
+from minibnn.lab.intervals import in_words, interval
 from minibnn.options.experiments import CorruptionOptions, ReportOptions
 from minibnn.pictures import to_tensor
 from minibnn.sample import guide
@@ -49,6 +49,11 @@ def test_scipy_is_asked_for_only_where_an_interval_is(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(UserError, match=r'intervals need scipy: pip install -e "\.\[experiments\]"'):
         interval([0.1, 0.2])
+
+
+def test_an_interval_in_words():
+    assert in_words(0.05, 0.01, 0.09) == "+0.050 [+0.010, +0.090]"
+    assert in_words(*interval([-0.5]), 4) == "-0.5000 (one seed)"
 
 
 def test_one_seed_says_nothing():

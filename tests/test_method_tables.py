@@ -56,6 +56,8 @@ def test_differences_pair_the_same_pictures():
     _, differences = methods.summarise("where", found, (0, 1, 2))
     assert set(differences) == {"paper", "up", "norm", "cross-attention", "conv", "all"}
     np.testing.assert_allclose(differences["up"]["noise"], (0, 0, 0), atol=1e-12)
+    text = methods.markdown(*methods.summarise("methods", found, (0,)))
+    assert "inf" not in text and text.count(" | +0.100 |") and "…" not in text  # one seed has no interval
 
 
 def test_every_row_is_a_training_command_that_settles():

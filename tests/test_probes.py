@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import sys
@@ -15,9 +16,9 @@ from scipy import stats
 from minibnn import StableDiffusion, data, runs, schedule
 from minibnn.__main__ import main
 from minibnn.errors import UserError
-from minibnn.files.store import ASSETS
+from minibnn.files.store import ASSETS, write_json
 from minibnn.lab import drawn_by_eq2, eq2, probes, sheets, sigma1_estimate
-from minibnn.lab.models import Lab, mean_and_half_width, open_lab
+from minibnn.lab.models import Lab, mean_and_half_width, open_lab, write_found
 from minibnn.options.commands import Eq2Options, ProbeOptions, TrainOptions
 
 ABAR = schedule.alphas_cumprod()
@@ -115,6 +116,21 @@ def test_probe_zero_finds_the_picture():
         assert one["scale"] == pytest.approx(1 - (ABAR[t].sqrt() * eq2.gain(ABAR[t], 0.5)).item(), rel=1e-3)
     drawn = found["pretrained"]["50 steps from t = 999"]
     assert drawn["cosine"] == pytest.approx(1, abs=1e-3) and drawn["scale"] == pytest.approx(1, abs=0.02)
+
+
+def test_an_infinite_sigma1_goes_through_json_to_eq2(tmp_path):
+    """Bug of an earlier version: `sigma1` wrote Infinity, which is no JSON, and `eq2 --measured` refused its file."""
+    own = lab(0.5)
+    own.models["fine-tuned"].model = lambda x, t: -x  # it removes none of the noise
+    image, found, lines = probes.sigma1(own)
+    write_found(tmp_path / "it.png", "sigma1", OPTIONS, image, found, lines)
+    written = json.loads((tmp_path / "it.json").read_text(), parse_constant=pytest.fail)["found"]["fine-tuned"]
+    assert found["fine-tuned"]["sigma1"] == [math.inf] * 7 and written["sigma1"] == written["high"] == [None] * 7
+    assert drawn_by_eq2.measured_sigma1(tmp_path / "it.json").tolist() == [math.inf] * 1000
+    curve = {"t": [100, 300, 500], "sigma1": [0.3, None, 0.5]}
+    write_json(tmp_path / "it.json", {"command": "sigma1", "found": {"a": curve}})
+    between = drawn_by_eq2.measured_sigma1(tmp_path / "it.json")
+    assert between[[100, 101, 300, 499, 500]].tolist() == [0.3, math.inf, math.inf, math.inf, 0.5]
 
 
 def test_probe_blank_measures_the_noise_that_is_left():

@@ -13,7 +13,7 @@ from minibnn.files import schema
 from minibnn.files.configs import RECIPE, RECIPE_KINDS, check_scheduler
 from minibnn.files.layouts import check_config
 from minibnn.files.rows import read_rows
-from minibnn.files.store import ASSETS, read_json
+from minibnn.files.store import ASSETS, read_json, write_json
 from minibnn.lab.drawn_by_eq2 import measured_sigma1
 from minibnn.neighbours import beside, bps, graft_run, rectified
 from minibnn.networks.text_encoder import TextEncoder
@@ -48,6 +48,12 @@ def test_kinds_take_what_they_say(kind, good, bad):
     for value in bad:
         with pytest.raises(schema.Unfit, match="^it( is|.*is missing|.*is .*, but must be )"):
             kind(value, "it")
+
+
+def test_what_is_written_is_json_that_is_read_again(tmp_path):
+    value = {"a": [1.5, math.nan, (math.inf, 2)], "b": {"c": -math.inf, "d": None}, "e": "NaN", "f": True, "g": 10**30}
+    write_json(tmp_path / "x.json", value)
+    assert read_json(tmp_path / "x.json") == value | {"a": [1.5, None, [None, 2]], "b": {"c": None, "d": None}}
 
 
 def test_the_message_names_place_key_and_value():

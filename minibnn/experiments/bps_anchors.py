@@ -12,7 +12,7 @@ their 95 % t-interval. The base's prediction gains at a scale if the interval of
 interval lies below 0, else no difference is shown; the same for subject, colour and background, which tell its price.
 """
 
-from ..lab.intervals import interval
+from ..lab.intervals import in_words, interval
 from ..neighbours import bps
 from ..pictures import to_tensor
 from ..world import scenes as world
@@ -42,8 +42,8 @@ def table(seeds, measures):
         cells = []
         for name in measures:
             own, base = ([seed[f"{anchor} {scale:g}"][name] for seed in seeds] for anchor in ANCHORS)
-            middle, low, high = interval([b - a for a, b in zip(own, base, strict=True)])
+            found = interval([b - a for a, b in zip(own, base, strict=True)])
             means = (sum(values) / len(values) for values in (own, base))
-            cells.append("{:.3f}, {:.3f}, ".format(*means) + f"{middle:+.3f} [{low:+.3f}, {high:+.3f}]")
+            cells.append("{:.3f}, {:.3f}, ".format(*means) + in_words(*found))
         lines.append(f"| {scale:g} | {' | '.join(cells)} |")
     return "\n".join(lines)

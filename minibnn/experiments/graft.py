@@ -33,7 +33,7 @@ from ..files.locks import locked
 from ..files.schema import mapping, number, record
 from ..files.store import read_json, write_json
 from ..lab.energy_distance import energy_distance
-from ..lab.intervals import interval, require_scipy
+from ..lab.intervals import in_words, interval, require_scipy
 from ..lab.sheets import sheet
 from ..neighbours import graft, graft_run
 from ..neighbours.rewards import red_thing_on_grass, rewards_of
@@ -197,5 +197,5 @@ def print_table(seeds):
         print(f"| {name} | " + " | ".join(cells) + " |")
     for key in ("reward", "distance"):
         both = [(table["GRAFT"][key], table["P-GRAFT 250"][key]) for table in seeds.values() if key in table["GRAFT"]]
-        middle, low, high = interval([a - b for a, b in both]) if both else (math.nan,) * 3
-        print(f"{key}: GRAFT − P-GRAFT 250 = {middle:+.3f} [{low:+.3f}, {high:+.3f}], {len(both)} seeds")
+        found = in_words(*interval([a - b for a, b in both])) if both else "not measured"
+        print(f"{key}: GRAFT − P-GRAFT 250 = {found}, {len(both)} seeds")

@@ -45,7 +45,7 @@ from ..files.rows import read_rows
 from ..files.schema import integer, items, mapping, number, one_of, record
 from ..files.store import write_text
 from ..lab import gains
-from ..lab.intervals import interval, require_scipy
+from ..lab.intervals import in_words, interval, require_scipy
 from ..lab.plot import Line, Panel, chart
 from ..lab.sheets import sheet
 from ..lab.sigma1_estimate import latents_of, predictor
@@ -267,4 +267,4 @@ def answer(differences):
     """Mean, interval and verdict of differences paired by seed, as two cells of a table."""
     middle, low, high = interval(differences)
     verdict = "more" if low > 0 else "less" if high < 0 else "not shown"
-    return f"{middle:+.3f} [{low:+.3f}, {high:+.3f}] | {verdict}"
+    return f"{in_words(middle, low, high)} | {verdict}"

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from ..lab.intervals import interval
+from ..lab.intervals import in_words, interval
 from ..lab.plot import Line, Panel, chart
 
 
@@ -86,4 +86,4 @@ def report(result):
     print("paired differences of the distance to 20 steps of the corrector; above 0: the network is better")
     for name, n, what, middle, low, high, count in contests(result.get("plane", {}), result.get("world", [])):
         verdict = "network better" if low > 0 else "network worse" if high < 0 else "not shown"
-        print(f"{name:8s} n {n:2}  {what} − corrected: {middle:+.4f} [{low:+.4f}, {high:+.4f}] ({count}) {verdict}")
+        print(f"{name:8s} n {n:2}  {what} − corrected: {in_words(middle, low, high, 4)} ({count}) {verdict}")

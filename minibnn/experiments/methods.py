@@ -27,6 +27,7 @@ each method: 4 pictures of the training prompt, then 5 places; first seed).
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -179,17 +180,22 @@ def markdown(rows, differences):
     head = " | ".join(MEASURES)
     lines = [f"| | {head} | CPU s | peak MB | state MB | file MB |", "|---" * (len(MEASURES) + 5) + "|"]
     for name, row in rows.items():
-        cells = [f"{m:.3f} ({low:.3f} … {high:.3f})" for m, low, high in (row[what] for what in MEASURES)]
+        cells = [in_cell(row[what], "") for what in MEASURES]
         costs = f"{row['seconds']:.0f} | {row['memory']:.0f} | {row['state'] / 1e6:.3g} | {row['stored'] / 1e6:.2g}"
         lines.append(f"| {name} | {' | '.join(cells)} | {costs} |")
     lines += ["", f"| with − without | {head} |", "|---" * (len(MEASURES) + 1) + "|"]
     for name, row in differences.items():
-        cells = []
-        for m, low, high in (row[what] for what in MEASURES):
-            text = f"{m:+.3f} ({low:+.3f} … {high:+.3f})"
-            cells.append(f"**{text}**" if low > 0 or high < 0 else text)
+        told = [low > 0 or high < 0 for _, low, high in (row[what] for what in MEASURES)]
+        shown = [in_cell(row[what], "+") for what in MEASURES]
+        cells = [f"**{cell}**" if bold else cell for cell, bold in zip(shown, told, strict=True)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def in_cell(figures, sign):
+    """Mean and interval as "0.500 (0.400 … 0.600)", the mean alone where one seed gives none. sign: "+" or ""."""
+    mean, low, high = (f"{figure:{sign}.3f}" for figure in figures)
+    return f"{mean} ({low} … {high})" if math.isfinite(figures[1]) else mean
 
 
 def make_runs(todo, found, options, settings):

@@ -24,7 +24,7 @@ from ..files.rows import read_rows
 from ..files.schema import anything, fitting, integer, items, number, record, text
 from ..files.store import write_text, write_whole
 from ..lab import plot
-from ..lab.intervals import interval, require_scipy
+from ..lab.intervals import in_words, interval, require_scipy
 from ..pictures import save_png
 from .records import figure
 from .settings import SETTINGS
@@ -135,10 +135,7 @@ def by_pictures(rows, setting, view, counts):
 
 
 def _interval(difference):
-    mean, low, high = difference
-    if math.isnan(mean):
-        return "not measured"
-    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" if math.isfinite(low) else f"{mean:+.3f} (one seed)"
+    return "not measured" if math.isnan(difference[0]) else in_words(*difference)
 
 
 def verdicts(rows):

@@ -5,6 +5,7 @@ Without torch, so that options can be read at once; `weights.py` has the files o
 
 import contextlib
 import json
+import math
 import os
 from pathlib import Path
 
@@ -96,5 +97,14 @@ def append_text(path, text):
 
 
 def write_json(path, value):
-    """Write a JSON file whole, readable by people."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write a JSON file whole, readable by people. NaN and infinite numbers, which are no JSON, become null."""
+    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def finite(value):
+    """The same dicts, lists and values with None for each float that is not finite."""
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

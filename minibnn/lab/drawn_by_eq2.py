@@ -14,7 +14,7 @@ import torch
 from .. import data, schedule
 from ..devices import choose_threads
 from ..errors import UserError
-from ..files.schema import fitting, items, mapping, number, record
+from ..files.schema import fitting, items, mapping, number, optional, record
 from ..files.store import read_json
 from ..pictures import to_pil, to_tensor
 from ..pipeline import StableDiffusion
@@ -80,16 +80,20 @@ def manifold(options, sd):
 
 
 def measured_sigma1(path):
-    """σ₁,t for all 1000 t from what the command sigma1 wrote, linear between its times. Raises UserError."""
+    """σ₁,t for all 1000 t from what the command sigma1 wrote, linear between its times. Raises UserError.
+
+    JSON has no infinity: where the network removes none of the noise, null stands for it.
+    """
     written = read_json(path)
     if written.get("command") != "sigma1" or not written.get("found"):
         raise UserError(f"--measured {path} was not written by the command sigma1")
-    curve = {"t": items(number(0, schedule.TRAIN_STEPS), 1), "sigma1": items(number(0), 1)}
+    curve = {"t": items(number(0, schedule.TRAIN_STEPS), 1), "sigma1": items(optional(number(0)), 1)}
     fitting(written["found"], mapping(record(curve, required=curve)), f"--measured {path}: found")
     last = list(written["found"].values())[-1]  # the fine-tuned model, if there are two
     if len(last["t"]) != len(last["sigma1"]):
         raise UserError(f"--measured {path}: t and sigma1 are not equally long")
-    times, values = (np.array(last[name], dtype=np.float64) for name in ("t", "sigma1"))
+    times = np.array(last["t"], dtype=np.float64)
+    values = np.array([np.inf if value is None else value for value in last["sigma1"]], dtype=np.float64)
     return torch.from_numpy(np.interp(np.arange(schedule.TRAIN_STEPS), times, values))
 
 

@@ -28,3 +28,10 @@ def interval(differences):
         return mean, -math.inf, math.inf
     half = float(stats.t.ppf(0.975, n - 1) * stats.sem(values))
     return mean, mean - half, mean + half
+
+
+def in_words(mean, low, high, digits=3):
+    """"+0.050 [+0.010, +0.090]" of a difference and its interval; with a single seed, "+0.050 (one seed)"."""
+    if not math.isfinite(low):
+        return f"{mean:+.{digits}f} (one seed)"
+    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
