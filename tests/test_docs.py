@@ -48,3 +48,10 @@ def test_every_link_leads_somewhere(page):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", text):
         assert (page.parent / target).exists(), target
+
+
+def test_the_map_names_every_file():
+    text = (ROOT / "docs" / "map.md").read_text(encoding="utf-8")
+    files = [path.relative_to(ROOT) for path in ROOT.glob("minibnn/**/*.py") if path.name != "__init__.py"]
+    assert len(files) > 100
+    assert not [str(path) for path in files if f"](../{path.as_posix()})" not in text]
