@@ -1,4 +1,4 @@
-"""Several processes, one for each GPU: `torchrun --nproc-per-node 4 -m minibnn.train --images photos/rex …`.
+"""Several processes, one for each GPU: `torchrun --nproc-per-node 4 -m minibnn train --images photos/rex …`.
 
 Follows: PyTorch's DistributedDataParallel (Li et al. 2020). Every process holds the whole model and trains it on
 pictures, times, noise and random weights of its own. The gradients are added up while backward still runs, so that all

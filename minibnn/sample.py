@@ -1,6 +1,6 @@
 """Drawing pictures: from prompts and noise to pictures, with guidance.
 
-    python -m minibnn.sample --model runs/dog --prompt "a photo of a sks dog in the snow" --out dog.png
+    python -m minibnn sample --model runs/dog --prompt "a photo of a sks dog in the snow" --out dog.png
 
 Follows: diffusers' `StableDiffusionPipeline`; classifier-free guidance of Ho & Salimans 2022.
 

@@ -1,4 +1,4 @@
-"""The training loop: `python -m minibnn.train --images ./dog` fine-tunes a model on a few pictures.
+"""The training loop: `python -m minibnn train --images ./dog` fine-tunes a model on a few pictures.
 
 Follows: DreamBooth (Ruiz et al. 2023) as in diffusers' `train_dreambooth.py`, which the paper uses (App. H.1), and the
 paper's Algorithm 1. Methods differ in *what is trainable*; this one loop serves them all, and GRAFT and BPS too.

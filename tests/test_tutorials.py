@@ -431,7 +431,7 @@ def wrong_references(text):
         if name and name not in defined:
             wrong.append(f"{path}:{name}")
     one_line = text.replace("\\\n", "")
-    for line in re.findall(r"(?:python -m minibnn[ .]|minibnn\.(?=sample |train ))(\w[^`\n]*)", one_line):
+    for line in re.findall(r"(?:python -m minibnn[ .]|`(?=(?:sample|train) ))(\w[^`\n]*)", one_line):
         command = " ".join(line.split()[: 2 if line.startswith("experiment ") else 1])
         if command not in COMMANDS:
             wrong.append(command)
@@ -452,7 +452,7 @@ def test_what_a_page_names_exists(page):
 
 def test_a_wrong_reference_is_found():
     right = "`minibnn/lab/eq2.py:expected_loss`, `python -m minibnn experiment corruption --settings all`, "
-    right += "`minibnn.sample --posterior-samples 8`,\npython -m minibnn.train --images dog \\\n    --no-bayes  # plain"
+    right += "`sample --posterior-samples 8`,\npython -m minibnn.train --images dog \\\n    --no-bayes  # plain"
     assert not wrong_references(right)
     for old, new, found in (
         ("lab/eq2.py", "corruption.py", "minibnn/corruption.py"),

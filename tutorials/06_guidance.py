@@ -191,10 +191,10 @@ check_guide_two(guide_two)
 #
 # Your lines are `minibnn/sample.py:guide`, `minibnn/neighbours/guidance.py:schedule_map`,
 # `minibnn/neighbours/guidance.py:unconditional_of` and `minibnn/neighbours/guidance.py:guide_two`. From the command
-# line, for a run of `python -m minibnn.train`:
+# line, for a run of `python -m minibnn train`:
 #
 # ```
-# python -m minibnn.sample --model runs/dog --unconditional-from tiny-v2 --guidance 2 \
+# python -m minibnn sample --model runs/dog --unconditional-from tiny-v2 --guidance 2 \
 #     --prompt "a photo of a sks dog on the beach"
 # ```
 #

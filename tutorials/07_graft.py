@@ -220,7 +220,7 @@ check_switched(switched)
 # ```
 # python -m minibnn graft --reward red_thing_on_grass --rule threshold --minimum 1 --switch 250 --out runs/red
 # python -m minibnn graft --reward mine.py:beauty --model stable-diffusion-v1-5/ --prompts-from prompts.txt --switch 500
-# python -m minibnn.sample --model runs/red --prompt "a car on the grass" --eta 1 --out red.png
+# python -m minibnn sample --model runs/red --prompt "a car on the grass" --eta 1 --out red.png
 # ```
 
 # %%

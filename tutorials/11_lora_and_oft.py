@@ -226,8 +226,8 @@ for name, r in (("noise on Q", cayley(q[0] + q[1])), ("noise on R", noisy_r)):
 # `minibnn/finetune/methods.py:make_trainable` is all that the training loop knows of methods:
 #
 # ```
-# python -m minibnn.train --images tutorials/dog --method lora --keep-posterior
-# python -m minibnn.train --images tutorials/dog --method oft --no-bayes --out runs/dog-oft
+# python -m minibnn train --images tutorials/dog --method lora --keep-posterior
+# python -m minibnn train --images tutorials/dog --method oft --no-bayes --out runs/dog-oft
 # ```
 #
 # Let us look at the bundled model. First: what does $\sigma=0.01$ mean? The same number is a different amount of
@@ -273,7 +273,7 @@ for method in ("all weights", "lora", "oft"):
 # %% [markdown]
 # Then a very short training of both, sixty steps instead of the recipe's 600, and pictures of the trained prompt from
 # the same noise. The last column draws the weights five times from what was trained and shows where the pictures
-# disagree (white: by 64 grey levels and more): what `minibnn.sample --posterior-samples` does.
+# disagree (white: by 64 grey levels and more): what `sample --posterior-samples` does.
 
 # %%
 def fine_tune(method, steps=60, lr=5e-3):

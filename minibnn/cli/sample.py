@@ -1,4 +1,4 @@
-"""The command `python -m minibnn.sample --model runs/dog --prompt "…" --out dog.png`: opens any model, writes pictures.
+"""The command `python -m minibnn sample --model runs/dog --prompt "…" --out dog.png`: opens any model, writes pictures.
 
 One picture is written as it is; several make a grid and stand one by one in a folder beside it. Each PNG holds its
 settings as text ("minibnn"), so that it can be drawn again. `--posterior-samples K` draws every prompt with the mean

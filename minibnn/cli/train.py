@@ -1,4 +1,4 @@
-"""The command `python -m minibnn.train --images ./dog`: from options to a run's folder.
+"""The command `python -m minibnn train --images ./dog`: from options to a run's folder.
 
 Opens the model, settles what the command line left open, hands the loop of `minibnn/train.py` its batches and its
 observers (progress, samples, monitor, checkpoints), and writes the result at the posterior mean.
@@ -141,7 +141,7 @@ def finish(options, sd, samples, watching, keep):
     advice = curves.advice_of(out)
     model = out / advice["model"] if advice and advice["model"] else out
     prompt = shlex.quote(f"{options.prompt[0]} in the snow")
-    print(f"  python -m minibnn.sample --model {shlex.quote(str(model))} --prompt {prompt} --out picture.png")
+    print(f"  python -m minibnn sample --model {shlex.quote(str(model))} --prompt {prompt} --out picture.png")
 
 
 def write_page(options, step, watching=None):

@@ -141,7 +141,7 @@ def graft_there(options, out):
     with unfinished.begun(options, out) as work:
         record = make(options, sd.to(options.device), reward, work, unfinished.to_go_on(options, out))
     drawing = ("--model", str(out), "--prompt", options.prompt[0], "--eta", f"{options.eta:g}", "--out", "picture.png")
-    print(f"done: python -m minibnn.sample {shlex.join(drawing)}")
+    print(f"done: python -m minibnn sample {shlex.join(drawing)}")
     return record
 
 
