@@ -149,8 +149,8 @@ def perform(name, kind, seed, options, judge):
 def markdown(lines, names, right, whole):
     """The page: what its columns mean, and what each setting gives and how long it takes."""
     ran = {name: own for name in names if (own := [line for line in lines if line["setting"] == name])}
-    options = {name: f"`{' '.join(SETTINGS[name].options)}`" for name in ran if SETTINGS[name].options}
-    columns = ["setting", "captions", "runs", *MEASURES, "s", *(["options of `train`"] if options else [])]
+    more = {name: f"`{' '.join(SETTINGS[name].options)}`" for name in ran if SETTINGS[name].options}
+    columns = ["setting", "captions", "runs", *MEASURES, "s", *(["options of `train`"] if more else [])]
     rows = [
         "# What the recipe and others give", "",
         "A run fine-tunes the bundled model on six drawings of a spotted animal, with one subject and one seed. Its "
@@ -168,7 +168,7 @@ def markdown(lines, names, right, whole):
     for name, own in ran.items():
         cells = [cell(what, [line["values"][what] for line in own]) for what in MEASURES]
         cells.append(f"{np.mean([line['seconds'] for line in own]):.0f}")
-        cells += [options.get(name, "the recipe's")] if options else []
+        cells += [more.get(name, "the recipe's")] if more else []
         rows.append(f"| {name} | {SETTINGS[name].captions} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
