@@ -476,6 +476,18 @@ def test_a_run_that_diverged_is_not_counted_as_work(whole, tmp_path):
     assert (left.runs, left.steps, left.pictures) == (0, 0, 0)
 
 
+def test_a_run_that_diverges_has_no_costs(whole, tmp_path, monkeypatch):
+    """Bug of an earlier version: its steps took 0.0 seconds, which Table 3 averaged with those of the others."""
+    bench = command.open_bench(replace(whole.options, out=str(tmp_path / "out")))
+    run, steps = next((run, steps) for run, steps in trainings(plan(bench.study)).items() if run.method == "lora")
+    broken = lambda pictures, wanted: {"Dino": [math.nan] * len(pictures)}  # noqa: E731
+    monkeypatch.setattr(perform_module, "judge_of", lambda *given: broken)
+    perform_module.perform(bench, run, steps)
+    why = json.loads((perform_module.folder_of(bench, run) / "diverged.json").read_text())["why"]
+    assert "have no measures" in why and not (tmp_path / "out" / "costs").exists()
+    assert (whole.out / "costs" / f"{run.name}.json").exists()
+
+
 def test_what_a_single_file_needs_is_not_forced_on_folders(made, monkeypatch):
     """--tokenizer and --prediction-type are of single files; the latter of v2.0's, where there is one."""
     asked = []
@@ -530,13 +542,15 @@ def test_the_authors_scripts_are_followed_where_they_differ(made):
     assert class_count(bench, bnn) == 200
 
 
-def test_the_plan_is_told_with_hours_and_leaves_nothing(made, quickly, tmp_path, capsys):
-    options = parse(PaperOptions, "x", small_paper.words(made, "--only", "fig13", "--seeds", "0", "--plan",
-                                                         "--classes", "dog6", "--out", str(tmp_path / "out")))
+@pytest.mark.parametrize(("each", "pictures"), [("2", 12), ("3", 18)])
+def test_the_plan_is_told_with_hours_and_leaves_nothing(made, quickly, tmp_path, capsys, each, pictures):
+    """Bug of an earlier version: the trial with --each 3 drew a prompt once, which has no diversity then."""
+    options = parse(PaperOptions, "x", small_paper.words(made, "--only", "fig13", "--seeds", "0", "--plan", "--each",
+                                                         each, "--classes", "dog6", "--out", str(tmp_path / "out")))
     command.paper(options)
     said = capsys.readouterr().out
     assert "fig13: 2 runs, 4 steps" in said
-    assert "2 of 2 runs to do: 4 steps, 12 pictures to draw and measure, 4 class pictures; about 0.0 hours" in said
+    assert f"2 of 2 runs to do: 4 steps, {pictures} pictures to draw and measure, 4 class pictures; about 0.0" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -623,6 +637,8 @@ def test_statements_are_judged_by_sign_and_interval():
     assert found["BNNs raise image fidelity above 100 steps a picture (§5.2)"] == "yes"
     assert found["BNNs lower image fidelity at 100 steps a picture (§5.2)"] == "yes"
     assert found["BNNs improve quality at every number of steps (§5.2)"] == "–"
+    unfinished = [s["says"] for s in statements({"fig7": []}, {"fig7": []})]
+    assert unfinished == ["BNNs improve quality at every number of steps (§5.2)"]  # nothing of steps not known yet
 
     def place(row, column, mean, measure="Dino"):
         return {"row": row, "column": column, "mean": mean, "measure": measure}

@@ -86,15 +86,16 @@ def time_step(bench, run):
 def time_picture(bench, run, sd, images):
     """(seconds to draw and measure a picture, its bytes as a file)."""
     judge = judge_of(bench, sd, images)
-    number = max(bench.options.each, min(bench.options.batch_size, 4))
-    wanted = wanted_of(bench, run.subject)[:number]
+    each = bench.options.each
+    prompts = -(-min(bench.options.batch_size, 4) // each)  # whole ones: diversity needs all pictures of a prompt
+    wanted = wanted_of(bench, run.subject)[: prompts * each]
     start = time.perf_counter()
     with at_the_mean(sd, getattr(torch, bench.dtype)):
         settings = {"steps": bench.options.sample_steps, "sampler": "ddim" if bench.tiny else "pndm"}
         drawn = sd.generate([words for words, _ in wanted], **settings, batch_size=bench.options.batch_size,
                             progress=False)
     judge(drawn, wanted)
-    seconds = (time.perf_counter() - start) / number
+    seconds = (time.perf_counter() - start) / len(wanted)
     with tempfile.TemporaryDirectory() as folder:
         save_png(drawn[0], Path(folder) / "x.png")
         return seconds, (Path(folder) / "x.png").stat().st_size

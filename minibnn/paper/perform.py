@@ -204,6 +204,7 @@ def perform(bench, run, steps):
             train(training, options, batches, [progress, observer])
     except Diverged as error:
         write_json(folder_of(bench, run) / "diverged.json", {"run": run.name, "why": str(error)})
+        return  # it has no costs, since the seconds of its steps are not known
     write_json(bench.out / "costs" / f"{run.name}.json", observer.costs(training))
 
 

@@ -41,13 +41,13 @@ def statements(tables, differences):
         lines = of_role(differences["fig7"], "quality")
         say("fig7", "BNNs improve quality at every number of steps (§5.2)", judge(lines), spread(lines))
         columns = sorted({line["column"] for line in differences["fig7"]})
-        for word, chosen in (("above", columns[1:]), ("at", columns[:1])):
+        for word, chosen in (("above", columns[1:]), ("at", columns[:1])) if columns else ():
             lines = [line for line in of_role(differences["fig7"], "fidelity") if line["column"] in chosen]
             if word == "at":
                 lines = [line | {"difference": -line["difference"], "low": minus(line["high"]),
                                  "high": minus(line["low"])} for line in lines]
             change = "raise" if word == "above" else "lower"
-            says = f"BNNs {change} image fidelity {word} {columns[0]:g} steps a picture (§5.2)" if columns else "BNNs"
+            says = f"BNNs {change} image fidelity {word} {columns[0]:g} steps a picture (§5.2)"
             say("fig7", says, judge(lines), spread(lines))
     for role in ("fidelity", "quality") if "fig8" in tables else ():
         lines = of_role(differences["fig8"], role)
