@@ -11,7 +11,8 @@ from minibnn.options.aliases import translate
 from minibnn.options.parsing import build, meanings
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tutorials/RESULTS.md")]
+PAGES += sorted(ROOT.glob("docs/*.md"))
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 
 
@@ -48,6 +49,18 @@ def test_every_link_leads_somewhere(page):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", text):
         assert (page.parent / target).exists(), target
+
+
+def anchor(heading):
+    """What GitHub makes of a heading: "## Disk, memory" -> "disk-memory"."""
+    return re.sub(r"[^\w -]", "", re.sub(r"[`*]", "", heading).lower()).replace(" ", "-")
+
+
+@each_page
+def test_every_link_into_a_page_finds_its_heading(page):
+    for target, name in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+        text = (page.parent / target if target else page).read_text(encoding="utf-8")
+        assert name in map(anchor, re.findall(r"^#+ (.+)$", text, re.MULTILINE)), f"{target}#{name}"
 
 
 def test_the_map_names_every_file():

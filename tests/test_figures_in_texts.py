@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from minibnn.experiments import report
+from minibnn.files.configs import RECIPE
 from minibnn.lab.intervals import interval
 
 ROOT = Path(__file__).parents[1]
@@ -107,6 +108,14 @@ def seconds(place):
     return json.loads((RESULTS / "where.json").read_text())["rows"][place]["seconds"]
 
 
+def minutes(method="dreambooth", class_count=None, photos=6):
+    """Of the class pictures and of the steps of a training of SD, at the rates that docs/training.md assumes."""
+    own = RECIPE | RECIPE["methods"].get(method, {})
+    drawn = class_count or photos * own["class_pictures_per_picture"] * (own["prior_weight"] > 0)
+    return drawn * 2 * own["sample_steps"] / EVALUATIONS / 60, photos * own["steps_per_picture"] / STEPS / 60
+
+
+STEPS, EVALUATIONS = 5, 25  # in a second
 SAMPLERS = [[f"{sampler}-g{g}" for sampler in ("ddim-25", "ddim-50", "pndm-50")] for g in ("1", "3", "7.5")]
 SAMPLERS[2].append("ddim-250-g7.5")
 
@@ -173,6 +182,18 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "GRAFT": ("RESULTS", "raises the reward by {} [{}, {}]", lambda: [*rewards("GRAFT", "base")], 2),
     "P-GRAFT": ("RESULTS", "the switch at 250 differs from it by {} [{}, {}]", lambda: [
         *rewards("P-GRAFT 250", "GRAFT")], 2),
+    "README, time": ("README", "estimated [{} minutes, {} of them for the class pictures]", lambda: [
+        sum(minutes()), minutes()[0]], 0),
+    "README, less time": ("README", "`--class-count 200` it takes {}, and with `--method lora` {}.", lambda: [
+        sum(minutes(class_count=200)), sum(minutes("lora"))], 0),
+    "rates": ("docs/training", "in a second, {} training steps or {} evaluations", lambda: [STEPS, EVALUATIONS], 0),
+    "time": ("docs/training", "1,200: {} minutes | 1,200 steps: {} minutes | {} minutes", lambda: [
+        *minutes(), sum(minutes())], 0),
+    "less time": ("docs/training", "200 in all: {} minutes | 1,200 steps: {} minutes | {} minutes", lambda: [
+        *minutes(class_count=200), sum(minutes(class_count=200))], 0),
+    "time of LoRA": ("docs/training", "none | 2,400 steps: {} minutes", lambda: minutes("lora")[1:], 0),
+    "time of Table 1": ("docs/paper", "takes {} hours for the steps and {} for the pictures", lambda: [
+        1.2e6 / STEPS / 3600, (90_000 + 15_000) * 2 * RECIPE["sample_steps"] / EVALUATIONS / 3600], 0),
     "README, captions": ("README", "in ten places {} % [{}, {}] show", lambda: [*recipe("four-captions", "both")], 0),
     "captions": ("docs/training", "{} % [{}, {}] of the pictures in ten places", lambda: [
         *recipe("four-captions", "both")], 0),
