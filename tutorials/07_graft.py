@@ -372,7 +372,7 @@ for i, switch in enumerate(SWITCHES):
 #
 # So the paper's argument, less variance for more bias, has its right shape: variance falls with the switch. But the
 # dozens scatter by 0.06 to 0.2, so that six trainings do not tell their means apart (at switch 0 0.22 ± 0.12, at 200
-# 0.14 ± 0.06). What can be told is the gain at switch 200 with 180 samples, 0.080 ± 0.008 against 0.111 ± 0.015, and
+# 0.14 ± 0.06). What is shown is the gain at switch 200 with 180 samples, 0.080 ± 0.008 against 0.111 ± 0.015, and
 # with 3,059, 0.078 ± 0.002 against 0.104 ± 0.011, and there it is *training* that gains, not variance: the copy has
 # less to learn in its 300 steps. One training for each point, as an earlier version of this page had, would have shown
 # half or double of it by chance. At switch 400 and beyond the bias outweighs everything.

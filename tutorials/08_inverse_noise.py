@@ -300,7 +300,7 @@ for steps in (5, 10, 40):
 
 # %% [markdown]
 # What the paper claims for pictures (better FID with fewer FLOPs), and what of it is left beside the two rivals with
-# the bundled flow on the world's pictures, stands in [results/inverse_noise.md](results/inverse_noise.md), measured
+# the bundled flow on the world's pictures, is in [results/inverse_noise.md](results/inverse_noise.md), measured
 # with several seeds by `python -m minibnn experiment inverse-noise`.
 #
 # ## Questions

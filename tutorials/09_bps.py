@@ -274,7 +274,7 @@ for name, pictures in (("the real drawings", real), ("frozen", frozen), ("steere
 # pictures have 0.78 ± 0.14 more edge than on another sketch's, the frozen ones 0.26 ± 0.07 (both draw subjects near the
 # middle, where another's lines are, too, and captions tell a little of the shape), real drawings 3.25 ± 0.42: about a
 # sixth of the way. One training of one branch; the standard errors are over forty sketches. How well outlines are met
-# after 60 and 180 steps with 12, 40 and 200 pairs stands in [results/bps.md](results/bps.md), measured by
+# after 60 and 180 steps with 12, 40 and 200 pairs is in [results/bps.md](results/bps.md), measured by
 # `python -m minibnn experiment bps`, with additions at ControlNet's places (skips only) and T2I-Adapter's (encoder
 # only) beside it. Only BPS was tuned there, so it is no contest.
 #
