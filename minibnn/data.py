@@ -85,8 +85,8 @@ def read_prompts(path, option):
     return prompts
 
 
-def open_picture(path):
-    """A picture of any mode -> PIL RGB, upright, of its own size; transparent parts become white.
+def open_picture(path, background="white"):
+    """A picture of any mode -> PIL RGB, upright, of its own size; `background` is the colour of transparent parts.
 
     Raises UserError naming the file when it is broken or absurdly large.
     """
@@ -94,7 +94,7 @@ def open_picture(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # at twice that size it is an error
             image = Image.open(path)
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(ImageOps.exif_transpose(image), background)
     except Image.DecompressionBombError:
         raise UserError(f"{path}: too many pixels to be opened safely; make it smaller") from None
     except MemoryError:
@@ -112,7 +112,7 @@ def load_picture(path, size):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def _to_rgb(image):
+def _to_rgb(image, background="white"):
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image).astype(np.float64) / 257  # 16 bits -> 8 bits; PIL's own convert clips instead
         image = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
@@ -121,7 +121,7 @@ def _to_rgb(image):
         image = Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image.convert("RGB")
 
 

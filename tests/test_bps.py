@@ -491,6 +491,28 @@ def test_pairs_are_exact(pairs):
     assert torch.equal(images[0], torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1)
 
 
+def test_captions_and_hints_are_read_as_those_of_all_commands(pairs):
+    """Bug of an earlier version: Notepad's mark and the end of a line stood in the prompt, hints lay on their side, and
+    those of 16 bits were white."""
+    (pairs / "000.txt").write_bytes("\ufeffa dog\r\non grass \n".encode())
+    mark = Image.new("L", (64, 48))
+    mark.putpixel((5, 40), 255)  # of a picture that is to be turned by 90 degrees to the right
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    mark.save(pairs / "000.hint.png", exif=exif)
+    Image.new("RGB", (48, 64)).save(pairs / "000.png")
+    Image.fromarray(np.full((64, 64), 0x8000, np.uint16)).save(pairs / "001.hint.png")
+    clear = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
+    clear.putpixel((3, 4), (255, 255, 255, 255))
+    clear.save(pairs / "002.hint.png")
+    _, _, captions = bps.read_pairs(pairs, 1, 64)
+    assert captions[0] == "a dog on grass"
+    upright = bps.read_hint(pairs / "000.hint.png", 1)[0]
+    assert upright.shape == (64, 48) and upright.nonzero().tolist() == [[5, 7]]
+    assert bps.read_hint(pairs / "001.hint.png", 3).unique().tolist() == pytest.approx([128 / 255])
+    assert bps.read_hint(pairs / "002.hint.png", 1)[0].nonzero().tolist() == [[4, 3]]
+
+
 def test_command_trains_draws_and_repeats_itself(pairs, tmp_path, capsys):
     before = hashed(StableDiffusion.load("tiny").unet)
     bps_run.train_or_draw(options(pairs))
@@ -630,7 +652,9 @@ class TestMistakes:
 
     def test_missing_caption_or_picture(self, pairs):
         (pairs / "002.txt").write_text(" \n")
-        self.refused(pairs, r"002.txt is missing or empty")
+        self.refused(pairs, r"002.txt is empty")
+        (pairs / "002.txt").unlink()
+        self.refused(pairs, r"002.txt is missing: it holds the caption of 002.png")
         (pairs / "000.png").unlink()
         self.refused(pairs, r"000.png")
 
@@ -675,7 +699,7 @@ class TestMistakes:
 
     def test_a_caption_of_another_encoding(self, pairs):
         (pairs / "001.txt").write_bytes("ein grüner Hund".encode("latin-1"))
-        self.refused(pairs, "001.txt is no UTF-8 text .*; save it as UTF-8")
+        self.refused(pairs, "001.txt is not a caption in UTF-8")
 
     def test_a_hint_of_too_many_pixels(self, pairs, monkeypatch):
         hint = pairs / "000.hint.png"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from .. import data, schedule
 from ..checkpoints import STATE, load_checkpoint
@@ -68,14 +68,9 @@ def hint_files(folder):
 def read_hint(path, channels, size=None, resolution=None):
     """A PNG -> (channels, H, W) in [0, 1]. size: the (width, height) it must have; resolution: crop it to a square.
 
-    Raises UserError naming the file.
+    Transparent parts are black, where a hint says nothing. Raises UserError naming the file.
     """
-    try:
-        image = Image.open(path).convert("L" if channels == 1 else "RGB")
-    except Image.DecompressionBombError:
-        raise UserError(f"{path}: too many pixels to be opened safely; make it smaller") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: broken, or not a picture ({error})") from None
+    image = data.open_picture(path, background="black").convert("L" if channels == 1 else "RGB")
     if size and image.size != size:
         wanted = f"{size[0]} x {size[1]}; make it that size"
         raise UserError(f"{path} is {image.width} x {image.height} pixels, not {wanted}")
@@ -98,15 +93,12 @@ def edges_of(path, resolution):
     return sketch((data.load_picture(path, resolution)[None] + 1) / 2)[0]
 
 
-def read_caption(path):
-    """The words of a text file. Raises UserError if it is missing, empty or not UTF-8."""
-    try:
-        text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 text ({error}); save it as UTF-8") from None
-    if not text:
-        raise UserError(f"{path} is missing or empty: it holds the caption of {path.stem}.png")
-    return text
+def read_caption(folder, name):
+    """The words of NAME.txt in a folder. Raises UserError if it is missing, empty or not UTF-8."""
+    picture = Path(folder) / f"{name}.png"
+    if not data.caption_file(picture).exists():
+        raise UserError(f"{data.caption_file(picture)} is missing: it holds the caption of {picture.name}")
+    return data.captions([picture], "")[0]
 
 
 def pair_files(folder, edges=False):
@@ -127,9 +119,8 @@ def read_pairs(folder, channels, resolution, edges=False):
         if edges:
             hints.append(edges_of(picture, resolution))
         else:
-            size = ImageOps.exif_transpose(Image.open(picture)).size
-            hints.append(read_hint(path, channels, size, resolution))
-        captions.append(read_caption(Path(folder) / f"{name}.txt"))
+            hints.append(read_hint(path, channels, data.open_picture(picture).size, resolution))
+        captions.append(read_caption(folder, name))
     return torch.stack(hints), torch.stack(images), captions
 
 

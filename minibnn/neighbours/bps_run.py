@@ -97,7 +97,7 @@ def train_or_draw_there(out, options):
             first = read_hint(next(iter(files.values())), branch.hint_channels)
             size = (first.shape[2], first.shape[1])
             hints = torch.stack([read_hint(path, branch.hint_channels, size) for path in files.values()])
-        prompts = [read_caption(Path(options.hints) / f"{name}.txt") for name in files]
+        prompts = [read_caption(options.hints, name) for name in files]
     else:
         branch, hints, prompts = train_on_pairs(sd.to(device), out, options, dtype)
         files = []
