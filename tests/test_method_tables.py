@@ -15,7 +15,7 @@ from PIL import Image
 from scipy import stats
 
 from minibnn import UserError, runs
-from minibnn.experiments import methods
+from minibnn.experiments import children, methods
 from minibnn.experiments.prompts import world_prompts
 from minibnn.files.configs import RECIPE
 from minibnn.files.store import write_json
@@ -141,7 +141,7 @@ def test_a_run_is_charged_for_itself_alone(tmp_path, monkeypatch):
     """Time and memory are the child's, sizes those of its checkpoint and of its result; the folder is deleted."""
     options = MethodsOptions(out=str(tmp_path), images="tutorials/dog", steps=1)
 
-    def train_apart(row, seed, options, folder):
+    def costs_of_training(row, seed, options, folder):
         write_tensors(folder / runs.STATE, {"a": torch.zeros(1000)})
         write_tensors(folder / "pytorch_lora_weights.safetensors", {"b": torch.zeros(10)})
         write_json(folder / "config.json", {"format": runs.FORMAT, "options": {"steps": 600}})
@@ -153,7 +153,7 @@ def test_a_run_is_charged_for_itself_alone(tmp_path, monkeypatch):
         def generate(self, prompts, **_):
             return [np.full((64, 64, 3), i, np.uint8) for i in range(len(prompts))]
 
-    monkeypatch.setattr(methods, "train_apart", train_apart)
+    monkeypatch.setattr(methods, "costs_of_training", costs_of_training)
     monkeypatch.setattr(methods.StableDiffusion, "load", lambda folder: Fake())
     line, strip = methods.perform("LoRA", 3, options, torch.rand(2, 3, 64, 64), {"steps": None})
     assert line["settings"] == {"steps": None}
@@ -166,4 +166,24 @@ def test_a_run_is_charged_for_itself_alone(tmp_path, monkeypatch):
 def test_a_child_that_fails_says_why(tmp_path):
     options = MethodsOptions(out=str(tmp_path), images=str(tmp_path / "nowhere"), steps=1)
     with pytest.raises(UserError, match="LoRA, seed 0: error: --images .*nowhere: no such folder"):
-        methods.train_apart("LoRA", 0, options, tmp_path / "x")
+        methods.costs_of_training("LoRA", 0, options, tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("kill -9 $$", "^LoRA: the training was ended by SIGKILL$"),
+        ("echo 10% done >&2; kill -TERM $$", "^LoRA: the training was ended by SIGTERM$"),
+        ("exit 3", "^LoRA: the training ended with exit status 3, and said nothing$"),
+        ("echo a >&2; echo b >&2; echo >&2; exit 2", "^LoRA: b$"),
+        ("exit $WANTED", "exit status 7"),
+    ],
+)
+def test_a_child_that_dies_without_a_word_is_told(script, message, tmp_path, monkeypatch):
+    """Bug of an earlier version: `splitlines()[-1]` of nothing, an IndexError without the name of the run."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(children.sys, "executable", str(python))
+    with pytest.raises(UserError, match=message):
+        children.train_apart("LoRA", [], {"WANTED": "7"})

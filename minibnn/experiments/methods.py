@@ -30,7 +30,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -52,6 +51,7 @@ from ..progress import progress_bar
 from ..runs import fingerprint, read_config
 from ..world import measures as world_measures
 from ..world.classifier import reconstruct
+from .children import train_apart
 from .prompts import world_prompts
 from .records import check_alike, figure
 
@@ -97,23 +97,16 @@ def settings_of(options):
     return {"steps": options.steps, "each": options.each, "images": hashlib.sha256(pictures.encode()).hexdigest()[:16]}
 
 
-def train_apart(row, seed, options, folder):
+def costs_of_training(row, seed, options, folder):
     """Run the command `train` as a process; returns its processor time in seconds and its peak memory in MB."""
-    command = [
-        sys.executable, "-m", "minibnn", "train", "--model", "tiny", "--images", options.images, "--out", str(folder),
-        "--seed", str(seed), *(("--steps", str(options.steps)) if options.steps else ()), "--samples", "0",
-        "--no-monitor", "--overwrite", "--class-images", str(Path(options.out) / "class_images"), "--no-captions",
-        *ROWS[row],
+    words = [
+        "--model", "tiny", "--images", options.images, "--out", str(folder), "--seed", str(seed),
+        *(("--steps", str(options.steps)) if options.steps else ()), "--samples", "0", "--no-monitor", "--overwrite",
+        "--class-images", str(Path(options.out) / "class_images"), "--no-captions", *ROWS[row],
     ]
     if not hasattr(os, "wait4"):
         raise UserError("this experiment measures processor time and memory in a way that Windows does not know")
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=one_thread, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    complaint = process.stderr.read().decode()
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise UserError(f"{row}, seed {seed}: {complaint.splitlines()[-1]}")
+    _, used = train_apart(f"{row}, seed {seed}", words, {"OMP_NUM_THREADS": "1"})
     unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kilobytes
     return {"seconds": round(used.ru_utime + used.ru_stime, 1), "memory": round(used.ru_maxrss / unit)}
 
@@ -138,7 +131,7 @@ def measure(pictures, wanted, training):
 def perform(row, seed, options, training, settings):
     """Train and measure one run; returns its line and the pictures of its strip."""
     folder = Path(options.out) / "training"
-    cost = train_apart(row, seed, options, folder)
+    cost = costs_of_training(row, seed, options, folder)
     sd, steps = StableDiffusion.load(folder), read_config(folder)["options"]["steps"]
     files = list(folder.rglob("*.safetensors"))
     sizes = {  # in bytes: what is trained with Adam's two moments; the result

@@ -11,9 +11,6 @@ training prompt, six places, the class prompt twice).
 
 import json
 import shutil
-import subprocess
-import sys
-import time
 from functools import cache
 from pathlib import Path
 
@@ -36,6 +33,7 @@ from ..progress import progress_bar
 from ..world import measures as world_measures
 from ..world import scenes as world
 from ..world.judge import judged, train_judge, validated
+from .children import train_apart
 from .recipe_settings import SETTINGS
 from .records import check_alike
 
@@ -126,21 +124,16 @@ def perform(name, kind, seed, options, judge):
     setting, folder = SETTINGS[name], out / "training"
     images = out / "subjects" / f"{kind}-{setting.captions}"
     world.write_subject(images, kind, setting.captions)
-    command = [
-        sys.executable, "-m", "minibnn", "train", "--model", options.model, "--images", str(images), "--out",
-        str(folder), "--prompt", f"a photo of a sks {kind}", "--class-prompt", f"a photo of a {kind}", "--seed",
-        str(seed), "--class-images", str(out / "class_images" / kind), "--samples", "0", "--no-monitor", "--overwrite",
-        *setting.options,
+    words = [
+        "--model", options.model, "--images", str(images), "--out", str(folder), "--prompt", f"a photo of a sks {kind}",
+        "--class-prompt", f"a photo of a {kind}", "--seed", str(seed), "--class-images",
+        str(out / "class_images" / kind), "--samples", "0", "--no-monitor", "--overwrite", *setting.options,
     ]
-    start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"{name}, {kind}, seed {seed}: {done.stderr.strip().splitlines()[-1]}")
-    seconds = round(time.perf_counter() - start, 1)
+    seconds, _ = train_apart(f"{name}, {kind}, seed {seed}", words)
     values, pictures = measure(StableDiffusion.load(folder), options.model, judge, kind)
     shutil.rmtree(folder)
     return {"setting": name, "subject": kind, "seed": seed, "options": described(name, options.model),
-            "seconds": seconds, "values": values}, pictures
+            "seconds": round(seconds, 1), "values": values}, pictures
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
