@@ -103,7 +103,7 @@ def is_adapter_run(folder):
         return False
     if not is_adapter(folder):
         begun = (Path(folder) / STATE).exists()
-        how = f"to go on: {to_go_on(folder)}" if begun else "it has no checkpoint; give its training command again"
+        how = f"to go on: {to_go_on(folder)}" if begun else "it has no checkpoint; run its training command again"
         raise UserError(f"the run in {folder} is not finished; {how}")
     return True
 

@@ -545,7 +545,7 @@ def test_a_stopped_training_goes_on_to_the_same_branch(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt, match="stopped after step 1, .* python -m minibnn bps --resume --out"):
             command(*words, "--out", run)
     assert sorted(p.name for p in work.iterdir()) == ["checkpoint", "options.json"] and not run.exists()
-    with pytest.raises(UserError, match="--resume goes on with it, --overwrite forgets it"):
+    with pytest.raises(UserError, match="--resume continues it, --overwrite discards it"):
         command(*words, "--out", run)
     with pytest.raises(UserError, match="--lr is not what .*run.unfinished began with"):
         command("--resume", "--out", run, "--lr", "1e-4")

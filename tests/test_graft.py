@@ -551,7 +551,7 @@ def test_a_stopped_run_draws_no_candidate_twice_and_ends_alike(run_folder, tmp_p
     work = tmp_path / "run.unfinished"
     assert sorted(p.name for p in work.iterdir()) == ["candidates-000000.safetensors", "options.json"]
     assert not out.exists()
-    with pytest.raises(UserError, match="--resume goes on with it, --overwrite forgets it"):
+    with pytest.raises(UserError, match="--resume continues it, --overwrite discards it"):
         graft_run.graft(graft_options(*words))
     with pytest.raises(UserError, match="--seed is not what .*run.unfinished began with"):
         command("--resume", "--out", out, "--seed", "3")

@@ -181,7 +181,7 @@ def test_train_is_stopped_resumed_and_draws(model, sd, pictures, tmp_path, monke
     with pytest.raises(KeyboardInterrupt, match=f"to go on: python -m minibnn rectified --resume --out {out}"):
         command(*words, *small)
     assert sorted(p.name for p in work.iterdir()) == ["inverse-000000.safetensors", "options.json"] and not out.exists()
-    with pytest.raises(UserError, match="--resume goes on with it, --overwrite forgets it"):
+    with pytest.raises(UserError, match="--resume continues it, --overwrite discards it"):
         command(*words, *small)
     with pytest.raises(UserError, match="--guidance is not what .*run.unfinished began with"):
         command("--resume", "--out", out, "--guidance", "2")

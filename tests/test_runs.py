@@ -111,7 +111,7 @@ def test_the_laboratory_takes_a_base_by_hand_where_the_runs_own_is_gone(adapter_
 
 def test_an_unfinished_adapter_run_is_no_model(adapter_run, tmp_path):
     (tmp_path / "config.json").write_text((adapter_run / "config.json").read_text())
-    with pytest.raises(UserError, match="is not finished; it has no checkpoint; give"):
+    with pytest.raises(UserError, match="is not finished; it has no checkpoint; run"):
         StableDiffusion.load(tmp_path)
 
 

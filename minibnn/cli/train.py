@@ -259,7 +259,7 @@ def class_source(options, sd, classes):
                 paths += data.class_pictures(sd, each.folder, each.count, each.made_for)
                 prompts += [each.made_for["prompt"]] * each.count
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped while drawing class pictures; to go on, give the same command again") from None
+        raise KeyboardInterrupt("stopped while drawing class pictures; to go on, run the same command again") from None
     return [(data.Pictures(paths, options.resolution), prompts)] if classes else []
 
 

@@ -153,7 +153,7 @@ def explain(error, options=None):
     if kind == "JSONDecodeError":
         return f"a file is not valid JSON ({said})"
     if kind in ("BrokenProcessPool", "ProcessExitedException"):
-        return f"a worker process was stopped from outside, perhaps for lack of memory ({said}): give the command again"
+        return f"a worker process was stopped from outside, perhaps for lack of memory ({said}): run the command again"
     return None
 
 

@@ -1,7 +1,7 @@
 """What a command has begun and not finished: the folder OUT.unfinished beside OUT, with what it takes to go on.
 
 Its options.json holds the command's name, its options, and fingerprints of the pictures that it learns from. --resume
-goes on with it; --overwrite without --resume forgets it.
+continues it; --overwrite without --resume discards it.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ def to_go_on(options, out):
 
 
 def check(options, out):
-    """Refuse to begin anew what was begun, unless --overwrite forgets it, and to delete anything else.
+    """Refuse to begin anew what was begun, unless --overwrite discards it, and to delete anything else.
 
     Raises UserError.
     """
@@ -85,7 +85,7 @@ def check(options, out):
     if not (work / FILE).exists():
         raise UserError(f"--out {out}: {work} is needed, and holds something else: move it, or name another --out")
     if not options.overwrite:
-        raise UserError(f"--out {out}: {work} holds what was begun: --resume goes on with it, --overwrite forgets it")
+        raise UserError(f"--out {out}: {work} holds what was begun: --resume continues it, --overwrite discards it")
     content(work / FILE, type(options))
 
 

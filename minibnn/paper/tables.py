@@ -48,7 +48,7 @@ def summary_of(path):
     values = held["values"]
     if wrong := [name for name, each in values.items() if len(each) != len(held["prompts"])]:
         raise UserError(f"{path}: {wrong[0]} has {len(values[wrong[0]])} values for {len(held['prompts'])} pictures; "
-                        "delete its folder and give the command again")
+                        "delete its folder and run the command again")
     chosen = {case: {name: each[i] for name, each in values.items()} for case, i in held["cases"].items()}
     return {name: statistics.fmean(each) for name, each in values.items()}, chosen
 

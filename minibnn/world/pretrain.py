@@ -2,7 +2,7 @@
 
 `--model tiny-v2` makes the other one (`bundled.py`).
 
-It takes about two hours on two CPU cores. A run that was stopped goes on when the command is given again. The stages:
+It takes about two hours on two CPU cores. A run that was stopped continues when the command is run again. The stages:
 1. `vae`: pictures of the world <-> latents (Kingma & Welling 2014; trained without SD's adversarial loss). Then, for
    `tiny-v2`, `decoder`: the decoder alone.
 2. `text`: a text encoder that learns to tell subject, colour and background from the caption. This stands for CLIP's

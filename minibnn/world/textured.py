@@ -1,6 +1,6 @@
 """Make the textured model from nothing: `python -m minibnn pretrain-textured --out minibnn/assets/textured`.
 
-It takes about half an hour on one CPU core, and a run that was stopped goes on when the command is given again.
+It takes about half an hour on one CPU core, and a run that was stopped continues when the command is run again.
 The model draws 24 × 24 pixels of twenty materials (`textures.py`) at three distances and in four lights, as a caption
 asks. It exists because the bundled `tiny` model cannot show noise: there is no VAE that blurs (`pixel_vae.py`), and
 the pictures are full of texture. The laboratory of the corruption stage (`experiments/stage.py`) fine-tunes it.
