@@ -68,28 +68,45 @@ def test_a_run_leaves_its_lines_and_strip_and_is_not_repeated(short, tmp_path, c
     assert (tmp_path / "plain-cat-textured-3.jsonl").stat().st_mtime_ns == written
 
 
-def test_fixed_sigma_stays_and_class_pictures_and_flat_drawings_are_used(short, tmp_path, monkeypatch):
+def test_class_pictures_and_flat_drawings_are_used(short, tmp_path, monkeypatch):
     seen = {}
 
     def spy(training, given, batches, observers):
-        seen[given.prior_weight] = (training, batches)
+        seen[given.prior_weight] = batches
         for observer in observers:
             observer(training)
 
     monkeypatch.setattr(stage, "train", spy)
     monkeypatch.setattr(stage, "CLASS_PICTURES", 4)
     options = StageOptions(out=str(tmp_path))
-    for name in ("bnn", "prior", "flat"):
+    for name in ("prior", "flat"):
         stage.perform(stage.Run(name, CAT, 0, "textured"), options)
-    assert len(seen[1.0][1].sources) == 2 and len(list((tmp_path / "class-textured").glob("*.png"))) == 4
+    assert len(seen[0.0].sources) == 1 and len(seen[1.0].sources) == 2 and len(list((tmp_path / "class-textured").glob("*.png"))) == 4
     flat = stage.pictures_of(stage.Run("flat", CAT, 0, "textured"), 24)
     cat = stage.pictures_of(stage.Run("plain", CAT, 0, "textured"), 24)
     from minibnn.world.texture_measures import noise_level
 
     assert noise_level(flat) < noise_level(cat)
-    stage.perform(stage.Run("bnn", CAT, 0, "textured"), options)
-    sigmas = [p for n, p in seen[0.0][0].sd.unet.named_parameters() if n.endswith("_sigma")]
-    assert sigmas and not any(p.requires_grad for p in sigmas) and all((p == 0.01).all() for p in sigmas)
+
+
+@pytest.mark.parametrize(("name", "fixed"), [("bnn", True), ("bnn-trained", False)])
+def test_sigma_stays_through_a_step_if_it_is_fixed(short, tmp_path, monkeypatch, name, fixed):
+    real, seen = stage.train, []
+
+    def one_step(training, given, batches, observers):
+        for observer in observers:
+            observer(training)
+        before = {key: value.clone() for key, value in training.sd.unet.state_dict().items()}
+        real(training, dataclasses.replace(given, steps=1), batches)
+        seen.extend((key, before[key], value) for key, value in training.sd.unet.state_dict().items())
+
+    monkeypatch.setattr(stage, "train", one_step)
+    monkeypatch.setitem(SETTINGS, name, dataclasses.replace(SETTINGS[name], looks=(0, 2)))
+    stage.perform(stage.Run(name, CAT, 0, "textured"), StageOptions(out=str(tmp_path)))
+    sigmas = [(was, now) for key, was, now in seen if key.endswith("_sigma")]
+    assert sigmas and all((was == 0.01).all() for was, _ in sigmas)
+    assert all(torch.equal(was, now) == fixed for was, now in sigmas)
+    assert not any(torch.equal(was, now) for key, was, now in seen if key.endswith("to_q.weight"))  # a step was made
 
 
 @pytest.mark.parametrize(("option", "own", "other", "message"), [

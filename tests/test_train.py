@@ -494,12 +494,18 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(options, tmp_pa
     assert all(torch.isfinite(v).all() for v in state(tmp_path / "run").values())
 
 
-def test_a_scheduler_file_without_prediction_type(options, tmp_path):
-    """As in the official SD v1.5 folder."""
-    sd = StableDiffusion.load("tiny")
-    del sd.configs["scheduler"]["prediction_type"]
-    sd.save(tmp_path / "old")
-    fine_tune(options("--model", str(tmp_path / "old"), "--steps", "1"))
+def test_a_scheduler_file_without_prediction_type(options, tmp_path, micro):
+    """As in the official SD v1.5 folder: it predicts ε."""
+    sd = StableDiffusion.load(micro)
+    for name, said in (("epsilon", "epsilon"), ("velocity", "v_prediction"), ("none", None)):
+        sd.configs["scheduler"]["prediction_type"] = said
+        if said is None:
+            del sd.configs["scheduler"]["prediction_type"]
+        sd.save(tmp_path / f"of-{name}")
+        fine_tune(options("--model", str(tmp_path / f"of-{name}"), "--steps", "1", out=name))
+    assert_same_state(tmp_path / "none", tmp_path / "epsilon")
+    none, velocity = state(tmp_path / "none"), state(tmp_path / "velocity")
+    assert not all(torch.equal(none[key], velocity[key]) for key in none)
 
 
 def test_a_run_remembers_its_prompts_and_resolution(options, tmp_path):
