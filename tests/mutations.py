@@ -255,7 +255,7 @@ MUTATIONS = (
              "--lr-warmup-steps is ignored."),
     Mutation("train-null-dropout-always-the-same", TRAIN, "-1 - i)", "-1)", "test_train.py",
              "Null dropout drops the prompts of the same places of the batch at each step, or of none."),
-    Mutation("gains-guidance", GAINS, "- (guidance - 1) * self.u", "- guidance * self.u", "test_gains.py",
+    Mutation("gains-guidance", GAINS, "- (guidance - 1) * u", "- guidance * u", "test_gains.py",
              "The guided gain takes away the unconditional one once too often."),
     Mutation("law-fresh-noise", LAW, "+ schedule.ddim_sigma(abar_t, abar_prev, eta) ** 2", "", "test_gain_law.py",
              "Ancestral sampling adds no noise."),

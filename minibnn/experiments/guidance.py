@@ -252,7 +252,7 @@ def report(rows):
             for name in ANCHORS:
                 pairs = zip(*((row["gains"]["c"], row["gains"][name]) for row in own), strict=True)
                 c, u = ([mean(each) for each in zip(*values, strict=True)] for values in pairs)
-                guided = [scale * a - (scale - 1) * b for a, b in zip(c, u, strict=True)]
+                guided = [gains.guided_gain(a, b, scale) for a, b in zip(c, u, strict=True)]
                 lines.append(f"| guided, w = {scale:g}, {name} | " + " | ".join(f"{v:.2f}" for v in guided) + " |")
         lines.append("")
     return "\n".join(lines)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..lab import gain_law, plot
+from ..lab.gains import guided_gain
 from ..lab.intervals import require_scipy
 from ..schedule import alphas_cumprod
 from .stage_settings import EARLY, views_at
@@ -19,13 +20,14 @@ GREY = 1 / math.sqrt(3)  # noise_level is that of the mean of three colours
 
 def guided(row, guidance):
     """Guided gains of a line at the measured times; guidance 1 gives c, and 0 gives u."""
-    return [guidance * c - (guidance - 1) * u for c, u in zip(row["c"], row["u"], strict=True)]
+    return [guided_gain(c, u, guidance) for c, u in zip(row["c"], row["u"], strict=True)]
 
 
 def law_points(runs):
-    """[(predicted, measured, step)] for all runs, looks and views whose gains are those of the drawn weights.
+    """[(predicted, measured, step, view)] of all runs, looks and views whose gains are those of the drawn weights.
 
-    Both are standard deviations of noise in the pixels of a picture, in [-1, 1]; measured is that above the true one.
+    The first two are standard deviations of noise in the pixels of a picture, in [-1, 1]; measured is that above the
+    true one.
     """
     abar, points = alphas_cumprod(), []
     by_name = {view.name: view for view in views_at(EARLY, EARLY)}

@@ -29,7 +29,7 @@ def change(rows, view, group, name):
     return late(rows, view, group, name) - at(rows, EARLY, view, group, name)
 
 
-def gain_at(rows, step, time, guidance=None):
+def gain_at(rows, step, time, guidance):
     """The guided gain at one step and time; guidance 1 is c, 0 is u."""
     row = next(r for r in rows if r["step"] == step)
     return guided(row, guidance)[row["times"].index(time)]
@@ -110,7 +110,7 @@ def phases(runs):
 
 
 def best(rows):
-    """(fidelity, step) of the look with the highest fidelity at guidance 7.5: what who stops in time gets."""
+    """(fidelity, step) of the look with the highest fidelity at guidance 7.5, the best that a stop could reach."""
     return max((r["fidelity"], r["step"]) for r in rows if r["view"] == MAIN.name and r["group"] == "training")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..files.schema import integer, items, number, optional, record, text
 from ..files.store import read_json
 from .gains import TIMES as GAIN_TIMES
+from .gains import guided_gain
 from .plot import Line, Panel
 
 TIMES = (100, 500, 900)  # at which the monitor measures σ₁
@@ -72,7 +73,7 @@ def of_looks(rows, world, guidance):
     steps = [row["step"] for row in rows]
     noise = "noise above clean drawings (× 1000)" if world else "noise (grey levels, Immerkær)"
     c, u = ([mean_gain(row, name) for row in rows] for name in "cu")
-    guided = [None if x is None else guidance * x - (guidance - 1) * y for x, y in zip(c, u, strict=True)]
+    guided = [None if x is None else guided_gain(x, y, guidance) for x, y in zip(c, u, strict=True)]
     named = (("with the prompt", c), ("without", u), (f"guidance {guidance:g}", guided))
     fidelity = [row["fidelity"] for row in rows]
     found = [Panel("fidelity to the training pictures", [Line("fidelity", steps, fidelity)])]

@@ -13,6 +13,7 @@ import dataclasses
 import torch
 
 from .gain_law import predicted_noise
+from .gains import guided_gain
 
 LOWER_GUIDANCE = (5.0, 3.0, 2.0, 1.5, 1.0)  # tried from above
 LEVELS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)  # of noise in latents, tried from below
@@ -30,8 +31,8 @@ class Reading:
     steps: int  # of DDIM
 
     def guided(self, guidance):
-        """s·c − (s−1)·u at each time, as a list."""
-        return [guidance * c - (guidance - 1) * u for c, u in zip(self.c, self.u, strict=True)]
+        """`guided_gain` at each time, as a list."""
+        return [guided_gain(c, u, guidance) for c, u in zip(self.c, self.u, strict=True)]
 
     def noise(self, guidance, eta=0.0, steps=None):
         """N(s, η): the predicted noise of samples, a standard deviation in units of the latents."""

@@ -29,6 +29,11 @@ from .sigma1_estimate import predictor
 TIMES = (20, 100, 300, 600, 900)  # about evenly spaced in the logarithm of √((1−ᾱ)/ᾱ), from 0.14 to 8.2 for SD
 
 
+def guided_gain(c, u, guidance):
+    """g = s·c − (s−1)·u for the guidance s, of numbers or tensors. It is c at 1, and u at 0."""
+    return guidance * c - (guidance - 1) * u
+
+
 @dataclasses.dataclass(frozen=True)
 class Gains:
     """The gains at T times, draw by draw; the same noise for c and u, so that guided(s) is exact for each draw."""
@@ -38,8 +43,8 @@ class Gains:
     u: torch.Tensor  # (T, draws, n), float64: without
 
     def guided(self, guidance):
-        """s·c − (s−1)·u for the guidance s: (T, draws, n). It is c at 1, and u at 0."""
-        return guidance * self.c - (guidance - 1) * self.u
+        """`guided_gain` of each draw: (T, draws, n)."""
+        return guided_gain(self.c, self.u, guidance)
 
 
 def mean(gains):

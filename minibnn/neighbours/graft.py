@@ -8,7 +8,8 @@ only at noise levels above t, and draws with the fine-tuned model down to t and 
     switch     t       a time of 0..999: the fine-tuned model is used at times above it; 0 is GRAFT
     x_t        X_t     the state of the trajectory at the first time of the sampler that is not above the switch
 
-How the paper trains P-GRAFT at levels s > t was not seen by us: its body was not at hand. There are two ways:
+We had only the abstract and an outline of that paper, which do not say how it trains P-GRAFT at levels s > t. There are
+two ways:
     A   x_s is x_t with more noise, which learns the law of the accepted x_t itself (`renoise`);
     B   x_s is the accepted x_0 with noise, as the command does. This learns the same law if (x_0, x_t) of the sampler
         have the law of the forward process: for a good model drawn with η = 1, not for the deterministic sampler.

@@ -51,8 +51,8 @@ def top_k_probability(q, m, k):
 def deduplicate(kept, keys, generator):
     """Of the kept samples with the same key keep one, each with the same probability.
 
-    kept (n,) bool; keys: list of n hashable values, what makes two samples "the same" (which the paper takes was not
-    seen by us).
+    kept (n,) bool; keys: list of n hashable values, what makes two samples "the same". Which the paper takes we do
+    not know: we had only its abstract and an outline.
     """
     chosen = torch.zeros_like(kept)
     seen = set()
