@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from . import __version__
-from .files.configs import RECIPE
+from .files.configs import RECIPE, complete_recipe
 from .options import commands, experiments
 from .options.examples import EXAMPLES
 from .options.kinds import DEFAULT, WORLD
@@ -93,7 +93,7 @@ def recipes(options_class):
     default = getattr(options_class, "model", None)
     model = default if default in WORLD else DEFAULT
     own = json.loads((Path(__file__).parent / "assets" / model / "recipe.json").read_text(encoding="utf-8"))
-    return {"SD": RECIPE, model: RECIPE | own}
+    return {"SD": RECIPE, model: complete_recipe(own)}
 
 
 def main(*words):

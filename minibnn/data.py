@@ -24,6 +24,7 @@ from .progress import progress_bar
 log = logging.getLogger("minibnn")
 
 CLASS_RECORD = ".class.json"
+NULL_FOLDER = "empty-prompt"  # in a folder of class pictures
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -194,15 +195,16 @@ def full_name(model):
     return model if model in BUNDLED else str(Path(model).resolve())
 
 
-def class_record(prompt, model, resolution):
+def class_record(prompt, model, resolution, guidance):
     """What drawn class pictures depend on, to be kept beside them."""
-    return {"prompt": prompt, "model": full_name(model), "resolution": resolution}
+    return {"prompt": prompt, "model": full_name(model), "resolution": resolution, "guidance": guidance}
 
 
 def check_class_pictures(folder, made_for):
     """Refuse class pictures drawn for something else than the `class_record` made_for. Raises UserError naming it."""
     record = Path(folder) / CLASS_RECORD
-    before = read_json(record) if record.exists() else made_for
+    before = {"guidance": made_for.get("guidance")}  # which version 0.2 does not say
+    before |= read_json(record) if record.exists() else made_for
     for key, value in made_for.items():
         if (was := before.get(key)) != value:
             raise UserError(f"--class-images {folder} was drawn for {key} {was!r}, not {value!r}; name another folder")
@@ -242,7 +244,8 @@ def draw_group(sd, n, seed, made_for, sampler):
     while True:
         try:
             prompts, size = [made_for["prompt"]] * n, made_for["resolution"]
-            return sd.generate(prompts, seed=seed, size=size, sampler=sampler, batch_size=at_once, progress=False)
+            return sd.generate(prompts, guidance=made_for["guidance"], seed=seed, size=size, sampler=sampler,
+                               batch_size=at_once, progress=False)
         except torch.OutOfMemoryError:
             if at_once == 1:
                 raise

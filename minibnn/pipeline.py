@@ -19,12 +19,12 @@ from .errors import UserError
 from .files import single_file
 from .files.configs import (
     FILES,
-    RECIPE,
     RECIPE_KINDS,
     SD2_TEXT,
     SD2_UNET,
     SD_SCHEDULER,
     check_scheduler,
+    complete_recipe,
     official_configs,
 )
 from .files.layouts import single_file_tensors
@@ -51,7 +51,7 @@ MODEL_INDEX = {
 
 @dataclasses.dataclass
 class StableDiffusion:
-    """The five parts. `configs` holds the official JSON of each network and of the scheduler; `recipe`: see RECIPE."""
+    """The five parts. `configs`: the official JSON of networks and scheduler; `recipe`: see `complete_recipe`."""
 
     unet: UNet
     vae: VAE
@@ -93,7 +93,7 @@ class StableDiffusion:
         if prediction_type not in (None, own_type):
             log.warning("%s says that it predicts %s; that is taken, and not %s", folder, own_type, prediction_type)
         own_recipe = folder / "recipe.json"
-        recipe = RECIPE | (read_json(own_recipe, record(RECIPE_KINDS)) if own_recipe.exists() else {})
+        recipe = complete_recipe(read_json(own_recipe, record(RECIPE_KINDS)) if own_recipe.exists() else {})
         dtype = dtype or (getattr(torch, recipe["dtype"]) if recipe["dtype"] else None)
         tokenizer = Tokenizer(tokenizer or folder / "tokenizer")
         parts = {
@@ -131,8 +131,8 @@ class StableDiffusion:
         scheduler = known["scheduler"] | {"prediction_type": predicts}
         check_scheduler(scheduler)
         configs = {part: known[part] for part in FILES} if about.configs else official_configs(**parts)
-        recipe = RECIPE | {"resolution": 768 if predicts == "v_prediction" else 512}
-        recipe |= about.configs["recipe"] if about.configs else {}
+        own = about.configs["recipe"] if about.configs else {}
+        recipe = complete_recipe({"resolution": 768 if predicts == "v_prediction" else 512} | own)
         tokenizer = Tokenizer(tokenizer)
         check_tokenizer(tokenizer, parts["text_encoder"].config)
         return cls(**parts, tokenizer=tokenizer, configs=configs | {"scheduler": scheduler}, recipe=recipe)

@@ -36,7 +36,7 @@ from .options.kinds import BUNDLED
 from .options.of_runs import FORMAT, PATHS
 
 MAY_CHANGE = (  # on --resume: what leaves the weights as they would be. Pictures are compared by their content.
-    "steps", "resume", "overwrite", "out", "images", "class_images", "device", "deterministic",
+    "steps", "resume", "overwrite", "out", "images", "class_images", "class_guidance", "device", "deterministic",
     "gradient_checkpointing", "compile", "samples", "sample_every", "sample_prompts", "checkpoint_every", "monitor",
     "monitor_every", "monitor_dino", "single_file", "export", "keep_posterior", "keep_optimiser",
 )

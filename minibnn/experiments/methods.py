@@ -197,7 +197,9 @@ def make_runs(todo, found, options, settings):
     choose_threads("cpu", sd.unet)
     files = data.list_pictures(options.images)
     training = reconstruct(sd, data.load_pictures(files, sd.recipe["resolution"]))
-    made_for = data.class_record(sd.recipe["class_prompt"], "tiny", sd.recipe["resolution"])
+    made_for = data.class_record(
+        sd.recipe["class_prompt"], "tiny", sd.recipe["resolution"], sd.recipe["class_guidance"]
+    )
     count = sd.recipe["class_pictures_per_picture"] * len(files)
     data.class_pictures(sd, out / "class_images", count, made_for)  # before any run, so that none is charged for them
     for row, seed in progress_bar(todo, desc="runs"):

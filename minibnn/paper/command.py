@@ -17,7 +17,7 @@ from ..devices import choose_device, training_dtype
 from ..errors import UserError
 from ..experiments.records import check_alike
 from ..files.claims import Claims, Task, perform
-from ..files.configs import RECIPE, RECIPE_KINDS
+from ..files.configs import RECIPE_KINDS, complete_recipe
 from ..files.failures import Failures
 from ..files.schema import record
 from ..files.store import read_json, write_json
@@ -71,7 +71,7 @@ def recipe_of(model):
     """The recipe of a pretrained model, without opening it. Raises UserError when it is not there."""
     path = place_of(model)
     own = path / "recipe.json"
-    return RECIPE | (read_json(own, record(RECIPE_KINDS)) if own.is_file() else {})
+    return complete_recipe(read_json(own, record(RECIPE_KINDS)) if own.is_file() else {})
 
 
 def open_bench(options, local=0):

@@ -175,7 +175,9 @@ def draw_class_pictures(bench, run, count):
     make_deterministic(bench.device)
     choose_threads(bench.device, sd.unet)
     sd.to(bench.device)
-    made_for = data.class_record(captions_of(bench, run.subject)[1], bench.paths[run.model], sd.recipe["resolution"])
+    made_for = data.class_record(
+        captions_of(bench, run.subject)[1], bench.paths[run.model], sd.recipe["resolution"], sd.recipe["class_guidance"]
+    )
     sampler = "pndm" if bench.study.source == "authors" else "ddim"
     with autocast(sd.device, getattr(torch, bench.dtype)):
         data.class_pictures(sd, class_folder(bench, run), count, made_for, sampler=sampler)
