@@ -1,8 +1,10 @@
 """What an experiment keeps in --out: one process at a time writes it, and results of other settings do not mix."""
 
 import json
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from minibnn.errors import UserError
 from minibnn.experiments import bps, graft, guidance, inverse_noise
@@ -11,6 +13,7 @@ from minibnn.files.store import read_json, write_json
 from minibnn.options import experiments
 from minibnn.options.parsing import parse
 
+RESULTS = Path(__file__).parents[1] / "tutorials" / "results"
 EXPERIMENTS = {
     bps: experiments.BpsExperimentOptions, graft: experiments.GraftExperimentOptions,
     guidance: experiments.GuidanceOptions, inverse_noise: experiments.InverseNoiseOptions,
@@ -28,6 +31,32 @@ def test_two_processes_do_not_lose_each_others_lines(module, tmp_path, monkeypat
     assert began == []
     module.experiment(options)
     assert began == [options] and not list(tmp_path.iterdir())
+
+
+def test_the_committed_results_can_be_added_to(tmp_path, monkeypatch, capsys):
+    """Bug of an earlier version: `experiment graft` refused its own results, made when a rule had another name."""
+    for path in RESULTS.glob("*.json*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+
+    def never(*given):
+        raise AssertionError("it is there")
+
+    words = ["--out", str(tmp_path), "--seeds"]
+    monkeypatch.setattr(graft, "one_seed", never)
+    graft.experiment(parse(EXPERIMENTS[graft], "x", [*words, "0", "1", "2"]))
+    assert "| GRAFT | 0.87 ± 0.07 |" in capsys.readouterr().out
+    monkeypatch.setattr(guidance, "one_run", never)
+    guidance.experiment(parse(EXPERIMENTS[guidance], "x", [*words, "0"]))
+    assert "### dreambooth, dog, 1 seeds" in capsys.readouterr().out
+    own = inverse_noise.kept_result(tmp_path / "inverse_noise.json", inverse_noise_options())
+    assert own == read_json(RESULTS / "inverse_noise.json")
+    for more in ([], ["--anchors"]):
+        monkeypatch.setattr(bps, "train_judge", lambda path: None)
+        monkeypatch.setattr(bps, "judged", lambda *given: dict.fromkeys(bps.JUDGED, 0.5))
+        monkeypatch.setattr(bps, "sheet", lambda *given: Image.new("L", (4, 4)))
+        bps.experiment(parse(EXPERIMENTS[bps], "x", [*words, "7", "--runs", "0", "--work", str(tmp_path), *more]))
+    for name in ("bps.json", "bps_anchors.json"):
+        assert read_json(tmp_path / name) == read_json(RESULTS / name)
 
 
 def inverse_noise_options(*words):
