@@ -162,7 +162,7 @@ def test_the_criterion_is_a_fall_and_a_rise_beyond_their_intervals():
     row = next(line for line in stage_tables.stages(runs).splitlines() if "| 7.5 |" in line)
     assert f"**-{mean:.3f} [-{mean + half:.3f}, -{mean - half:.3f}]**" in row
     assert "| plain | textured | 4 |" in row and "1.000, 1.000, 1.00 | 0.40 |" in row
-    assert stage_tables.words((0.1, -0.2, 0.4)) == "+0.100 [-0.200, +0.400]"  # not told from 0: not bold
+    assert stage_tables.words((0.1, -0.2, 0.4)) == "+0.100 [-0.200, +0.400]"  # the interval holds 0: not bold
     assert EARLY < min(LATE)
 
 
@@ -209,7 +209,7 @@ def test_a_cure_is_compared_at_the_same_steps_and_at_equal_loss():
     assert float(cells[7].split("[")[0].strip(" *")) == pytest.approx(0, abs=0.4)
 
 
-def test_the_law_foretells_the_noise_of_a_linear_denoiser():
+def test_the_law_predicts_the_noise_of_a_linear_denoiser():
     abar, times, runs = alphas_cumprod(), timesteps(20), {}
     for seed, gain in enumerate((0.7, 0.8, 0.9, 1.0)):
         left = gain_law.noise_left([gain] * 20, times, abar) - gain_law.noise_left([1.0] * 20, times, abar)
@@ -253,7 +253,7 @@ def test_every_setting_is_a_way_of_training():
     assert torch.tensor(SETTINGS["long"].looks).diff().min() > 0
 
 
-def test_the_starting_noise_foretells_the_noise_of_a_picture(tmp_path):
+def test_the_starting_noise_predicts_the_noise_of_a_picture(tmp_path):
     """One number of the starting noise, its strength, and three of its colour: in the bundled weights they decide."""
     stage_starts.starts(StageStartsOptions(out=str(tmp_path), images=CAT, weights=[WEIGHTS], count=8, seed=1))
     found = json.loads((tmp_path / "stage_starts.json").read_text())["weights"]["stage_cat"]
@@ -273,7 +273,7 @@ def test_the_law_of_a_surplus_is_that_of_its_own_gain():
     sd, ones = SimpleNamespace(alphas_cumprod=alphas_cumprod()), torch.ones(2, 1, 1, dtype=torch.float64)
     found = {"all": gains.Gains((20, 900), ones, ones), "strength": gains.Gains((20, 900), 0 * ones, 0 * ones)}
     first = sd.alphas_cumprod[951].double()
-    left = stage_starts.foretold(found, sd, 1.0, [0.9, 1.0, 1.1])
+    left = stage_starts.predicted(found, sd, 1.0, [0.9, 1.0, 1.1])
     assert left[1] == pytest.approx(gain_law.predicted_noise((20, 900), (1, 1), sd.alphas_cumprod, 20))
     assert left[2] - left[1] == pytest.approx(0.1 * (sd.alphas_cumprod[0] / first).sqrt().item(), rel=1e-6)
     assert left[0] == pytest.approx(abs(2 * left[1] - left[2]))
@@ -300,5 +300,5 @@ def test_the_same_weights_drawn_in_nine_ways(tmp_path, monkeypatch):
     noise = {name: np.mean(values["noise"]) for name, values in found["ways"].items()}
     fidelity = {name: np.mean(values["fidelity"]) for name, values in found["ways"].items()}
     assert list(noise) == list(stage_views.WAYS)
-    assert noise["7.5, eta = 1"] < noise["guidance 7.5"] - 1
-    assert fidelity["1, and strength 1"] > fidelity["1, its colour"] > fidelity["guidance 1"]
+    assert noise["guidance 7.5, eta = 1"] < noise["guidance 7.5"] - 1
+    assert fidelity["guidance 1, colour and strength"] > fidelity["guidance 1, photo's colour"] > fidelity["guidance 1"]

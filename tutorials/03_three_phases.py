@@ -549,11 +549,11 @@ show(
 
 noises = torch.randn(8, 3, 24, 24, generator=torch.Generator().manual_seed(views["seed"]))
 strength = schedule.noise_strength(noises)
-print("starting noise         " + "".join(f"{i + 1:8}" for i in range(8)))
-print("its strength           " + "".join(f"{value:8.3f}" for value in strength.tolist()))
-print("rms of its mean colour " + "".join(f"{value:8.3f}" for value in noises.mean((2, 3)).square().mean(1).sqrt()))
-for name in ("guidance 1", "guidance 7.5", "1, its colour", "1, and strength 1"):
-    print(f"noise, {name:17}" + "".join(f"{value:8.1f}" for value in views["ways"][name]["noise"]))
+print("starting noise                         " + "".join(f"{i + 1:8}" for i in range(8)))
+print("its strength                           " + "".join(f"{value:8.3f}" for value in strength.tolist()))
+print("rms of its mean colour                 " + "".join(f"{value:8.3f}" for value in noises.mean((2, 3)).square().mean(1).sqrt()))
+for name in ("guidance 1", "guidance 7.5", "guidance 1, photo's colour", "guidance 1, colour and strength"):
+    print(f"noise, {name:31} " + "".join(f"{value:8.1f}" for value in views["ways"][name]["noise"]))
 
 # %% [markdown]
 # The column decides. Noises 1, 4, 5, 7 and 8 end in noisy pictures, whatever the guidance, and these are the ones whose

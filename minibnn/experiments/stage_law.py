@@ -1,4 +1,4 @@
-"""The gain law against the runs of the stage experiment: the noise that gains foretell, and that which was measured.
+"""The gain law against the runs of the stage experiment: the noise that gains predict, and that which was measured.
 
 `gain_law.py` derives what a sampler leaves from the mean gains of a network around its picture. Here it is asked of
 every look of every run. Follows: the tables and the plot of `stage_report.py`.
@@ -13,8 +13,9 @@ from ..lab import gain_law, plot
 from ..lab.gains import guided_gain
 from ..lab.intervals import require_scipy
 from ..schedule import alphas_cumprod
-from .stage_settings import EARLY, views_at
+from .stage_settings import EARLY, SETTINGS, views_at
 
+PLOTTED = ("ddim-20-g7.5", "ddim-20-g3", "ddim-20-g1", "ddim-20-g7.5-eta1")  # the panels of gain_law.png
 GREY = 1 / math.sqrt(3)  # noise_level is that of the mean of three colours
 
 
@@ -24,7 +25,7 @@ def guided(row, guidance):
 
 
 def law_points(runs):
-    """[(predicted, measured, step, view)] of all runs, looks and views whose gains are those of the drawn weights.
+    """[(predicted, measured, step, view, setting)] of all looks and views whose gains are those of the drawn weights.
 
     The first two are standard deviations of noise in the pixels of a picture, in [-1, 1]; measured is that above the
     true one.
@@ -39,8 +40,13 @@ def law_points(runs):
             predicted = gain_law.predicted_noise(
                 row["times"], guided(row, view.guidance), abar, view.steps, view.eta, view.sampler
             )
-            points.append((predicted, row["noise"] / 100 / GREY, row["step"], view))
+            points.append((predicted, row["noise"] / 100 / GREY, row["step"], view, row["setting"]))
     return points
+
+
+def perfect():
+    """The noise that perfect gains leave in 20 steps of DDIM."""
+    return gain_law.noise_left([1.0] * 20, torch.arange(951, 0, -50), alphas_cumprod())
 
 
 def agreement(points):
@@ -48,33 +54,44 @@ def agreement(points):
     stats = require_scipy()
     predicted, measured = np.array([p[:2] for p in points]).T
     total = ((measured - measured.mean()) ** 2).sum()
-    floor = predicted - gain_law.noise_left([1.0] * 20, torch.arange(951, 0, -50), alphas_cumprod())
+    above = predicted - perfect()
     line = np.polyval(np.polyfit(predicted, measured, 1), predicted)
-    return (1 - ((measured - floor) ** 2).sum() / total, 1 - ((measured - line) ** 2).sum() / total,
+    return (1 - ((measured - above) ** 2).sum() / total, 1 - ((measured - line) ** 2).sum() / total,
             float(stats.spearmanr(predicted, measured).statistic), len(points))
 
 
 def law_plot(runs):
-    """Foretold against measured noise, a colour for each way of drawing, in ten groups of equally many looks each."""
-    points, lines = law_points(runs), []
-    for name in dict.fromkeys(p[3].name for p in points):
-        own = sorted((p[0], p[1]) for p in points if p[3].name == name)
-        groups = [np.mean(group, axis=0) for group in np.array_split(np.array(own), min(10, len(own)))]
-        lines.append(plot.Line(name, [g[0] for g in groups], [g[1] for g in groups]))
-    panel = plot.Panel("noise of the pictures against the noise foretold", lines, "foretold from the gains")
-    return plot.chart([panel], 1)
+    """Measured against predicted noise: a panel for each way of drawing, a point for each look, a colour for a setting.
+
+    The line is what the law says.
+    """
+    points, panels, floor = law_points(runs), [], perfect()
+    settings = [name for name in SETTINGS if any(point[4] == name for point in points)]
+    for name in PLOTTED:
+        own = [point for point in points if point[3].name == name]
+        if not own:
+            continue
+        ends = [min(p[0] for p in own), max(p[0] for p in own)]
+        lines = [plot.Line("the law", ends, [end - floor for end in ends], colour="#222222")]
+        for i, setting in enumerate(settings):
+            x, y = zip(*[p[:2] for p in own if p[4] == setting] or [((), ())], strict=True)
+            colour = plot.COLOURS[i % len(plot.COLOURS)]
+            lines.append(plot.Line(setting, list(x), list(y), colour=colour, joined=False))
+        title = f"noise, {name}; R² of the law {agreement(own)[0]:.2f}"
+        panels.append(plot.Panel(title, lines, "predicted from the mean gains"))
+    return plot.chart(panels)
 
 
 def law(runs):
     """The agreement of the law in one table: all views, and each view alone."""
     points = law_points(runs)
     text = [
-        "| drawn with | looks | mean foretold | mean measured | R² of the law | R² of a line | rank correlation |",
+        "| drawn with | looks | mean predicted | mean measured | R² of the law | R² of a line | rank correlation |",
         "|" + "---|" * 7,
     ]
     names = dict.fromkeys(p[3].name for p in points)
     for label, chosen in [("all", points), *((name, [p for p in points if p[3].name == name]) for name in names)]:
         own, line, rank, n = agreement(chosen)
-        foretold, measured = np.mean([p[:2] for p in chosen], axis=0)
-        text.append(f"| {label} | {n} | {foretold:.3f} | {measured:.3f} | {own:.2f} | {line:.2f} | {rank:.2f} |")
+        predicted, measured = np.mean([p[:2] for p in chosen], axis=0)
+        text.append(f"| {label} | {n} | {predicted:.3f} | {measured:.3f} | {own:.2f} | {line:.2f} | {rank:.2f} |")
     return "\n".join(text)

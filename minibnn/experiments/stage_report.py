@@ -4,9 +4,9 @@ Reads the .jsonl files of --runs and writes into --out
 
     stage.jsonl     all lines, from which the report can be made again
     stage.md        tables: is there a stage, what each setting changes, what goes with fidelity, how the same weights
-                    draw otherwise, what the gains foretell
+                    draw otherwise, what the gains predict
     stage.png       fidelity, noise and gains against the step, for plain fine-tuning and its rivals
-    gain_law.png    the noise that the law foretells from the gains, against the noise of the pictures, all runs
+    gain_law.png    the noise of the pictures against that which the law predicts from the gains: all looks of all runs
     stage_SUBJECT.png   pictures of one seed, a row for each setting, a column for each step
 
 **The criterion**, fixed before the runs of the main comparison. From step EARLY to the mean over the LATE steps
@@ -20,6 +20,7 @@ But: no correction for many comparisons. The five questions of `stage_settings.p
 Three subjects are three subjects: the intervals say nothing of a fourth.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -38,7 +39,11 @@ from .stage_law import law, law_plot
 from .stage_settings import MAIN, SETTINGS
 from .stage_tables import at, colour_gain, companions, cures, drawings, gain_at, of, phases, stages
 
-DRAWN = ("plain", "bnn", "null", "offset")  # the curves of stage.png
+DRAWN = {  # the curves of stage.png, and what they are called there
+    "plain": "plain", "bnn": "BNN", "null": "empty prompt in 10 %", "offset": "noise offset",
+    "offset-spread": "offset and varied strength",
+}
+OTHER_COLOURS = ("#7f7f7f", "#8c564b", "#17becf")  # of what is no setting
 ROW = {"run", "setting", "model", "subject", "seed", "step", "view", "group"}  # what tells the lines apart
 
 
@@ -68,7 +73,7 @@ def curve(runs, setting, model, value):
     own, looks = of(runs, setting, model), SETTINGS[setting].looks
     found = [interval([value(rows, step) for rows in own.values()]) for step in looks]
     mean, low, high = map(list, zip(*found, strict=True))
-    return plot.Line(f"{setting} ({len(own)} runs)", list(looks), mean, low, high)
+    return plot.Line(f"{DRAWN[setting]} ({len(own)})", list(looks), mean, low, high)
 
 
 def curves(runs, model="textured"):
@@ -86,11 +91,11 @@ def curves(runs, model="textured"):
         curve(runs, s, model, lambda rows, step: at(rows, step, MAIN, "training", "tint")) for s in there
     ]))
     gains = []
-    for guidance, label in ((1, "c"), (0, "u"), (7.5, "guided, 7.5")):
+    scales = ((1, "with the prompt"), (0, "without"), (7.5, "guided, 7.5"))
+    for (guidance, label), colour in zip(scales, OTHER_COLOURS, strict=True):
         line = curve(runs, there[0], model, lambda rows, step, g=guidance: gain_at(rows, step, 100, g))
-        line.label = f"{label}, {there[0]}"
-        gains.append(line)
-    panels.append(plot.Panel("gains at t = 100", gains))
+        gains.append(dataclasses.replace(line, label=label, colour=colour))
+    panels.append(plot.Panel(f"gains of {DRAWN[there[0]]} at t = 100", gains))
     guided_gains = [curve(runs, s, model, lambda rows, step: gain_at(rows, step, 100, 7.5)) for s in there]
     panels.append(plot.Panel("guided gain at t = 100, guidance 7.5", guided_gains))
     panels.append(plot.Panel("gain of the mean colour at t = 300", [

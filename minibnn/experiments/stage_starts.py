@@ -14,7 +14,7 @@ Every weight file is drawn from the same `count` noises, by DDIM at guidance 1 a
 the picture, with a strength of 1, and with both. A seed of noise that is bad for one is bad for all.
 
 Leaves in --out stage_starts.json, and stage_starts.png: for the first weights the noise of each picture against the
-strength of its starting noise (of those with the picture's colour), and the line that the law foretells.
+strength of its starting noise (of those with the picture's colour), and the line that the law predicts.
 
 But: the gains are those around the picture, at a strength of 0.97 on average. What the network does far from there, or
 at another picture, they do not say.
@@ -47,7 +47,7 @@ STARTS = {  # of the noise
 }
 
 
-def foretold(found, sd, guidance, strengths):
+def predicted(found, sd, guidance, strengths):
     """The noise in each picture by the law: of all noise, and of the surplus of the start; standard deviations."""
     abar, times = sd.alphas_cumprod, timesteps(STEPS)
     everywhere, along = (
@@ -79,10 +79,10 @@ def of_weights(sd, picture, options):
             row = {"fidelity": ssim(pictures, picture).mean().item(), "noise": float(100 * (level - own).mean()),
                    "tint": tint(pictures, picture), "levels": level.tolist()}
             if not view.strength:
-                law = foretold(found, sd, guidance, strengths)
+                law = predicted(found, sd, guidance, strengths)
                 expected = np.hypot(own, GREY * law)  # the picture's own texture counts as noise too
                 residual = ((level - expected) ** 2).sum() / ((level - level.mean()) ** 2).sum()
-                row |= {"foretold": expected.tolist(), "R2": 1 - float(residual),
+                row |= {"predicted": expected.tolist(), "R2": 1 - float(residual),
                         "rank correlation": float(stats.spearmanr(strengths, level).statistic)}
             result["drawn"][f"guidance {guidance:g}, {name}"] = row
     return result
@@ -116,7 +116,7 @@ def chart(found):
         row = found["drawn"][f"guidance {guidance:g}, the picture's colour"]
         order = np.argsort(found["strengths"])
         strengths, level, law = (np.array(values)[order].tolist()
-                                 for values in (found["strengths"], row["levels"], row["foretold"]))
-        lines = [plot.Line("measured", strengths, level, joined=False), plot.Line("foretold", strengths, law)]
+                                 for values in (found["strengths"], row["levels"], row["predicted"]))
+        lines = [plot.Line("measured", strengths, level, joined=False), plot.Line("predicted", strengths, law)]
         panels.append(plot.Panel(f"noise of a picture, guidance {guidance:g}", lines, "strength of its start"))
     return plot.chart(panels)

@@ -2,8 +2,9 @@
 
 Training has ended; all that changes is how the weights are drawn from. What the network knows of the picture is seen
 at guidance 1, what guidance with an untrained ε(∅) makes of it at 7.5, and what is repaired by fresh noise (η = 1), by
-the pretrained model's ε(∅), and by starting noise that has the picture's mean colour and a strength of exactly 1. The
-weights are those that `experiment stage --keep` leaves; the bundled ones are of "plain", cat, seed 0, after 800 steps.
+the pretrained model's ε(∅) ("null"), and by starting noise that has the picture's mean colour ("colour") and a strength
+of exactly 1 ("strength"). The weights are those that `experiment stage --keep` leaves; the bundled ones are of "plain",
+cat, seed 0, after 800 steps.
 
 Leaves in --out stage_views.png, a row for each way, and stage_views.json: fidelity and noise (`texture_measures.py`),
 and the gains c and u that explain them.
@@ -26,10 +27,12 @@ PICTURES, STEPS = 8, 50
 NO_UNET = "these are no weights of --model's UNet; take those that `experiment stage --keep` left"
 WAYS = {
     "guidance 1": View(guidance=1.0), "guidance 3": View(guidance=3.0), "guidance 7.5": View(guidance=7.5),
-    "7.5, eta = 1": View(guidance=7.5, eta=1.0), "3, base's null": View(guidance=3.0, base=True),
-    "7.5, base's null": View(guidance=7.5, base=True), "1, its colour": View(guidance=1.0, colour=True),
-    "1, and strength 1": View(guidance=1.0, colour=True, strength=True),
-    "7.5, the same": View(guidance=7.5, colour=True, strength=True),
+    "guidance 7.5, eta = 1": View(guidance=7.5, eta=1.0),
+    "guidance 3, pretrained null": View(guidance=3.0, base=True),
+    "guidance 7.5, pretrained null": View(guidance=7.5, base=True),
+    "guidance 1, photo's colour": View(guidance=1.0, colour=True),
+    "guidance 1, colour and strength": View(guidance=1.0, colour=True, strength=True),
+    "guidance 7.5, colour and strength": View(guidance=7.5, colour=True, strength=True),
 }
 
 
@@ -54,8 +57,9 @@ def views(options):
             "noise": (100 * (noise_level(pictures) - noise_level(picture))).tolist(),
         }
         means = {what: sum(values) / PICTURES for what, values in numbers["ways"][name].items()}
-        print(f"{name:17s} fidelity {means['fidelity']:.2f}, noise {means['noise']:+.1f}")
+        print(f"{name:33s} fidelity {means['fidelity']:.2f}, noise {means['noise']:+.1f}")
     labels = ["the photo", *(f"noise {i + 1}" for i in range(PICTURES))]
-    save_png(sheet(rows, list(WAYS), labels, 3), Path(options.out) / "stage_views.png", optimize=True)
+    ways = [name.replace(", ", ",\n") for name in WAYS]
+    save_png(sheet(rows, ways, labels, 3), Path(options.out) / "stage_views.png", optimize=True)
     settings = {"weights": Path(options.weights).name, "prompt": options.prompt, "seed": options.seed, "steps": STEPS}
     write_json(Path(options.out) / "stage_views.json", settings | numbers)
