@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from minibnn import StableDiffusion, train
 from minibnn.finetune import adamw_bf16, weight_noise
 from minibnn.networks.unet import UNet, UNetConfig
-from minibnn.options.commands import TrainOptions
+from minibnn.options.training import TrainOptions
 
 HALF, RESERVE, GB = torch.bfloat16, 1.0, 1e9
 LORA = {"method": "lora", "rank": 4, "alpha": 4.0, "layers": "to_q,to_k,to_v,to_out.0", "prior_weight": 0.0}

@@ -15,8 +15,8 @@ import torch
 
 from minibnn.cli.train import fine_tune
 from minibnn.lab import monitor
-from minibnn.options.commands import TrainOptions
 from minibnn.options.parsing import parse
+from minibnn.options.training import TrainOptions
 
 
 def timed(function, spent):

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from minibnn import StableDiffusion, data, schedule
-from minibnn.options.commands import TrainOptions
+from minibnn.options.training import TrainOptions
 from minibnn.train import Batches, fine_tuning, train
 
 DOG, PROMPT = Path(__file__).parents[1] / "tutorials" / "dog", "a photo of a sks dog"

@@ -9,45 +9,45 @@ from pathlib import Path
 
 from . import __version__
 from .files.configs import RECIPE, complete_recipe
-from .options import commands, experiments
+from .options import experiments, lab, neighbours, results, training, world
 from .options.examples import EXAMPLES
 from .options.kinds import DEFAULT, WORLD
 from .options.parsing import fail, parse
 from .options.running import answer_while_importing, one_line, own_output, run
 
 COMMANDS = {  # name: (what it does, its options, module:function, what the function takes before the options)
-    "train": ("fine-tune a model on a few pictures", commands.TrainOptions, "cli.train:fine_tune"),
-    "sample": ("draw pictures with a model or a run", commands.SampleOptions, "cli.sample:sample"),
+    "train": ("fine-tune a model on a few pictures", training.TrainOptions, "cli.train:fine_tune"),
+    "sample": ("draw pictures with a model or a run", results.SampleOptions, "cli.sample:sample"),
     "export": ("write a run's result for ComfyUI, AUTOMATIC1111, diffusers or peft",
-               commands.ExportOptions, "cli.export:export"),
+               results.ExportOptions, "cli.export:export"),
     "report": ("make the page of a training run: pictures, curves, options",
-               commands.RunReportOptions, "cli.report:report"),
+               results.RunReportOptions, "cli.report:report"),
     "photo-measures": ("measure photographs: Clip-T, Clip-I, Dino, Lpips, Clip-IQA",
-                       commands.PhotoOptions, "photo.measures:measure_photos"),
+                       results.PhotoOptions, "photo.measures:measure_photos"),
     # the picture world, of which the bundled model is made
-    "world": ("draw the picture world", commands.WorldOptions, "world.scenes:make_drawings"),
-    "pretrain": ("make the bundled model from nothing", commands.PretrainOptions, "world.pretrain:pretrain"),
+    "world": ("draw the picture world", world.WorldOptions, "world.scenes:make_drawings"),
+    "pretrain": ("make the bundled model from nothing", world.PretrainOptions, "world.pretrain:pretrain"),
     "pretrain-textured": ("make the textured model from nothing",
-                          commands.PretrainTexturedOptions, "world.textured:pretrain"),
+                          world.PretrainTexturedOptions, "world.textured:pretrain"),
     "evaluate": ("judge whether the bundled model draws what a caption says",
-                 commands.EvaluateOptions, "world.evaluate:evaluate"),
-    "world-measures": ("show what each measure of drawings sees", commands.MeasuresOptions, "world.measures:validate"),
-    "world-eye": ("train the network that measures fidelity", commands.EyeOptions, "world.eye:train_eye"),
+                 world.EvaluateOptions, "world.evaluate:evaluate"),
+    "world-measures": ("show what each measure of drawings sees", world.MeasuresOptions, "world.measures:validate"),
+    "world-eye": ("train the network that measures fidelity", world.EyeOptions, "world.eye:train_eye"),
     # the laboratory: the paper's Eq. 2 and probes that look into models
-    "eq2": ("draw pictures by Eq. 2 alone (§3.2)", commands.Eq2Options, "lab.drawn_by_eq2:draw_by_eq2"),
-    "sigma1": ("measure σ₁ of Eq. 2 in a model (Fig. 4)", commands.ProbeOptions, "lab.probes:look", "sigma1"),
-    "probe-zero": ("denoise x_t = 0 (Fig. 3)", commands.ProbeOptions, "lab.probes:look", "probe-zero"),
-    "probe-local": ("add noise in a small region (Fig. 5)", commands.ProbeOptions, "lab.probes:look", "probe-local"),
-    "probe-scaled": ("denoise k times a picture (Fig. 12)", commands.ProbeOptions, "lab.probes:look", "probe-scaled"),
-    "probe-blank": ("denoise a blank picture (Fig. 10b)", commands.ProbeOptions, "lab.probes:look", "probe-blank"),
+    "eq2": ("draw pictures by Eq. 2 alone (§3.2)", lab.Eq2Options, "lab.drawn_by_eq2:draw_by_eq2"),
+    "sigma1": ("measure σ₁ of Eq. 2 in a model (Fig. 4)", lab.ProbeOptions, "lab.probes:look", "sigma1"),
+    "probe-zero": ("denoise x_t = 0 (Fig. 3)", lab.ProbeOptions, "lab.probes:look", "probe-zero"),
+    "probe-local": ("add noise in a small region (Fig. 5)", lab.ProbeOptions, "lab.probes:look", "probe-local"),
+    "probe-scaled": ("denoise k times a picture (Fig. 12)", lab.ProbeOptions, "lab.probes:look", "probe-scaled"),
+    "probe-blank": ("denoise a blank picture (Fig. 10b)", lab.ProbeOptions, "lab.probes:look", "probe-blank"),
     "gains": ("measure whether guidance leaves noise: the gains with and without the prompt",
-              commands.GainsOptions, "cli.gains:show_gains"),
+              lab.GainsOptions, "cli.gains:show_gains"),
     # the neighbours
-    "graft": ("train on own samples that a reward accepts", commands.GraftOptions, "neighbours.graft_run:graft"),
-    "flow": ("draw with a flow, and correct its noise", commands.FlowOptions, "neighbours.flow:train_or_draw"),
+    "graft": ("train on own samples that a reward accepts", neighbours.GraftOptions, "neighbours.graft_run:graft"),
+    "flow": ("draw with a flow, and correct its noise", neighbours.FlowOptions, "neighbours.flow:train_or_draw"),
     "rectified": ("draw with a rectified flow in Stable Diffusion's layout, and correct its noise",
-                  commands.RectifiedOptions, "neighbours.rectified:train_or_draw"),
-    "bps": ("steer a frozen model by sketches or maps", commands.BpsOptions, "neighbours.bps_run:train_or_draw"),
+                  neighbours.RectifiedOptions, "neighbours.rectified:train_or_draw"),
+    "bps": ("steer a frozen model by sketches or maps", neighbours.BpsOptions, "neighbours.bps_run:train_or_draw"),
     # the experiments
     "paper": ("the paper's tables and figures, shared out among processes",
               experiments.PaperOptions, "paper.command:paper"),

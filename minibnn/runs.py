@@ -31,9 +31,9 @@ from .errors import UserError
 from .files.store import write_json
 from .finetune.adapter_files import is_adapter
 from .options import of_runs
-from .options.commands import TrainOptions
 from .options.kinds import BUNDLED
 from .options.of_runs import FORMAT, PATHS
+from .options.training import TrainOptions
 
 MAY_CHANGE = (  # on --resume: what leaves the weights as they would be. Pictures are compared by their content.
     "steps", "resume", "overwrite", "out", "images", "class_images", "class_guidance", "device", "deterministic",

@@ -8,8 +8,8 @@ from minibnn.cli.train import fine_tune
 from minibnn.files.weights import read_tensors, write_tensors
 from minibnn.finetune import adamw_bf16
 from minibnn.finetune.adamw_bf16 import AdamWBfloat16, stochastic_bfloat16
-from minibnn.options.commands import TrainOptions
 from minibnn.options.parsing import parse
+from minibnn.options.training import TrainOptions
 
 SHAPES = [(3, 5), (7,), (0, 4), (2, 3, 3, 3), (1,)]
 

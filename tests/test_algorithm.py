@@ -19,7 +19,7 @@ from minibnn.cli.train import settle
 from minibnn.files.layouts import check_config
 from minibnn.finetune import bayes
 from minibnn.networks.unet import UNet, UNetConfig
-from minibnn.options.commands import TrainOptions
+from minibnn.options.training import TrainOptions
 from minibnn.train import fine_tuning, train
 
 diffusers = pytest.importorskip("diffusers")

@@ -19,8 +19,8 @@ from minibnn.files.store import read_json, write_json
 from minibnn.neighbours import beside, bps, bps_branch, bps_run
 from minibnn.networks.unet import UNet, UNetConfig
 from minibnn.observers import CtrlC
-from minibnn.options.commands import BpsOptions
 from minibnn.options.experiments import BpsExperimentOptions
+from minibnn.options.neighbours import BpsOptions
 from minibnn.options.parsing import parse
 from minibnn.world import scenes as world
 

@@ -14,8 +14,9 @@ from minibnn.cli.train import fine_tune
 from minibnn.files import weights
 from minibnn.finetune import ema
 from minibnn.neighbours import flow
-from minibnn.options.commands import FlowOptions, TrainOptions
+from minibnn.options.neighbours import FlowOptions
 from minibnn.options.parsing import parse
+from minibnn.options.training import TrainOptions
 from minibnn.train import Training, make_optimiser
 
 LORA = "pytorch_lora_weights.safetensors"

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from minibnn.__main__ import COMMANDS, main
-from minibnn.options.commands import FlowOptions, SampleOptions, TrainOptions
+from minibnn.options.neighbours import FlowOptions
 from minibnn.options.parsing import parse
+from minibnn.options.results import SampleOptions
 from minibnn.options.running import run
+from minibnn.options.training import TrainOptions
 
 
 def command(*words, cwd=None):

@@ -9,9 +9,10 @@ from minibnn.cli.train import fine_tune
 from minibnn.files.layouts import check_config
 from minibnn.files.weights import read_tensors
 from minibnn.networks.unet import UNet, UNetConfig
-from minibnn.options.commands import SampleOptions, TrainOptions
 from minibnn.options.parsing import parse
+from minibnn.options.results import SampleOptions
 from minibnn.options.running import explain
+from minibnn.options.training import TrainOptions
 
 
 class Counting:

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from minibnn import UserError, distributed, runs
 from minibnn.cli.train import fine_tune
-from minibnn.options.commands import TrainOptions
 from minibnn.options.parsing import parse
+from minibnn.options.training import TrainOptions
 
 CASES = {  # with random weights, each of its own in every process, and class pictures that the processes share out
     "full": ["--class-count", "6"],
@@ -26,7 +26,7 @@ SCRIPT = """
 import sys, torch
 from minibnn import data, distributed, schedule
 from minibnn.cli.train import fine_tune
-from minibnn.options.commands import TrainOptions
+from minibnn.options.training import TrainOptions
 from minibnn.options.parsing import parse
 from minibnn.options.running import run
 """

@@ -9,7 +9,7 @@ from small_sd import make
 from minibnn.errors import UserError
 from minibnn.files.store import read_json
 from minibnn.neighbours import bps, bps_run, edges
-from minibnn.options.commands import BpsOptions
+from minibnn.options.neighbours import BpsOptions
 from minibnn.world import scenes as world
 
 

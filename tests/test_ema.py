@@ -8,8 +8,8 @@ from minibnn import StableDiffusion, runs
 from minibnn.cli.train import fine_tune
 from minibnn.errors import UserError
 from minibnn.finetune import ema
-from minibnn.options.commands import TrainOptions
 from minibnn.options.parsing import parse
+from minibnn.options.training import TrainOptions
 from minibnn.train import at_the_mean
 
 

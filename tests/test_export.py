@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from minibnn import StableDiffusion, UNet, UserError
 from minibnn.cli.export import export
 from minibnn.cli.train import fine_tune
-from minibnn.options.commands import ExportOptions, TrainOptions
 from minibnn.options.parsing import parse
+from minibnn.options.results import ExportOptions
+from minibnn.options.training import TrainOptions
 
 PROMPT = "a photo of a sks dog"
 

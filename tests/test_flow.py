@@ -12,7 +12,7 @@ from minibnn import StableDiffusion
 from minibnn.errors import UserError
 from minibnn.experiments import inverse_noise, inverse_noise_report
 from minibnn.neighbours import flow
-from minibnn.options.commands import FlowOptions
+from minibnn.options.neighbours import FlowOptions
 from minibnn.world import scenes as world
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from minibnn import StableDiffusion, UserError, WeightsError
 from minibnn.cli.sample import sample
 from minibnn.finetune import adapter_names, oft
-from minibnn.options.commands import SampleOptions
+from minibnn.options.results import SampleOptions
 
 diffusers, peft = pytest.importorskip("diffusers"), pytest.importorskip("peft")
 NAMES = {"attn1.to_q": 1, "attn2.to_k": 1, "attn2.to_v": 1, "attn1.to_out.0": 1}

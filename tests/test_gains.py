@@ -14,8 +14,9 @@ from minibnn.cli.train import fine_tune
 from minibnn.errors import UserError
 from minibnn.finetune import bayes
 from minibnn.lab import eq2, gain_advice, gain_law, gains, monitor, sigma1_estimate
-from minibnn.options.commands import GainsOptions, TrainOptions
+from minibnn.options.lab import GainsOptions
 from minibnn.options.parsing import parse
+from minibnn.options.training import TrainOptions
 
 ABAR = schedule.alphas_cumprod().double()
 TIMES = (1, 20, 300, 999)

@@ -22,8 +22,10 @@ from minibnn.files.weights import write_tensors
 from minibnn.neighbours import candidates, graft, graft_run, guidance, rejection, rewards
 from minibnn.networks.unet import UNet
 from minibnn.observers import CtrlC
-from minibnn.options.commands import ExportOptions, GraftOptions, SampleOptions, TrainOptions
+from minibnn.options.neighbours import GraftOptions
 from minibnn.options.parsing import parse
+from minibnn.options.results import ExportOptions, SampleOptions
+from minibnn.options.training import TrainOptions
 from minibnn.pictures import to_tensor
 from minibnn.world import scenes as world
 

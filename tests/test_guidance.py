@@ -16,7 +16,7 @@ from minibnn.experiments import anchors
 from minibnn.experiments.guidance import ANCHORS, MEASURES, QUESTIONS, SCALES, measure, report
 from minibnn.files.weights import write_tensors
 from minibnn.neighbours import guidance
-from minibnn.options.commands import SampleOptions
+from minibnn.options.results import SampleOptions
 from minibnn.pictures import to_tensor
 from minibnn.sample import guide
 from minibnn.world import scenes as world

@@ -12,7 +12,7 @@ from PIL import Image
 from minibnn import StableDiffusion
 from minibnn.cli.sample import sample
 from minibnn.neighbours import guidance
-from minibnn.options.commands import SampleOptions
+from minibnn.options.results import SampleOptions
 
 diffusers = pytest.importorskip("diffusers")
 

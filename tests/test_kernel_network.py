@@ -12,8 +12,8 @@ from test_kernels import DEVICE, SEED, PoisonedTorch
 from minibnn.cli.train import fine_tune
 from minibnn.errors import UserError
 from minibnn.finetune import kernel
-from minibnn.options.commands import TrainOptions
 from minibnn.options.parsing import parse
+from minibnn.options.training import TrainOptions
 
 # Wide and narrow rows, tails in both directions, a convolution, biases, and something empty
 SHAPES = [(17, 48), (37,), (5, 2, 2, 2), (2, 22), (20, 4), (0, 16), (16, 80), (3, 0), (1,)]

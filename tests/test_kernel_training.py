@@ -14,8 +14,8 @@ from minibnn_kernels import reference
 from minibnn_kernels.bayes_linear import bayes_linear
 
 from minibnn.finetune import bayes
-from minibnn.options.commands import TrainOptions
 from minibnn.options.parsing import parse
+from minibnn.options.training import TrainOptions
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -21,9 +21,9 @@ from minibnn.files.configs import RECIPE
 from minibnn.files.store import write_json
 from minibnn.files.weights import write_tensors
 from minibnn.finetune import methods as fine_tuning
-from minibnn.options.commands import TrainOptions
 from minibnn.options.experiments import MethodsOptions
 from minibnn.options.parsing import parse
+from minibnn.options.training import TrainOptions
 
 
 def test_intervals_are_those_of_a_t_test_over_seeds():

@@ -15,8 +15,9 @@ from minibnn.cli.sample import sample
 from minibnn.cli.train import fine_tune
 from minibnn.files.store import ASSETS
 from minibnn.finetune import adapters, methods, oft
-from minibnn.options.commands import SampleOptions, TrainOptions
 from minibnn.options.parsing import parse
+from minibnn.options.results import SampleOptions
+from minibnn.options.training import TrainOptions
 
 METHODS = ("lora", "oft")
 QUIETLY = ["--samples", "0", "--no-monitor"]

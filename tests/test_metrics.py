@@ -14,7 +14,7 @@ from scipy import ndimage, signal
 from minibnn import StableDiffusion, UserError
 from minibnn.files.store import ASSETS
 from minibnn.files.weights import open_weights, shapes_of
-from minibnn.options.commands import EyeOptions
+from minibnn.options.world import EyeOptions
 from minibnn.pictures import to_tensor
 from minibnn.world import damage, eye
 from minibnn.world import measures as world_measures

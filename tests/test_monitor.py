@@ -16,8 +16,8 @@ from minibnn.errors import UserError
 from minibnn.files.store import ASSETS
 from minibnn.lab import gain_law, gains, monitor, sigma1_estimate
 from minibnn.lab.monitor import KEPT, Monitor
-from minibnn.options.commands import TrainOptions
 from minibnn.options.parsing import parse
+from minibnn.options.training import TrainOptions
 from minibnn.pictures import to_tensor
 from minibnn.train import at_the_mean
 from minibnn.world import measures as world_measures

@@ -13,9 +13,10 @@ import pytest
 from minibnn import UserError
 from minibnn.__main__ import COMMANDS, recipes
 from minibnn.options import aliases, configs
-from minibnn.options.commands import SampleOptions, TrainOptions
 from minibnn.options.examples import EXAMPLES
 from minibnn.options.parsing import build, is_word, meanings, parse, recipe_notes
+from minibnn.options.results import SampleOptions
+from minibnn.options.training import TrainOptions
 
 
 def read(text, tmp_path, *words, options_class=TrainOptions):

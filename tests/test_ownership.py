@@ -16,9 +16,11 @@ from minibnn.cli import sample
 from minibnn.cli.train import fine_tune
 from minibnn.files import folders, locks, store
 from minibnn.neighbours import graft_run
-from minibnn.options import commands, experiments
-from minibnn.options.commands import GraftOptions, SampleOptions, TrainOptions
+from minibnn.options import experiments, neighbours, world
+from minibnn.options.neighbours import GraftOptions
 from minibnn.options.parsing import parse
+from minibnn.options.results import SampleOptions
+from minibnn.options.training import TrainOptions
 from minibnn.pictures import save_png
 
 
@@ -63,13 +65,13 @@ def test_a_second_run_in_a_folder_is_refused_and_names_the_first(options, tmp_pa
 
 
 OTHERS = {  # commands that write into a folder for long: (module, function, what it takes before the options, options)
-    "pretrain": ("world.pretrain", "pretrain", (), lambda out, dog: commands.PretrainOptions(work=out, processes=1)),
+    "pretrain": ("world.pretrain", "pretrain", (), lambda out, dog: world.PretrainOptions(work=out, processes=1)),
     "pretrain-textured": (
-        "world.textured", "pretrain", (), lambda out, dog: commands.PretrainTexturedOptions(work=out)),
+        "world.textured", "pretrain", (), lambda out, dog: world.PretrainTexturedOptions(work=out)),
     "flow": ("neighbours.flow", "train_or_draw", (),
-             lambda out, dog: commands.FlowOptions(train=True, out=out, overwrite=True)),
+             lambda out, dog: neighbours.FlowOptions(train=True, out=out, overwrite=True)),
     "bps": ("neighbours.bps_run", "train_or_draw", (),
-            lambda out, dog: commands.BpsOptions(hints=dog, out=out, overwrite=True)),
+            lambda out, dog: neighbours.BpsOptions(hints=dog, out=out, overwrite=True)),
     "methods": ("experiments.methods", "table", ("methods",), lambda out, dog: experiments.MethodsOptions(out=out)),
     "sd-gains": ("experiments.sd_gains", "experiment", (),
                  lambda out, dog: experiments.SdGainsOptions(model="tiny", images=dog, out=out, arms=["plain"])),

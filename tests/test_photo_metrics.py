@@ -18,7 +18,8 @@ from small_photo import CLIP_MEAN, CLIP_STD, make
 from minibnn.errors import UserError
 from minibnn.files.store import ASSETS
 from minibnn.neighbours import rewards
-from minibnn.options.commands import PhotoOptions, TrainOptions
+from minibnn.options.results import PhotoOptions
+from minibnn.options.training import TrainOptions
 from minibnn.photo import measures as photo
 from minibnn.photo.loading import load_clip, load_clip_iqa, load_dino, load_lpips
 from minibnn.photo.networks import Lpips

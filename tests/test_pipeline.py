@@ -13,7 +13,7 @@ from minibnn import StableDiffusion, Tokenizer, UNet, UserError
 from minibnn.cli.sample import sample
 from minibnn.files.store import write_json
 from minibnn.files.weights import write_tensors
-from minibnn.options.commands import SampleOptions
+from minibnn.options.results import SampleOptions
 from minibnn.pictures import grid
 
 

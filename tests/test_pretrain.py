@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 
 from minibnn import StableDiffusion
 from minibnn.errors import UserError
-from minibnn.options.commands import PretrainOptions
+from minibnn.options.world import PretrainOptions
 from minibnn.world import scenes
 from minibnn.world.captions import random_caption
 from minibnn.world.optimise import Steppers, all_matrices, inner_matrices, optimise

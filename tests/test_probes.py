@@ -19,7 +19,8 @@ from minibnn.errors import UserError
 from minibnn.files.store import ASSETS, write_json
 from minibnn.lab import drawn_by_eq2, eq2, probes, sheets, sigma1_estimate
 from minibnn.lab.models import Lab, mean_and_half_width, open_lab, write_found
-from minibnn.options.commands import Eq2Options, ProbeOptions, TrainOptions
+from minibnn.options.lab import Eq2Options, ProbeOptions
+from minibnn.options.training import TrainOptions
 
 ABAR = schedule.alphas_cumprod()
 OPTIONS = ProbeOptions(draws=6, batch_size=4)

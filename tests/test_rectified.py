@@ -11,7 +11,7 @@ from PIL import Image
 from minibnn import StableDiffusion, UserError, data
 from minibnn.files.weights import NotFinite, write_tensors
 from minibnn.neighbours import beside, flow, rectified
-from minibnn.options.commands import RectifiedOptions
+from minibnn.options.neighbours import RectifiedOptions
 from minibnn.options.parsing import parse
 from minibnn.world import scenes as world
 

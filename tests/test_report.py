@@ -18,8 +18,9 @@ from minibnn.errors import UserError
 from minibnn.files.store import read_json
 from minibnn.lab import curves, monitor
 from minibnn.lab.captioned import read_sheet
-from minibnn.options.commands import RunReportOptions, TrainOptions
 from minibnn.options.parsing import parse
+from minibnn.options.results import RunReportOptions
+from minibnn.options.training import TrainOptions
 from minibnn.page.record import read_run, repeating
 from minibnn.page.run import write_report
 

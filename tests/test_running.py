@@ -125,7 +125,7 @@ FORESEEN = {
 
 @pytest.mark.parametrize("name", FORESEEN)
 def test_what_a_user_or_a_machine_can_cause_is_explained(name):
-    from minibnn.options.commands import TrainOptions
+    from minibnn.options.training import TrainOptions
 
     cause, message = FORESEEN[name]
     said = running.explain(raised(cause), TrainOptions())

@@ -9,8 +9,9 @@ import torch
 from minibnn import StableDiffusion, UserError, posterior, runs
 from minibnn.cli.train import fine_tune
 from minibnn.lab.models import open_lab
-from minibnn.options.commands import ProbeOptions, TrainOptions
+from minibnn.options.lab import ProbeOptions
 from minibnn.options.parsing import parse
+from minibnn.options.training import TrainOptions
 from minibnn.pipeline import open_base
 
 

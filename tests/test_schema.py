@@ -20,7 +20,7 @@ from minibnn.networks.text_encoder import TextEncoder
 from minibnn.networks.tokenizer import Tokenizer
 from minibnn.networks.unet import UNet
 from minibnn.networks.vae import VAE
-from minibnn.options.commands import TrainOptions
+from minibnn.options.training import TrainOptions
 
 TINY = ASSETS / "tiny"
 HOSTILE = [None, True, 0, -1, 3, 10**30, 10**9, 1.5, 1e308, "x", "", "9", [], [[]], ["x"], [3], [-1, 0], {}, {"a": 1}]

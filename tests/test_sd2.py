@@ -9,8 +9,9 @@ from minibnn import StableDiffusion
 from minibnn.cli.export import export
 from minibnn.cli.sample import sample
 from minibnn.cli.train import fine_tune
-from minibnn.options.commands import ExportOptions, SampleOptions, TrainOptions
 from minibnn.options.parsing import parse
+from minibnn.options.results import ExportOptions, SampleOptions
+from minibnn.options.training import TrainOptions
 
 diffusers = pytest.importorskip("diffusers")
 PROMPTS = ["a photo of a sks dog", "a red car"]

@@ -11,7 +11,7 @@ from minibnn.cli.train import settle
 from minibnn.figures import Figures
 from minibnn.finetune import bayes, weight_noise
 from minibnn.finetune.kl_gradient import add_kl_gradient
-from minibnn.options.commands import TrainOptions
+from minibnn.options.training import TrainOptions
 
 
 @pytest.mark.parametrize("direction", ["q-p", "p-q"])

@@ -13,8 +13,8 @@ from minibnn import StableDiffusion, UserError, data, runs
 from minibnn.cli.run_samples import sample_prompts
 from minibnn.cli.train import about_photographs, about_prompts, class_folders, describe, fine_tune, settle
 from minibnn.finetune.methods import make_trainable
-from minibnn.options.commands import TrainOptions
 from minibnn.options.parsing import parse
+from minibnn.options.training import TrainOptions
 from minibnn.train import Batches
 
 

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from minibnn import StableDiffusion
 from minibnn.errors import UserError
-from minibnn.options.commands import PretrainTexturedOptions
+from minibnn.options.world import PretrainTexturedOptions
 from minibnn.world import textured, textures
 from minibnn.world.pixel_vae import pixel_vae
 from minibnn.world.texture_measures import noise_level, ssim

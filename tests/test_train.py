@@ -19,8 +19,8 @@ from minibnn.cli.train import class_folders, class_source, fine_tune, settle
 from minibnn.files.store import read_json, write_json
 from minibnn.files.weights import open_weights
 from minibnn.finetune.kernel import default_kernel
-from minibnn.options.commands import TrainOptions
 from minibnn.options.parsing import parse
+from minibnn.options.training import TrainOptions
 from minibnn.train import Batches, make_optimiser
 
 FAST = ["--class-count", "4", "--steps", "3", "--samples", "0", "--no-monitor"]

@@ -13,7 +13,7 @@ import torch
 from minibnn import StableDiffusion, data, schedule
 from minibnn.cli.train import settle
 from minibnn.finetune import bayes
-from minibnn.options.commands import TrainOptions
+from minibnn.options.training import TrainOptions
 from minibnn.train import Batches, fine_tuning, train
 
 diffusers = pytest.importorskip("diffusers")

@@ -6,7 +6,7 @@ import pytest
 
 from minibnn import UserError
 from minibnn.options import unfinished
-from minibnn.options.commands import BpsOptions, GraftOptions, RectifiedOptions
+from minibnn.options.neighbours import BpsOptions, GraftOptions, RectifiedOptions
 from minibnn.options.parsing import parse
 
 

@@ -16,8 +16,8 @@ from minibnn.finetune.adapters import attach_lora, attach_oft
 from minibnn.finetune.kernel import fits_at_once
 from minibnn.finetune.weight_noise import WeightNoise, draw, draw_at_once
 from minibnn.networks.unet import UNet, UNetConfig
-from minibnn.options.commands import TrainOptions
 from minibnn.options.parsing import parse
+from minibnn.options.training import TrainOptions
 
 KERNELS = ("torch", "reference", "triton")
 SMALL = UNetConfig(

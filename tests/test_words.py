@@ -4,7 +4,7 @@ import pytest
 
 from minibnn import StableDiffusion, Tokenizer
 from minibnn.cli.sample import sample
-from minibnn.options.commands import SampleOptions
+from minibnn.options.results import SampleOptions
 from minibnn.world import captions, scenes, words
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from minibnn.errors import UserError
-from minibnn.options.commands import WorldOptions
+from minibnn.options.world import WorldOptions
 from minibnn.world import scenes as world
 from minibnn.world.captions import RARE_WORDS, all_words, make_vocabulary, random_caption
 

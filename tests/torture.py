@@ -51,9 +51,9 @@ from minibnn.networks.text_encoder import TextEncoder
 from minibnn.networks.tokenizer import Tokenizer
 from minibnn.networks.unet import UNet
 from minibnn.networks.vae import VAE
-from minibnn.options.commands import TrainOptions
 from minibnn.options.parsing import parse
 from minibnn.options.running import explain
+from minibnn.options.training import TrainOptions
 from minibnn.train import fine_tuning
 
 DOG = Path(__file__).parents[1] / "tutorials" / "dog"

@@ -8,7 +8,7 @@ from minibnn import VAE, StableDiffusion, TextEncoder, UNet, UNetConfig
 from minibnn.files.configs import RECIPE, SD_SCHEDULER, official_configs
 from minibnn.files.store import ASSETS
 from minibnn.networks.tokenizer import Tokenizer
-from minibnn.options.commands import TrainOptions
+from minibnn.options.training import TrainOptions
 
 SMALL = UNetConfig(
     block_out_channels=(16, 32), norm_num_groups=8, attention_head_dim=4, layers_per_block=1,

@@ -25,8 +25,8 @@ from ..finetune.adapter_files import KOHYA
 from ..finetune.kernel import choose_kernel
 from ..lab import curves, monitor
 from ..observers import Checkpoints, CtrlC, Progress
-from ..options.commands import run_folder
 from ..options.kinds import BUNDLED
+from ..options.training import run_folder
 from ..page.run import write_report
 from ..pipeline import StableDiffusion
 from ..progress import Course

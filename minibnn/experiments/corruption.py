@@ -34,7 +34,7 @@ from ..files.schema import integer
 from ..files.store import write_text
 from ..lab import sigma1_estimate
 from ..neighbours import guidance
-from ..options.commands import TrainOptions
+from ..options.training import TrainOptions
 from ..pictures import grid, save_png
 from ..pipeline import StableDiffusion
 from ..progress import progress_bar

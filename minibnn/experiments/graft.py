@@ -37,7 +37,7 @@ from ..lab.intervals import in_words, interval, require_scipy
 from ..lab.sheets import sheet
 from ..neighbours import graft, graft_run
 from ..neighbours.rewards import red_thing_on_grass, rewards_of
-from ..options.commands import GraftOptions
+from ..options.neighbours import GraftOptions
 from ..pictures import save_png, to_tensor
 from ..pipeline import StableDiffusion
 from ..world import measures as world_measures

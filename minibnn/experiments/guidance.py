@@ -50,7 +50,7 @@ from ..lab.plot import Line, Panel, chart
 from ..lab.sheets import sheet
 from ..lab.sigma1_estimate import latents_of, predictor
 from ..neighbours import guidance
-from ..options.commands import TrainOptions
+from ..options.training import TrainOptions
 from ..pictures import save_png, to_tensor
 from ..pipeline import StableDiffusion
 from ..progress import progress_bar

@@ -32,7 +32,7 @@ from ..files.rows import read_rows
 from ..files.store import write_json, write_text
 from ..lab import gain_advice, gain_law, gains, monitor, sheets
 from ..lab.sigma1_estimate import latents_of
-from ..options.commands import TrainOptions
+from ..options.training import TrainOptions
 from ..photo import loading
 from ..photo import measures as photo
 from ..pictures import grid, save_png, to_pil, to_tensor

@@ -30,7 +30,7 @@ from ..files.weights import write_tensors
 from ..finetune import bayes
 from ..lab import gains, sigma1_estimate
 from ..neighbours import guidance
-from ..options.commands import TrainOptions
+from ..options.training import TrainOptions
 from ..pictures import grid, save_png, to_pil, to_tensor
 from ..pipeline import StableDiffusion, place_of
 from ..progress import progress_bar

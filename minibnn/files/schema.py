@@ -159,7 +159,7 @@ def fitting(value, kind, place):
 
 
 def fields_of(options_class):
-    """The schema {field: kind} of a dataclass of options (`options/commands.py`), for values read back from JSON."""
+    """The schema {field: kind} of a dataclass of options (in `options/`), for values read back from JSON."""
     plain = {int: integer(), float: number(), str: text, bool: truth, list: either(text, items(anything))}
     schema = {}
     for field in dataclasses.fields(options_class):

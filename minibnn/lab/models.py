@@ -9,8 +9,8 @@ from .. import data, runs, schedule
 from ..devices import choose_device, choose_threads, drawing_dtype
 from ..errors import UserError
 from ..files.store import write_json
-from ..options.commands import ProbeOptions
 from ..options.kinds import BUNDLED
+from ..options.lab import ProbeOptions
 from ..pictures import save_png, to_pil
 from ..pipeline import StableDiffusion, open_base
 from .intervals import interval

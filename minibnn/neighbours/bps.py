@@ -24,7 +24,7 @@ from ..files.schema import integer, one_of, text
 from ..files.weights import load_state
 from ..networks.vae import sample_latents
 from ..observers import Checkpoints, CtrlC, Progress
-from ..options.commands import TrainOptions
+from ..options.training import TrainOptions
 from ..pictures import to_pil
 from ..progress import progress_bar
 from ..sample import guide

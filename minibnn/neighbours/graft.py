@@ -32,7 +32,7 @@ from ..checkpoints import STATE, load_checkpoint
 from ..data import picked
 from ..finetune import methods
 from ..observers import Checkpoints, CtrlC, Progress
-from ..options.commands import TrainOptions
+from ..options.training import TrainOptions
 from ..pictures import to_pil
 from ..progress import progress_bar
 from ..train import fine_tuning, train

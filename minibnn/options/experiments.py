@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from .commands import DTYPES, device_option, prediction_type_option, seed_option, tokenizer_option
 from .kinds import DEFAULT, natural, nonnegative, option, positive, seed_number, whole, words
+from .shared import DTYPES, device_option, prediction_type_option, seed_option, tokenizer_option
 
 
 def seeds_option(group, help="seeds of training"):

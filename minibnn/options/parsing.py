@@ -1,8 +1,8 @@
 """From a command line to a frozen dataclass, and from a mistake to one line.
 
-Each command's options are one dataclass (`commands.py`); argparse is built from its fields, config.json holds them.
-Where several places name an option the command line wins, then the file of --config, then what the command itself
-completes (`TrainOptions.complete`), then the default.
+Each command's options are one dataclass (in `training.py`, for instance); argparse is built from its fields, and
+config.json holds them. Where several places name an option the command line wins, then the file of --config, then what
+the command itself completes (`TrainOptions.complete`), then the default.
 """
 
 import argparse

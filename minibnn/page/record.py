@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..files.rows import read_rows
 from ..lab import curves, monitor
 from ..lab.captioned import read_sheet
-from ..options.commands import TrainOptions
+from ..options.training import TrainOptions
 from .html import LARGEST
 
 SHEET = re.compile(r"samples(-(\d{6}))?\.png")

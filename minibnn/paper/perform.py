@@ -28,7 +28,7 @@ from ..files.schema import integer, items, mapping, number, record, text
 from ..files.store import read_json, write_json
 from ..finetune import bayes
 from ..observers import Progress
-from ..options.commands import TrainOptions
+from ..options.training import TrainOptions
 from ..photo import measures as photo
 from ..pictures import save_png
 from ..pipeline import StableDiffusion

@@ -30,7 +30,7 @@ from ..files.locks import locked
 from ..networks.text_encoder import TextEncoder, TextEncoderConfig
 from ..networks.tokenizer import END, START, Tokenizer
 from ..networks.unet import UNet, UNetConfig
-from ..options.commands import PretrainOptions
+from ..options.world import PretrainOptions
 from ..pipeline import StableDiffusion
 from . import textures
 from .captions import RARE_WORDS, make_vocabulary
