@@ -13,7 +13,7 @@
 # **Afterwards you can** predict the three phases, fine-tune with DreamBooth in ten lines, measure the *gain* of a
 # network, tell two causes of broken pictures apart that look alike, and judge a claim by a rule fixed beforehand.
 #
-# You need: the first part of tutorial 01, and from 02 what $\sigma_1$ and $D$ are. About 80 minutes, 55 of them for the
+# You need: the first part of tutorial 01, and from 02 what $\sigma_1$ and $D$ are. About 85 minutes, 60 of them for the
 # exercises. Symbols: [NOTATION.md](NOTATION.md). "The paper" is *Exploring Diffusion Models' Corruption Stage in
 # Few-Shot Fine-tuning and Mitigating with Bayesian Neural Networks*, §3.
 
@@ -526,9 +526,9 @@ for step in looked:
 # %% [markdown]
 # The cat is learned, and noise comes with it: fidelity rises to 0.34, falls to 0.28 at step 400, where noise is 3.8,
 # rises to 0.54 and falls to 0.40. (Fidelity is SSIM with the photo, which sees noise; noise is Immerkær's estimate
-# minus the photo's own, times 100; "law" is what the gains foretell.) One run comes and goes, as a high rate does. But
+# minus the photo's own, times 100; "law" is what the gains predict.) One run comes and goes, as a high rate does. But
 # is it guidance? From step 250 on $c$ and $u$ are near 1 and near each other, and the *same weights* without guidance
-# are nearly as noisy. By the mean gain nothing explains this noise, and the law foretells about as much at step 600,
+# are nearly as noisy. By the mean gain nothing explains this noise, and the law predicts about as much at step 600,
 # where the cat is clean, as at step 800, where it is not. Something escapes it.
 #
 # Look at the *columns* of the sheet, then. Here are the weights of step 800 with eight starting noises
@@ -543,8 +543,9 @@ axis.axis("off")
 show(
     figure,
     "03_views",
-    "Nine rows of eight cats, a row for each way of drawing. The same columns are noisy at guidance 1, 3 and 7.5; with "
-    "fresh noise, and with starting noise of the cat's mean colour and a strength of 1, all are clean.",
+    "Nine rows of eight cats, a row for each way of drawing. The same columns are noisy in the first three rows, at "
+    "guidance 1, 3 and 7.5; with fresh noise, and with starting noise of the cat's mean colour and a strength of 1, "
+    "all are clean.",
 )
 
 noises = torch.randn(8, 3, 24, 24, generator=torch.Generator().manual_seed(views["seed"]))
@@ -556,9 +557,9 @@ for name in ("guidance 1", "guidance 7.5", "guidance 1, photo's colour", "guidan
     print(f"noise, {name:31} " + "".join(f"{value:8.1f}" for value in views["ways"][name]["noise"]))
 
 # %% [markdown]
-# The column decides. Noises 1, 4, 5, 7 and 8 end in noisy pictures, whatever the guidance, and these are the ones whose
-# **strength**, their standard deviation, is above 1, by one to four percent! White noise of $n$ numbers has a strength
-# of $1\pm1/\sqrt{2n}$, here $n=1728$.
+# In the first three rows the column decides. Noises 1, 4, 5, 7 and 8 end in noisy pictures, whatever the guidance, and
+# these are the ones whose **strength**, their standard deviation, is above 1, by one to four percent! White noise of
+# $n$ numbers has a strength of $1\pm1/\sqrt{2n}$, here $n=1728$.
 #
 # Why should that matter? The gain of exercise 4 is a mean over all directions. But the law of gains holds in *each*
 # direction by itself, and there are two that have hardly a part in the loss:

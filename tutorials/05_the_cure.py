@@ -548,12 +548,12 @@ for setting, n, kind, view in report.cases(records):  # all settings, at the noi
 print(f"of {asked_for} comparisons: {better} better, {worse} worse; by chance {0.025 * repeated:.1f} of each")
 
 # %% [markdown]
-# **What was found.** With the paper's $\sigma_0=0.01$ one of six improvements is told from 0, fidelity at guidance 3,
-# and it is smaller than the 0.02 that matters; a smaller noise that matters is ruled out at guidance 3 and with the
-# paper's sampler. In the setting that does break, weight noise changes nothing: a better fidelity that matters is
-# ruled out at the step where the noise is largest, and the noise itself has too wide an interval to tell. Its rivals
-# need no statistics: the model's own unconditional prediction, or no guidance, and those pictures are whole (the
-# table of tutorial 03).
+# **What was found.** With the paper's $\sigma_0=0.01$ one of six improvements is shown (its interval excludes 0):
+# fidelity at guidance 3, by less than the 0.02 that matters; a smaller noise that matters is ruled out at guidance 3
+# and with the paper's sampler. In the setting that does break, weight noise changes nothing: a better fidelity that
+# matters is ruled out at the step where the noise is largest, and the noise itself has too wide an interval to tell.
+# Its rivals need no statistics: the model's own unconditional prediction, or no guidance, and those pictures are whole
+# (the table of tutorial 03).
 #
 # ## The stage and its cures
 #

@@ -60,6 +60,6 @@ def views(options):
         print(f"{name:33s} fidelity {means['fidelity']:.2f}, noise {means['noise']:+.1f}")
     labels = ["the photo", *(f"noise {i + 1}" for i in range(PICTURES))]
     ways = [name.replace(", ", ",\n") for name in WAYS]
-    save_png(sheet(rows, ways, labels, 3), Path(options.out) / "stage_views.png", optimize=True)
+    save_png(sheet(rows, ways, labels, 3).quantize(256), Path(options.out) / "stage_views.png", optimize=True)
     settings = {"weights": Path(options.weights).name, "prompt": options.prompt, "seed": options.seed, "steps": STEPS}
     write_json(Path(options.out) / "stage_views.json", settings | numbers)
