@@ -24,7 +24,6 @@ from .progress import progress_bar
 log = logging.getLogger("minibnn")
 
 CLASS_RECORD = ".class.json"
-NULL_FOLDER = "empty-prompt"  # in a folder of class pictures
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from minibnn import StableDiffusion, UserError, data, runs, schedule
-from minibnn.cli.train import class_folders, class_source, fine_tune, settle
+from minibnn.checkpoints import read_progress
+from minibnn.cli.train import fine_tune, settle
 from minibnn.files.store import read_json, write_json
 from minibnn.files.weights import open_weights
 from minibnn.finetune.kernel import default_kernel
@@ -93,22 +94,6 @@ def test_a_run_leaves_a_model_at_the_mean_and_its_records(options, tmp_path, mic
     for part in ("vae", "text_encoder"):  # and nothing else
         before, after = getattr(StableDiffusion.load(micro), part).state_dict(), getattr(trained, part).state_dict()
         assert all(torch.equal(before[k], after[k]) for k in before)
-
-
-def test_a_share_of_the_class_pictures_is_of_the_empty_prompt(options, tmp_path, micro):
-    sd = StableDiffusion.load(micro)
-    own = tmp_path / "class"
-    settled = settle(options("--class-images", str(own), "--class-count", "8", "--null-share", "0.25"), sd, 6)
-    classes = class_folders(settled, [6])
-    assert [(Path(each.folder), each.count, each.made_for["prompt"]) for each in classes] == [
-        (own, 6, settled.class_prompt[0]), (own / data.NULL_FOLDER, 2, "")
-    ]
-    ((pictures, prompts),) = class_source(settled, sd, classes)
-    assert len(pictures) == 8 and prompts == settled.class_prompt * 6 + [""] * 2
-    drawn = [path.read_bytes() for path in sorted((own / data.NULL_FOLDER).glob("*.png"))]
-    sd.generate([""] * 2, guidance=7.5, seed=0, progress=False)[0].save(tmp_path / "guided.png")
-    assert len(drawn) == 2 and data.open_picture(tmp_path / "guided.png").tobytes() == data.open_picture(
-        own / data.NULL_FOLDER / "drawn-00000.png").tobytes()  # without a prompt guidance changes nothing
 
 
 def test_class_pictures_are_drawn_and_kept_when_overwriting(dog, tmp_path, micro):
@@ -483,22 +468,18 @@ def test_a_moved_run_resumes_but_not_with_other_pictures(options, tmp_path, dog)
         fine_tune(options("--images", str(photos), "--steps", "3", "--resume", out="moved"))
 
 
-def test_a_run_of_a_version_without_the_empty_prompt_resumes_without_it(options, tmp_path, micro):
-    """Version 0.2 knew neither --class-guidance nor --null-share; the recipe of a model may give both by now."""
+def test_a_run_of_a_version_without_class_guidance_resumes(options, tmp_path, micro):
+    """Version 0.2 did not know --class-guidance; the recipe of a model may give another than its pictures have."""
     fine_tune(options("--steps", "1"))
-    config = read_json(tmp_path / "run" / "config.json")
-    del config["options"]["class_guidance"], config["options"]["null_share"]
-    write_json(tmp_path / "run" / "config.json", config)
     model = tmp_path / "model"
     shutil.copytree(micro, model)
-    write_json(model / "recipe.json", read_json(model / "recipe.json") | {"class_guidance": 1.0, "null_share": 0.5})
-    words = ["--resume", "--out", str(tmp_path / "run"), "--steps", "2"]
-    resumed = parse(TrainOptions, "minibnn.train", words)
-    assert resumed.null_share == 0.0 and resumed.class_guidance is None
+    write_json(model / "recipe.json", read_json(model / "recipe.json") | {"class_guidance": 1.0})
+    config = read_json(tmp_path / "run" / "config.json")
+    del config["options"]["class_guidance"]
     config["options"]["model"] = str(model)
     write_json(tmp_path / "run" / "config.json", config)
-    fine_tune(parse(TrainOptions, "minibnn.train", words))
-    assert not (tmp_path / "run" / "class_images" / data.NULL_FOLDER).exists()
+    fine_tune(parse(TrainOptions, "minibnn.train", ["--resume", "--out", str(tmp_path / "run"), "--steps", "2"]))
+    assert read_progress(tmp_path / "run" / runs.STATE)[0] == 2
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_again(options, tmp_path, monkeypatch):

@@ -188,7 +188,6 @@ def settle(options, sd, pictures):
         class_prompt=for_each(options.class_prompt or of_class, subjects, "--class-prompt"),
         class_images=options.class_images or str(Path(options.out) / "class_images"),
         class_count=options.class_count or recipe["class_pictures_per_picture"] * pictures,
-        null_share=recipe["null_share"] if options.null_share is None else options.null_share,
         class_guidance=recipe["class_guidance"] if options.class_guidance is None else options.class_guidance,
         steps=options.steps or recipe["steps_per_picture"] * pictures,
         batch_size=options.batch_size or recipe["batch_size"],
@@ -237,22 +236,18 @@ class ClassFolder:
 
 
 def class_folders(options, pictures):
-    """A ClassFolder for each class prompt, and one for the empty prompt if it has a share (--null-share).
+    """A ClassFolder for each class prompt; several prompts share --class-count as their subjects share the pictures.
 
-    pictures: how many each subject has. Several prompts share what is left of --class-count as their subjects share the
-    pictures, and each has a folder of its own in --class-images.
+    pictures: how many each subject has. With several prompts each has a folder of its own in --class-images.
     """
     prompts = list(dict.fromkeys(options.class_prompt))
-    folders, of_null = [], round(options.null_share * options.class_count)
+    folders = []
     for prompt in prompts:
         own = sum(n for n, other in zip(pictures, options.class_prompt, strict=True) if other == prompt)
         name = re.sub(r"\W+", "-", prompt) if len(prompts) > 1 else ""
         made_for = data.class_record(prompt, options.model, options.resolution, options.class_guidance)
-        count = max(1, round((options.class_count - of_null) * own / sum(pictures)))
+        count = max(1, round(options.class_count * own / sum(pictures)))
         folders.append(ClassFolder(str(Path(options.class_images) / name), count, made_for))
-    if of_null:
-        made_for = data.class_record("", options.model, options.resolution, 1.0)
-        folders.append(ClassFolder(str(Path(options.class_images) / data.NULL_FOLDER), of_null, made_for))
     return folders
 
 

@@ -22,7 +22,7 @@ from .typed import typed
 
 MACHINE = ("device", "kernel")  # what a run settled for the machine that it ran on
 OF_METHOD = (  # what a run settled for its method
-    "where", "rank", "alpha", "blocks", "coft", "layers", "lr", "steps", "prior_weight", "class_count", "null_share",
+    "where", "rank", "alpha", "blocks", "coft", "layers", "lr", "steps", "prior_weight", "class_count",
 )
 OUTPUTS = ("out", "work")  # options that name folders, but none that are read
 

@@ -31,8 +31,6 @@ def read(path, options_class):
     for name in ("images", "prompt", "class_prompt"):  # runs of the first version had one subject, and no lists
         if isinstance(options.get(name), str):
             options[name] = [options[name]]
-    if "class_count" in options:  # version 0.2 drew no pictures of the empty prompt
-        options.setdefault("null_share", 0.0)
     return config
 
 

@@ -29,7 +29,6 @@ class TrainOptions:
     prior_weight: float = option(None, "weight of the prior-preservation loss; 0: none [{prior_weight}]", "what", type=nonnegative)
     class_count: int = option(None, "how many class pictures [for each picture: {class_pictures_per_picture}]", "what", type=whole)
     class_guidance: float = option(None, "guidance with which class pictures are drawn; 1: as the model itself believes, and training on them changes it least [{class_guidance}]", "what", metavar="SCALE")
-    null_share: float = option(None, "share of the class pictures that are drawn of the empty prompt and trained with it: they keep the unconditional prediction, from which guidance extrapolates [{null_share}]", "what", type=share, metavar="P")
 
     method: str = option("dreambooth", "what is trained: all of the UNet; a low-rank correction (lora) or a rotation (oft) of chosen layers", "method", choices=("dreambooth", "lora", "oft"))
     bayes: bool = option(True, "random weights, or the plain baseline", "method")

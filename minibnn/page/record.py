@@ -92,8 +92,8 @@ def class_pictures(folder, options):
     """[(picture, prompt)] of the first pictures of the class that are in the run's own folder."""
     prompts = options.class_prompt or []
     paths = sorted((folder / "class_images").rglob("*.png"))[:SHOWN]
-    known = {"class_images": prompts[0]} if prompts else {}  # with several prompts each has a folder that names it
-    return [(square(path, options.resolution), known.get(path.parent.name, path.parent.name)) for path in paths]
+    return [(square(path, options.resolution), prompts[0] if len(set(prompts)) == 1 else path.parent.name)
+            for path in paths]
 
 
 def square(path, resolution):
