@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minibnn.experiments import report
+from minibnn.experiments import report, stage_report, stage_settings, stage_tables
 from minibnn.files.configs import RECIPE
 from minibnn.lab.intervals import interval
 
@@ -77,6 +77,29 @@ def told():
     return signs.count(1), signs.count(-1), len(signs)
 
 
+@cache
+def textured():
+    return stage_report.read_runs([RESULTS])
+
+
+def of_stage(setting, name, beside=None, view=stage_settings.MAIN, step=None):
+    """A measure of the textured model, mean over the late steps or at one, minus that of the setting beside it."""
+    def of_run(rows):
+        if step is None:
+            return stage_tables.late(rows, view, "training", name)
+        return stage_tables.at(rows, step, view, "training", name)
+
+    own, other = (stage_tables.of(textured(), each, "textured") for each in (setting, beside))
+    return interval([of_run(own[run]) - (of_run(other[run]) if beside else 0) for run in sorted(own)
+                     if not beside or run in other])
+
+
+def from_early(setting, name):
+    """From step 250 to the mean of 400 to 800 in the textured model."""
+    runs = stage_tables.of(textured(), setting, "textured").values()
+    return interval([stage_tables.change(rows, stage_settings.MAIN, "training", name) for rows in runs])
+
+
 def recipe(setting, name):
     rows = [json.loads(line) for line in (RESULTS / "recipe.jsonl").read_text().splitlines()]
     return interval([100 * row["values"][name] for row in rows if row["setting"] == setting])
@@ -116,6 +139,7 @@ def minutes(method="dreambooth", class_count=None, photos=6):
 
 
 STEPS, EVALUATIONS = 5, 25  # in a second
+UNGUIDED = stage_settings.SIDE_VIEWS[-1]
 SAMPLERS = [[f"{sampler}-g{g}" for sampler in ("ddim-25", "ddim-50", "pndm-50")] for g in ("1", "3", "7.5")]
 SAMPLERS[2].append("ddim-250-g7.5")
 
@@ -124,6 +148,21 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "fall": ("RESULTS", "**falls** by {} [{}, {}] at step 100 and recovers by {} [{}, {}]", lambda: [
         -change("base", 0, 100, view=PRETRAINED)[0], *sorted(-x for x in change("base", 0, 100, view=PRETRAINED)[1:]),
         *change("base", 100, 800, view=PRETRAINED)], 3),
+    "textured, noise": ("RESULTS", "Under plain fine-tuning noise rises by {} [{}, {}]", lambda: [
+        *from_early("plain", "noise")], 1),
+    "textured, fall": ("RESULTS", "a fall of fidelity is not shown ({} [{}, {}])", lambda: [
+        *(-from_early("plain", "fidelity")[i] for i in (0, 2, 1))], 3),
+    "textured, offset": ("RESULTS", "by an offset of the noise, raises fidelity by {} [{}, {}]", lambda: [
+        *of_stage("offset", "fidelity", "plain")], 3),
+    "textured, weight noise": ("RESULTS", "does neither: fidelity is {} [{}, {}] lower", lambda: [
+        *(-of_stage("bnn", "fidelity", "plain")[i] for i in (0, 2, 1))], 3),
+    "textured, ledger": ("RESULTS", "(weight noise − plain: fidelity {} [{}, {}], noise {} [{}, {}])",
+        lambda: [*of_stage("bnn", "fidelity", "plain"), *of_stage("bnn", "noise", "plain")], 1),
+    "textured, strength": ("RESULTS", "fidelity is {} [{}, {}] and {} [{}, {}] higher, and the noise", lambda: [
+        *of_stage("offset-spread", "fidelity", "offset", UNGUIDED),
+        *of_stage("offset-spread", "fidelity", "offset", stage_settings.SIDE_VIEWS[0])], 3),
+    "textured, cures": ("RESULTS", "| offset, strength varied | guidance 1 | {} | {} |", lambda: [
+        of_stage("offset-spread", name, None, UNGUIDED, 800)[0] for name in ("fidelity", "noise")], 1),
     "half-way": ("RESULTS", "fidelity has fallen by {} [{}, {}] on its way", lambda: [
         *(-change("base", 0, 50, view=PRETRAINED)[i] for i in (0, 2, 1))], 3),
     "samplers": ("RESULTS", "draw curves that differ by at most {} of fidelity", lambda: [

@@ -207,6 +207,9 @@ def test_a_cure_is_compared_at_the_same_steps_and_at_equal_loss():
     assert cells[4].strip().startswith("**+0.150")  # the mean of LATE is 600: 600/2000 − 600/4000
     assert float(cells[6].split("[")[0].strip(" *")) == pytest.approx(0, abs=0.02)  # no cure, merely slower
     assert float(cells[7].split("[")[0].strip(" *")) == pytest.approx(0, abs=0.4)
+    head = stage_tables.cures(runs).splitlines()[0].split("|")
+    assert len(head) == len(cells) and [cells[i].strip() for i in (-5, -3)] == [cells[4].strip()] * 2  # at 3 and at 1
+    assert "at guidance 3: fidelity" in head[-5] and "at guidance 1: fidelity" in head[-3]
 
 
 def test_the_law_predicts_the_noise_of_a_linear_denoiser():

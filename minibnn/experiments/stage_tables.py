@@ -9,7 +9,7 @@ import numpy as np
 
 from ..lab.intervals import interval, require_scipy
 from .stage_law import guided
-from .stage_settings import EARLY, LATE, MAIN, SETTINGS, views_at
+from .stage_settings import EARLY, LATE, MAIN, SETTINGS, SIDE_VIEWS, views_at
 
 
 def at(rows, step, view, group, name):
@@ -130,18 +130,19 @@ def equal_loss(rows, loss):
     return np.interp(loss, losses, fidelity), np.interp(loss, losses, noise)
 
 
-def difference(pairs, group, name, digits=3):
-    """In words: the first of each pair of runs minus the second, at guidance 7.5, mean over LATE."""
-    found = [late(one, MAIN, group, name) - late(other, MAIN, group, name) for one, other in pairs]
+def difference(pairs, group, name, digits=3, view=MAIN):
+    """In words: the first of each pair of runs minus the second, mean over LATE, at guidance 7.5 or as `view` draws."""
+    found = [late(one, view, group, name) - late(other, view, group, name) for one, other in pairs]
     return words(interval(found), digits)
 
 
 def cures(runs):
-    """Every setting minus the one beside it, paired by subject and seed, at guidance 7.5, over LATE; and its costs."""
+    """Every setting minus the one beside it, paired by subject and seed, over LATE: at guidance 7.5, and at 3 and 1."""
     text = [
         "| setting | pretrained | runs | fidelity | noise | at equal loss: fidelity | noise "
-        "| best look: fidelity | other prompts: fidelity | their noise | spread | loss (the other's) |",
-        "|" + "---|" * 12,
+        "| best look: fidelity | other prompts: fidelity | their noise | spread | loss (the other's) "
+        + "".join(f"| at guidance {view.guidance:g}: fidelity | noise " for view in SIDE_VIEWS) + "|",
+        "|" + "---|" * (12 + 2 * len(SIDE_VIEWS)),
     ]
     for setting, model in settings_of(runs):
         beside = SETTINGS[setting].beside
@@ -162,6 +163,9 @@ def cures(runs):
         cells.append(difference(pairs, "other", "spread"))
         losses = [np.mean([loss_late(rows) for rows in side]) for side in zip(*pairs, strict=True)]
         cells.append(f"{losses[0]:.4f} ({losses[1]:.4f})")
+        for view in SIDE_VIEWS:
+            cells.append(difference(pairs, "training", "fidelity", view=view))
+            cells.append(difference(pairs, "training", "noise", 1, view))
         text.append(f"| {setting} − {beside} | {model} | {len(common)} | {' | '.join(cells)} |")
     return "\n".join(text)
 
