@@ -611,7 +611,8 @@ for name, start in (("as it is", None), *((f"its colour, strength {x}", from_str
 # four numbers of 1,728, and the same weights draw clean cats: fidelity 0.68 instead of 0.35.
 #
 # Three remedies follow, and tutorial 05 compares them with the paper's: fresh noise while drawing ($\eta=1$), a better
-# starting noise, and a training in which colour varies (`--noise-offset 0.1`, known from diffusers' scripts).
+# starting noise, and a training in which the colour varies (`--noise-offset 0.1`, known from diffusers' scripts), or
+# the strength, too (`--noise-spread 0.1`).
 #
 # **Is that the paper's corruption stage?** Not as it stands. The gain of the strength is as low *before* fine-tuning:
 # this is a small network, briefly pretrained, and its noise was there all along, hidden in texture. What it shows is
