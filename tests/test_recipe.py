@@ -93,6 +93,19 @@ def test_page_explains_its_columns_and_shows_options_where_they_differ():
     assert [row["options of `train`"] for row in table.values()] == ["the recipe's", "`--no-bayes`"]
 
 
+def test_what_is_clipped_is_counted_in_percent():
+    images = torch.zeros(2, 3, 4, 5)
+    images[0, :, 0] = 0.98  # 15 values of 120
+    images[1, 1, 1, 1] = -1.0
+    assert recipe.clipped(images) == pytest.approx(100 * 16 / 120)
+
+
+def test_settings_share_class_pictures_that_are_drawn_alike():
+    folders = {name: recipe.class_folder(Path("out"), "cat", setting) for name, setting in recipe.SETTINGS.items()}
+    assert {folders.pop("guided-class-pictures").name} == {"cat-guidance-3"}
+    assert {folder.name for folder in folders.values()} == {"cat"}
+
+
 def test_picture_has_every_picture_of_a_strip_below_its_label():
     drawn = torch.linspace(-1, 1, len(recipe.COLUMNS) - 1)[:, None, None, None].expand(-1, 3, 64, 64)
     strip = recipe.strip_of(Image.new("RGB", (64, 64), "red"), drawn)

@@ -47,6 +47,8 @@ MEASURES = {
     "leak": f"share of {CLASS} pictures of the class prompt that show the spotted coat; it should be 0",
     "varied": f"whether the class prompt has drifted: the p-value of a two-sample test (energy distance of features) "
               f"between those {CLASS} pictures and {CLASS} of the pretrained model is below {DRIFTED}",
+    "drift": "the energy distance itself; of two draws of the pretrained model it is about 0.05",
+    "clipped": "percentage of the colour values of those pictures at an end of the scale, minus the pretrained model's",
     "noise": "energy of the pictures in places above that of clean drawings, minus the pretrained model's (10⁻³)",
 }
 LINE = {
@@ -79,11 +81,16 @@ def draw(sd, prompts, seed):
 
 @cache
 def pretrained(model, kind):
-    """What the pretrained model draws: the features of CLASS pictures of the class (n, D), and the noise of places."""
+    """What the pretrained model draws: CLASS pictures of the class (n, 3, 64, 64), and the noise of places."""
     sd = StableDiffusion.load(model)
-    of_class = world_measures.features(draw(sd, [f"a photo of a {kind}"] * CLASS, 3))
+    of_class = draw(sd, [f"a photo of a {kind}"] * CLASS, 3)
     places = draw(sd, [prompt.replace("sks ", "") for prompt, _ in place_prompts(kind)], 1)
     return of_class, world_measures.noise(places).mean().item()
+
+
+def clipped(images):
+    """Percentage of the values of images (n, 3, H, W) in [-1, 1] that lie at an end: garish pictures have more."""
+    return 100 * (images.abs() > 0.97).float().mean().item()
 
 
 def shown(seen, kind):
@@ -100,17 +107,24 @@ def measure(sd, model, judge, kind):
     subject = shown(seen, kind)
     place = [name == want for name, (_, want) in zip(seen["background"], prompts, strict=True)]
     before, noise_before = pretrained(model, kind)
+    distance, p_value = permutation_test(*map(world_measures.features, (of_class, before)))
     values = {
         "subject": np.mean(subject), "place": np.mean(place), "both": np.mean(np.logical_and(subject, place)),
         "told": np.mean(shown(seen_told, kind)),
         "leak": np.mean([coat == "spotted" for coat in seen_class["coat"]]),
-        "varied": permutation_test(world_measures.features(of_class), before)[1],
+        "varied": p_value, "drift": distance, "clipped": clipped(of_class) - clipped(before),
         "noise": world_measures.noise(places).mean().item() - noise_before,
     }
     chosen = [places[list(world.BACKGROUNDS).index(name)] for name in SHOWN]
     return {name: round(float(value), 4) for name, value in values.items()}, torch.stack(
         [told[0], *chosen, *of_class[:2]]
     )
+
+
+def class_folder(out, kind, setting):
+    """Where the class pictures are that runs of this setting share with those that draw them alike."""
+    words, name = setting.options, "--class-guidance"
+    return out / "class_images" / (f"{kind}-guidance-{words[words.index(name) + 1]}" if name in words else kind)
 
 
 def described(name, model):
@@ -127,7 +141,7 @@ def perform(name, kind, seed, options, judge):
     words = [
         "--model", options.model, "--images", str(images), "--out", str(folder), "--prompt", f"a photo of a sks {kind}",
         "--class-prompt", f"a photo of a {kind}", "--seed", str(seed), "--class-images",
-        str(out / "class_images" / kind), "--samples", "0", "--no-monitor", "--overwrite", *setting.options,
+        str(class_folder(out, kind, setting)), "--samples", "0", "--no-monitor", "--overwrite", *setting.options,
     ]
     seconds, _ = train_apart(f"{name}, {kind}, seed {seed}", words)
     values, pictures = measure(StableDiffusion.load(folder), options.model, judge, kind)
