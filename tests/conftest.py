@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # oracles must not look for anything on the net
@@ -25,6 +26,12 @@ from minibnn.networks.vae import VAE, VAEConfig
 os.fsync = lambda _: None  # flushing every file to the disk protects from power cuts; nobody cuts it here
 DATA = Path(__file__).parent / "data"
 NETWORKS = {"unet": (UNet, UNetConfig), "vae": (VAE, VAEConfig), "text": (TextEncoder, TextEncoderConfig)}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c():
+    """Ctrl-C as in a terminal: a shell starts what runs in the background with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -552,7 +552,8 @@ noises = torch.randn(8, 3, 24, 24, generator=torch.Generator().manual_seed(views
 strength = schedule.noise_strength(noises)
 print("starting noise                         " + "".join(f"{i + 1:8}" for i in range(8)))
 print("its strength                           " + "".join(f"{value:8.3f}" for value in strength.tolist()))
-print("rms of its mean colour                 " + "".join(f"{value:8.3f}" for value in noises.mean((2, 3)).square().mean(1).sqrt()))
+tints = noises.mean((2, 3)).square().mean(1).sqrt()
+print("rms of its mean colour                 " + "".join(f"{value:8.3f}" for value in tints.tolist()))
 for name in ("guidance 1", "guidance 7.5", "guidance 1, photo's colour", "guidance 1, colour and strength"):
     print(f"noise, {name:31} " + "".join(f"{value:8.1f}" for value in views["ways"][name]["noise"]))
 

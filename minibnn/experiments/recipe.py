@@ -224,7 +224,7 @@ def make(todo, found, options):
     strips = {path.stem: Image.open(path) for path in paths if path.exists()}
     text = markdown(list(found.values()), options.settings, *validated(judge))
     if strips:
-        save_png(picture(strips).quantize(128), out / "recipe.png", optimize=True)
+        save_png(picture(strips).quantize(96), out / "recipe.png", optimize=True)
         text += PICTURE
     write_text(out / "recipe.md", text)
     print(text)
