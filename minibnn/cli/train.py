@@ -16,7 +16,7 @@ import torch
 
 from .. import data, distributed, ownership, runs
 from ..checkpoints import delete_checkpoint, is_kept, load_checkpoint, size_of
-from ..devices import autocast, check_compiler, choose_device, choose_threads, half_dtype, make_deterministic
+from ..devices import autocast, check_compiler, choose_device, choose_threads, make_deterministic, training_dtype
 from ..errors import UserError
 from ..files import headers
 from ..files.weights import NotFinite
@@ -193,7 +193,7 @@ def settle(options, sd, pictures):
         batch_size=options.batch_size or recipe["batch_size"],
         resolution=options.resolution or recipe["resolution"],
         device=device,
-        dtype=options.dtype or (half_dtype(device) if device.startswith("cuda") else "float32"),
+        dtype=options.dtype or training_dtype(device),
     )
     if not options.prompt:
         raise UserError('--prompt is required for this model, for instance --prompt "a photo of a sks dog"')

@@ -47,7 +47,7 @@ MEASURES = {
     "leak": f"share of {CLASS} pictures of the class prompt that show the spotted coat; it should be 0",
     "varied": f"whether the class prompt has drifted: the p-value of a two-sample test (energy distance of features) "
               f"between those {CLASS} pictures and {CLASS} of the pretrained model is below {DRIFTED}",
-    "drift": "the energy distance itself; of two draws of the pretrained model it is about 0.05",
+    "drift": "the energy distance itself: how far the class prompt has moved",
     "clipped": "percentage of the colour values of those pictures at an end of the scale, minus the pretrained model's",
     "noise": "energy of the pictures in places above that of clean drawings, minus the pretrained model's (10⁻³)",
 }

@@ -7,12 +7,11 @@ every look of every run. Follows: the tables and the plot of `stage_report.py`.
 import math
 
 import numpy as np
-import torch
 
 from ..lab import gain_law, plot
 from ..lab.gains import guided_gain
 from ..lab.intervals import require_scipy
-from ..schedule import alphas_cumprod
+from ..schedule import alphas_cumprod, timesteps
 from .stage_settings import EARLY, SETTINGS, views_at
 
 PLOTTED = ("ddim-20-g7.5", "ddim-20-g3", "ddim-20-g1", "ddim-20-g7.5-eta1")  # the panels of gain_law.png
@@ -46,7 +45,7 @@ def law_points(runs):
 
 def perfect():
     """The noise that perfect gains leave in 20 steps of DDIM."""
-    return gain_law.noise_left([1.0] * 20, torch.arange(951, 0, -50), alphas_cumprod())
+    return gain_law.noise_left([1.0] * 20, timesteps(20), alphas_cumprod())
 
 
 def agreement(points):

@@ -16,7 +16,7 @@ with the one beside it ("plain", mostly), its fidelity over the LATE steps is hi
 than its interval. Runs are the unit: intervals are over subject and seed together, and the tables name how many there
 are.
 
-But: no correction for many comparisons. The five questions of `stage_settings.py` were asked first; all else are leads.
+But: no correction for many comparisons. The questions of `stage_settings.py` were asked first; all else are leads.
 Three subjects are three subjects: the intervals say nothing of a fourth.
 """
 

@@ -3,11 +3,10 @@
 Runs are the unit of every interval. What each table asks stands in its docstring, and the criterion in the report's.
 """
 
-import math
 
 import numpy as np
 
-from ..lab.intervals import interval, require_scipy
+from ..lab.intervals import in_words, interval, require_scipy
 from .stage_law import guided
 from .stage_settings import EARLY, LATE, MAIN, SETTINGS, SIDE_VIEWS, views_at
 
@@ -54,10 +53,8 @@ def settings_of(runs):
 
 def words(triple, digits=3):
     """mean [low, high], bold where the interval excludes 0."""
-    mean, low, high = triple
-    if not math.isfinite(low):
-        return f"{mean:+.{digits}f} (one run)"
-    text = f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    _, low, high = triple
+    text = in_words(*triple, digits)
     return f"**{text}**" if low > 0 or high < 0 else text
 
 

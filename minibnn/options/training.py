@@ -28,7 +28,7 @@ class TrainOptions:
     class_images: str = option(None, "folder of class pictures; missing ones are drawn first [OUT/class_images]", "what", metavar="DIR")
     prior_weight: float = option(None, "weight of the prior-preservation loss; 0: none [{prior_weight}]", "what", type=nonnegative)
     class_count: int = option(None, "how many class pictures [for each picture: {class_pictures_per_picture}]", "what", type=whole)
-    class_guidance: float = option(None, "guidance with which class pictures are drawn; 1: as the model itself believes, and training on them changes it least [{class_guidance}]", "what", metavar="SCALE")
+    class_guidance: float = option(None, "guidance with which class pictures are drawn; 1: none, so that the model does not learn to draw guided pictures by itself [{class_guidance}]", "what", metavar="SCALE")
 
     method: str = option("dreambooth", "what is trained: all of the UNet; a low-rank correction (lora) or a rotation (oft) of chosen layers", "method", choices=("dreambooth", "lora", "oft"))
     bayes: bool = option(True, "random weights, or the plain baseline", "method")
