@@ -168,13 +168,21 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
         *of_stage("offset", "fidelity", "plain")], 3),
     "textured, weight noise": ("RESULTS", "does neither: fidelity is {} [{}, {}] lower", lambda: [
         *(-of_stage("bnn", "fidelity", "plain")[i] for i in (0, 2, 1))], 3),
-    "textured, ledger": ("RESULTS", "(weight noise − plain: fidelity {} [{}, {}], noise {} [{}, {}])",
-        lambda: [*of_stage("bnn", "fidelity", "plain"), *of_stage("bnn", "noise", "plain")], 1),
+    "textured, ledger": ("RESULTS", "(weight noise − plain: fidelity {} [{}, {}]", lambda: [
+        *of_stage("bnn", "fidelity", "plain")], 3),
+    "textured, its noise": ("RESULTS", "[−.074, −.001], noise {} [{}, {}]);", lambda: [
+        *of_stage("bnn", "noise", "plain")], 1),
+    "textured, plain": ("RESULTS", "| plain | 15 | {}, {}, {} |", lambda: [
+        of_stage("plain", "fidelity", step=step)[0] for step in (250, 400, 800)], 2),
+    "textured, levels": ("RESULTS", "| noise offset of .1 | 15 | {}, {}, {} |", lambda: [
+        of_stage("offset", "fidelity", step=step)[0] for step in (250, 400, 800)], 2),
     "textured, strength": ("RESULTS", "fidelity is {} [{}, {}] and {} [{}, {}] higher, and the noise", lambda: [
         *of_stage("offset-spread", "fidelity", "offset", UNGUIDED),
         *of_stage("offset-spread", "fidelity", "offset", stage_settings.SIDE_VIEWS[0])], 3),
-    "textured, cures": ("RESULTS", "| offset, strength varied | guidance 1 | {} | {} |", lambda: [
-        of_stage("offset-spread", name, None, UNGUIDED, 800)[0] for name in ("fidelity", "noise")], 1),
+    "textured, cures": ("RESULTS", "| offset, strength varied | guidance 1 | {} |", lambda: [
+        of_stage("offset-spread", "fidelity", None, UNGUIDED, 800)[0]], 2),
+    "textured, noise of cures": ("RESULTS", "| offset, strength varied | guidance 1 | .91 | {} |", lambda: [
+        of_stage("offset-spread", "noise", None, UNGUIDED, 800)[0]], 1),
     "half-way": ("RESULTS", "fidelity has fallen by {} [{}, {}] on its way", lambda: [
         *(-change("base", 0, 50, view=PRETRAINED)[i] for i in (0, 2, 1))], 3),
     "samplers": ("RESULTS", "draw curves that differ by at most {} of fidelity", lambda: [

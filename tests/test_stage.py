@@ -166,6 +166,16 @@ def test_the_criterion_is_a_fall_and_a_rise_beyond_their_intervals():
     assert EARLY < min(LATE)
 
 
+def test_levels_are_means_over_runs():
+    runs = {("plain", "textured", "cat", seed): made_up(lambda step, seed=seed: step / 1000 + seed, lambda step: step)
+            for seed in (0, 1)}
+    (row,) = stage_tables.levels(runs).splitlines()[2:]
+    steps = (EARLY, *LATE)
+    assert [cell.strip() for cell in row.split("|")[3:6]] == [
+        "2", ", ".join(f"{step / 1000 + 0.5:.3f}" for step in steps), ", ".join(f"{step:.1f}" for step in steps)
+    ]
+
+
 def test_a_fall_and_a_recovery_are_told_apart():
     fidelity = {0: 0.0, 100: 0.3, 250: 0.6, 400: 0.2, 600: 0.4, 800: 0.5}
     runs = {("plain", "textured", "cat", seed): made_up(lambda step, s=seed: fidelity[step] + 0.1 * s, lambda step: 1.0)

@@ -3,8 +3,8 @@
 Reads the .jsonl files of --runs and writes into --out
 
     stage.jsonl     all lines, from which the report can be made again
-    stage.md        tables: is there a stage, what each setting changes, what goes with fidelity, how the same weights
-                    draw otherwise, what the gains predict
+    stage.md        tables: is there a stage, at what levels, what each setting changes, what goes with fidelity, how
+                    the same weights draw otherwise, what the gains predict
     stage.png       fidelity, noise and gains against the step, for plain fine-tuning and its rivals
     gain_law.png    the noise of the pictures against that which the law predicts from the gains: all looks of all runs
     stage_SUBJECT.png   pictures of one seed, a row for each setting, a column for each step
@@ -37,7 +37,7 @@ from ..world.textured import SIDE
 from .stage import ZOOM
 from .stage_law import law, law_plot
 from .stage_settings import MAIN, SETTINGS
-from .stage_tables import at, colour_gain, companions, cures, drawings, gain_at, of, phases, stages
+from .stage_tables import at, colour_gain, companions, cures, drawings, gain_at, levels, of, phases, stages
 
 DRAWN = {  # the curves of stage.png, and what they are called there
     "plain": "plain", "bnn": "BNN", "null": "empty prompt in 10 %", "offset": "noise offset",
@@ -126,7 +126,7 @@ def report(options):
     runs, out = read_runs(options.runs), Path(options.out)
     write_text(out / "stage.jsonl", "".join(json.dumps(row) + "\n" for rows in runs.values() for row in rows))
     parts = {
-        "Is there a corruption stage?": stages, "Does it fall and recover?": phases,
+        "Is there a corruption stage?": stages, "How good, and how noisy?": levels, "Does it fall and recover?": phases,
         "What does each setting change?": cures,
         "What goes with fidelity?": companions, "The same weights, drawn otherwise": drawings, "The gain law": law,
     }

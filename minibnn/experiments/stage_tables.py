@@ -82,6 +82,21 @@ def stages(runs):
     return "\n".join(text)
 
 
+def levels(runs):
+    """Mean fidelity and noise at EARLY and each of LATE, at guidance 7.5 and the training prompt."""
+    steps = (EARLY, *LATE)
+    head = f"| setting | pretrained | runs | fidelity at steps {', '.join(map(str, steps))} | noise |"
+    text = [head, "|" + "---|" * 5]
+    for setting, model in settings_of(runs):
+        own = of(runs, setting, model).values()
+        cells = []
+        for name, digits in (("fidelity", 3), ("noise", 1)):
+            means = [np.mean([at(rows, step, MAIN, "training", name) for rows in own]) for step in steps]
+            cells.append(", ".join(f"{mean:.{digits}f}" for mean in means))
+        text.append(f"| {setting} | {model} | {len(own)} | {' | '.join(cells)} |")
+    return "\n".join(text)
+
+
 def phases(runs):
     """From EARLY to the first of LATE, and from there to the last, at guidance 7.5: a fall, and a recovery?
 
