@@ -14,6 +14,8 @@ from torch import nn
 
 from minibnn import StableDiffusion, observers, schedule
 from minibnn.errors import UserError
+from minibnn.experiments import bps as bps_experiment
+from minibnn.experiments import bps_anchors, bps_judge, bps_places
 from minibnn.files.locks import LOCK
 from minibnn.files.store import read_json, write_json
 from minibnn.neighbours import beside, bps, bps_branch, bps_run
@@ -613,6 +615,24 @@ def test_guidance_on_the_hint_starts_from_the_frozen_model():
         [found] = bps.draw_steered(sd, branch, hint, ["a dog"], 1, 3.0, 4, guide_hint=guide_hint)
         pixels = torch.tensor(np.array(found)).float()
         assert (pixels - picture(u)).abs().max() <= 0.6 < 3 < (pixels - picture(other)).abs().max()
+        [other] = bps.draw_steered(sd, branch, hint, ["a dog"], 1, 3.0, 4, guide_hint=guide_hint, negatives=[""])
+        assert np.array_equal(found, other)
+
+
+def test_guidance_away_from_another_prompt():
+    """With the caption itself there is nothing to guide away from: the scale does not matter."""
+    sd = StableDiffusion.load("tiny")
+    branch = bps_branch.Branch(sd.unet.config)
+    awaken(branch)
+    hints, captions = torch.rand(3, 1, 64, 64, generator=torch.Generator().manual_seed(0)), ["a dog", "a cat", "a tree"]
+
+    def drawn(scale, negatives=None):
+        pictures = bps.draw_steered(sd, branch, hints, captions, 2, scale, 4, 2, negatives=negatives)
+        return np.stack([np.array(picture) for picture in pictures]).astype(float)
+
+    assert abs(drawn(7.5, captions) - drawn(1.0)).max() <= 1 < 3 < abs(drawn(7.5) - drawn(1.0)).max()
+    rotated = abs(drawn(7.5, captions[1:] + captions[:1]) - drawn(1.0)).max((1, 2, 3))
+    assert (rotated > 3).all()
 
 
 def test_a_training_goes_on_to_no_fewer_steps_than_are_done(pairs, tmp_path, monkeypatch):
@@ -715,61 +735,83 @@ class TestMistakes:
 
 
 def test_the_experiment_pairs_the_anchors_by_seed():
-    """Means, and the differences base − own with their t-interval: .1 and .3 for two seeds."""
-    from minibnn.experiments import bps_anchors
-
-    seeds = [{f"{name} {w:g}": {"IoU": 0.5 + (name == "base") * gain * w}
+    """Means, and the differences with their t-interval: of two seeds .15 and .45 to "own", none to the caption's."""
+    seeds = [{f"{name} {w:g}": {"IoU": 0.5 + (name != "own") * gain * w}
               for name in bps_anchors.ANCHORS for w in bps_anchors.SCALES} for gain in (0.1, 0.3)]
     lines = bps_anchors.table(seeds, ("IoU",)).splitlines()
-    assert lines[2] == "| 1.5 | 0.500, 0.800, +0.300 [-1.606, +2.206] |" and len(lines) == 5  # 0.15 · 12.706 = 1.906
+    means = "0.500 | 0.800 | 0.800"  # 0.15 · 12.706 = 1.906
+    assert lines[2] == f"| 1.5 | IoU | {means} | +0.300 [-1.606, +2.206] | +0.000 [+0.000, +0.000] |"
+    assert len(lines) == 5
 
 
-def test_the_experiment_compares_anchors_in_as_many_new_runs_as_asked_for(tmp_path, monkeypatch):
-    """Bug of an earlier version: --anchors did not heed --runs and --variants."""
-    from minibnn.experiments import bps as experiment
+class TestTheExperiment:
+    FIGURES = dict.fromkeys(bps_judge.JUDGED, 0.5)
 
-    figures = dict.fromkeys(experiment.JUDGED, 0.5)
-    found = {f"{name} {w:g}": figures for name in experiment.bps_anchors.ANCHORS for w in experiment.bps_anchors.SCALES}
-    monkeypatch.setattr(experiment, "trained", lambda *_: None)
-    monkeypatch.setattr(experiment.bps_anchors, "measure", lambda *_: found)
+    def asked(self, tmp_path, *words):
+        words = ["--work", str(tmp_path / "work"), "--out", str(tmp_path), *words]
+        return parse(BpsExperimentOptions, "experiment bps", words)
 
-    def compared(*words):
-        words = ["--anchors", "--work", str(tmp_path), "--out", str(tmp_path), *words]
-        experiment.compare_anchors(None, None, parse(BpsExperimentOptions, "experiment bps", words))
-        return list(read_json(tmp_path / "bps_anchors.json")["seeds"])
+    def test_it_adds_seeds_to_the_anchors(self, tmp_path, monkeypatch):
+        found = {f"{name} {w:g}": self.FIGURES for name in bps_anchors.ANCHORS for w in bps_anchors.SCALES}
+        made = []
+        monkeypatch.setattr(bps_anchors, "trained", lambda sd, variant, count, seed, steps: made.append(seed))
+        monkeypatch.setattr(bps_anchors, "measure", lambda *_: found)
 
-    assert compared("--seeds", "0", "1", "2", "--runs", "2") == ["0", "1"]
-    assert compared("--seeds", "2", "--runs", "0") == ["0", "1"]  # what was found before stays
-    assert compared("--seeds", "2", "--work", str(tmp_path / "other")) == ["0", "1", "2"]
-    with pytest.raises(UserError, match="was made with steps = 60, not 180; name another --out"):
-        compared("--steps", "180")
-    with pytest.raises(UserError, match="--variants does not go with --anchors"):
-        compared("--variants", "bps")
+        def compared(*words):
+            bps_anchors.compare(None, None, self.asked(tmp_path, "--part", "anchors", *words))
+            return list(read_json(tmp_path / "bps_anchors.json")["seeds"])
 
+        assert compared("--seeds", "0", "1") == ["0", "1"]
+        assert compared("--seeds", "1", "2") == ["0", "1", "2"] and made == [0, 1, 2]
+        with pytest.raises(UserError, match="was made with steps = 60, not 180; name another --out"):
+            compared("--steps", "180")
 
-def test_the_experiment_reports_every_run_that_is_there(tmp_path, monkeypatch):
-    """--runs 0: a missing run hides none that comes after it."""
-    from minibnn.experiments import bps as experiment
+    def test_parts_settle_what_they_compare(self, tmp_path):
+        with pytest.raises(UserError, match="--variants does not go with --part places"):
+            bps_experiment.experiment(self.asked(tmp_path, "--part", "places", "--variants", "bps"))
 
-    values = dict.fromkeys(experiment.JUDGED, 0.5)
-    for name in ("base-0-1", "bps-40-0"):
-        write_json(tmp_path / "steps-60" / f"{name}.json", values)
-    monkeypatch.setattr(experiment, "train_judge", lambda path: None)
-    monkeypatch.setattr(experiment, "judged", lambda *arguments: values)
-    out, heights = tmp_path / "out", [40, 20, 60]
-    monkeypatch.setattr(experiment, "sheet", lambda *arguments: Image.new("L", (4, heights.pop(0))))
+    def test_it_reports_every_run_that_is_there(self, tmp_path, monkeypatch):
+        heights = [40, 20, 60]
+        monkeypatch.setattr(bps_experiment, "one", lambda *_: (self.FIGURES, [Image.new("RGB", (4, 4))] * 8))
+        monkeypatch.setattr(bps_experiment, "judged", lambda *_: self.FIGURES)
+        monkeypatch.setattr(bps_experiment, "reconstruct", lambda sd, images: images)
+        monkeypatch.setattr(bps_experiment, "sheet", lambda *_: Image.new("L", (4, heights.pop(0))))
 
-    def found(*words):
-        words = ["--runs", "0", "--work", str(tmp_path), "--out", str(out), *words]
-        experiment.experiment(parse(BpsExperimentOptions, "experiment bps", words))
-        return read_json(out / "bps.json"), Image.open(out / "bps_60.png").height
+        def found(*words):
+            bps_experiment.compare(None, None, self.asked(tmp_path, *words))
+            return read_json(tmp_path / "bps.json"), Image.open(tmp_path / "bps_60.png").height
 
-    whole, height = found()
-    assert whole["60 steps"] == {"base 0": {"1": values}, "bps 40": {"0": values}} and height == 40
-    assert found("--variants", "base", "--seeds", "0") == (whole, 40)  # bug: a part of the runs replaced all of them
-    write_json(tmp_path / "steps-60" / "skip-40-5.json", values)
-    added, height = found("--work", str(tmp_path), "--seeds", "5")
-    assert added["60 steps"] == whole["60 steps"] | {"skip 40": {"5": values}} and height == 60
-    write_json(out / "bps.json", whole | {"batch": 4})
-    with pytest.raises(UserError, match="was made with batch = 4, not 8; name another --out"):
-        found()
+        whole, height = found("--variants", "base", "skip", "--seeds", "0", "1")
+        seeds = {"0": self.FIGURES, "1": self.FIGURES}
+        assert whole["60 steps"] == {"base 0": seeds, "skip 40": seeds} and height == 40
+        assert found("--variants", "base", "--seeds", "0") == (whole, 40)  # bug: a part replaced all
+        added, height = found("--variants", "skip", "--seeds", "5")
+        assert added["60 steps"] == whole["60 steps"] | {"skip 40": seeds | {"5": self.FIGURES}} and height == 60
+        write_json(tmp_path / "bps.json", whole | {"batch": 4})
+        with pytest.raises(UserError, match="was made with batch = 4, not 8; name another --out"):
+            found()
+
+    def test_each_set_of_places_enters_at_its_best(self, tmp_path, monkeypatch, capsys):
+        """Skips are best with equal gains at 1e-2, an end; all places with head-heavy gains, 0.1 above them."""
+        best = {"all": ("head-heavy", 1e-3, 0.8), "skips": ("equal", 1e-2, 0.7), "encoder": ("equal", 1e-3, 0.8)}
+        asked = []
+
+        def one(sd, judge, places, gains, lr, seed, steps, tests):
+            asked.append((seed, tests))
+            own, rate, iou = best[places]
+            return self.FIGURES | {"IoU": iou + seed % 100 / 1000 if (gains, lr) == (own, rate) else 0.3 + lr}
+
+        monkeypatch.setattr(bps_places, "one", one)
+        monkeypatch.setattr(bps_places, "world_pairs", lambda count, seed: seed)
+        bps_places.compare(None, None, self.asked(tmp_path, "--part", "places", "--seeds", "0", "2"))
+        said = capsys.readouterr().out.splitlines()
+        assert "| skips | equal | 0.01, an end of its list | 0.701 | 2 |" in said  # seeds 0 and 2: 0.7 and 0.702
+        assert "| all | head-heavy | 0.001 | 0.801 | 2 |" in said
+        assert "| all − skips | +0.100 [+0.100, +0.100] | better |" in said
+        assert "| all − encoder | +0.000 [+0.000, +0.000] | not shown |" in said
+        assert "| all equal | equal | 0.01, an end of its list | 0.310 | 2 |" in said
+        own, other = ({each for each in asked if (each[0] >= 100) == tuning} for tuning in (True, False))
+        assert {tests for _, tests in own} == {13} and {tests for _, tests in other} == {12}  # no sketch serves both
+        count = len(asked)
+        bps_places.compare(None, None, self.asked(tmp_path, "--part", "places", "--seeds", "2", "4"))
+        assert len(asked) == count + 4 and "| all | head-heavy | 0.001 | 0.802 | 3 |" in capsys.readouterr().out

@@ -430,21 +430,24 @@ def test_the_experiment_measures_what_it_says(dog):
 
 def test_the_experiments_report_pairs_seeds_and_names_what_it_can_tell():
     """Three seeds in which the base is better by .1, .2, .3 at 1.5 and by nothing that can be told elsewhere."""
-    def row(seed):
+    def row(seed, kind="cat"):
         def cells(shift):
             return {f"{w:g}": dict.fromkeys(MEASURES, 0.0) | {"fidelity": shift * (w == 1.5)} for w in SCALES}
 
         all_cells = {name: cells(0.1 * (seed + 1) if name == "base" else 0.0) for name in ANCHORS}
         all_cells["none"] = {"1": dict.fromkeys(MEASURES, 0.0)}
         gains = {"t": [20, 100, 300, 600, 900]} | dict.fromkeys(("c", *ANCHORS), [0.9] * 5)
-        return {"method": "lora", "subject": "cat", "seed": seed, "steps": 1, "cells": all_cells, "gains": gains,
+        return {"method": "lora", "subject": kind, "seed": seed, "steps": 1, "cells": all_cells, "gains": gains,
                 "drift": {"own": 0.5, "base": 0.25}}
 
     text = report([row(seed) for seed in (2, 0, 1)])
-    assert "### lora, cat, 3 seeds" in text and len(QUESTIONS) >= 12
+    assert "### lora, cat, 3 runs" in text and len(QUESTIONS) >= 12 and "all subjects" not in text
     assert "| base − own, w = 1.5 | +0.200 [-0.048, +0.448] | not shown |" in text  # ± 4.303 · 0.1/√3
     assert "| class drift: own − base | +0.250 [+0.250, +0.250] | more |" in text
     assert "| base | fidelity |  | 0.20 | 0.00 | 0.00 |" in text and "| none | fidelity | 0.00 |  |  |  |" in text
+    both = report([row(seed, kind) for seed in (0, 1, 2) for kind in ("cat", "dog")])
+    assert "### lora, all subjects, 6 runs" in both  # twice the same: sd .1·√(4/5) = .0894, ± 2.5706 · .0894/√6 = .094
+    assert "| base − own, w = 1.5 | +0.200 [+0.106, +0.294] | more |" in both.partition("all subjects")[2]
 
 
 def test_the_laboratorys_lines_are_paired_by_seed():

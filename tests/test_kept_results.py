@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from minibnn.errors import UserError
-from minibnn.experiments import bps, graft, guidance, inverse_noise
+from minibnn.experiments import bps, bps_anchors, bps_places, graft, guidance, inverse_noise
 from minibnn.files.locks import locked
 from minibnn.files.store import read_json, write_json
 from minibnn.options import experiments
@@ -47,15 +47,18 @@ def test_the_committed_results_can_be_added_to(tmp_path, monkeypatch, capsys):
     assert "| GRAFT | 0.87 ± 0.07 |" in capsys.readouterr().out
     monkeypatch.setattr(guidance, "one_run", never)
     guidance.experiment(parse(EXPERIMENTS[guidance], "x", [*words, "0"]))
-    assert "### dreambooth, dog, 1 seeds" in capsys.readouterr().out
+    assert "### dreambooth, dog, 1 runs" in capsys.readouterr().out
     own = inverse_noise.kept_result(tmp_path / "inverse_noise.json", inverse_noise_options())
     assert own == read_json(RESULTS / "inverse_noise.json")
-    for more in ([], ["--anchors"]):
-        monkeypatch.setattr(bps, "train_judge", lambda path: None)
-        monkeypatch.setattr(bps, "judged", lambda *given: dict.fromkeys(bps.JUDGED, 0.5))
-        monkeypatch.setattr(bps, "sheet", lambda *given: Image.new("L", (4, 4)))
-        bps.experiment(parse(EXPERIMENTS[bps], "x", [*words, "7", "--runs", "0", "--work", str(tmp_path), *more]))
-    for name in ("bps.json", "bps_anchors.json"):
+    for module in (bps, bps_places):
+        monkeypatch.setattr(module, "one", never)
+    monkeypatch.setattr(bps, "reconstruct", lambda sd, images: images)
+    monkeypatch.setattr(bps, "judged", lambda *given: dict.fromkeys(bps.JUDGED, 0.5))
+    monkeypatch.setattr(bps, "sheet", lambda *given: Image.new("L", (4, 4)))
+    monkeypatch.setattr(bps_anchors, "trained", never)
+    for part in (bps, bps_anchors, bps_places):
+        part.compare(None, None, parse(EXPERIMENTS[bps], "x", [*words, "0", "1", "2", "3", "4"]))
+    for name in ("bps.json", "bps_anchors.json", "bps_places.json"):
         assert read_json(tmp_path / name) == read_json(RESULTS / name)
 
 

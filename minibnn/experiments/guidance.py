@@ -24,7 +24,8 @@ Measured for each (see `world/measures.py`), 4 pictures of the training prompt a
                  w·c − (w−1)·u above 1 take out too much noise, below 1 too little
 
 Criterion (settled before the runs): each question of QUESTIONS is a difference paired by seed, with its 95 % t-interval
-over the seeds of a subject. "more" or "less" if the interval excludes 0, else "not shown".
+over the seeds of a subject, and over all runs of all subjects. "more" or "less" if the interval excludes 0, else "not
+shown".
 
 Prints the tables, and what the corruption laboratory's trainings of six seeds say (`anchors.py`) where --out holds
 their lines. Leaves guidance.jsonl (a line for each training; what is there is not repeated), of the first subject and
@@ -207,11 +208,16 @@ def experiment_there(options):
 
 
 def grouped(rows):
-    """{(method, subject): its rows, in the order of their seeds}."""
+    """{"method, subject": its rows, in the order of their seeds}, and of several subjects "method, all subjects"."""
     groups = {}
     for row in sorted(rows, key=lambda row: row["seed"]):
-        groups.setdefault((row["method"], row["subject"]), []).append(row)
-    return groups
+        groups.setdefault(row["method"], {}).setdefault(row["subject"], []).append(row)
+    found = {}
+    for method, subjects in groups.items():
+        found |= {f"{method}, {kind}": own for kind, own in subjects.items()}
+        if len(subjects) > 1:
+            found[f"{method}, all subjects"] = [row for own in subjects.values() for row in own]
+    return found
 
 
 def curves(rows):
@@ -230,8 +236,8 @@ def curves(rows):
 def report(rows):
     """The tables of the page, in Markdown: means of each anchor and scale, then the questions, drift and gains."""
     lines = []
-    for (method, kind), own in grouped(rows).items():
-        lines += [f"### {method}, {kind}, {len(own)} seeds", "", "| anchor | measure | w = 1 | "
+    for group, own in grouped(rows).items():
+        lines += [f"### {group}, {len(own)} runs", "", "| anchor | measure | w = 1 | "
                   + " | ".join(f"{scale:g}" for scale in SCALES) + " |", "|---|---|---|" + "---|" * len(SCALES)]
         for anchor in ("none", *ANCHORS):
             for key in MEASURES:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..errors import UserError
-from ..files.schema import Unfit
+from ..files.schema import Unfit, record
 from ..files.store import read_json, write_json
 
 
@@ -23,6 +23,18 @@ def check_alike(before, settings, what):
         if was != now:
             how = f"other {name}" if isinstance(now, dict) else f"{name} = {was}, not {now}"
             raise UserError(f"{what} was made with {how}; name another --out")
+
+
+def kept(path, settings, of_runs):
+    """What a JSON file of results holds, {} without one. of_runs: what its runs must be, {name: kind}.
+
+    Raises UserError if it was made with other settings, {name: value}.
+    """
+    if not path.exists():
+        return {}
+    found = read_json(path, record(of_runs))
+    check_alike(found, settings, path)
+    return found
 
 
 def note_shared(folder, settings):

@@ -171,11 +171,12 @@ def train_branch(sd, branch, pairs, steps, lr, batch_size=16, seed=0, dtype=torc
 
 @torch.no_grad()
 def draw_steered(sd, branch, hints, prompts, steps=None, guidance=None, seed=0, batch_size=8, inject=added,
-                 guide_hint=False):
+                 guide_hint=False, negatives=None):
     """One picture for each hint (n, C, H, W) and prompt, as large as the hints: list of PIL images.
 
     Guidance is on the text alone: the hint steers both predictions, so ε̂ = ε(∅, y) + s·(ε(c, y) − ε(∅, y)). guide_hint:
     on text and hint, ε̂ = ε(∅) + s·(ε(c, y) − ε(∅)), whose ε(∅) is that of the frozen model without the branch.
+    negatives: prompts in the place of the empty one, one for each picture.
     Raises UserError for hints of a size that the model cannot draw.
     """
     steps, guidance = steps or sd.recipe["sample_steps"], sd.recipe["guidance"] if guidance is None else guidance
@@ -185,9 +186,10 @@ def draw_steered(sd, branch, hints, prompts, steps=None, guidance=None, seed=0, 
     shape = (len(prompts), sd.vae.config.latent_channels, height // branch.factor, width // branch.factor)
     start = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     times, abar, pictures = schedule.timesteps(steps), sd.alphas_cumprod, []
+    negatives = negatives or [""] * len(prompts)
     for i in progress_bar(range(0, len(prompts), batch_size), desc="drawing"):
         part = slice(i, i + batch_size)
-        context = sd.encode_prompts([""] * len(prompts[part]) + list(prompts[part]))
+        context = sd.encode_prompts([*negatives[part], *prompts[part]])
         hint = hints[part].to(sd.device).repeat(2, 1, 1, 1)
 
         def model(x, t, context=context, hint=hint):

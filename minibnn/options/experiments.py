@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from .kinds import DEFAULT, natural, nonnegative, option, positive, seed_number, whole, words
+from .kinds import DEFAULT, nonnegative, option, positive, seed_number, whole, words
 from .shared import DTYPES, device_option, prediction_type_option, seed_option, tokenizer_option
 
 
-def seeds_option(group, help="seeds of training"):
-    return option((0, 1, 2), help, group, nargs="+", type=seed_number, metavar="N")
+def seeds_option(group, help="seeds of training", default=(0, 1, 2)):
+    return option(default, help, group, nargs="+", type=seed_number, metavar="N")
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,8 @@ class RecipeOptions:
 class GuidanceOptions:
     """Guidance of fine-tuned models by their own and by the base's unconditional prediction, with controls."""
 
-    subjects: list = option(("dog",), "spotted animals of the picture world to fine-tune on", "what", nargs="+", choices=("dog", "cat", "bird", "fish"))
-    seeds: list = option((0, 1, 2, 3, 4), "seeds of training", "what", nargs="+", type=seed_number, metavar="N")
+    subjects: list = option(("dog", "cat", "fish"), "spotted animals of the picture world to fine-tune on", "what", nargs="+", choices=("dog", "cat", "bird", "fish"))
+    seeds: list = seeds_option("what", default=(0, 1, 2, 3, 4))
     method: str = option("dreambooth", "method of fine-tuning", "what", choices=("dreambooth", "lora"))
     steps: int = option(400, "optimiser steps of each run", "what", type=whole)
     work: str = option("runs/experiments/guidance", "folder of the trainings", "how", metavar="DIR")
@@ -176,7 +176,7 @@ class GuidanceOptions:
 class GraftExperimentOptions:
     """GRAFT and P-GRAFT on the bundled model."""
 
-    seeds: list = seeds_option("what", "seeds of candidates, training and fresh samples")
+    seeds: list = seeds_option("what", "seeds of candidates, training and fresh samples", (0, 1, 2, 3, 4, 5))
     groups: int = option(3, "groups of 8 candidates for each of 12 prompts", "what", type=whole)
     steps: int = option(60, "optimiser steps, 8 samples each", "what", type=whole)
     lr: float = option(1e-4, "learning rate of AdamW", "what", type=positive)
@@ -191,7 +191,7 @@ class InverseNoiseOptions:
 
     parts: list = option(("plane", "world"), "what is measured", "what", nargs="+", choices=("plane", "world"))
     flow: str = option(None, "file of the world's flow [the bundled one]", "what", metavar="FILE")
-    seeds: list = seeds_option("what", "seeds of the world's correctors")
+    seeds: list = seeds_option("what", "seeds of the world's correctors", (0, 1, 2, 3, 4))
     euler_steps: int = option(10, "Euler steps n of the sampler that is corrected", "what", type=whole)
     inverted: int = option(800, "drawings that are inverted", "what", type=whole)
     tests: int = option(300, "samples that are compared", "what", type=whole)
@@ -205,10 +205,9 @@ class InverseNoiseOptions:
 class BpsExperimentOptions:
     """Does the picture follow the hint? Branches trained on 12, 40 and 200 pairs of the world draw unseen sketches."""
 
-    seeds: list = seeds_option("what")
+    part: str = option("pairs", "pairs: from how many pairs does it learn? anchors: whose prediction should guide it? places: are additions everywhere better, each tuned alike?", "what", choices=("pairs", "anchors", "places"))
+    seeds: list = seeds_option("what", default=(0, 1, 2, 3, 4))
     steps: int = option(60, "optimiser steps of each branch", "what", type=whole)
-    variants: list = option(("base", "bps", "skip", "encoder"), "what is compared", "what", nargs="+", choices=("base", "bps", "skip", "encoder"))
-    anchors: bool = option(False, "compare instead whose unconditional prediction guides BPS, the steered model's or the frozen one's", "what")
-    runs: int = option(1000, "stop after so many new runs", "how", type=natural)
+    variants: list = option(("base", "bps", "skip", "encoder"), "what the part pairs compares", "what", nargs="+", choices=("base", "bps", "skip", "encoder"))
     work: str = option("runs/experiments/bps", "folder of single runs", "how", metavar="DIR")
-    out: str = option("tutorials/results", "folder of bps.json and bps_STEPS.png", "how", metavar="DIR")
+    out: str = option("tutorials/results", "folder of bps.json, bps_anchors.json, bps_places.json and bps_STEPS.png", "how", metavar="DIR")
