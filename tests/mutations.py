@@ -45,7 +45,7 @@ RUNS = "minibnn/runs.py"
 OWNERSHIP, LOCKS = "minibnn/ownership.py", "minibnn/files/locks.py"
 GUIDANCE, PICTURES, DATA = "minibnn/neighbours/guidance.py", "minibnn/pictures.py", "minibnn/data.py"
 GAINS, LAW, ADVICE = (f"minibnn/lab/{name}.py" for name in ("gains", "gain_law", "gain_advice"))
-SD_GAINS = "minibnn/experiments/sd_gains.py"
+SD_GAINS, RECIPE = (f"minibnn/experiments/{name}/trainings.py" for name in ("sd_gains", "recipe"))
 CANDIDATES, GRAFT = "minibnn/neighbours/candidates.py", "minibnn/neighbours/graft.py"
 FITTED, EDGES = "minibnn/neighbours/fitted_noise.py", "minibnn/neighbours/edges.py"
 DISTRIBUTED = "minibnn/distributed.py"
@@ -114,7 +114,7 @@ MUTATIONS = (
              "The pixel VAE bends what it should pass, because SiLU is not made linear."),
     Mutation("noise-level-scale", "minibnn/world/measures.py", "math.sqrt(math.pi / 2) * response",
              "math.sqrt(math.pi) * response", "test_textured.py", "The noise level is √2 too high."),
-    Mutation("stage-equal-loss", "minibnn/experiments/stage_tables.py", "matched = [equal_loss(b, loss_late(a))",
+    Mutation("stage-equal-loss", "minibnn/experiments/stage/tables.py", "matched = [equal_loss(b, loss_late(a))",
              "matched = [equal_loss(b, loss_late(b))", "test_stage.py",
              "A cure is compared at equal steps where the table says at equal loss."),
     Mutation("noise-offset", "minibnn/schedule.py", "torch.randn((*shape[:2], 1, 1)", "torch.randn((shape[0], 1, 1, 1)",
@@ -130,7 +130,7 @@ MUTATIONS = (
              "test_gains.py", "The gain of one direction is measured by turning all of the noise."),
     Mutation("start-at-a-mean", "minibnn/schedule.py", "return noise - own + abar_t**0.5 * mean",
              "return noise + abar_t**0.5 * mean", "test_schedule.py", "The starting noise keeps its own mean colour."),
-    Mutation("surplus-of-strength", "minibnn/experiments/stage_starts.py", "(np.asarray(strengths) - 1) * along",
+    Mutation("surplus-of-strength", "minibnn/experiments/stage/starts.py", "(np.asarray(strengths) - 1) * along",
              "np.asarray(strengths) * along", "test_stage.py", "All of the noise counts as a surplus."),
     Mutation("unet-norm-eps", TRANSFORMER, "channels, eps=1e-6)", "channels, eps=1e-5)", "test_networks.py",
              "The norm before the transformer has the ε of the other norms."),
@@ -270,14 +270,14 @@ MUTATIONS = (
              "Between measured times the gain is taken linear in t."),
     Mutation("advice-any-remedy", ADVICE, "if reading.added(guidance, eta=1.0) <= visible else []", "", "test_gains.py",
              "η = 1 is advised where the law says that it does not help."),
-    Mutation("inverse-noise-mixed", "minibnn/experiments/inverse_noise.py",
+    Mutation("inverse-noise-mixed", "minibnn/experiments/inverse_noise/trainings.py",
              'names = ("euler_steps", "inverted", "tests", "corrector_training")', 'names = ("euler_steps",)',
              "test_kept_results.py::test_inverse_noise_averages_only_seeds_of_the_same_settings",
              "Rows of correctors that were trained longer are averaged with the others."),
-    Mutation("bps-experiment-part", "minibnn/experiments/bps.py", "results = before.get(key, {})",
+    Mutation("bps-experiment-part", "minibnn/experiments/bps/pairs.py", "results = before.get(key, {})",
              "results = {}", "test_bps.py::TestTheExperiment::test_it_reports_every_run_that_is_there",
              "A part of the runs replaces all that bps.json holds."),
-    Mutation("bps-places-test", "minibnn/experiments/bps_places.py",
+    Mutation("bps-places-test", "minibnn/experiments/bps/places.py",
              "options.seeds, tests)", "options.seeds, validation)",
              "test_bps.py::TestTheExperiment::test_each_set_of_places_enters_at_its_best",
              "The places are compared on the sketches on which they were tuned."),
@@ -416,9 +416,9 @@ MUTATIONS = (
     Mutation("check-frames", "tutorials/checks/__init__.py", "            failure = in_words(error, fn)",
              "            failure = error", "test_tutorials.py::test_a_failed_check_shows_words_and_no_frame",
              "a failed check shows the answers"),
-    Mutation("recipe-drift", "minibnn/experiments/recipe.py", "sum(value < DRIFTED for", "sum(value > DRIFTED for",
+    Mutation("recipe-drift", RECIPE, "sum(value < DRIFTED for", "sum(value > DRIFTED for",
              "test_recipe.py", "the page counts the runs whose class prompt has not drifted"),
-    Mutation("recipe-strip", "minibnn/experiments/recipe.py", "SIDE, GAP = 128, 4", "SIDE, GAP = 128, 2",
+    Mutation("recipe-strip", RECIPE, "SIDE, GAP = 128, 4", "SIDE, GAP = 128, 2",
              "test_recipe.py", "a strip of pictures is cut where no picture begins"),
     Mutation("recipe-batch", "minibnn/cli/train.py", 'options.batch_size or recipe["batch_size"]',
              "options.batch_size or 1", "test_train.py", "the recipe's batch size is ignored"),

@@ -14,8 +14,10 @@ from torch import nn
 
 from minibnn import StableDiffusion, observers, schedule
 from minibnn.errors import UserError
-from minibnn.experiments import bps as bps_experiment
-from minibnn.experiments import bps_anchors, bps_judge, bps_places
+from minibnn.experiments.bps import anchors as bps_anchors
+from minibnn.experiments.bps import judge as bps_judge
+from minibnn.experiments.bps import pairs as bps_pairs
+from minibnn.experiments.bps import places as bps_places
 from minibnn.files.locks import LOCK
 from minibnn.files.store import read_json, write_json
 from minibnn.neighbours import beside, bps, bps_branch, bps_run
@@ -768,17 +770,17 @@ class TestTheExperiment:
 
     def test_parts_settle_what_they_compare(self, tmp_path):
         with pytest.raises(UserError, match="--variants does not go with --part places"):
-            bps_experiment.experiment(self.asked(tmp_path, "--part", "places", "--variants", "bps"))
+            bps_pairs.experiment(self.asked(tmp_path, "--part", "places", "--variants", "bps"))
 
     def test_it_reports_every_run_that_is_there(self, tmp_path, monkeypatch):
         heights = [40, 20, 60]
-        monkeypatch.setattr(bps_experiment, "one", lambda *_: (self.FIGURES, [Image.new("RGB", (4, 4))] * 8))
-        monkeypatch.setattr(bps_experiment, "judged", lambda *_: self.FIGURES)
-        monkeypatch.setattr(bps_experiment, "reconstruct", lambda sd, images: images)
-        monkeypatch.setattr(bps_experiment, "sheet", lambda *_: Image.new("L", (4, heights.pop(0))))
+        monkeypatch.setattr(bps_pairs, "one", lambda *_: (self.FIGURES, [Image.new("RGB", (4, 4))] * 8))
+        monkeypatch.setattr(bps_pairs, "judged", lambda *_: self.FIGURES)
+        monkeypatch.setattr(bps_pairs, "reconstruct", lambda sd, images: images)
+        monkeypatch.setattr(bps_pairs, "sheet", lambda *_: Image.new("L", (4, heights.pop(0))))
 
         def found(*words):
-            bps_experiment.compare(None, None, self.asked(tmp_path, *words))
+            bps_pairs.compare(None, None, self.asked(tmp_path, *words))
             return read_json(tmp_path / "bps.json"), Image.open(tmp_path / "bps_60.png").height
 
         whole, height = found("--variants", "base", "skip", "--seeds", "0", "1")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from minibnn.errors import UserError
-from minibnn.experiments.bps_judge import train_judge
+from minibnn.experiments.bps.judge import train_judge
 from minibnn.options.world import EvaluateOptions
 from minibnn.world import scenes as world
 from minibnn.world.classifier import ATTRIBUTES, accuracy, fit_on_world, labels, random_scenes, right, train_classifier

@@ -18,10 +18,11 @@ from scipy import stats
 
 from minibnn import StableDiffusion, UserError
 from minibnn.cli.train import settle
-from minibnn.experiments import corruption, prompts, report
-from minibnn.experiments.measures import WorldMeasures
-from minibnn.experiments.settings import SETTINGS, Run, View, log_spaced
-from minibnn.experiments.stages import MARGIN, corruption_stage, noise_stage, verdict
+from minibnn.experiments import prompts
+from minibnn.experiments.corruption import report, trainings
+from minibnn.experiments.corruption.measures import WorldMeasures
+from minibnn.experiments.corruption.settings import SETTINGS, Run, View, log_spaced
+from minibnn.experiments.corruption.stages import MARGIN, corruption_stage, noise_stage, verdict
 from minibnn.files.rows import read_rows
 from minibnn.finetune import bayes
 from minibnn.lab.intervals import in_words, interval
@@ -190,7 +191,7 @@ def test_every_setting_makes_options_that_training_accepts(dog, tmp_path):
         assert len({view.name for view in setting.views}) == len(setting.views)
         for it in (Run(name, 2, b, 1) for b in setting.bayes):
             names.add(it.name)
-            made = corruption.train_options(it, options(dog, tmp_path), tmp_path)
+            made = trainings.train_options(it, options(dog, tmp_path), tmp_path)
             assert (made.bayes, made.seed, made.samples, made.monitor) == (it.bayes, 1, 0, False)
             settle(made, sd, 2)
             alone[it.name] = made
@@ -206,7 +207,7 @@ def test_every_setting_makes_options_that_training_accepts(dog, tmp_path):
 
 def test_plan_says_what_would_be_done_and_leaves_nothing(dog, tmp_path, capsys):
     changes = {"settings": ("main", "sigma-0.1"), "pictures": (1, 4), "seeds": (0, 1), "steps": 100}
-    corruption.experiment(options(dog, tmp_path, **changes, plan=True))
+    trainings.experiment(options(dog, tmp_path, **changes, plan=True))
     assert capsys.readouterr().out == "12 runs, 1200 steps, 48 measurements of a checkpoint\n"
     assert not (tmp_path / "out").exists()
 
@@ -221,25 +222,25 @@ def test_plan_says_what_would_be_done_and_leaves_nothing(dog, tmp_path, capsys):
 )
 def test_what_cannot_be_planned_is_refused(dog, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
-        corruption.experiment(dataclasses.replace(options(dog, tmp_path), **changes))
+        trainings.experiment(dataclasses.replace(options(dog, tmp_path), **changes))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_holds_runs_of_one_kind(dog, tmp_path):
     """Lines and sheets are told apart by the run's name and step alone."""
     (tmp_path / "out").mkdir()
-    corruption.claim(options(dog, tmp_path))
-    corruption.claim(options(dog, tmp_path, settings=("prior",), seeds=(7,), steps=3))  # names and steps tell these
+    trainings.claim(options(dog, tmp_path))
+    trainings.claim(options(dog, tmp_path, settings=("prior",), seeds=(7,), steps=3))  # names and steps tell these
     with pytest.raises(UserError, match="experiment.json was made with word = sks, not xyz; name another --out"):
-        corruption.claim(options(dog, tmp_path, each=3, word="xyz"))
+        trainings.claim(options(dog, tmp_path, each=3, word="xyz"))
     shutil.copytree(dog, tmp_path / "others")
     next((tmp_path / "others").glob("*.png")).unlink()
     with pytest.raises(UserError, match="made with other images"):
-        corruption.claim(options(tmp_path / "others", tmp_path))
+        trainings.claim(options(tmp_path / "others", tmp_path))
 
 
 def test_what_is_named_twice_is_done_once(dog, tmp_path):
-    planned = corruption.planned(options(dog, tmp_path, settings=("main", "main"), seeds=(0, 0), pictures=(1,)))
+    planned = trainings.planned(options(dog, tmp_path, settings=("main", "main"), seeds=(0, 0), pictures=(1,)))
     assert [it.name for it in planned] == ["main-1-plain-0", "main-1-bnn-0"]
 
 
@@ -255,11 +256,11 @@ def quick(monkeypatch):
         return generate(self, prompts, 2, guidance, **settings)
 
     monkeypatch.setattr(StableDiffusion, "generate", draw)
-    monkeypatch.setattr(corruption, "log_spaced", lambda last: [0, 1, last])
-    monkeypatch.setattr(corruption, "SIGMA1_TIMES", (100,))
-    monkeypatch.setattr(corruption, "SIGMA1_DRAWS", 2)
-    monkeypatch.setattr(corruption, "TRAINING_PICTURES", 2)
-    monkeypatch.setattr(corruption, "world_prompts", lambda *words: prompts.world_prompts(*words)[8:11])
+    monkeypatch.setattr(trainings, "log_spaced", lambda last: [0, 1, last])
+    monkeypatch.setattr(trainings, "SIGMA1_TIMES", (100,))
+    monkeypatch.setattr(trainings, "SIGMA1_DRAWS", 2)
+    monkeypatch.setattr(trainings, "TRAINING_PICTURES", 2)
+    monkeypatch.setattr(trainings, "world_prompts", lambda *words: prompts.world_prompts(*words)[8:11])
 
 
 def rows_of(path):
@@ -271,7 +272,7 @@ def test_an_interrupted_run_goes_on_and_measures_the_same(quick, dog, tmp_path, 
     monkeypatch.setitem(SETTINGS, "sigma-0.5", dataclasses.replace(SETTINGS["main"], views=views))
     it = Run("sigma-0.5", 2, True, 3)  # with a dot in its name
     straight, stopped = (options(dog, tmp_path / name, each=1, steps=3) for name in ("straight", "stopped"))
-    corruption.perform(it, straight)
+    trainings.perform(it, straight)
     rows = rows_of(tmp_path / "straight" / "out" / f"{it.name}.jsonl")
     assert [(row["step"], row["view"], row["group"]) for row in rows] == [
         (step, view, group) for step in (0, 1, 3) for view in ("ddim-25-g3-average", "ddim-25-g3-base")
@@ -279,16 +280,16 @@ def test_an_interrupted_run_goes_on_and_measures_the_same(quick, dog, tmp_path, 
     ]
     assert {row["run"] for row in rows} == {"sigma-0.5-2-bnn-3"}
 
-    measure = corruption.Observer.measure
+    measure = trainings.Observer.measure
 
     def interrupted(self, step, sd):
         if step == 3:
             raise KeyboardInterrupt
         measure(self, step, sd)
 
-    monkeypatch.setattr(corruption.Observer, "measure", interrupted)
+    monkeypatch.setattr(trainings.Observer, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        corruption.perform(it, stopped)
+        trainings.perform(it, stopped)
     path = tmp_path / "stopped" / "out" / f"{it.name}.jsonl"
     assert rows_of(path) == rows[:8]
     path.write_text(path.read_text() + '{"run": "sigma-0.5-2-b')  # and its last line is torn
@@ -300,14 +301,14 @@ def test_an_interrupted_run_goes_on_and_measures_the_same(quick, dog, tmp_path, 
         measured.append(step)
         measure(self, step, sd)
 
-    monkeypatch.setattr(corruption.Observer, "measure", noted)
-    corruption.perform(it, stopped)
+    monkeypatch.setattr(trainings.Observer, "measure", noted)
+    trainings.perform(it, stopped)
     assert measured == [3] and rows_of(path) == rows
     assert {p.name for p in path.parent.iterdir()} == {f"{it.name}.jsonl", f"{it.name}.png", "training"}
     assert not any((path.parent / "training").iterdir())
     sheet, whole = (Image.open(tmp_path / name / "out" / f"{it.name}.png") for name in ("stopped", "straight"))
     assert first_rows.height == 2 * 66 - 2 and sheet.tobytes() == whole.tobytes()  # rows drawn before the stop are kept
-    corruption.perform(it, stopped)  # all is there
+    trainings.perform(it, stopped)  # all is there
     assert measured == [3]
 
     for average, base, alike in ((rows[0], rows[2], True), (rows[-4], rows[-2], False)):  # alike before training
@@ -323,10 +324,10 @@ def test_runs_of_like_names_have_folders_of_their_own(quick, dog, tmp_path, monk
         (images,) = chosen.images
         seen[chosen.sigma, chosen.seed] = (images, sorted(p.name for p in Path(images).iterdir()))
 
-    monkeypatch.setattr(corruption, "fine_tune", remember)
-    monkeypatch.setattr(corruption, "clean", lambda *folders: None)
+    monkeypatch.setattr(trainings, "fine_tune", remember)
+    monkeypatch.setattr(trainings, "clean", lambda *folders: None)
     for it in (Run("sigma-0.1", 1, True, 0), Run("sigma-0.1", 3, True, 1), Run("sigma-0.03", 2, True, 0)):
-        corruption.perform(it, options(dog, tmp_path, steps=4))
+        trainings.perform(it, options(dog, tmp_path, steps=4))
     assert [names for _, names in seen.values()] == [["00.png"], ["00.png", "01.png", "02.png"], ["00.png", "01.png"]]
     assert len({folder for folder, _ in seen.values()}) == 3
 
@@ -340,7 +341,7 @@ def watching(dog, tmp_path):
         it = Run("views-of-the-test", 1, True, 0)
         sd = StableDiffusion.load("tiny", dtype=torch.float32)
         bayes.bayesianize(sd.unet, "norm", 0.01)
-        observer = corruption.Observer(it, options(dog, tmp_path, each=1, steps=4))
+        observer = trainings.Observer(it, options(dog, tmp_path, each=1, steps=4))
         return observer, sd, lambda step: observer(SimpleNamespace(step=step, sd=sd))
 
     yield make
@@ -349,7 +350,7 @@ def watching(dog, tmp_path):
 
 def test_the_running_mean_is_that_of_all_steps_and_then_forgets(watching, monkeypatch):
     observer, sd, look = watching(View(average=True))
-    monkeypatch.setattr(corruption.Observer, "measure", lambda *_: None)
+    monkeypatch.setattr(trainings.Observer, "measure", lambda *_: None)
     weight = sd.unet.conv_in.weight
     values = [weight.detach().clone()]
     look(0)
@@ -371,7 +372,7 @@ def test_the_running_mean_is_that_of_all_steps_and_then_forgets(watching, monkey
 def test_nothing_is_averaged_where_no_view_asks_for_it(watching, monkeypatch):
     """The running mean is a second UNet in memory."""
     observer, _, look = watching(View(), View(base=True))
-    monkeypatch.setattr(corruption.Observer, "measure", lambda *_: None)
+    monkeypatch.setattr(trainings.Observer, "measure", lambda *_: None)
     look(0)
     look(1)
     assert not observer.average and observer.base is not None
@@ -379,7 +380,7 @@ def test_nothing_is_averaged_where_no_view_asks_for_it(watching, monkeypatch):
 
 def test_views_draw_with_the_mean_and_with_the_bases_prediction(watching, monkeypatch):
     observer, sd, look = watching(View(average=True), View(base=True), View("pndm", 50, 7.5))
-    monkeypatch.setattr(corruption.Observer, "measure", lambda *_: None)
+    monkeypatch.setattr(trainings.Observer, "measure", lambda *_: None)
     look(0)
     weight = sd.unet.conv_in.weight
     start = weight.detach().clone()
@@ -462,7 +463,7 @@ def test_the_command_measures_a_run_in_a_process_of_its_own(dog, tmp_path):
     assert done.stdout == "1 runs, 1 steps, 2 measurements of a checkpoint\n"
     rows = read_rows(lines)
     assert [(row["step"], row["group"]) for row in rows] == [(0, "training"), (1, "training"), (1, "other")]
-    assert rows[1]["sigma1"]["t"] == list(corruption.SIGMA1_TIMES)
+    assert rows[1]["sigma1"]["t"] == list(trainings.SIGMA1_TIMES)
     assert rows[1]["subject"] > 0.5  # one step after the pretrained model it draws dogs
     assert Image.open(lines.with_suffix(".png")).size == (14 * 66 - 2, 64)
 

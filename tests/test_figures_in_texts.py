@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minibnn.experiments import report, stage_report, stage_settings, stage_tables
+from minibnn.experiments.corruption import report
+from minibnn.experiments.stage import report as stage_report
+from minibnn.experiments.stage import settings as stage_settings
+from minibnn.experiments.stage import tables as stage_tables
 from minibnn.files.configs import RECIPE
 from minibnn.lab.intervals import interval
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from minibnn.experiments import inverse_noise, inverse_noise_report
+from minibnn.experiments.inverse_noise import report as inverse_noise_report
+from minibnn.experiments.inverse_noise import trainings as inverse_noise_trainings
 from minibnn.neighbours import fitted_noise
 
 
@@ -48,7 +49,8 @@ def test_the_noise_has_mean_and_covariance_of_what_it_was_fitted_to():
 
 def test_the_rivals_cost_nothing_or_one_product():
     z = normal(50, 3, seed=8)
-    rows = {name: (noise, cost) for name, noise, cost in inverse_noise.without_network(z, normal(9, 3, seed=9))}
+    found = inverse_noise_trainings.without_network(z, normal(9, 3, seed=9))
+    rows = {name: (noise, cost) for name, noise, cost in found}
     assert rows["scaled"][1] == 0 and rows["gaussian"][1] == 2 * 3 * 3
     assert rows["scaled"][0].shape == rows["gaussian"][0].shape == (9, 3)
 

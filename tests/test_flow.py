@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from minibnn import StableDiffusion
 from minibnn.errors import UserError
-from minibnn.experiments import inverse_noise, inverse_noise_report
+from minibnn.experiments.inverse_noise import report as inverse_noise_report
+from minibnn.experiments.inverse_noise import trainings as inverse_noise_trainings
 from minibnn.neighbours import flow
 from minibnn.options.neighbours import FlowOptions
 from minibnn.world import scenes as world
@@ -316,7 +317,7 @@ def test_the_experiment_inverts_each_flow_for_itself(tmp_path):
     for content in (b"a", b"b", b"a"):
         (tmp_path / "flow").write_bytes(content)
         options = SimpleNamespace(flow=tmp_path / "flow", work=tmp_path, euler_steps=10, inverted=8, tests=4)
-        files.append(inverse_noise.kept_noises(options))
+        files.append(inverse_noise_trainings.kept_noises(options))
     assert files[0] == files[2] != files[1]
 
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from minibnn import StableDiffusion, UserError, posterior, schedule
 from minibnn.cli.sample import sample
-from minibnn.experiments import anchors
-from minibnn.experiments.guidance import ANCHORS, MEASURES, QUESTIONS, SCALES, measure, report
+from minibnn.experiments.guidance import corruption_runs
+from minibnn.experiments.guidance.trainings import ANCHORS, MEASURES, QUESTIONS, SCALES, measure, report
 from minibnn.files.weights import write_tensors
 from minibnn.neighbours import guidance
 from minibnn.options.results import SampleOptions
@@ -456,6 +456,6 @@ def test_the_laboratorys_lines_are_paired_by_seed():
 
     rows = [row("base", "ddim-25-g3-base", seed, 1.0 + seed) for seed in range(4)]
     rows += [row("pndm", "ddim-25-g3", seed, 0.5 * seed) for seed in range(3)] + [row("main", "ddim-25-g3", 3, 9.0)]
-    n, middle, low, high = anchors.difference(rows, ("base 3", "own 3"), 400, "other", "noise")
+    n, middle, low, high = corruption_runs.difference(rows, ("base 3", "own 3"), 400, "other", "noise")
     assert (n, middle) == (3, pytest.approx(1.5)) and low < 1.5 < high
-    assert anchors.difference(rows, ("base 7.5", "own 3"), 400, "other", "noise") is None
+    assert corruption_runs.difference(rows, ("base 7.5", "own 3"), 400, "other", "noise") is None

@@ -7,7 +7,10 @@ import pytest
 from PIL import Image
 
 from minibnn.errors import UserError
-from minibnn.experiments import bps, bps_anchors, bps_places, graft, guidance, inverse_noise
+from minibnn.experiments import graft
+from minibnn.experiments.bps import anchors, pairs, places
+from minibnn.experiments.guidance import trainings as guidance
+from minibnn.experiments.inverse_noise import trainings as inverse_noise
 from minibnn.files.locks import locked
 from minibnn.files.store import read_json, write_json
 from minibnn.options import experiments
@@ -15,15 +18,15 @@ from minibnn.options.parsing import parse
 
 RESULTS = Path(__file__).parents[1] / "tutorials" / "results"
 EXPERIMENTS = {
-    bps: experiments.BpsExperimentOptions, graft: experiments.GraftExperimentOptions,
+    pairs: experiments.BpsExperimentOptions, graft: experiments.GraftExperimentOptions,
     guidance: experiments.GuidanceOptions, inverse_noise: experiments.InverseNoiseOptions,
 }
 
 
-@pytest.mark.parametrize("module", EXPERIMENTS, ids=lambda module: module.__name__.rpartition(".")[2])
+@pytest.mark.parametrize("module", EXPERIMENTS, ids=lambda module: module.__name__.split(".")[2])
 def test_two_processes_do_not_lose_each_others_lines(module, tmp_path, monkeypatch):
     """Bug of an earlier version: both read the file, and the later one wrote it without the lines of the other."""
-    began, name = [], module.__name__.rpartition(".")[2]
+    began, name = [], module.__name__.split(".")[2]
     monkeypatch.setattr(module, "experiment_there", began.append)
     options = parse(EXPERIMENTS[module], "x", ["--out", str(tmp_path)])
     with locked(tmp_path, f".{name}.lock"), pytest.raises(UserError, match="is in use by"):
@@ -50,14 +53,14 @@ def test_the_committed_results_can_be_added_to(tmp_path, monkeypatch, capsys):
     assert "### dreambooth, dog, 1 runs" in capsys.readouterr().out
     own = inverse_noise.kept_result(tmp_path / "inverse_noise.json", inverse_noise_options())
     assert own == read_json(RESULTS / "inverse_noise.json")
-    for module in (bps, bps_places):
+    for module in (pairs, places):
         monkeypatch.setattr(module, "one", never)
-    monkeypatch.setattr(bps, "reconstruct", lambda sd, images: images)
-    monkeypatch.setattr(bps, "judged", lambda *given: dict.fromkeys(bps.JUDGED, 0.5))
-    monkeypatch.setattr(bps, "sheet", lambda *given: Image.new("L", (4, 4)))
-    monkeypatch.setattr(bps_anchors, "trained", never)
-    for part in (bps, bps_anchors, bps_places):
-        part.compare(None, None, parse(EXPERIMENTS[bps], "x", [*words, "0", "1", "2", "3", "4"]))
+    monkeypatch.setattr(pairs, "reconstruct", lambda sd, images: images)
+    monkeypatch.setattr(pairs, "judged", lambda *given: dict.fromkeys(pairs.JUDGED, 0.5))
+    monkeypatch.setattr(pairs, "sheet", lambda *given: Image.new("L", (4, 4)))
+    monkeypatch.setattr(anchors, "trained", never)
+    for part in (pairs, anchors, places):
+        part.compare(None, None, parse(EXPERIMENTS[pairs], "x", [*words, "0", "1", "2", "3", "4"]))
     for name in ("bps.json", "bps_anchors.json", "bps_places.json"):
         assert read_json(tmp_path / name) == read_json(RESULTS / name)
 

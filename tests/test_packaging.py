@@ -34,10 +34,12 @@ def test_wheel_holds_the_package_and_the_bundled_model(source, tmp_path):
     subprocess.run([*PIP, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    rooms = {path.parent.name for path in (ROOT / "minibnn").glob("*/__init__.py")}
+    packages = [path.relative_to(ROOT).as_posix() for path in (ROOT / "minibnn").rglob("__init__.py")]
+    assert "minibnn/experiments/stage/__init__.py" in packages
     for name in ("train.py", "assets/tiny/recipe.json", "assets/tiny/tokenizer/merges.txt", "assets/clean.json",
-                 "assets/tiny/unet/diffusion_pytorch_model.safetensors", *(f"{room}/__init__.py" for room in rooms)):
+                 "assets/tiny/unet/diffusion_pytorch_model.safetensors"):
         assert f"minibnn/{name}" in names
+    assert not set(packages) - set(names)
     assert "minibnn_kernels/bayes_linear.py" in names and not [name for name in names if name.startswith("kernels/")]
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     isolated(f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import minibnn.options.parsing", "/")

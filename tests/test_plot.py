@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import ImageDraw, ImageFont
 
-from minibnn.experiments import report
+from minibnn.experiments.corruption import report
 from minibnn.lab import monitor, plot
 from minibnn.lab.plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line, Panel, chart, ticks
 

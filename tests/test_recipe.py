@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import stats
 
 from minibnn.errors import UserError
-from minibnn.experiments import recipe
+from minibnn.experiments.recipe import trainings
 from minibnn.files.rows import read_rows
 from minibnn.lab.energy_distance import energy_distance, of_groups, permutation_test
 from minibnn.options.experiments import RecipeOptions
@@ -59,8 +59,8 @@ def test_what_is_dressed_is_labelled_as_drawn():
 
 
 def line(setting, seed, subject="dog", both=0.5):
-    values = dict.fromkeys(recipe.MEASURES, 0.25) | {"both": both}
-    return {"setting": setting, "subject": subject, "seed": seed, "options": recipe.described(setting, "tiny-v2"),
+    values = dict.fromkeys(trainings.MEASURES, 0.25) | {"both": both}
+    return {"setting": setting, "subject": subject, "seed": seed, "options": trainings.described(setting, "tiny-v2"),
             "seconds": 100.0, "values": values}
 
 
@@ -76,7 +76,7 @@ def test_table_has_the_interval_of_scipy_and_counts_drifts():
     lines = [line("plain", seed, both=both) for seed, both in enumerate((0.5, 0.6, 0.9))]
     lines[1]["values"]["varied"] = 0.049
     low, high = stats.t.interval(0.95, 2, np.mean([0.5, 0.6, 0.9]), stats.sem([0.5, 0.6, 0.9]))
-    table = cells(recipe.markdown(lines, ["plain", "no-bayes"], {"subject": 1.0}, 0.9))
+    table = cells(trainings.markdown(lines, ["plain", "no-bayes"], {"subject": 1.0}, 0.9))
     assert list(table) == ["plain"]
     assert table["plain"]["both"] == f"0.67 ({low:.2f} … {high:.2f})"
     assert table["plain"]["subject"] == "0.25 (0.25 … 0.25)"
@@ -85,11 +85,11 @@ def test_table_has_the_interval_of_scipy_and_counts_drifts():
 
 def test_page_explains_its_columns_and_shows_options_where_they_differ():
     alone, both = ([line(name, 0) for name in names] for names in (["plain"], ["plain", "no-bayes"]))
-    text = recipe.markdown(alone, ["plain", "no-bayes"], {}, 1.0)
+    text = trainings.markdown(alone, ["plain", "no-bayes"], {}, 1.0)
     for column in list(cells(text)["plain"])[3:]:
         assert f"- **{column}**: " in text.split("\n| ")[0]
     assert "options of `train`" not in cells(text)["plain"]
-    table = cells(recipe.markdown(both, ["plain", "no-bayes"], {}, 1.0))
+    table = cells(trainings.markdown(both, ["plain", "no-bayes"], {}, 1.0))
     assert [row["options of `train`"] for row in table.values()] == ["the recipe's", "`--no-bayes`"]
 
 
@@ -97,31 +97,32 @@ def test_what_is_clipped_is_counted_in_percent():
     images = torch.zeros(2, 3, 4, 5)
     images[0, :, 0] = 0.98  # 15 values of 120
     images[1, 1, 1, 1] = -1.0
-    assert recipe.clipped(images) == pytest.approx(100 * 16 / 120)
+    assert trainings.clipped(images) == pytest.approx(100 * 16 / 120)
 
 
 def test_settings_share_class_pictures_that_are_drawn_alike():
-    folders = {name: recipe.class_folder(Path("out"), "cat", setting) for name, setting in recipe.SETTINGS.items()}
+    settings = trainings.SETTINGS.items()
+    folders = {name: trainings.class_folder(Path("out"), "cat", setting) for name, setting in settings}
     assert {folders.pop("guided-class-pictures").name} == {"cat-guidance-3"}
     assert {folder.name for folder in folders.values()} == {"cat"}
 
 
 def test_picture_has_every_picture_of_a_strip_below_its_label():
-    drawn = torch.linspace(-1, 1, len(recipe.COLUMNS) - 1)[:, None, None, None].expand(-1, 3, 64, 64)
-    strip = recipe.strip_of(Image.new("RGB", (64, 64), "red"), drawn)
-    sheet = np.asarray(recipe.picture({"plain-dog": strip}))
+    drawn = torch.linspace(-1, 1, len(trainings.COLUMNS) - 1)[:, None, None, None].expand(-1, 3, 64, 64)
+    strip = trainings.strip_of(Image.new("RGB", (64, 64), "red"), drawn)
+    sheet = np.asarray(trainings.picture({"plain-dog": strip}))
     row = sheet[-60]  # through the middle of the pictures
     starts = np.flatnonzero((row != 255).any(-1) & np.r_[True, (row[:-1] == 255).all(-1)])
-    assert len(starts) == len(recipe.COLUMNS) - 1  # the last is white
+    assert len(starts) == len(trainings.COLUMNS) - 1  # the last is white
     assert (row[starts[0]] == (255, 0, 0)).all() and (np.diff(row[starts[1:], 0].astype(int)) > 0).all()
     assert all((sheet[:30, start : start + 60] < 128).any() for start in starts), "labels"
 
 
 def test_the_committed_runs_give_the_committed_table():
     results = Path(__file__).parents[1] / "tutorials" / "results"
-    lines = read_rows(results / "recipe.jsonl", recipe.LINE, recipe.LINE)
+    lines = read_rows(results / "recipe.jsonl", trainings.LINE, trainings.LINE)
     written = cells((results / "recipe.md").read_text(encoding="utf-8"))
-    table = cells(recipe.markdown(lines, list(written), {}, 1.0))
+    table = cells(trainings.markdown(lines, list(written), {}, 1.0))
     for name, row in written.items():
         for column in ("runs", "captions", "subject", "place", "both", "told", "leak", "noise", "s"):
             assert row[column] == table[name][column], (name, column)
@@ -130,11 +131,11 @@ def test_the_committed_runs_give_the_committed_table():
 
 def test_plan_counts_what_is_missing_and_refuses_other_settings(tmp_path, capsys):
     (tmp_path / "recipe.jsonl").write_text(json.dumps(line("plain", 0)) + "\n")
-    recipe.experiment(RecipeOptions(settings=("plain",), seeds=(0, 1), plan=True, out=str(tmp_path)))
+    trainings.experiment(RecipeOptions(settings=("plain",), seeds=(0, 1), plan=True, out=str(tmp_path)))
     assert "5 of 6 runs are to be made" in capsys.readouterr().out
     other = {"options": {"model": "tiny-v2", "train": ["--lr", "1"], "captions": 0}}
     (tmp_path / "recipe.jsonl").write_text(json.dumps(line("plain", 0) | other) + "\n")
     with pytest.raises(UserError, match="plain, dog, seed 0 was made with train"):
-        recipe.experiment(RecipeOptions(settings=("plain",), plan=True, out=str(tmp_path)))
+        trainings.experiment(RecipeOptions(settings=("plain",), plan=True, out=str(tmp_path)))
     with pytest.raises(UserError, match="--settings nonsense: there are four-captions, plain"):
-        recipe.experiment(RecipeOptions(settings=("nonsense",), plan=True))
+        trainings.experiment(RecipeOptions(settings=("nonsense",), plan=True))

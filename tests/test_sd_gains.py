@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from minibnn.errors import UserError
-from minibnn.experiments import sd_gains, sd_gains_report
+from minibnn.experiments.sd_gains import trainings, verdict
 from minibnn.options.experiments import SdGainsOptions
 from minibnn.options.parsing import parse
 
@@ -21,13 +21,13 @@ def rows_of(path):
 
 
 def test_seven_steps():
-    assert sd_gains.looks(1600) == [0, 50, 100, 200, 400, 800, 1600]
-    assert len(sd_gains.looks(32)) == 7
+    assert trainings.looks(1600) == [0, 50, 100, 200, 400, 800, 1600]
+    assert len(trainings.looks(32)) == 7
 
 
 def test_from_end_to_end_with_an_interruption(micro, dog, tmp_path, monkeypatch, capsys):
     """Stopped in the second arm: the same command goes on, repeats nothing, and finds what it finds without a stop."""
-    real, calls = sd_gains.Look.look, []
+    real, calls = trainings.Look.look, []
 
     def look(self, sd, step):
         calls.append((self.arm, step))
@@ -35,14 +35,14 @@ def test_from_end_to_end_with_an_interruption(micro, dog, tmp_path, monkeypatch,
             raise KeyboardInterrupt
         return real(self, sd, step)
 
-    monkeypatch.setattr(sd_gains.Look, "look", look)
+    monkeypatch.setattr(trainings.Look, "look", look)
     chosen = options(micro, dog, tmp_path / "out", "--arms", "bnn", "plain")
     with pytest.raises(KeyboardInterrupt, match="stopped in the arm bnn: the same command goes on"):
-        sd_gains.experiment(chosen)
-    result = sd_gains.experiment(chosen)
+        trainings.experiment(chosen)
+    result = trainings.experiment(chosen)
     steps = [0, 1, 2, 4, 8, 16, 32]
     assert calls == [("plain", s) for s in steps] + [("bnn", s) for s in (1, 2, 4, 8, 16, 16, 32)]
-    assert sd_gains.experiment(chosen) == result and len(calls) == 14  # all is there
+    assert trainings.experiment(chosen) == result and len(calls) == 14  # all is there
 
     out, rows = tmp_path / "out", {arm: rows_of(tmp_path / "out" / f"{arm}.jsonl") for arm in ("plain", "bnn")}
     assert [row["step"] for row in rows["plain"]] == [row["step"] for row in rows["bnn"]] == steps
@@ -59,17 +59,17 @@ def test_from_end_to_end_with_an_interruption(micro, dog, tmp_path, monkeypatch,
     assert written["verdict"] == result["verdict"] in capsys.readouterr().out
     assert Image.open(out / "sd-gains.png").size == (880, 600)
     sheet = Image.open(out / "sd-gains-sheet.png")
-    assert sheet.width > 7 * sd_gains.THUMBNAIL and sheet.height > 8 * sd_gains.THUMBNAIL
+    assert sheet.width > 7 * trainings.THUMBNAIL and sheet.height > 8 * trainings.THUMBNAIL
     assert not (out / "training" / "plain").exists() and not (out / "training" / "bnn").exists()
     others = {"--seed": "seed = 0, not 1", "--dino": "dino = None, not 1", "--tokenizer": "tokenizer = None, not 1"}
     for name, was in others.items():
         with pytest.raises(UserError, match=f"was made with {was}; name another --out"):
-            sd_gains.experiment(options(micro, dog, out, "--arms", "plain", name, "1"))
+            trainings.experiment(options(micro, dog, out, "--arms", "plain", name, "1"))
 
 
 def test_null_dropout_is_an_arm_of_its_own(micro, dog, tmp_path):
     chosen = options(micro, dog, tmp_path)
-    made = {arm: sd_gains.train_options(arm, chosen, tmp_path, tmp_path / arm) for arm in sd_gains.ARMS}
+    made = {arm: trainings.train_options(arm, chosen, tmp_path, tmp_path / arm) for arm in trainings.ARMS}
     assert {arm: (o.bayes, o.null_dropout, o.noise_offset) for arm, o in made.items()} == {
         "plain": (False, 0.0, 0.0), "null": (False, 0.1, 0.0), "offset": (False, 0.0, 0.1), "bnn": (True, 0.0, 0.0)
     }
@@ -77,7 +77,7 @@ def test_null_dropout_is_an_arm_of_its_own(micro, dog, tmp_path):
 
 
 def test_the_plan_does_nothing(micro, dog, tmp_path, capsys):
-    assert sd_gains.experiment(options(micro, dog, tmp_path / "out", "--plan")) is None
+    assert trainings.experiment(options(micro, dog, tmp_path / "out", "--plan")) is None
     assert "4 trainings of 32 steps; 25 checkpoints, each drawn with 16 evaluations" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
@@ -90,7 +90,7 @@ def test_the_plan_does_nothing(micro, dog, tmp_path, capsys):
 )
 def test_refusals(micro, dog, tmp_path, words, message):
     with pytest.raises(UserError, match=message):
-        sd_gains.experiment(options(micro, dog, tmp_path / "out", *words))
+        trainings.experiment(options(micro, dog, tmp_path / "out", *words))
     assert not (tmp_path / "out").exists()
 
 
@@ -103,7 +103,7 @@ def arm(noises, added=0.2, visible=0.05, fidelity=(None, None, None)):
         {"step": 50 * i, "c": [0.97], "u": [0.99], "guided": [0.84], "added noise": added, "visible noise": visible,
          "drawings": {
              name: {"noise": n, "noise between": n / 50, "predicted": n / 100, "fidelity": f}
-             for name, n in zip(sd_gains_report.DRAWINGS, five, strict=True)
+             for name, n in zip(verdict.DRAWINGS, five, strict=True)
          }}
         for i, (five, f) in enumerate(zip(noises, fidelity, strict=True))
     ]
@@ -128,7 +128,7 @@ CLEAN, NOISY, EVERYWHERE = (2, 2, 2, 2, 2), (2.5, 2, 12, 4, 3), (11, 11, 12, 11,
     ],
 )
 def test_the_verdict(noises, settings, stage, mechanism, said):
-    found = sd_gains_report.judge({"plain": arm(noises, **settings)})
+    found = verdict.judge({"plain": arm(noises, **settings)})
     assert (found["stage"], found["mechanism"]) == (stage, mechanism) and said in found["verdict"]
     if stage:
         assert found["colour"] == (noises[2] != EVERYWHERE)
@@ -136,8 +136,8 @@ def test_the_verdict(noises, settings, stage, mechanism, said):
 
 def test_the_other_arms_stand_beside_it_and_r2_is_that_of_a_line():
     found = {"plain": arm((CLEAN, CLEAN, NOISY)), "bnn": arm((CLEAN, CLEAN, (2, 2, 3, 2, 2)))}
-    judged = sd_gains_report.judge(found)
+    judged = verdict.judge(found)
     assert judged["verdict"].endswith("; bnn: +1.0") and judged["R2 of noise"] == pytest.approx(1.0)
     found["bnn"][0]["drawings"]["guidance 1, eta 0"]["predicted"] = 9.0
-    assert sd_gains_report.explained(found, "noise between") < 0.5
-    assert sd_gains_report.explained({"plain": arm((CLEAN, CLEAN, CLEAN))}, "noise") is None
+    assert verdict.explained(found, "noise between") < 0.5
+    assert verdict.explained({"plain": arm((CLEAN, CLEAN, CLEAN))}, "noise") is None

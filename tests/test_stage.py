@@ -15,8 +15,9 @@ from scipy import stats
 
 from minibnn import StableDiffusion
 from minibnn.errors import UserError
-from minibnn.experiments import stage, stage_law, stage_report, stage_settings, stage_starts, stage_tables, stage_views
-from minibnn.experiments.stage_settings import EARLY, LATE, MAIN, SETTINGS, Setting
+from minibnn.experiments.stage import law, report, settings, starts, tables, trainings
+from minibnn.experiments.stage import views as stage_views
+from minibnn.experiments.stage.settings import EARLY, LATE, MAIN, SETTINGS, Setting
 from minibnn.files.store import ASSETS
 from minibnn.lab import gain_law, gains
 from minibnn.options.experiments import StageOptions, StageReportOptions, StageStartsOptions, StageViewsOptions
@@ -33,9 +34,9 @@ def short(monkeypatch):
         monkeypatch.setitem(SETTINGS, name, dataclasses.replace(SETTINGS[name], looks=(0, 2)))
     views = (dataclasses.replace(MAIN, steps=2), dataclasses.replace(MAIN, steps=2, average=True),
              dataclasses.replace(MAIN, steps=2, base=True))
-    monkeypatch.setattr(stage, "MAIN", views[0])
-    monkeypatch.setattr(stage, "views_at", lambda step, last: views)
-    monkeypatch.setattr(stage, "GAIN_DRAWS", 1)
+    monkeypatch.setattr(trainings, "MAIN", views[0])
+    monkeypatch.setattr(trainings, "views_at", lambda step, last: views)
+    monkeypatch.setattr(trainings, "GAIN_DRAWS", 1)
 
 
 def lines(path):
@@ -44,7 +45,7 @@ def lines(path):
 
 def test_a_run_leaves_its_lines_and_strip_and_is_not_repeated(short, tmp_path, capsys):
     options = StageOptions(settings=["plain", "bnn"], images=[CAT], seeds=[3], out=str(tmp_path), keep=True)
-    stage.experiment(options)
+    trainings.experiment(options)
     rows = lines(tmp_path / "plain-cat-textured-3.jsonl")
     assert [(r["step"], r["view"], r["group"]) for r in rows[:2]] == [
         (0, "ddim-2-g7.5", "training"), (0, "ddim-2-g7.5", "other")
@@ -63,7 +64,7 @@ def test_a_run_leaves_its_lines_and_strip_and_is_not_repeated(short, tmp_path, c
     unet.load_state_dict(load_file(tmp_path / "bnn-cat-textured-3.safetensors"), strict=True)  # the means, by name
     written = (tmp_path / "plain-cat-textured-3.jsonl").stat().st_mtime_ns
     capsys.readouterr()
-    stage.experiment(options)
+    trainings.experiment(options)
     assert "0 of 2 runs" in capsys.readouterr().out
     assert (tmp_path / "plain-cat-textured-3.jsonl").stat().st_mtime_ns == written
 
@@ -76,15 +77,15 @@ def test_class_pictures_and_flat_drawings_are_used(short, tmp_path, monkeypatch)
         for observer in observers:
             observer(training)
 
-    monkeypatch.setattr(stage, "train", spy)
-    monkeypatch.setattr(stage, "CLASS_PICTURES", 4)
+    monkeypatch.setattr(trainings, "train", spy)
+    monkeypatch.setattr(trainings, "CLASS_PICTURES", 4)
     options = StageOptions(out=str(tmp_path))
     for name in ("prior", "flat"):
-        stage.perform(stage.Run(name, CAT, 0, "textured"), options)
+        trainings.perform(trainings.Run(name, CAT, 0, "textured"), options)
     assert len(seen[0.0].sources) == 1 and len(seen[1.0].sources) == 2
     assert len(list((tmp_path / "class-textured").glob("*.png"))) == 4
-    flat = stage.pictures_of(stage.Run("flat", CAT, 0, "textured"), 24)
-    cat = stage.pictures_of(stage.Run("plain", CAT, 0, "textured"), 24)
+    flat = trainings.pictures_of(trainings.Run("flat", CAT, 0, "textured"), 24)
+    cat = trainings.pictures_of(trainings.Run("plain", CAT, 0, "textured"), 24)
     from minibnn.world.texture_measures import noise_level
 
     assert noise_level(flat) < noise_level(cat)
@@ -92,7 +93,7 @@ def test_class_pictures_and_flat_drawings_are_used(short, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(("name", "fixed"), [("bnn", True), ("bnn-trained", False)])
 def test_sigma_stays_through_a_step_if_it_is_fixed(short, tmp_path, monkeypatch, name, fixed):
-    real, seen = stage.train, []
+    real, seen = trainings.train, []
 
     def one_step(training, given, batches, observers):
         for observer in observers:
@@ -101,9 +102,9 @@ def test_sigma_stays_through_a_step_if_it_is_fixed(short, tmp_path, monkeypatch,
         real(training, dataclasses.replace(given, steps=1), batches)
         seen.extend((key, before[key], value) for key, value in training.sd.unet.state_dict().items())
 
-    monkeypatch.setattr(stage, "train", one_step)
+    monkeypatch.setattr(trainings, "train", one_step)
     monkeypatch.setitem(SETTINGS, name, dataclasses.replace(SETTINGS[name], looks=(0, 2)))
-    stage.perform(stage.Run(name, CAT, 0, "textured"), StageOptions(out=str(tmp_path)))
+    trainings.perform(trainings.Run(name, CAT, 0, "textured"), StageOptions(out=str(tmp_path)))
     sigmas = [(was, now) for key, was, now in seen if key.endswith("_sigma")]
     assert sigmas and all((was == 0.01).all() for was, _ in sigmas)
     assert all(torch.equal(was, now) == fixed for was, now in sigmas)
@@ -116,21 +117,21 @@ def test_sigma_stays_through_a_step_if_it_is_fixed(short, tmp_path, monkeypatch,
 ])
 def test_runs_of_another_subject_or_model_of_the_same_name_are_refused(tmp_path, option, own, other, message):
     asked = {"images": [CAT], "model": "textured", "out": str(tmp_path / "out")}
-    stage.make([], StageOptions(**asked))
-    stage.make([], StageOptions(**asked))
+    trainings.make([], StageOptions(**asked))
+    trainings.make([], StageOptions(**asked))
     named = tmp_path / Path(own).name
     shutil.copytree(other, named)
     with pytest.raises(UserError, match=message):
-        stage.make([], StageOptions(**(asked | {option: [str(named)] if option == "images" else str(named)})))
+        trainings.make([], StageOptions(**(asked | {option: [str(named)] if option == "images" else str(named)})))
 
 
 def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(UserError, match="--settings plane: there are plain"):
-        stage.experiment(StageOptions(settings=["plane"], out=str(tmp_path)))
+        trainings.experiment(StageOptions(settings=["plane"], out=str(tmp_path)))
     with pytest.raises(UserError, match="two folders are called cat"):
-        stage.experiment(StageOptions(images=[CAT, str(tmp_path / "cat")], out=str(tmp_path)))
+        trainings.experiment(StageOptions(images=[CAT, str(tmp_path / "cat")], out=str(tmp_path)))
     with pytest.raises(UserError, match="no .jsonl of `experiment stage`"):
-        stage_report.report(StageReportOptions(runs=[str(tmp_path)], out=str(tmp_path)))
+        report.report(StageReportOptions(runs=[str(tmp_path)], out=str(tmp_path)))
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ def made_up(fidelity, noise, c=1.0, u=1.0):
     """A run with these values at every look (functions of the step), the same for all views and prompts."""
     rows, looks = [], SETTINGS["plain"].looks
     for step in looks:
-        for view in stage_settings.views_at(step, looks[-1]):
+        for view in settings.views_at(step, looks[-1]):
             for group in ("training", "other"):
                 rows.append({
                     "setting": "plain", "step": step, "view": view.name, "group": group, "fidelity": fidelity(step),
@@ -159,17 +160,17 @@ def test_the_criterion_is_a_fall_and_a_rise_beyond_their_intervals():
         ) for seed, fall in enumerate(falls)
     }
     mean, half = np.mean(falls), stats.t.ppf(0.975, 3) * stats.sem(falls)
-    row = next(line for line in stage_tables.stages(runs).splitlines() if "| 7.5 |" in line)
+    row = next(line for line in tables.stages(runs).splitlines() if "| 7.5 |" in line)
     assert f"**-{mean:.3f} [-{mean + half:.3f}, -{mean - half:.3f}]**" in row
     assert "| plain | textured | 4 |" in row and "1.000, 1.000, 1.00 | 0.40 |" in row
-    assert stage_tables.words((0.1, -0.2, 0.4)) == "+0.100 [-0.200, +0.400]"  # the interval holds 0: not bold
+    assert tables.words((0.1, -0.2, 0.4)) == "+0.100 [-0.200, +0.400]"  # the interval holds 0: not bold
     assert EARLY < min(LATE)
 
 
 def test_levels_are_means_over_runs():
     runs = {("plain", "textured", "cat", seed): made_up(lambda step, seed=seed: step / 1000 + seed, lambda step: step)
             for seed in (0, 1)}
-    (row,) = stage_tables.levels(runs).splitlines()[2:]
+    (row,) = tables.levels(runs).splitlines()[2:]
     steps = (EARLY, *LATE)
     assert [cell.strip() for cell in row.split("|")[3:6]] == [
         "2", ", ".join(f"{step / 1000 + 0.5:.3f}" for step in steps), ", ".join(f"{step:.1f}" for step in steps)
@@ -180,7 +181,7 @@ def test_a_fall_and_a_recovery_are_told_apart():
     fidelity = {0: 0.0, 100: 0.3, 250: 0.6, 400: 0.2, 600: 0.4, 800: 0.5}
     runs = {("plain", "textured", "cat", seed): made_up(lambda step, s=seed: fidelity[step] + 0.1 * s, lambda step: 1.0)
             for seed in (0, 1)}
-    cells = [cell.strip() for cell in stage_tables.phases(runs).splitlines()[2].split("|")]
+    cells = [cell.strip() for cell in tables.phases(runs).splitlines()[2].split("|")]
     assert cells[4] == "training" and cells[5].startswith("**-0.400 [") and cells[6].startswith("**+0.300 [")
     assert cells[7].startswith("+0.0 [") and cells[9].startswith("**+0.400")  # tint is 1 − fidelity here
 
@@ -191,7 +192,7 @@ def test_the_tint_is_the_distance_of_mean_colours():
     pictures = torch.cat([images[:1] + 0.1, images[1:] - torch.tensor([0.3, 0.0, 0.0])[:, None, None]])
     pictures[0, 0, :2] += 0.5
     pictures[0, 0, 2:] -= 0.5  # which leaves the mean
-    assert stage.tint(pictures, images) == pytest.approx(((3 * 0.01 + 0.09) / 6) ** 0.5, rel=1e-5)
+    assert trainings.tint(pictures, images) == pytest.approx(((3 * 0.01 + 0.09) / 6) ** 0.5, rel=1e-5)
 
 
 def test_what_goes_with_fidelity_is_a_rank_correlation():
@@ -199,7 +200,7 @@ def test_what_goes_with_fidelity_is_a_rank_correlation():
         ("plain", "textured", "cat", seed): made_up(lambda step, s=seed: 0.1 * s + step / 1000, lambda step: -step)
         for seed in (0, 1)
     }
-    cells = [cell.strip() for cell in stage_tables.companions(runs).splitlines()[2].split("|")]
+    cells = [cell.strip() for cell in tables.companions(runs).splitlines()[2].split("|")]
     assert cells[3] == "10" and cells[4] == "-1.00"  # tint is 1 − fidelity here
     fidelity = [0.1 * s + step / 1000 for s in (0, 1) for step in SETTINGS["plain"].looks[1:]]
     expected = stats.spearmanr(fidelity, [-step for _ in (0, 1) for step in SETTINGS["plain"].looks[1:]]).statistic
@@ -213,11 +214,11 @@ def test_a_cure_is_compared_at_the_same_steps_and_at_equal_loss():
         row["loss"] = 1 / (row["step"] / 2 + 1)
     runs = {(setting, "textured", "cat", seed): rows
             for setting, rows in (("plain", plain), ("bnn", slow)) for seed in (0, 1)}
-    cells = stage_tables.cures(runs).splitlines()[2].split("|")
+    cells = tables.cures(runs).splitlines()[2].split("|")
     assert cells[4].strip().startswith("**+0.150")  # the mean of LATE is 600: 600/2000 − 600/4000
     assert float(cells[6].split("[")[0].strip(" *")) == pytest.approx(0, abs=0.02)  # no cure, merely slower
     assert float(cells[7].split("[")[0].strip(" *")) == pytest.approx(0, abs=0.4)
-    head = stage_tables.cures(runs).splitlines()[0].split("|")
+    head = tables.cures(runs).splitlines()[0].split("|")
     assert len(head) == len(cells) and [cells[i].strip() for i in (-5, -3)] == [cells[4].strip()] * 2  # at 3 and at 1
     assert "at guidance 3: fidelity" in head[-5] and "at guidance 1: fidelity" in head[-3]
 
@@ -230,9 +231,9 @@ def test_the_law_predicts_the_noise_of_a_linear_denoiser():
         runs["plain", "textured", "cat", seed] = [
             row for row in rows if row["view"] in (MAIN.name, "ddim-20-g3", "ddim-20-g1")
         ]
-    table = stage_law.law(runs).splitlines()
+    table = law.law(runs).splitlines()
     assert table[2].split("|")[5].strip() == "1.00"
-    assert stage_law.law_points(runs)[0][0] == pytest.approx(gain_law.noise_left([0.7] * 20, times, abar), rel=1e-6)
+    assert law.law_points(runs)[0][0] == pytest.approx(gain_law.noise_left([0.7] * 20, times, abar), rel=1e-6)
 
 
 def test_the_report_is_written_from_lines_and_again_from_its_own(tmp_path):
@@ -244,17 +245,17 @@ def test_the_report_is_written_from_lines_and_again_from_its_own(tmp_path):
             text = "".join(json.dumps(row | extra) + "\n" for row in rows)
             (tmp_path / f"{name}.jsonl").write_text(text)
             Image.new("RGB", (8 * 52 - 4, len(SETTINGS["plain"].looks) * 52 - 4)).save(tmp_path / f"{name}.png")
-    stage_report.report(StageReportOptions(runs=[str(tmp_path)], out=str(tmp_path / "out")))
-    stage_report.report(StageReportOptions(runs=[str(tmp_path / "out")], out=str(tmp_path / "again")))
+    report.report(StageReportOptions(runs=[str(tmp_path)], out=str(tmp_path / "out")))
+    report.report(StageReportOptions(runs=[str(tmp_path / "out")], out=str(tmp_path / "again")))
     assert (tmp_path / "out" / "stage.md").read_text() == (tmp_path / "again" / "stage.md").read_text()
     shutil.copy(tmp_path / "out" / "stage.jsonl", tmp_path / "together.jsonl")  # each line twice now
     (tmp_path / "recipe.jsonl").write_text('{"setting": "plain", "subject": "dog", "seed": 0}\n')
-    stage_report.report(StageReportOptions(runs=[str(tmp_path)], out=str(tmp_path / "twice")))
+    report.report(StageReportOptions(runs=[str(tmp_path)], out=str(tmp_path / "twice")))
     assert (tmp_path / "out" / "stage.md").read_text() == (tmp_path / "twice" / "stage.md").read_text()
     other = json.loads((tmp_path / "together.jsonl").read_text().splitlines()[0]) | {"noise": 77.0}
     (tmp_path / "other.jsonl").write_text(json.dumps(other) + "\n")
     with pytest.raises(UserError, match="another run has the same name"):
-        stage_report.report(StageReportOptions(runs=[str(tmp_path)], out=str(tmp_path / "no")))
+        report.report(StageReportOptions(runs=[str(tmp_path)], out=str(tmp_path / "no")))
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "stage.jsonl", "stage.md", "stage.png", "gain_law.png", "stage_cat.png"
     }
@@ -268,7 +269,7 @@ def test_every_setting_is_a_way_of_training():
 
 def test_the_starting_noise_predicts_the_noise_of_a_picture(tmp_path):
     """One number of the starting noise, its strength, and three of its colour: in the bundled weights they decide."""
-    stage_starts.starts(StageStartsOptions(out=str(tmp_path), images=CAT, weights=[WEIGHTS], count=8, seed=1))
+    starts.starts(StageStartsOptions(out=str(tmp_path), images=CAT, weights=[WEIGHTS], count=8, seed=1))
     found = json.loads((tmp_path / "stage_starts.json").read_text())["weights"]["stage_cat"]
     assert found["strength c"][2] < 0.5 < 0.9 < found["all c"][2]  # the mean gain does not show it
     one, other = (found["drawn"][f"guidance 1, {name}"] for name in ("as it is", "both"))
@@ -286,7 +287,7 @@ def test_the_law_of_a_surplus_is_that_of_its_own_gain():
     sd, ones = SimpleNamespace(alphas_cumprod=alphas_cumprod()), torch.ones(2, 1, 1, dtype=torch.float64)
     found = {"all": gains.Gains((20, 900), ones, ones), "strength": gains.Gains((20, 900), 0 * ones, 0 * ones)}
     first = sd.alphas_cumprod[951].double()
-    left = stage_starts.predicted(found, sd, 1.0, [0.9, 1.0, 1.1])
+    left = starts.predicted(found, sd, 1.0, [0.9, 1.0, 1.1])
     assert left[1] == pytest.approx(gain_law.predicted_noise((20, 900), (1, 1), sd.alphas_cumprod, 20))
     assert left[2] - left[1] == pytest.approx(0.1 * (sd.alphas_cumprod[0] / first).sqrt().item(), rel=1e-6)
     assert left[0] == pytest.approx(abs(2 * left[1] - left[2]))
@@ -301,7 +302,7 @@ def test_weights_of_something_else_are_refused(tmp_path, command):
         if command == "views":
             stage_views.views(StageViewsOptions(weights=path, **given))
         else:
-            stage_starts.starts(StageStartsOptions(weights=[path], **given))
+            starts.starts(StageStartsOptions(weights=[path], **given))
     assert not list(tmp_path.iterdir())
 
 

@@ -31,7 +31,7 @@ from checks.three_phases import (
 )
 
 from minibnn import StableDiffusion, __version__, data, schedule
-from minibnn.experiments import report, stages
+from minibnn.experiments.corruption import report, stages
 from minibnn.files import store, weights
 from minibnn.lab import eq2, gain_law, gains, probes, sigma1_estimate
 from minibnn.pictures import grid, to_pil, to_tensor
@@ -647,10 +647,10 @@ def paired_interval(a, b, t975):
 check_paired_interval(paired_interval)
 
 # %% [markdown]
-# The rule, `minibnn/experiments/stages.py:corruption_stage`, was written before the runs: a stage is *present* if
-# fidelity on other prompts falls below its earlier maximum and recovers, while noise is above both the pretrained and
-# the final level, all four by more than their intervals; *absent* if at every step one of the four is confidently
-# smaller than what matters (0.02 of fidelity, 0.2 of noise); else *undecided*.
+# The rule, `minibnn/experiments/corruption/stages.py:corruption_stage`, was written before the runs: a stage is
+# *present* if fidelity on other prompts falls below its earlier maximum and recovers, while noise is above both the
+# pretrained and the final level, all four by more than their intervals; *absent* if at every step one of the four is
+# confidently smaller than what matters (0.02 of fidelity, 0.2 of noise); else *undecided*.
 
 # %%
 records = report.read_rows(TUTORIALS / "results" / "corruption.jsonl")
@@ -712,6 +712,6 @@ for name, setting, pictures, view in (
 # | noise | Immerkær 1996 eq. 4, `minibnn/world/measures.py:immerkaer`; `minibnn/world/measures.py:noise` |
 # | gains, and guided gains | `minibnn/lab/gains.py:slopes`, `minibnn/lab/gains.py:measure` |
 # | noise left by a sampler | `minibnn/lab/gain_law.py:noise_left`, `minibnn/lab/gain_law.py:predicted_noise` |
-# | the criterion and its verdicts | `minibnn/experiments/stages.py:corruption_stage`, [RESULTS.md](RESULTS.md) |
+# | the criterion and its verdicts | `minibnn/experiments/corruption/stages.py:corruption_stage`, [RESULTS.md](RESULTS.md) |
 #
 # Next: 04, a layer with random weights; then 05, what it does to memory, trust and gains.

@@ -31,7 +31,7 @@ from checks.the_cure import (
 )
 
 from minibnn import StableDiffusion, __version__, data, schedule
-from minibnn.experiments import report, stages
+from minibnn.experiments.corruption import report, stages
 from minibnn.finetune import bayes
 from minibnn.lab import eq2, intervals, sigma1_estimate
 from minibnn.pictures import grid, to_pil, to_tensor
@@ -479,8 +479,8 @@ def verdict(low, high, margin):
 check_verdict(verdict)
 
 # %% [markdown]
-# The same in minibnn: `minibnn/experiments/stages.py:verdict`, with the margins 0.02 for fidelity and 0.2 for noise,
-# fixed before the runs.
+# The same in minibnn: `minibnn/experiments/corruption/stages.py:verdict`, with the margins 0.02 for fidelity and 0.2
+# for noise, fixed before the runs.
 #
 # ## Many pairs: what weight noise did to $\sigma_1$
 #
@@ -666,7 +666,7 @@ show(
 # | noise as a price on curvature | Bishop 1995, *Training with Noise is Equivalent to Tikhonov Regularization*, for inputs; here for weights |
 # | what is saved | §4.2, `minibnn/finetune/bayes.py:posterior_mean` |
 # | which layers | Table 3, `minibnn/finetune/bayes.py:select` |
-# | interval, margin, verdict | `minibnn/lab/intervals.py:interval`, `minibnn/experiments/stages.py:verdict` |
+# | interval, margin, verdict | `minibnn/lab/intervals.py:interval`, `minibnn/experiments/corruption/stages.py:verdict` |
 # | all pairs | `python -m minibnn experiment corruption --settings all`, then `report` |
 #
 # Next: 06, what guidance mixes in.

@@ -34,7 +34,7 @@ takes u from the model before fine-tuning, where it has not risen: g = s·c − 
 **Directions.** A linear denoiser may have another gain in each direction of x, and the law holds in each by itself.
 Two have next to no part in a training loss: the mean colour, and the strength of the noise, ε itself (`colour_of` and
 `strength_of` in `gains.py`). Of a starting noise that is s times too strong a sample keeps (s − 1)·Πf. In
-`experiments/stage_starts.py` that predicts the noise of single pictures where the mean gain, of 1, does not.
+`experiments/stage/starts.py` that predicts the noise of single pictures where the mean gain, of 1, does not.
 
 But: a network is linear only near x′, and the mean gain predicts the noise of the mean direction, which is less than
 the mean noise. Noise that has become stronger than x_t should have at its time

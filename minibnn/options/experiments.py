@@ -17,7 +17,7 @@ class CorruptionOptions:
     images: str = option("tutorials/dog", "folder of the training pictures; runs take the first of them", "what", metavar="DIR")
     kind: str = option("dog", "the subject's class word", "what")
     word: str = option("sks", "the rare word that names it", "what")
-    settings: list = option(("main",), "names of experiments/settings.py, or all", "what", nargs="+", metavar="NAME")
+    settings: list = option(("main",), "names of experiments/corruption/settings.py, or all", "what", nargs="+", metavar="NAME")
     pictures: list = option((1, 2, 4, 6), "numbers of training pictures", "what", nargs="+", type=whole, metavar="N")
     seeds: list = seeds_option("what")
     steps: int = option(None, "optimiser steps of each run [800; long: 3200]", "what", type=whole)
@@ -93,7 +93,7 @@ class ReportOptions:
 class StageOptions:
     """Fine-tune the textured model on few pictures, and measure fidelity, noise and gains on the way."""
 
-    settings: list = option(("plain", "bnn"), "names of experiments/stage_settings.py", "what", nargs="+", metavar="NAME")
+    settings: list = option(("plain", "bnn"), "names of experiments/stage/settings.py", "what", nargs="+", metavar="NAME")
     images: list = option(tuple(f"tutorials/subjects/{name}" for name in ("cat", "coffee", "rocket")), "folders of the subjects' pictures", "what", nargs="+", metavar="DIR")
     model: str = option("textured", '"textured", or a folder that pretrain-textured made', "what")
     seeds: list = seeds_option("what")
@@ -153,7 +153,7 @@ class RecipeOptions:
     """Train few-shot subjects with every setting and seed, and let a judge say whether the pictures are right."""
 
     model: str = option(DEFAULT, "a model of the picture world", "what", metavar="MODEL")
-    settings: list = option(("plain", "four-captions"), "names of experiments/recipe_settings.py", "what", nargs="+", metavar="NAME")
+    settings: list = option(("plain", "four-captions"), "names of experiments/recipe/settings.py", "what", nargs="+", metavar="NAME")
     subjects: list = option(("dog", "cat", "fish"), "few-shot subjects", "what", nargs="+", choices=("dog", "cat", "fish"))
     seeds: list = seeds_option("what")
     plan: bool = option(False, "say what would be done, and stop", "how")

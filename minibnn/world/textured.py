@@ -3,7 +3,7 @@
 It takes about half an hour on one CPU core, and a run that was stopped continues when the command is run again.
 The model draws 24 × 24 pixels of twenty materials (`textures.py`) at three distances and in four lights, as a caption
 asks. It exists because the bundled `tiny` model cannot show noise: there is no VAE that blurs (`pixel_vae.py`), and
-the pictures are full of texture. The laboratory of the corruption stage (`experiments/stage.py`) fine-tunes it.
+the pictures are full of texture. The laboratory of the corruption stage (`experiments/stage/`) fine-tunes it.
 
 The UNet learns ε-prediction with SD's β schedule and 10 % empty captions (Ho et al. 2020, Algorithm 1; Ho & Salimans
 2022). The text encoder is a bag of words that is never trained (`bag_of_words`), and the prompt reaches every residual

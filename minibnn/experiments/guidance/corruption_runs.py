@@ -5,7 +5,7 @@ same seeds at guidance 1, 3 and 7.5, with their own unconditional prediction and
 lines are paired by seed, so that the answer costs no new training: at guidance 3 from six seeds, elsewhere from three.
 """
 
-from ..lab.intervals import in_words, interval
+from ...lab.intervals import in_words, interval
 
 STEPS = (100, 400, 800)
 GROUPS = {"training": "training prompt", "other": "other prompts"}

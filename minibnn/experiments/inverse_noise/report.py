@@ -1,4 +1,4 @@
-"""What `inverse_noise.py` found: tables, curves, and whether the corrector network was worth its training.
+"""What `trainings.py` found: tables, curves, and whether the corrector network was worth its training.
 
 A row is one measurement: {"what", "n", "corrector steps", "FLOPs", "distance", "seed", …}; some may be missing.
 """
@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 
-from ..lab.intervals import in_words, interval
-from ..lab.plot import Line, Panel, chart
+from ...lab.intervals import in_words, interval
+from ...lab.plot import Line, Panel, chart
 
 
 def tables(result):

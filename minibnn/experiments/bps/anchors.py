@@ -1,7 +1,7 @@
 """Whose prediction should guide a model with an adapter? `python -m minibnn experiment bps --part anchors`
 
 "Unconditional Priors Matter" (arXiv 2503.20240) speaks of little gain for adapters such as ControlNet and GLIGEN, which
-leave the base as it is. The branch of BPS is one. It is trained as in `bps.py` on 40 pairs and draws the 24 unseen
+leave the base as it is. The branch of BPS is one. It is trained as in `pairs.py` on 40 pairs and draws the 24 unseen
 sketches from the same noise, guided by
 
     own           ε(∅, y): the steered model with the empty prompt, as BPS draws
@@ -17,15 +17,15 @@ and for "base − base caption", in which an interval of the IoU above 0 says th
 
 from pathlib import Path
 
-from ..files.schema import mapping
-from ..files.store import write_json
-from ..lab.intervals import in_words, interval
-from ..neighbours import bps
-from ..pictures import to_tensor
-from ..world import scenes as world
-from .bps_judge import JUDGED, RESULT, judged
-from .bps_variants import SAMPLE_STEPS, TEST_SEED, TESTS, trained, world_pairs
-from .records import kept
+from ...files.schema import mapping
+from ...files.store import write_json
+from ...lab.intervals import in_words, interval
+from ...neighbours import bps
+from ...pictures import to_tensor
+from ...world import scenes as world
+from ..records import kept
+from .judge import JUDGED, RESULT, judged
+from .variants import SAMPLE_STEPS, TEST_SEED, TESTS, trained, world_pairs
 
 PAIRS = 40
 SCALES = (1.5, 3.0, 7.5)

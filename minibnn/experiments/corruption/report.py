@@ -19,14 +19,14 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..errors import UserError
-from ..files.rows import read_rows
-from ..files.schema import anything, fitting, integer, items, number, record, text
-from ..files.store import write_text, write_whole
-from ..lab import plot
-from ..lab.intervals import in_words, interval, require_scipy
-from ..pictures import save_png
-from .records import figure
+from ...errors import UserError
+from ...files.rows import read_rows
+from ...files.schema import anything, fitting, integer, items, number, record, text
+from ...files.store import write_text, write_whole
+from ...lab import plot
+from ...lab.intervals import in_words, interval, require_scipy
+from ...pictures import save_png
+from ..records import figure
 from .settings import SETTINGS
 from .stages import corruption_stage, noise_stage
 
@@ -72,7 +72,8 @@ def read_all(folders):
                     raise UserError(f"{path}: {row['run']!r} is not a name of a run, such as main-4-bnn-0")
             unknown = {row["run"] for row in own if _parts(row["run"])[0] not in SETTINGS}
             if unknown:
-                raise UserError(f"{path}: the setting of {min(unknown)} is not in minibnn/experiments/settings.py")
+                known = "minibnn/experiments/corruption/settings.py"
+                raise UserError(f"{path}: the setting of {min(unknown)} is not in {known}")
             rows += [shorten(row) if isinstance(row["sigma1"], dict) else row for row in own]
     if not rows:
         raise UserError(f"--runs {' '.join(map(str, folders))}: no .jsonl of `experiment corruption` in it")

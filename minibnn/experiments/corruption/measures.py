@@ -2,9 +2,9 @@
 
 import torch
 
-from ..pictures import to_tensor
-from ..world import measures as world_measures
-from ..world.classifier import reconstruct
+from ...pictures import to_tensor
+from ...world import measures as world_measures
+from ...world.classifier import reconstruct
 
 
 def _rounded(values):

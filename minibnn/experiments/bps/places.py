@@ -1,10 +1,11 @@
 """Are additions everywhere better than in fewer places? `python -m minibnn experiment bps --part places`
 
-The places are those of `bps_variants.py`: all of them (BPS), the skips alone, the encoder alone. Each set is tried with
+The places are those of `variants.py`: all of them (BPS), the skips alone, the encoder alone. Each set is tried with
 head-heavy and with equal gains at four learning rates, with 40 pairs of each of TUNING_SEEDS; 24 sketches that serve
 nothing else tell the IoU. The rates for equal gains are larger, because Adam makes a gain a learning rate of its place.
-The setting with the highest mean IoU is then trained with each of --seeds, and draws the 24 test sketches of `bps.py`;
-so is BPS with the gains that it did not choose, at their best rate. Each set of places is tuned with the same budget.
+The setting with the highest mean IoU is then trained with each of --seeds, and draws the 24 test sketches of
+`pairs.py`; so is BPS with the gains that it did not choose, at their best rate. Each set of places is tuned with the
+same budget.
 
 Criterion (settled before the runs): the differences of IoU "all − skips", "all − encoder" and, with all places,
 "head-heavy − equal", paired by seed, with their 95 % t-interval over five seeds; "better" above 0, "worse" below, else
@@ -13,16 +14,16 @@ Criterion (settled before the runs): the differences of IoU "all − skips", "al
 
 from pathlib import Path
 
-from ..files.schema import mapping
-from ..files.store import write_json
-from ..lab.intervals import in_words, interval
-from ..neighbours import bps
-from ..pictures import to_tensor
-from ..progress import progress_bar
-from ..world import scenes as world
-from .bps_judge import RESULT, judged
-from .bps_variants import BATCH, SAMPLE_STEPS, TEST_SEED, TESTS, VARIANTS, trained, world_pairs
-from .records import kept
+from ...files.schema import mapping
+from ...files.store import write_json
+from ...lab.intervals import in_words, interval
+from ...neighbours import bps
+from ...pictures import to_tensor
+from ...progress import progress_bar
+from ...world import scenes as world
+from ..records import kept
+from .judge import RESULT, judged
+from .variants import BATCH, SAMPLE_STEPS, TEST_SEED, TESTS, VARIANTS, trained, world_pairs
 
 PAIRS, VALIDATION_SEED, TUNING_SEEDS = 40, 13, (100, 101)
 PLACES = {"all": "bps", "skips": "skip", "encoder": "encoder"}  # name: variant

@@ -6,7 +6,7 @@ Every setting that was tried is listed here, whether it showed something or not.
 import dataclasses
 from dataclasses import dataclass
 
-from .. import schedule
+from ... import schedule
 
 ALONE = {"prior_weight": 0.0}  # no class pictures: half the time, and the paper's §3.3 does without
 

@@ -7,7 +7,7 @@ rate of 2e-4 the subject was hardly learned in 1,000 steps, and single runs were
 **Asked before the runs**, of "plain", "bnn", "null", "offset" and "offset-bnn" on three subjects, seeds 0 to 4, at
 guidance 7.5 and the training prompt:
 
-1. Is there a corruption stage under plain fine-tuning (the criterion of `stage_report.py`)?
+1. Is there a corruption stage under plain fine-tuning (the criterion of `report.py`)?
 2. Drawn from starting noise whose mean colour is that of the picture (three numbers of 1,728 are replaced), do the
    same weights have higher fidelity and less noise? A trial by hand (seed 100) said so.
 3. Trained with a noise offset of 0.1, which gives the mean colour a part in the loss, is fidelity higher and noise
@@ -28,7 +28,7 @@ And of "bnn-trained", seeds 0 and 1:
 import dataclasses
 from dataclasses import dataclass, replace
 
-from .settings import View
+from ..corruption.settings import View
 
 LOOKS = (0, 100, 250, 400, 600, 800)  # optimiser steps
 EARLY, LATE = 250, (400, 600, 800)  # the steps that the criterion compares

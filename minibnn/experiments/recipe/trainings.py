@@ -18,24 +18,24 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..devices import choose_threads
-from ..errors import UserError
-from ..files.locks import locked
-from ..files.rows import read_rows
-from ..files.schema import integer, number, one_of, record
-from ..files.store import write_text
-from ..lab.energy_distance import permutation_test
-from ..lab.intervals import interval, require_scipy
-from ..lab.sheets import sheet
-from ..pictures import grid, save_png, to_pil, to_tensor
-from ..pipeline import StableDiffusion
-from ..progress import progress_bar
-from ..world import measures as world_measures
-from ..world import scenes as world
-from ..world.judge import judged, train_judge, validated
-from .children import train_apart
-from .recipe_settings import SETTINGS
-from .records import check_alike
+from ...devices import choose_threads
+from ...errors import UserError
+from ...files.locks import locked
+from ...files.rows import read_rows
+from ...files.schema import integer, number, one_of, record
+from ...files.store import write_text
+from ...lab.energy_distance import permutation_test
+from ...lab.intervals import interval, require_scipy
+from ...lab.sheets import sheet
+from ...pictures import grid, save_png, to_pil, to_tensor
+from ...pipeline import StableDiffusion
+from ...progress import progress_bar
+from ...world import measures as world_measures
+from ...world import scenes as world
+from ...world.judge import judged, train_judge, validated
+from ..children import train_apart
+from ..records import check_alike
+from .settings import SETTINGS
 
 EACH, TOLD, CLASS = 4, 8, 48  # pictures of each place, of the training prompt and of the class prompt
 DRIFTED = 0.05  # below this p-value the class prompt has drifted

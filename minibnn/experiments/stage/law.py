@@ -1,18 +1,18 @@
 """The gain law against the runs of the stage experiment: the noise that gains predict, and that which was measured.
 
 `gain_law.py` derives what a sampler leaves from the mean gains of a network around its picture. Here it is asked of
-every look of every run. Follows: the tables and the plot of `stage_report.py`.
+every look of every run. Follows: the tables and the plot of `report.py`.
 """
 
 import math
 
 import numpy as np
 
-from ..lab import gain_law, plot
-from ..lab.gains import guided_gain
-from ..lab.intervals import require_scipy
-from ..schedule import alphas_cumprod, timesteps
-from .stage_settings import EARLY, SETTINGS, views_at
+from ...lab import gain_law, plot
+from ...lab.gains import guided_gain
+from ...lab.intervals import require_scipy
+from ...schedule import alphas_cumprod, timesteps
+from .settings import EARLY, SETTINGS, views_at
 
 PLOTTED = ("ddim-20-g7.5", "ddim-20-g3", "ddim-20-g1", "ddim-20-g7.5-eta1")  # the panels of gain_law.png
 GREY = 1 / math.sqrt(3)  # noise_level is that of the mean of three colours

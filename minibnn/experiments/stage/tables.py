@@ -1,4 +1,4 @@
-"""The tables of the stage experiment, which `stage_report.py` writes, of {(setting, model, subject, seed): lines}.
+"""The tables of the stage experiment, which `report.py` writes, of {(setting, model, subject, seed): lines}.
 
 Runs are the unit of every interval. What each table asks stands in its docstring, and the criterion in the report's.
 """
@@ -6,9 +6,9 @@ Runs are the unit of every interval. What each table asks stands in its docstrin
 
 import numpy as np
 
-from ..lab.intervals import in_words, interval, require_scipy
-from .stage_law import guided
-from .stage_settings import EARLY, LATE, MAIN, SETTINGS, SIDE_VIEWS, views_at
+from ...lab.intervals import in_words, interval, require_scipy
+from .law import guided
+from .settings import EARLY, LATE, MAIN, SETTINGS, SIDE_VIEWS, views_at
 
 
 def at(rows, step, view, group, name):

@@ -12,16 +12,16 @@ and the gains c and u that explain them.
 
 from pathlib import Path
 
-from .. import data
-from ..files.store import write_json
-from ..files.weights import load_state, read_tensors
-from ..lab import gains, sigma1_estimate
-from ..lab.sheets import sheet
-from ..neighbours import guidance
-from ..pictures import save_png, to_pil, to_tensor
-from ..pipeline import StableDiffusion
-from ..world.texture_measures import noise_level, ssim
-from .settings import View
+from ... import data
+from ...files.store import write_json
+from ...files.weights import load_state, read_tensors
+from ...lab import gains, sigma1_estimate
+from ...lab.sheets import sheet
+from ...neighbours import guidance
+from ...pictures import save_png, to_pil, to_tensor
+from ...pipeline import StableDiffusion
+from ...world.texture_measures import noise_level, ssim
+from ..corruption.settings import View
 
 PICTURES, STEPS = 8, 50
 NO_UNET = "these are no weights of --model's UNet; take those that `experiment stage --keep` left"

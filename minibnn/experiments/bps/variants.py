@@ -14,10 +14,10 @@ import contextlib
 import numpy as np
 import torch
 
-from ..neighbours import bps, bps_branch
-from ..world import scenes as world
-from ..world.classifier import random_scenes
-from .bps_judge import drawn
+from ...neighbours import bps, bps_branch
+from ...world import scenes as world
+from ...world.classifier import random_scenes
+from .judge import drawn
 
 BATCH, LR, SAMPLE_STEPS, TESTS, TEST_SEED = 8, 3e-4, 8, 24, 12
 

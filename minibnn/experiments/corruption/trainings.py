@@ -24,25 +24,25 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from .. import data
-from ..cli.train import fine_tune
-from ..devices import training_dtype
-from ..errors import UserError
-from ..files.locks import locked
-from ..files.rows import read_rows
-from ..files.schema import integer
-from ..files.store import write_text
-from ..lab import sigma1_estimate
-from ..neighbours import guidance
-from ..options.training import TrainOptions
-from ..pictures import grid, save_png
-from ..pipeline import StableDiffusion
-from ..progress import progress_bar
-from ..runs import fingerprint
-from ..train import at_the_mean
+from ... import data
+from ...cli.train import fine_tune
+from ...devices import training_dtype
+from ...errors import UserError
+from ...files.locks import locked
+from ...files.rows import read_rows
+from ...files.schema import integer
+from ...files.store import write_text
+from ...lab import sigma1_estimate
+from ...neighbours import guidance
+from ...options.training import TrainOptions
+from ...pictures import grid, save_png
+from ...pipeline import StableDiffusion
+from ...progress import progress_bar
+from ...runs import fingerprint
+from ...train import at_the_mean
+from ..prompts import world_prompts
+from ..records import note_shared
 from .measures import WorldMeasures
-from .prompts import world_prompts
-from .records import note_shared
 from .settings import SETTINGS, Run, log_spaced
 
 TRAINING_PICTURES = 8  # drawn of the training prompt

@@ -25,20 +25,20 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..devices import choose_threads
-from ..errors import UserError
-from ..files.locks import locked
-from ..files.schema import items, mapping, number, record, text
-from ..files.store import read_json, write_json
-from ..files.weights import read_tensors, write_tensors
-from ..lab.energy_distance import energy_distance
-from ..lab.intervals import require_scipy
-from ..neighbours import fitted_noise, flow
-from ..options.kinds import refuse
-from ..pictures import grid, save_png, to_pil
-from ..pipeline import StableDiffusion
-from .inverse_noise_report import curves, report, tables
-from .records import check_alike
+from ...devices import choose_threads
+from ...errors import UserError
+from ...files.locks import locked
+from ...files.schema import items, mapping, number, record, text
+from ...files.store import read_json, write_json
+from ...files.weights import read_tensors, write_tensors
+from ...lab.energy_distance import energy_distance
+from ...lab.intervals import require_scipy
+from ...neighbours import fitted_noise, flow
+from ...options.kinds import refuse
+from ...pictures import grid, save_png, to_pil
+from ...pipeline import StableDiffusion
+from ..records import check_alike
+from .report import curves, report, tables
 
 PLANE_STEPS, PLANE_LR, PLANE_BATCH, PLANE_POINTS = 1500, 5e-3, 256, 4000
 EULER = (5, 10)

@@ -16,7 +16,7 @@ alone, and a curve that only rises was compared with itself there.
 
 import torch
 
-from ..lab.intervals import interval
+from ...lab.intervals import interval
 
 MARGIN = {"fidelity": 0.02, "noise": 0.2}  # cosine; 10⁻³ of energy (white noise of a standard deviation of 0.017)
 

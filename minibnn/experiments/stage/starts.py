@@ -25,19 +25,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import data
-from ..files.store import write_json
-from ..files.weights import load_state, read_tensors
-from ..lab import gain_law, gains, plot, sigma1_estimate
-from ..lab.intervals import require_scipy
-from ..pictures import save_png, to_tensor
-from ..pipeline import StableDiffusion
-from ..schedule import noise_strength, timesteps
-from ..world.texture_measures import noise_level, ssim
-from .settings import View
-from .stage import tint
-from .stage_law import GREY
-from .stage_views import NO_UNET
+from ... import data
+from ...files.store import write_json
+from ...files.weights import load_state, read_tensors
+from ...lab import gain_law, gains, plot, sigma1_estimate
+from ...lab.intervals import require_scipy
+from ...pictures import save_png, to_tensor
+from ...pipeline import StableDiffusion
+from ...schedule import noise_strength, timesteps
+from ...world.texture_measures import noise_level, ssim
+from ..corruption.settings import View
+from .law import GREY
+from .trainings import tint
+from .views import NO_UNET
 
 STEPS, DRAWS = 20, 8
 SCALES = (1.0, 7.5)

@@ -1,10 +1,10 @@
 """The corruption stage in the textured model, measured: `python -m minibnn experiment stage`.
 
 Follows: the paper's §3.1 and §5. A run fine-tunes on one picture (or four) with the training loop of `train.py`. At the
-steps of `stage_settings.py` it draws the training prompt and four other prompts at θ = μ, always from the same noise,
+steps of `settings.py` it draws the training prompt and four other prompts at θ = μ, always from the same noise,
 and measures how close they are to the picture (SSIM), how noisy (Immerkær) and how tinted, and the gains c and u of the
 network around the picture (`lab/gains.py`), over all directions and in that of the mean colour, which tell the cause.
-`stage_report.py` has the criterion, the tables and the plots.
+`report.py` has the criterion, the tables and the plots.
 
 Leaves in --out, for each run, NAME.jsonl (a line for each look, view and group of prompts) and NAME.png (a row for each
 look at guidance 7.5: four pictures of the training prompt, four of the others), and with --keep NAME.safetensors, the
@@ -21,25 +21,25 @@ from pathlib import Path
 
 import torch
 
-from .. import data
-from ..cli.train import settle
-from ..errors import UserError
-from ..files.locks import locked
-from ..files.store import read_json, write_json, write_text
-from ..files.weights import write_tensors
-from ..finetune import bayes
-from ..lab import gains, sigma1_estimate
-from ..neighbours import guidance
-from ..options.training import TrainOptions
-from ..pictures import grid, save_png, to_pil, to_tensor
-from ..pipeline import StableDiffusion, place_of
-from ..progress import progress_bar
-from ..runs import fingerprint
-from ..train import Batches, at_the_mean, fine_tuning, train
-from ..world import scenes, textures
-from ..world.texture_measures import noise_level, ssim
-from .records import check_alike
-from .stage_settings import MAIN, OTHER_PROMPTS, PICTURES, PLAIN, SETTINGS, views_at
+from ... import data
+from ...cli.train import settle
+from ...errors import UserError
+from ...files.locks import locked
+from ...files.store import read_json, write_json, write_text
+from ...files.weights import write_tensors
+from ...finetune import bayes
+from ...lab import gains, sigma1_estimate
+from ...neighbours import guidance
+from ...options.training import TrainOptions
+from ...pictures import grid, save_png, to_pil, to_tensor
+from ...pipeline import StableDiffusion, place_of
+from ...progress import progress_bar
+from ...runs import fingerprint
+from ...train import Batches, at_the_mean, fine_tuning, train
+from ...world import scenes, textures
+from ...world.texture_measures import noise_level, ssim
+from ..records import check_alike
+from .settings import MAIN, OTHER_PROMPTS, PICTURES, PLAIN, SETTINGS, views_at
 
 GAIN_DRAWS = 8  # pairs of noises at each time
 LOSS_DRAWS = 64  # of time and noise, for the conditional loss; the same at every look

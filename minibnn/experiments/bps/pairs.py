@@ -3,11 +3,11 @@
 Branches are trained on 12, 40 and 200 pairs (sketch, drawing, caption) of the world and then draw 24 unseen sketches
 with their captions. A judge trained on the world says which pixels the drawn subject covers (intersection over union,
 IoU, with the exact mask that the sketch was made from) and which subject, colour and background it is. The frozen base
-and fewer places (`bps_variants.py`) stand beside it, under the same steps, pairs, batch and rate.
+and fewer places (`variants.py`) stand beside it, under the same steps, pairs, batch and rate.
 
 Leaves in --out bps_STEPS.png, and bps.json, which names the runs by their steps, variant, pairs and seed; what is there
-is not repeated. Two other parts ask questions of their own: `--part anchors` (`bps_anchors.py`) and `--part places`
-(`bps_places.py`).
+is not repeated. Two other parts ask questions of their own: `--part anchors` (`anchors.py`) and `--part places`
+(`places.py`).
 """
 
 import time
@@ -16,23 +16,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..devices import choose_threads
-from ..errors import UserError
-from ..files.locks import locked
-from ..files.schema import mapping
-from ..files.store import write_json
-from ..lab import sheets
-from ..lab.intervals import require_scipy
-from ..neighbours import bps
-from ..options.experiments import BpsExperimentOptions
-from ..pictures import grid, save_png, to_pil, to_tensor
-from ..pipeline import StableDiffusion
-from ..world import scenes as world
-from ..world.classifier import reconstruct
-from . import bps_anchors, bps_places
-from .bps_judge import JUDGED, RESULT, judged, train_judge
-from .bps_variants import BATCH, LR, SAMPLE_STEPS, TEST_SEED, TESTS, VARIANTS, trained, world_pairs
-from .records import kept
+from ...devices import choose_threads
+from ...errors import UserError
+from ...files.locks import locked
+from ...files.schema import mapping
+from ...files.store import write_json
+from ...lab import sheets
+from ...lab.intervals import require_scipy
+from ...neighbours import bps
+from ...options.experiments import BpsExperimentOptions
+from ...pictures import grid, save_png, to_pil, to_tensor
+from ...pipeline import StableDiffusion
+from ...world import scenes as world
+from ...world.classifier import reconstruct
+from ..records import kept
+from . import anchors, places
+from .judge import JUDGED, RESULT, judged, train_judge
+from .variants import BATCH, LR, SAMPLE_STEPS, TEST_SEED, TESTS, VARIANTS, trained, world_pairs
 
 RUNS = [("base", 0), ("bps", 40), ("skip", 40), ("encoder", 40), ("bps", 12), ("bps", 200)]
 
@@ -68,7 +68,7 @@ def experiment_there(options):
     sd = StableDiffusion.load("tiny")
     choose_threads("cpu", sd.unet)
     judge = train_judge(Path(options.work) / "judge.safetensors")
-    {"pairs": compare, "anchors": bps_anchors.compare, "places": bps_places.compare}[options.part](sd, judge, options)
+    {"pairs": compare, "anchors": anchors.compare, "places": places.compare}[options.part](sd, judge, options)
 
 
 def compare(sd, judge, options):

@@ -27,9 +27,9 @@ Criterion (settled before the runs): each question of QUESTIONS is a difference 
 over the seeds of a subject, and over all runs of all subjects. "more" or "less" if the interval excludes 0, else "not
 shown".
 
-Prints the tables, and what the corruption laboratory's trainings of six seeds say (`anchors.py`) where --out holds
-their lines. Leaves guidance.jsonl (a line for each training; what is there is not repeated), of the first subject and
-seed guidance-samples.png, and guidance.png with curves of means.
+Prints the tables, and what the corruption laboratory's trainings of six seeds say (`corruption_runs.py`) where --out
+holds their lines. Leaves guidance.jsonl (a line for each training; what is there is not repeated), of the first subject
+and seed guidance-samples.png, and guidance.png with curves of means.
 """
 
 import json
@@ -38,28 +38,28 @@ from pathlib import Path
 
 from PIL import Image
 
-from .. import data
-from ..cli.train import fine_tune
-from ..devices import choose_threads
-from ..files.locks import locked
-from ..files.rows import read_rows
-from ..files.schema import integer, items, mapping, number, one_of, record
-from ..files.store import write_text
-from ..lab import gains
-from ..lab.intervals import in_words, interval, require_scipy
-from ..lab.plot import Line, Panel, chart
-from ..lab.sheets import sheet
-from ..lab.sigma1_estimate import latents_of, predictor
-from ..neighbours import guidance
-from ..options.training import TrainOptions
-from ..pictures import save_png, to_tensor
-from ..pipeline import StableDiffusion
-from ..progress import progress_bar
-from ..world import measures as world_measures
-from ..world import scenes as world
-from ..world.classifier import reconstruct
-from . import anchors
-from .records import check_alike
+from ... import data
+from ...cli.train import fine_tune
+from ...devices import choose_threads
+from ...files.locks import locked
+from ...files.rows import read_rows
+from ...files.schema import integer, items, mapping, number, one_of, record
+from ...files.store import write_text
+from ...lab import gains
+from ...lab.intervals import in_words, interval, require_scipy
+from ...lab.plot import Line, Panel, chart
+from ...lab.sheets import sheet
+from ...lab.sigma1_estimate import latents_of, predictor
+from ...neighbours import guidance
+from ...options.training import TrainOptions
+from ...pictures import save_png, to_tensor
+from ...pipeline import StableDiffusion
+from ...progress import progress_bar
+from ...world import measures as world_measures
+from ...world import scenes as world
+from ...world.classifier import reconstruct
+from ..records import check_alike
+from . import corruption_runs
 
 SCALES = (1.5, 3.0, 7.5)
 ANCHORS = ("own", "base", "base class")
@@ -204,7 +204,7 @@ def experiment_there(options):
     save_png(curves([row for row in rows if row["method"] == "dreambooth"]), out / "guidance.png")
     print(report(rows))
     if laboratory := read_rows(out / "corruption.jsonl"):
-        print(anchors.table(laboratory))
+        print(corruption_runs.table(laboratory))
 
 
 def grouped(rows):

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..files.schema import number, record
-from ..pictures import to_tensor
-from ..world import scenes as world
-from ..world.classifier import ATTRIBUTES, attribute_loss, blur_and_noise, fit_on_world, right
+from ...files.schema import number, record
+from ...pictures import to_tensor
+from ...world import scenes as world
+from ...world.classifier import ATTRIBUTES, attribute_loss, blur_and_noise, fit_on_world, right
 
 JUDGED = ("IoU", "subject", "colour", "background")
 RESULT = record(dict.fromkeys(JUDGED, number()), JUDGED)  # what is kept of `judged`

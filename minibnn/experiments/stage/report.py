@@ -10,13 +10,13 @@ Reads the .jsonl files of --runs and writes into --out
     stage_SUBJECT.png   pictures of one seed, a row for each setting, a column for each step
 
 **The criterion**, fixed before the runs of the main comparison. From step EARLY to the mean over the LATE steps
-(`stage_settings.py`), over all runs of a setting at guidance 7.5 and the training prompt: there is a corruption stage
+(`settings.py`), over all runs of a setting at guidance 7.5 and the training prompt: there is a corruption stage
 if fidelity falls and noise rises, each by more than its 95 % t-interval. A setting cures if, paired by subject and seed
 with the one beside it ("plain", mostly), its fidelity over the LATE steps is higher and its noise lower, each by more
 than its interval. Runs are the unit: intervals are over subject and seed together, and the tables name how many there
 are.
 
-But: no correction for many comparisons. The questions of `stage_settings.py` were asked first; all else are leads.
+But: no correction for many comparisons. The questions of `settings.py` were asked first; all else are leads.
 Three subjects are three subjects: the intervals say nothing of a fourth.
 """
 
@@ -26,18 +26,18 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..errors import UserError
-from ..files.rows import read_rows
-from ..files.store import write_text
-from ..lab import plot
-from ..lab.intervals import interval, require_scipy
-from ..lab.sheets import sheet
-from ..pictures import save_png
-from ..world.textured import SIDE
-from .stage import ZOOM
-from .stage_law import law, law_plot
-from .stage_settings import MAIN, SETTINGS
-from .stage_tables import at, colour_gain, companions, cures, drawings, gain_at, levels, of, phases, stages
+from ...errors import UserError
+from ...files.rows import read_rows
+from ...files.store import write_text
+from ...lab import plot
+from ...lab.intervals import interval, require_scipy
+from ...lab.sheets import sheet
+from ...pictures import save_png
+from ...world.textured import SIDE
+from .law import law, law_plot
+from .settings import MAIN, SETTINGS
+from .tables import at, colour_gain, companions, cures, drawings, gain_at, levels, of, phases, stages
+from .trainings import ZOOM
 
 DRAWN = {  # the curves of stage.png, and what they are called there
     "plain": "plain", "bnn": "BNN", "null": "empty prompt in 10 %", "offset": "noise offset",

@@ -6,7 +6,7 @@ weights. At seven steps it measures the gains of the predictions with and withou
 directions, in that of the mean colour and in that of the noise's strength, and draws the same checkpoint at guidance 1
 and 7.5, with η = 0 and 1, and from starting noise that has the photograph's mean colour. Noise is Immerkær's estimate
 in grey levels. Beside it stand the noise that the law of gains predicts and its measured counterpart: the noise in
-which the pictures of a drawing, encoded again, differ (`noise_between`). `sd_gains_report.py` has the criterion.
+which the pictures of a drawing, encoded again, differ (`noise_between`). `verdict.py` has the criterion.
 
 Leaves in --out ARM.jsonl (a line for each step), sd-gains.json, sd-gains.png (curves) and sd-gains-sheet.png. What is
 there is not measured again; an interrupted arm goes on from its last checkpoint.
@@ -22,24 +22,24 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from .. import data
-from ..checkpoints import STATE
-from ..cli.train import fine_tune
-from ..devices import training_dtype
-from ..errors import UserError
-from ..files.locks import locked
-from ..files.rows import read_rows
-from ..files.store import write_json, write_text
-from ..lab import gain_advice, gain_law, gains, monitor, sheets
-from ..lab.sigma1_estimate import latents_of
-from ..options.training import TrainOptions
-from ..photo import loading
-from ..photo import measures as photo
-from ..pictures import grid, save_png, to_pil, to_tensor
-from ..runs import fingerprint
-from ..train import at_the_mean
-from .records import note_shared
-from .sd_gains_report import DRAWINGS, GUIDANCE, curves, judge
+from ... import data
+from ...checkpoints import STATE
+from ...cli.train import fine_tune
+from ...devices import training_dtype
+from ...errors import UserError
+from ...files.locks import locked
+from ...files.rows import read_rows
+from ...files.store import write_json, write_text
+from ...lab import gain_advice, gain_law, gains, monitor, sheets
+from ...lab.sigma1_estimate import latents_of
+from ...options.training import TrainOptions
+from ...photo import loading
+from ...photo import measures as photo
+from ...pictures import grid, save_png, to_pil, to_tensor
+from ...runs import fingerprint
+from ...train import at_the_mean
+from ..records import note_shared
+from .verdict import DRAWINGS, GUIDANCE, curves, judge
 
 ARMS = {
     "plain": {"bayes": False}, "null": {"bayes": False, "null_dropout": 0.1},

@@ -1,0 +1,1 @@
+"""Guidance with the base model's unconditional prediction: `experiment guidance`."""

@@ -1,0 +1,1 @@
+"""Flows with and without inverse noise correction: `experiment inverse-noise`."""

@@ -1,0 +1,1 @@
+"""Whether the corruption stage of Stable Diffusion is one of guidance: `experiment sd-gains`."""
