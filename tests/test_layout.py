@@ -136,6 +136,8 @@ def test_the_small_tree_is_in_order(house):
     assert house({}) == []
     assert house({"minibnn/low/a.py": "x = 1\nif __name__ == '__main__':\n    from minibnn.high import main"}) == []
     assert house({"minibnn/finetune/bayes.py": "def f():\n    import minibnn_kernels.two"}) == []
+    assert house({"minibnn/low/deep/__init__.py": "", "minibnn/low/deep/c.py": "from ..b import f\nfrom . import d",
+                  "minibnn/low/deep/d.py": "from ... import __version__"}) == []
 
 
 UPWARD = "minibnn/low/a.py:3 imports minibnn.high, which stands above it"
@@ -151,6 +153,8 @@ UPWARD = "minibnn/low/a.py:3 imports minibnn.high, which stands above it"
         ("low/a.py", "\n\nfrom ..high import f", UPWARD.replace("high,", "high.f,")),
         ("low/__init__.py", "from ..high import f",
          "minibnn/low/__init__.py:1 imports minibnn.high.f, which stands above it"),
+        ("low/deep/c.py", "from ...high import f",
+         "minibnn/low/deep/c.py:1 imports minibnn.high.f, which stands above it"),
         ("low/a.py", "from .b import f", "a circle: minibnn.low.a -> minibnn.low.b -> minibnn.low.a"),
         ("low/a.py", "from .. import UNet",
          "minibnn/low/a.py:1 imports minibnn.UNet: take it from the module where it is defined"),
