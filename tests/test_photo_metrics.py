@@ -299,10 +299,20 @@ def test_transformers_is_imported_only_when_it_is_needed():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+def test_clip_t_needs_no_training_pictures(job, capsys):
+    """Bug of an earlier version: the words of the prompts could not be measured without pictures of the subject."""
+    photo.measure_photos(replace(job, dino=None, lpips=None, clip_iqa=None))
+    head, both = capsys.readouterr().out.splitlines()[:2]
+    photo.measure_photos(replace(job, training=None, dino=None, lpips=None, clip_iqa=None, overwrite=True))
+    assert head.split() == ["Clip-T", "Clip-I"]
+    alone = capsys.readouterr().out.splitlines()
+    assert alone[0].split() == ["Clip-T"] and alone[1].split() == both.split()[:2]
+
+
 def test_networks_and_training_pictures_are_asked_for(job):
     with pytest.raises(UserError, match="no network is given: pass --clip"):
         photo.measure_photos(replace(job, clip=None, dino=None, lpips=None, clip_iqa=None))
-    with pytest.raises(UserError, match="--training DIR is required"):
+    with pytest.raises(UserError, match="--training DIR is required with --dino"):
         photo.measure_photos(replace(job, training=None))
     with pytest.raises(UserError, match="--pictures nowhere: no such folder"):
         photo.measure_photos(replace(job, pictures="nowhere"))

@@ -64,7 +64,7 @@ class PhotoOptions:
     """Measure generated photographs: Clip-T, Clip-I, Dino, Lpips and Clip-IQA, each if its network is given."""
 
     pictures: str = option(None, "folder of generated pictures, in the order of the numbers in their names", "what", required=True, metavar="DIR")
-    training: str = option(None, "folder of training pictures, for Clip-I and Dino", "what", metavar="DIR")
+    training: str = option(None, "folder of training pictures, for Clip-I and Dino; without it --clip measures Clip-T alone", "what", metavar="DIR")
     prompts: str = option(None, "text file of prompts, one a line, each for equally many pictures in turn [the prompts that `sample` wrote into the pictures]", "what", metavar="FILE")
 
     clip: str = option(None, "openai/clip-vit-large-patch14, for Clip-T and Clip-I", "networks", metavar="DIR")

@@ -126,13 +126,14 @@ def load_networks(folders, device):
 def measure_pictures(pictures, prompts, seen, networks):
     """n pictures and their n prompts -> {measure: (n,)} for the networks of `load_networks`.
 
-    seen: what `remember` made of the m training pictures.
+    seen: what `remember` made of the m training pictures; without any, Clip-I is left out.
     """
     values = {}
     if "clip" in networks:
         images = clip_pictures(pictures, networks["clip"])
         values["Clip-T"] = clip_t(images, clip_prompts(prompts, networks["clip"]))
-        values["Clip-I"] = mean_similarity(images, seen["clip"])
+        if seen:
+            values["Clip-I"] = mean_similarity(images, seen["clip"])
     if "dino" in networks:
         values["Dino"] = mean_similarity(dino_pictures(pictures, networks["dino"]), seen["dino"])
     if "lpips" in networks:
@@ -143,7 +144,9 @@ def measure_pictures(pictures, prompts, seen, networks):
 
 
 def remember(training, networks):
-    """What Clip-I and Dino need of m training pictures: {"clip": (m, D), "dino": (m, D)}."""
+    """What Clip-I and Dino need of m training pictures: {"clip": (m, D), "dino": (m, D)}; {} if there are none."""
+    if not training:
+        return {}
     features = {"clip": clip_pictures, "dino": dino_pictures}
     return {name: embed(training, networks[name]) for name, embed in features.items() if name in networks}
 
@@ -207,8 +210,8 @@ def measure_photos(options):
         raise UserError("no network is given: pass --clip, --dino, --lpips or --clip-iqa DIR; --help says which")
     if Path(options.out).exists() and not options.overwrite:
         raise UserError(f"--out: {options.out} exists; name another file or pass --overwrite")
-    if (options.clip or options.dino) and not options.training:
-        raise UserError("--training DIR is required with --clip and --dino")
+    if options.dino and not options.training:
+        raise UserError("--training DIR is required with --dino, which compares with the training pictures")
     device = choose_device(options.device)
     files = sorted(list_pictures(options.pictures, "--pictures"), key=by_number)
     pictures = [open_picture(file) for file in files]
