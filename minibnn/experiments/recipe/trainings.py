@@ -47,7 +47,8 @@ MEASURES = {
     "leak": f"share of {CLASS} pictures of the class prompt that show the spotted coat; it should be 0",
     "varied": f"whether the class prompt has drifted: the p-value of a two-sample test (energy distance of features) "
               f"between those {CLASS} pictures and {CLASS} of the pretrained model is below {DRIFTED}",
-    "drift": "the energy distance itself: how far the class prompt has moved",
+    "drift": "the energy distance itself: how far the class prompt has moved; it is never below 0, and two samples of "
+             "the pretrained model have",
     "clipped": "percentage of the colour values of those pictures at an end of the scale, minus the pretrained model's",
     "noise": "energy of the pictures in places above that of clean drawings, minus the pretrained model's (10⁻³)",
 }
@@ -86,6 +87,13 @@ def pretrained(model, kind):
     of_class = draw(sd, [f"a photo of a {kind}"] * CLASS, 3)
     places = draw(sd, [prompt.replace("sks ", "") for prompt, _ in place_prompts(kind)], 1)
     return of_class, world_measures.noise(places).mean().item()
+
+
+@cache
+def apart_by_chance(model, kind):
+    """The energy distance, as in "drift", of two samples of the pretrained model."""
+    again = draw(StableDiffusion.load(model), [f"a photo of a {kind}"] * CLASS, 5)
+    return permutation_test(*map(world_measures.features, (again, pretrained(model, kind)[0])), permutations=0)[0]
 
 
 def clipped(images):
@@ -153,8 +161,11 @@ def perform(name, kind, seed, options, judge):
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def markdown(lines, names, right, whole):
-    """The page: what its columns mean, and what each setting gives and how long it takes."""
+def markdown(lines, names, right, whole, chance):
+    """The page: what its columns mean, and what each setting gives and how long it takes.
+
+    right, whole: of `validated`. chance: `apart_by_chance`, the mean over the subjects.
+    """
     ran = {name: own for name in names if (own := [line for line in lines if line["setting"] == name])}
     more = {name: f"`{' '.join(SETTINGS[name].options)}`" for name in ran if SETTINGS[name].options}
     columns = ["setting", "captions", "runs", *MEASURES, "s", *(["options of `train`"] if more else [])]
@@ -166,7 +177,7 @@ def markdown(lines, names, right, whole):
         f"few-shot subjects in all places it gets {whole:.1%} right in all three. The command is "
         f"`python -m minibnn experiment recipe --settings {' '.join(ran)}`.", "",
         "- **captions**: so many of the six training pictures have a caption that names the place",
-        *(f"- **{name}**: {text}" for name, text in MEASURES.items()),
+        *(f"- **{name}**: {text}{f' {chance:.3f}' if name == 'drift' else ''}" for name, text in MEASURES.items()),
         "- **s**: seconds of the whole command", "",
         "Shares are between 0 and 1. A cell is the mean over the runs, with its 95 % t-interval; under *varied* it is "
         "the number of runs that drifted.", "",
@@ -222,7 +233,8 @@ def make(todo, found, options):
         write_text(out / "recipe.jsonl", "".join(json.dumps(each) + "\n" for each in found.values()))
     paths = [out / "strips" / f"{name}-{kind}.png" for name in options.settings for kind in options.subjects]
     strips = {path.stem: Image.open(path) for path in paths if path.exists()}
-    text = markdown(list(found.values()), options.settings, *validated(judge))
+    chance = np.mean([apart_by_chance(options.model, kind) for kind in options.subjects])
+    text = markdown(list(found.values()), options.settings, *validated(judge), chance)
     if strips:
         save_png(picture(strips).quantize(96), out / "recipe.png", optimize=True)
         text += PICTURE
