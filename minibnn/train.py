@@ -6,6 +6,9 @@ paper's Algorithm 1. Methods differ in *what is trainable*; this one loop serves
     pictures → VAE → x_0;   t, ε → x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε;   θ = μ + σ∘ε_θ
     L = ‖ε_θ(x_t, t, c) − ε‖² + w·‖… on a class picture‖² + λ·KL(Q_W(θ) ‖ P(θ))     →  AdamW on μ and σ
 
+With `--prior-target pretrained` a class picture teaches what the pretrained model predicts for its x_t, in the place of
+ε (as Li & Hoiem 2016, "Learning without Forgetting", keep an old task by the old network's answers).
+
 The loop knows nothing of folders, progress bars and samples: observers see to those (`observers.py`, `cli/train.py`).
 
 But: the text encoder and the VAE are not trained. Several GPUs: see `distributed.py`.
@@ -17,6 +20,7 @@ if __name__ == "__main__":  # before torch is imported, so that --help and a mis
     raise SystemExit(main("train"))
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -50,6 +54,7 @@ class Training:
     scaler: torch.amp.GradScaler
     prior_means: dict = field(default_factory=dict)  # {name of μ: its pretrained value}, for the KL
     called: nn.Module = None  # what `predict` calls: the network, or DDP around it
+    pretrained: Callable = None  # (x_t, t, condition) -> what class pictures teach; None: their noise
     first_time: int = 0  # t is drawn from first_time … 999
     average: ema.Average = None  # of the weights, where it is kept
     max_norm: float = 1.0  # a longer gradient is scaled down to this length
@@ -111,6 +116,9 @@ def train(training, options, batches, observers=()):
             eps = upload(eps, x0.device)
             x_t = schedule.q_sample(x0, eps, abar[t])
             target = schedule.velocity(x0, eps, abar[t]) if sd.v_prediction else eps
+            if training.pretrained:
+                n = options.batch_size
+                target = torch.cat([target[:n], training.pretrained(x_t[n:], t[n:], condition[n:])])
             predicted = training.predict(x_t, t, condition, generator)
             squares = (predicted.to(x0.dtype) - target).square()
             if snr_weight is not None:
@@ -159,6 +167,9 @@ def fine_tuning(sd, options):
     """The Training of a model by the method that the options ask for; prepares its UNet in place."""
     unet, dtype = sd.unet.train(), getattr(torch, options.dtype)
     unet.gradient_checkpointing = options.gradient_checkpointing
+    pretrained = None
+    if options.prior_weight and options.prior_target == "pretrained":
+        pretrained = predictor_of(copy.deepcopy(unet), dtype)
     noise = methods.make_trainable(unet, options)
     called = compiled(unet) if options.compile else distributed.wrap(unet)
 
@@ -173,7 +184,19 @@ def fine_tuning(sd, options):
     means = {name: mu.detach().clone() for name, (mu, _) in bayes.sigmas(unet).items()} if options.lambda_kl else {}
     optimiser = make_optimiser(unet, options.lr, options.optimiser, options.seed)
     average = ema.attach(unet, options.ema)
-    return Training(sd, unet, predict, optimiser, scaler, means, called, average=average)
+    return Training(sd, unet, predict, optimiser, scaler, means, called, pretrained, average=average)
+
+
+def predictor_of(unet, dtype):
+    """predict(x_t, t, context) of a UNet that is not trained any more, in this precision."""
+    unet = unet.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def predict(x_t, t, context):
+        with autocast(x_t.device, dtype):
+            return unet(x_t, t, context)
+
+    return predict
 
 
 def make_optimiser(network, lr, kind="adamw", seed=0):
@@ -200,12 +223,15 @@ class Batches:
 
     null_dropout: the share of the pictures, of subject and class alike, that get the empty prompt instead of theirs, so
     that the unconditional prediction is trained beside the conditional one (Ho & Salimans 2022, Algorithm 1). Which
-    they are is a random stream of its own: latents, times and noise are those of a training without it.
+    they are is a random stream of its own: latents, times and noise are those of a training without it. class_null: the
+    share of the class pictures, where it is another.
     """
 
-    def __init__(self, sd, sources, size, seed, null_dropout=0.0):
+    def __init__(self, sd, sources, size, seed, null_dropout=0.0, class_null=None):
         self.size, self.seed, self.scale = size, seed, sd.vae.config.scaling_factor
-        self.null_dropout, self.null = null_dropout, sd.encode_prompts([""]) if null_dropout else None
+        of_class = null_dropout if class_null is None else class_null
+        self.nulls = torch.tensor([null_dropout] * size + [of_class] * size * (len(sources) - 1))
+        self.null = sd.encode_prompts([""]) if self.nulls.any() else None
         self.sources = []
         for images, prompts in sources:
             different = list(dict.fromkeys(prompts))
@@ -223,9 +249,9 @@ class Batches:
             latents.append(sample_latents(*moments, generator) * self.scale)
             contexts += [context[which[k]] for k in picked]
         latents, contexts = torch.cat(latents), torch.stack(contexts)
-        if self.null_dropout:
+        if self.null is not None:
             own = data.generator_of(self.seed, -1 - i)  # the steps have the numbers from 0 on
-            dropped = torch.rand(len(contexts), generator=own) < self.null_dropout
+            dropped = torch.rand(len(contexts), generator=own) < self.nulls
             contexts = torch.where(upload(dropped, contexts.device)[:, None, None], self.null, contexts)
         return latents, contexts
 

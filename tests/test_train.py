@@ -237,7 +237,9 @@ def two_sources():
     sd = StableDiffusion.load("tiny")
     images = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     sources = [(images[:5], ["a photo of a sks dog"] * 5), (images[5:], ["a photo of a dog"] * 3)]
-    return lambda null_dropout, size=2, seed=0: Batches(sd, sources, size, seed, null_dropout), sd
+    return lambda null_dropout, size=2, seed=0, class_null=None: Batches(
+        sd, sources, size, seed, null_dropout, class_null,
+    ), sd
 
 
 def test_null_dropout_is_the_share_of_pictures_with_the_empty_prompt(two_sources):
@@ -282,6 +284,36 @@ def test_null_dropout_trains_the_unconditional_prediction(options, tmp_path):
     fine_tune(options("--prior-weight", "0", out="c"))
     with pytest.raises(AssertionError):
         assert_same_state(tmp_path / "a", tmp_path / "c")
+
+
+def test_class_pictures_may_have_a_share_of_their_own(two_sources):
+    """All class pictures and no subject; then a quarter of the class, ± 4 standard deviations of 1,600 draws."""
+    make, sd = two_sources
+    null = sd.encode_prompts([""])[0]
+    dropped = (make(0.0, class_null=1.0)(0, torch.Generator())[1] == null).all((1, 2))
+    assert dropped.tolist() == [False, False, True, True]
+    batches = make(0.0, size=16, class_null=0.25)
+    seen = torch.stack([(batches(i, torch.Generator())[1] == null).all((1, 2)) for i in range(100)])
+    assert not seen[:, :16].any() and abs(seen[:, 16:].float().mean() - 0.25) < 4 * (0.25 * 0.75 / 1600) ** 0.5
+
+
+def test_the_pretrained_model_teaches_the_class(options, monkeypatch):
+    """A quarter of the class pictures has the empty prompt; the share of the subject's is another. Else no teacher."""
+    import minibnn.cli.train as module
+
+    began, real = [], module.train
+
+    def note(training, given, batches, observers):
+        began.append((training.pretrained, batches.nulls.tolist()))
+        return real(training, given, batches, observers)
+
+    monkeypatch.setattr(module, "train", note)
+    fine_tune(options("--prior-target", "pretrained", "--batch-size", "2", "--null-dropout", "0.1", out="a"))
+    fine_tune(options("--prior-target", "pretrained", "--prior-weight", "0", out="b"))
+    fine_tune(options("--prior-weight", "1", out="c"))
+    (teacher, shares), (none, alone), (noise, _) = began
+    assert teacher and none is noise is None
+    assert shares == pytest.approx([0.1, 0.1, 0.25, 0.25]) and alone == [0.0]
 
 
 @pytest.mark.parametrize("share", ["-0.1", "1.5", "nan", "often"])
@@ -468,14 +500,17 @@ def test_a_moved_run_resumes_but_not_with_other_pictures(options, tmp_path, dog)
         fine_tune(options("--images", str(photos), "--steps", "3", "--resume", out="moved"))
 
 
-def test_a_run_of_a_version_without_class_guidance_resumes(options, tmp_path, micro):
-    """Version 0.2 did not know --class-guidance; the recipe of a model may give another than its pictures have."""
+def test_a_run_of_an_earlier_version_resumes_as_it_began(options, tmp_path, micro):
+    """Version 0.2 did not know --class-guidance and --prior-target; the recipe of its model may now give others."""
     fine_tune(options("--steps", "1"))
     model = tmp_path / "model"
     shutil.copytree(micro, model)
-    write_json(model / "recipe.json", read_json(model / "recipe.json") | {"class_guidance": 1.0})
+    now = {"class_guidance": 1.0, "prior_target": "pretrained", "ema": 0.9}
+    write_json(model / "recipe.json", read_json(model / "recipe.json") | now)
     config = read_json(tmp_path / "run" / "config.json")
-    del config["options"]["class_guidance"]
+    for name in ("class_guidance", "prior_target"):
+        del config["options"][name]
+    config["options"]["ema"] = None
     config["options"]["model"] = str(model)
     write_json(tmp_path / "run" / "config.json", config)
     fine_tune(parse(TrainOptions, "minibnn.train", ["--resume", "--out", str(tmp_path / "run"), "--steps", "2"]))

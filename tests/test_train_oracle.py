@@ -96,7 +96,7 @@ def oracle(sd, options, call, parameters, sigmas, streams, batches):
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min(1, (step + 1) / max(1, options.lr_warmup_steps))
     )
-    norms = []
+    norms, before = [], {name: parameter.detach().clone() for name, parameter in parameters.items()}
     for step in range(options.steps):
         logged = {"diffusion": 0.0, "prior": 0.0, "kl": 0.0}
         for micro in range(options.accumulate):
@@ -114,6 +114,10 @@ def oracle(sd, options, call, parameters, sigmas, streams, batches):
             x_t = noiser.add_noise(x0, noise, t)
             kind = noiser.config.prediction_type
             target = noise if kind == "epsilon" else noiser.get_velocity(x0, noise, t)
+            if options.prior_target == "pretrained":
+                subject, _ = target.split((options.batch_size, len(x0) - options.batch_size))
+                with torch.no_grad():
+                    target = torch.cat([subject, call(before, x_t, t, context)[options.batch_size :]])
             predicted = call(theta_of(parameters, sigmas, streams, seed), x_t, t, context)
             squares = torch.nn.functional.mse_loss(predicted, target, reduction="none").mean((1, 2, 3))
             if options.min_snr:
@@ -190,6 +194,9 @@ CASES = {
     "prior, accumulated, warm-up": {"prior_weight": 0.5, "accumulate": 2, "lr_warmup_steps": 2},
     "v-prediction": {"prediction_type": "v_prediction", "prior_weight": 0.5},
     "no prior": {"prior_weight": 0.0},
+    "pretrained prior": {"prior_weight": 0.5, "prior_target": "pretrained", "accumulate": 2},
+    "pretrained prior, v": {"prior_weight": 0.5, "prior_target": "pretrained", "prediction_type": "v_prediction"},
+    "pretrained prior, BNN": {"bayes": True, "prior_weight": 0.5, "prior_target": "pretrained", "min_snr": 5.0},
     "min-SNR": {"prior_weight": 0.5, "min_snr": 5.0},
     "noise offset": {"prior_weight": 0.5, "noise_offset": 0.3},
     "noise spread": {"noise_offset": 0.1, "noise_spread": 0.2},

@@ -34,6 +34,7 @@ from ..train import Batches, Diverged, fine_tuning, train
 from . import programs
 from .run_samples import Samples
 
+CLASS_NULL = 0.25  # share of the class pictures that hold ε(∅) where the pretrained model teaches
 log = logging.getLogger("minibnn")
 
 
@@ -77,7 +78,8 @@ def fine_tune_there(options, observers):
     print("\n".join(filter(None, [about_prompts(options), about_photographs(options, files)])))
     sd.to(options.device)
     sources = [(images, captions), *class_source(options, sd, classes)]
-    batches = Batches(sd, sources, options.batch_size, options.seed, options.null_dropout)
+    class_null = max(options.null_dropout, CLASS_NULL) if options.prior_target == "pretrained" else None
+    batches = Batches(sd, sources, options.batch_size, options.seed, options.null_dropout, class_null)
     training = fine_tuning(sd, options)
     if options.resume:
         load_checkpoint(out, training)

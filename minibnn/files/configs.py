@@ -26,8 +26,8 @@ SD_SCHEDULER = {
 # How to fine-tune and sample official SD models (paper, App. H.1). A model's own recipe.json overrides it.
 RECIPE = {
     "prompt": None, "class_prompt": None, "resolution": 512, "steps_per_picture": 200, "batch_size": 1, "lr": 5e-6,
-    "class_pictures_per_picture": 200, "class_guidance": 7.5, "prior_weight": 1.0, "sigma": 0.01,
-    "sample_steps": 50, "guidance": 7.5, "dtype": None,
+    "class_pictures_per_picture": 200, "class_guidance": 7.5, "prior_weight": 1.0, "prior_target": "noise",
+    "sigma": 0.01, "ema": 0.0, "sample_steps": 50, "guidance": 7.5, "dtype": None,
     "methods": {  # what differs from the values above
         "lora": {"steps_per_picture": 400, "lr": 1e-4, "prior_weight": 0.0},
         "oft": {"lr": 1e-4, "prior_weight": 0.0},
@@ -35,10 +35,15 @@ RECIPE = {
 }
 
 
-NUMBERS = {"steps_per_picture": integer(1), "batch_size": integer(1), "lr": number(above=0), "prior_weight": number(0)}
+PRIOR_TARGETS = ("noise", "pretrained")
+NUMBERS = {
+    "steps_per_picture": integer(1), "batch_size": integer(1), "lr": number(above=0), "prior_weight": number(0),
+    "ema": number(0, 1),
+}
 RECIPE_KINDS = NUMBERS | {
     "prompt": optional(text), "class_prompt": optional(text), "resolution": integer(8, 2**16),
-    "class_pictures_per_picture": integer(1), "class_guidance": number(), "sigma": number(above=0),
+    "class_pictures_per_picture": integer(1), "class_guidance": number(), "prior_target": one_of(*PRIOR_TARGETS),
+    "sigma": number(above=0),
     "sample_steps": integer(1, 1000), "guidance": number(), "dtype": optional(one_of("float32", "bfloat16", "float16")),
     "methods": mapping(record(NUMBERS)),
 }

@@ -37,8 +37,8 @@ class Average:
 
 
 def attach(network, decay):
-    """Let the network keep the averages of its parameters; returns the Average. decay None: none are kept, None."""
-    network.average = None if decay is None else Average(network, decay)
+    """Let the network keep the averages of its parameters; returns the Average; None for decay None or 0."""
+    network.average = Average(network, decay) if decay else None
     return network.average
 
 

@@ -26,6 +26,7 @@ OWN = {  # the options that belong to one method, and their defaults
     "oft": {"blocks": 4, "coft": None, "layers": adapters.LAYERS, "where": None},
 }
 EXPORTS = ("kohya", "peft")
+SETTLED = ("prior_weight", "prior_target", "sigma", "lr", "ema")  # by the recipe, where the command line says nothing
 
 
 def settle(options, recipe):
@@ -39,7 +40,7 @@ def settle(options, recipe):
     if unknown:
         raise UserError(f"--export: {min(unknown)!r} is not one of {', '.join(EXPORTS)}")
     recipe = recipe | recipe["methods"].get(options.method, {})
-    defaults = OWN[options.method] | {name: recipe[name] for name in ("prior_weight", "sigma", "lr")}
+    defaults = OWN[options.method] | {name: recipe[name] for name in SETTLED}
     still_open = {name: default for name, default in defaults.items() if getattr(options, name) is None}
     options = dataclasses.replace(options, **still_open)
     if options.method == "lora" and options.alpha is None:

@@ -27,6 +27,7 @@ class TrainOptions:
     class_prompt: list = option(None, 'the class without the name, e.g. "a photo of a dog", one for all folders or one for each', "what", nargs="+", type=words)
     class_images: str = option(None, "folder of class pictures; missing ones are drawn first [OUT/class_images]", "what", metavar="DIR")
     prior_weight: float = option(None, "weight of the prior-preservation loss; 0: none [{prior_weight}]", "what", type=nonnegative)
+    prior_target: str = option(None, "what class pictures teach: their noise, as in DreamBooth; or what the pretrained model predicts for them and, for a quarter, without the prompt, which holds the class better and needs a second copy of the UNet [noise; tiny-v2: pretrained]", "what", choices=("noise", "pretrained"))
     class_count: int = option(None, "how many class pictures [for each picture: {class_pictures_per_picture}]", "what", type=whole)
     class_guidance: float = option(None, "guidance with which class pictures are drawn; 1: none, so that the model does not learn to draw guided pictures by itself [{class_guidance}]", "what", metavar="SCALE")
 
@@ -53,7 +54,7 @@ class TrainOptions:
     noise_offset: float = option(0.0, "add noise of this standard deviation that is constant over a picture, one number for each latent channel, e.g. 0.1: it trains the mean colour, which white noise hardly does (Guttenberg 2023); 0: none", "training", type=nonnegative, metavar="X")
     noise_spread: float = option(0.0, "vary the strength of each picture's noise by this standard deviation, e.g. 0.1: it trains the strength, as an offset the mean colour; an experiment of minibnn, see tutorials/RESULTS.md; 0: none", "training", type=nonnegative, metavar="X")
     min_snr: float = option(None, "weigh times by their signal-to-noise ratio, cut at this γ, e.g. 5 (Hang et al. 2023), for subject and class [all alike]", "training", type=positive, metavar="GAMMA")
-    ema: float = option(None, "keep the exponential moving average of the trained weights, with this decay at most, e.g. 0.99, and draw, save and export that [none]", "training", type=share, metavar="DECAY")
+    ema: float = option(None, "keep the exponential moving average of the trained weights, with this decay at most, e.g. 0.99, and draw, save and export that; 0: none [{ema}]", "training", type=share, metavar="DECAY")
     accumulate: int = option(1, "forwards for each optimiser step", "training", type=whole)
     resolution: int = option(None, "pixels of the square crop [{resolution}]", "training", type=whole)
     dtype: str = option(None, "precision of the computation; weights train in float32 [float32; CUDA: bfloat16 or float16]", "training", choices=DTYPES)

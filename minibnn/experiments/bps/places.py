@@ -81,7 +81,7 @@ def compare(sd, judge, options):
 
 def table(tuned, tested):
     """The tuning, the entrants' mean IoU and CONTRASTS paired by seed, as Markdown. Both as in bps_places.json."""
-    lines = ["| places | gains | " + "rate: IoU | " * 4, "|---|---|" + "---|" * 4]
+    lines = ["| places | gains |" + " rate: IoU |" * 4, "|---|---|" + "---|" * 4]
     for places in PLACES:
         for gains, rates in RATES.items():
             cells = [f"{lr:g}: {mean_iou(tuned[f'{places} {gains} {lr:g}']):.3f}" for lr in rates]

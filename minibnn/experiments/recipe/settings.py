@@ -11,18 +11,23 @@ class Setting:
     captions: int = 4
 
 
+NOISE = ("--prior-target", "noise", "--prior-weight", "1", "--ema", "0", "--steps", "600")  # ordinary DreamBooth
 SETTINGS = {
     "four-captions": Setting(),  # the first command
     "plain": Setting(captions=0),
     "three-captions": Setting(captions=3),
     "six-captions": Setting(captions=6),
+    "noise-target": Setting((*NOISE, "--class-guidance", "1")),
+    "noise-target-guided": Setting((*NOISE, "--class-guidance", "3")),
+    "no-average": Setting(("--ema", "0")),
     "one-picture": Setting(("--batch-size", "1", "--steps", "900")),
     "low-rate": Setting(("--lr", "1e-4")),
     "high-rate": Setting(("--lr", "1e-3")),
     "no-prior": Setting(("--prior-weight", "0")),
-    "double-prior": Setting(("--prior-weight", "2")),
+    "half-prior": Setting(("--prior-weight", "2")),
+    "double-prior": Setting(("--prior-weight", "8")),
     "more-class-pictures": Setting(("--class-count", "384")),
-    "guided-class-pictures": Setting(("--class-count", "96", "--class-guidance", "3")),
+    "unguided-class-pictures": Setting(("--class-guidance", "1")),
     "null-dropout": Setting(("--null-dropout", "0.1")),
     "no-bayes": Setting(("--no-bayes",)),
     "norm-random": Setting(("--where", "norm")),
