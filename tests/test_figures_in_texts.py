@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minibnn.experiments.bps import places as bps_places
 from minibnn.experiments.corruption import report
 from minibnn.experiments.stage import report as stage_report
 from minibnn.experiments.stage import settings as stage_settings
@@ -131,10 +132,18 @@ def sketches(pairs):
     return interval([run["IoU"] - found["base 0"][seed]["IoU"] for seed, run in found[f"bps {pairs}"].items()])
 
 
-def anchors(scale):
+def anchors(scale, other="own", measure="IoU"):
     """By how much BPS follows sketches better when the frozen model guides it."""
     seeds = json.loads((RESULTS / "bps_anchors.json").read_text())["seeds"].values()
-    return interval([seed[f"base {scale}"]["IoU"] - seed[f"own {scale}"]["IoU"] for seed in seeds])
+    return interval([seed[f"base {scale}"][measure] - seed[f"{other} {scale}"][measure] for seed in seeds])
+
+
+def places(one, other):
+    """By how much the IoU of BPS's additions in these places is higher, each at its best."""
+    found = json.loads((RESULTS / "bps_places.json").read_text())
+    entrants = bps_places.entrants(found["tuning"])
+    ours, theirs = (found["test"]["{} {} {:g}".format(*entrants[name])] for name in (one, other))
+    return interval([ours[seed]["IoU"] - theirs[seed]["IoU"] for seed in ours])
 
 
 def rewards(method, other):
@@ -236,11 +245,17 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
         *(explained(t, False, True) for t in (100, 20))], 0),
     "price": ("RESULTS", "time {} s (none), {} (up), {} (norm, cross-attention), {} (paper), {} (conv), {} (all)",
               lambda: [seconds(place) for place in ("none", "up", "norm", "paper", "conv", "all")], 0),
-    "BPS": ("RESULTS", "from 12 pairs on (IoU {} [{}, {}], three seeds)", lambda: [*sketches(12)], 3),
-    "BPS, anchors": ("RESULTS", "better still (IoU {} [{}, {}] at w = 3, three seeds)", lambda: [*anchors("3")], 3),
+    "BPS": ("RESULTS", "from 12 pairs on (IoU {} [{}, {}], five seeds)", lambda: [*sketches(12)], 3),
+    "BPS, anchors": ("RESULTS", "better still (IoU {} [{}, {}] at w = 3, five seeds)", lambda: [*anchors("3")], 3),
     "BPS, every scale": (
         "tutorials/results/guidance", "in IoU by {} [{}, {}] at w = 1.5, {} [{}, {}] at 3 and {} [{}, {}] at 7.5",
         lambda: [*anchors("1.5"), *anchors("3"), *anchors("7.5")], 3),
+    "BPS, places": ("RESULTS", "better than ControlNet's ({} [{}, {}]) or T2I-Adapter's ({} [{}, {}])", lambda: [
+        *places("all", "skips"), *places("all", "encoder")], 3),
+    "BPS, gains": ("tutorials/results/bps", "each at its best rate of four: {} [{}, {}]", lambda: [
+        *places("all head-heavy", "all equal")], 3),
+    "BPS, control": ("tutorials/results/bps", "more often by {} [{}, {}] at w = 3 and by {} [{}, {}] at 7.5", lambda: [
+        *anchors("3", "base caption", "subject"), *anchors("7.5", "base caption", "subject")], 3),
     "GRAFT": ("RESULTS", "raises the reward by {} [{}, {}]", lambda: [*rewards("GRAFT", "base")], 2),
     "P-GRAFT": ("RESULTS", "the switch at 250 differs from it by {} [{}, {}]", lambda: [
         *rewards("P-GRAFT 250", "GRAFT")], 2),

@@ -276,7 +276,7 @@ for name, pictures in (("the real drawings", real), ("frozen", frozen), ("steere
 # sixth of the way. One training of one branch; the standard errors are over forty sketches. How well outlines are met
 # after 60 and 180 steps with 12, 40 and 200 pairs is in [results/bps.md](results/bps.md), measured by
 # `python -m minibnn experiment bps`, with additions at ControlNet's places (skips only) and T2I-Adapter's (encoder
-# only) beside it. Only BPS was tuned there, so it is no contest.
+# only) beside it. When each is tuned with the same budget, none of the three is shown to be the best.
 #
 # Does the branch use the *sketch*, or has it only learned what forty drawings look like? Control: the same branch, the
 # sketches given to the wrong captions.

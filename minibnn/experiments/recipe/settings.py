@@ -19,6 +19,7 @@ SETTINGS = {
     "six-captions": Setting(captions=6),
     "noise-target": Setting((*NOISE, "--class-guidance", "1")),
     "noise-target-guided": Setting((*NOISE, "--class-guidance", "3")),
+    "noise-target-alike": Setting(("--prior-target", "noise", "--class-guidance", "1")),  # in all else as the recipe
     "no-average": Setting(("--ema", "0")),
     "one-picture": Setting(("--batch-size", "1", "--steps", "900")),
     "low-rate": Setting(("--lr", "1e-4")),

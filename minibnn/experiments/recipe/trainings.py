@@ -44,7 +44,8 @@ MEASURES = {
     "place": "share of these pictures that show the place that was asked for",
     "both": "share of these pictures that are right in both",
     "told": f"share of {TOLD} pictures of the training prompt that show the subject",
-    "leak": f"share of {CLASS} pictures of the class prompt that show the spotted coat; it should be 0",
+    "leak": f"share of {CLASS} pictures of the class prompt in which the judge sees the spotted coat; of those of the "
+            "pretrained model, which has never seen it, it says so in",
     "varied": f"whether the class prompt has drifted: the p-value of a two-sample test (energy distance of features) "
               f"between those {CLASS} pictures and {CLASS} of the pretrained model is below {DRIFTED}",
     "drift": "the energy distance itself: how far the class prompt has moved; it is never below 0, and two samples of "
@@ -89,11 +90,16 @@ def pretrained(model, kind):
     return of_class, world_measures.noise(places).mean().item()
 
 
-@cache
-def apart_by_chance(model, kind):
-    """The energy distance, as in "drift", of two samples of the pretrained model."""
-    again = draw(StableDiffusion.load(model), [f"a photo of a {kind}"] * CLASS, 5)
-    return permutation_test(*map(world_measures.features, (again, pretrained(model, kind)[0])), permutations=0)[0]
+def untrained(model, judge, kinds):
+    """{"leak", "drift": of the pretrained model itself, the mean over the subjects}: what these measures have at least.
+    """
+    leaks, drifts = [], []
+    for kind in kinds:
+        before = pretrained(model, kind)[0]
+        again = draw(StableDiffusion.load(model), [f"a photo of a {kind}"] * CLASS, 5)
+        leaks += [coat == "spotted" for coat in judged(judge, before)["coat"]]
+        drifts.append(permutation_test(*map(world_measures.features, (again, before)), permutations=0)[0])
+    return {"leak": float(np.mean(leaks)), "drift": float(np.mean(drifts))}
 
 
 def clipped(images):
@@ -161,10 +167,10 @@ def perform(name, kind, seed, options, judge):
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def markdown(lines, names, right, whole, chance):
+def markdown(lines, names, right, whole, least):
     """The page: what its columns mean, and what each setting gives and how long it takes.
 
-    right, whole: of `validated`. chance: `apart_by_chance`, the mean over the subjects.
+    right, whole: of `validated`. least: of `untrained`.
     """
     ran = {name: own for name in names if (own := [line for line in lines if line["setting"] == name])}
     more = {name: f"`{' '.join(SETTINGS[name].options)}`" for name in ran if SETTINGS[name].options}
@@ -177,7 +183,7 @@ def markdown(lines, names, right, whole, chance):
         f"few-shot subjects in all places it gets {whole:.1%} right in all three. The command is "
         f"`python -m minibnn experiment recipe --settings {' '.join(ran)}`.", "",
         "- **captions**: so many of the six training pictures have a caption that names the place",
-        *(f"- **{name}**: {text}{f' {chance:.3f}' if name == 'drift' else ''}" for name, text in MEASURES.items()),
+        *(f"- **{name}**: {text}{f' {least[name]:.3f}' if name in least else ''}" for name, text in MEASURES.items()),
         "- **s**: seconds of the whole command", "",
         "Shares are between 0 and 1. A cell is the mean over the runs, with its 95 % t-interval; under *varied* it is "
         "the number of runs that drifted.", "",
@@ -233,8 +239,8 @@ def make(todo, found, options):
         write_text(out / "recipe.jsonl", "".join(json.dumps(each) + "\n" for each in found.values()))
     paths = [out / "strips" / f"{name}-{kind}.png" for name in options.settings for kind in options.subjects]
     strips = {path.stem: Image.open(path) for path in paths if path.exists()}
-    chance = np.mean([apart_by_chance(options.model, kind) for kind in options.subjects])
-    text = markdown(list(found.values()), options.settings, *validated(judge), chance)
+    least = untrained(options.model, judge, options.subjects)
+    text = markdown(list(found.values()), options.settings, *validated(judge), least)
     if strips:
         save_png(picture(strips).quantize(96), out / "recipe.png", optimize=True)
         text += PICTURE
