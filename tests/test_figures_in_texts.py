@@ -115,15 +115,17 @@ def recipe_runs(setting, name):
     return {(row["subject"], row["seed"]): row["values"][name] for row in rows if row["setting"] == setting}
 
 
-def by_guidance(name):
-    """By how much a measure is lower with the recipe's class pictures than with guided ones."""
-    ours, guided = (recipe_runs(setting, name) for setting in ("four-captions", "guided-class-pictures"))
-    return interval([guided[run] - ours[run] for run in ours])
+def price(name):
+    """By how much a measure, in percent, is lower with the pretrained model's prediction than with unguided noise."""
+    ours, others = (recipe_runs(setting, name) for setting in ("four-captions", "noise-target"))
+    return interval([100 * (others[run] - ours[run]) for run in ours])
 
 
-def drifted():
-    p_values = recipe_runs("four-captions", "varied").values()
-    return sum(p < 0.05 for p in p_values), len(p_values)
+def taught(setting):
+    """What a row of the table of class pictures says after the subject's share."""
+    drifted = recipe_runs(setting, "varied").values()
+    means = {name: np.mean([*recipe_runs(setting, name).values()]) for name in ("drift", "clipped", "leak")}
+    return sum(p < 0.05 for p in drifted), len(drifted), means["drift"], means["clipped"], 100 * means["leak"]
 
 
 def sketches(pairs):
@@ -144,6 +146,12 @@ def places(one, other):
     entrants = bps_places.entrants(found["tuning"])
     ours, theirs = (found["test"]["{} {} {:g}".format(*entrants[name])] for name in (one, other))
     return interval([ours[seed]["IoU"] - theirs[seed]["IoU"] for seed in ours])
+
+
+def anchored(one, other, scale, measure):
+    """By how much a measure of fifteen trainings is higher when this prediction guides, and not the other."""
+    rows = [json.loads(line) for line in (RESULTS / "guidance.jsonl").read_text().splitlines()]
+    return interval([row["cells"][one][scale][measure] - row["cells"][other][scale][measure] for row in rows])
 
 
 def rewards(method, other):
@@ -256,6 +264,12 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
         *places("all head-heavy", "all equal")], 3),
     "BPS, control": ("tutorials/results/bps", "more often by {} [{}, {}] at w = 3 and by {} [{}, {}] at 7.5", lambda: [
         *anchors("3", "base caption", "subject"), *anchors("7.5", "base caption", "subject")], 3),
+    "guidance": ("RESULTS", "it lowers fidelity by {} [{}, {}] at w = 3", lambda: [
+        *(-anchored("base", "own", "3", "fidelity")[i] for i in (0, 2, 1))], 3),
+    "guidance, places": ("tutorials/results/guidance", "lost in {} [{}, {}] points more", lambda: [
+        *(-100 * anchored("base", "own", "7.5", "place")[i] for i in (0, 2, 1))], 0),
+    "guidance, control": ("tutorials/results/guidance", "differ in fidelity by {} [{}, {}]", lambda: [
+        *anchored("base", "base class", "1.5", "fidelity")], 3),
     "GRAFT": ("RESULTS", "raises the reward by {} [{}, {}]", lambda: [*rewards("GRAFT", "base")], 2),
     "P-GRAFT": ("RESULTS", "the switch at 250 differs from it by {} [{}, {}]", lambda: [
         *rewards("P-GRAFT 250", "GRAFT")], 2),
@@ -282,14 +296,11 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "six captions": ("docs/training", "| all six | {} % | {} % ({}, {}, {}) | {} |", lambda: [
         recipe("six-captions", "both")[0], recipe("six-captions", "told")[0],
         *(100 * x for x in recipe_runs("six-captions", "told").values()), 3], 0),
-    "clipped": ("docs/training", "falls by {} [{}, {}] points to {} above", lambda: [
-        *by_guidance("clipped"), np.mean([*recipe_runs("four-captions", "clipped").values()])], 1),
-    "moved": ("docs/training", "(energy distance {} instead of {}, by {} [{}, {}] less)", lambda: [
-        *(np.mean([*recipe_runs(name, "drift").values()]) for name in ("four-captions", "guided-class-pictures")),
-        *by_guidance("drift")], 3),
-    "drift": ("docs/training", "it drifts in {} of the {} trainings", drifted, 0),
-    "leak": ("docs/training", "{} % of its pictures have the spotted coat", lambda: [
-        recipe("four-captions", "leak")[0]], 1),
+    "price of the class": ("docs/training", "by {} [{}, {}] points, and its coat", lambda: [*price("both")], 1),
+    "price, coat": ("docs/training", "more often, by {} [{}, {}] points", lambda: [
+        *(-price("leak")[i] for i in (0, 2, 1))], 1),
+    "README, class": ("README", "from the pretrained model's in {} of the {} trainings", lambda: [
+        *taught("four-captions")[:2]], 0),
 }
 
 
@@ -312,3 +323,20 @@ def test_a_figure_of_the_text_is_that_of_the_committed_results(name):
     assert len(written) == len(expected)
     for said, figure in zip(written, expected, strict=True):
         assert abs(said - figure) <= 0.5 * 10**-digits + 1e-9, (template, written, expected)
+
+
+@pytest.mark.parametrize(
+    ("row", "setting"),
+    [
+        ("the pretrained model's prediction", "four-captions"), ("their noise, drawn without guidance", "noise-target"),
+        ("their noise, drawn with guidance 3", "noise-target-guided"),
+        ("control: their noise, in all else as the recipe", "noise-target-alike"),
+    ],
+)
+def test_the_table_of_what_class_pictures_teach(row, setting):
+    mean, low, high = recipe(setting, "both")
+    drifted, runs, distance, clipped, leak = taught(setting)
+    interval_of_nine = f" [{low:.0f}, {high:.0f}]" if runs == 9 else ""
+    cells = [f"{mean:.0f} %{interval_of_nine}", f"{drifted} of {runs}", f"{distance:.3f}".lstrip("0"),
+             f"{clipped:+.1f}".replace("-", "−"), f"{leak:.1f} %"]
+    assert f"| {row} | {' | '.join(cells)} |" in words("docs/training")

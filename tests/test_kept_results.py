@@ -50,7 +50,7 @@ def test_the_committed_results_can_be_added_to(tmp_path, monkeypatch, capsys):
     assert "| GRAFT | 0.87 ± 0.07 |" in capsys.readouterr().out
     monkeypatch.setattr(guidance, "one_run", never)
     guidance.experiment(parse(EXPERIMENTS[guidance], "x", [*words, "0"]))
-    assert "### dreambooth, dog, 1 runs" in capsys.readouterr().out
+    assert "### dreambooth, dog, 5 runs" in capsys.readouterr().out
     own = inverse_noise.kept_result(tmp_path / "inverse_noise.json", inverse_noise_options())
     assert own == read_json(RESULTS / "inverse_noise.json")
     for module in (pairs, places):

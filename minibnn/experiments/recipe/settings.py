@@ -12,6 +12,7 @@ class Setting:
 
 
 NOISE = ("--prior-target", "noise", "--prior-weight", "1", "--ema", "0", "--steps", "600")  # ordinary DreamBooth
+FOUR = ("--prior-weight", "4", "--steps", "660")
 SETTINGS = {
     "four-captions": Setting(),  # the first command
     "plain": Setting(captions=0),
@@ -19,14 +20,15 @@ SETTINGS = {
     "six-captions": Setting(captions=6),
     "noise-target": Setting((*NOISE, "--class-guidance", "1")),
     "noise-target-guided": Setting((*NOISE, "--class-guidance", "3")),
-    "noise-target-alike": Setting(("--prior-target", "noise", "--class-guidance", "1")),  # in all else as the recipe
+    "weight-four": Setting(FOUR),
+    "weight-four-noise": Setting((*FOUR, "--prior-target", "noise", "--class-guidance", "1")),  # what the target brings
     "no-average": Setting(("--ema", "0")),
     "one-picture": Setting(("--batch-size", "1", "--steps", "900")),
     "low-rate": Setting(("--lr", "1e-4")),
     "high-rate": Setting(("--lr", "1e-3")),
     "no-prior": Setting(("--prior-weight", "0")),
-    "half-prior": Setting(("--prior-weight", "2")),
-    "double-prior": Setting(("--prior-weight", "8")),
+    "light-prior": Setting(("--prior-weight", "1")),
+    "heavy-prior": Setting(("--prior-weight", "9")),
     "more-class-pictures": Setting(("--class-count", "384")),
     "unguided-class-pictures": Setting(("--class-guidance", "1")),
     "null-dropout": Setting(("--null-dropout", "0.1")),
