@@ -72,7 +72,7 @@ def curves(tables):
                 cost, mean, spread = float(f"{row['MFLOPs']:.3g}"), row["distance"], row["±"]
                 heights = [math.log10(y) if y > 0 else None for y in (mean, mean - spread, mean + spread)]
                 groups.setdefault(label, []).append((cost, *heights))
-        order = sorted(groups, key=lambda label: (label != "flow", label))  # the same colours in each panel of the plane
+        order = sorted(groups, key=lambda label: (label != "flow", label))  # one colour each in the plane
         lines = [Line(label, *map(list, zip(*sorted(groups[label]), strict=True))) for label in order]
         panels.append(Panel(f"{name}: log10 of the energy distance", lines, "MFLOPs for one sample", stretch=1e-3))
     return chart(panels, len(panels))
