@@ -212,12 +212,24 @@ def test_sigma_moves_and_takes_no_weight_decay(options, tmp_path):
     assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(2, 0.01), (1, 0.0)]
 
 
-@pytest.mark.parametrize(("model", "batch", "steps"), [("tiny", 1, 900), ("tiny-v2", 4, 600)])
+@pytest.mark.parametrize(("model", "batch", "steps"), [("tiny", 1, 900), ("tiny-v2", 4, 720)])
 def test_the_recipe_of_a_bundled_model_decides_batch_and_steps(options, model, batch, steps):
     sd, given = StableDiffusion.load(model), options("--model", model)
     settled = settle(dataclasses.replace(given, steps=None, batch_size=None), sd, 6)
     assert (settled.batch_size, settled.steps) == (batch, steps)
     assert settle(dataclasses.replace(given, batch_size=2), sd, 6).batch_size == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"), [("dreambooth", (3.0, "pretrained", 0.98)), ("lora", (0.0, "pretrained", 0.0))],
+)
+def test_the_recipe_of_tiny_v2_says_who_teaches_the_class(method, expected):
+    given = TrainOptions(images="x", out="y", method=method)
+    settled = settle(given, StableDiffusion.load("tiny-v2"), 6)
+    assert (settled.prior_weight, settled.prior_target, settled.ema) == expected
+    asked = dataclasses.replace(given, prior_weight=1.0, prior_target="noise", ema=0.5)
+    settled = settle(asked, StableDiffusion.load("tiny-v2"), 6)
+    assert (settled.prior_weight, settled.prior_target, settled.ema) == (1.0, "noise", 0.5)
 
 
 def test_batches_hold_subject_first_then_class(options, dog):

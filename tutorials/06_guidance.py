@@ -387,8 +387,8 @@ show(
 #
 # ## What fails, and why
 #
-# - **A large scale.** $w$ multiplies every difference between the two networks: on the toy the strays, on drawings noise
-#   (+1.3 [0.7, 2.0] at 7.5) and lost places.
+# - **A large scale.** $w$ multiplies every difference between the two networks: on the toy the strays, on drawings the
+#   noise (+1.3 [0.7, 2.0] at 7.5) and lost places.
 # - A base that is not the right prior makes it *worse* than no remedy (the last picture above): the method stands and
 #   falls with $p_\psi(x_t)$ being nearer to the truth than $p_\theta(x_t)$.
 # - It costs two evaluations that cannot share a batch, and a second network in memory. For LoRA and OFT the base is the
