@@ -154,9 +154,9 @@ def anchored(one, other, scale, measure):
     return interval([row["cells"][one][scale][measure] - row["cells"][other][scale][measure] for row in rows])
 
 
-def rewards(method, other):
+def rewards(method, other, measure="reward"):
     seeds = json.loads((RESULTS / "graft.json").read_text())["seeds"].values()
-    return interval([seed[method]["reward"] - seed[other]["reward"] for seed in seeds])
+    return interval([seed[method][measure] - seed[other][measure] for seed in seeds])
 
 
 def seconds(place):
@@ -273,6 +273,8 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "GRAFT": ("RESULTS", "raises the reward by {} [{}, {}]", lambda: [*rewards("GRAFT", "base")], 2),
     "P-GRAFT": ("RESULTS", "the switch at 250 differs from it by {} [{}, {}]", lambda: [
         *rewards("P-GRAFT 250", "GRAFT")], 2),
+    "P-GRAFT, samples": ("RESULTS", "by an energy distance of {} [{}, {}]", lambda: [
+        *rewards("GRAFT", "P-GRAFT 250", "distance")], 3),
     "README, time": ("README", "estimated [{} minutes, {} of them for the class pictures]", lambda: [
         sum(minutes()), minutes()[0]], 0),
     "README, less time": ("README", "`--class-count 200` it takes {}, and with `--method lora` {}.", lambda: [
