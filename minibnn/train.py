@@ -168,7 +168,7 @@ def fine_tuning(sd, options):
     unet, dtype = sd.unet.train(), getattr(torch, options.dtype)
     unet.gradient_checkpointing = options.gradient_checkpointing
     pretrained = None
-    if options.prior_weight and options.prior_target == "pretrained":
+    if options.prior_target == "pretrained":
         pretrained = predictor_of(copy.deepcopy(unet), dtype)
     noise = methods.make_trainable(unet, options)
     called = compiled(unet) if options.compile else distributed.wrap(unet)

@@ -221,7 +221,7 @@ def test_the_recipe_of_a_bundled_model_decides_batch_and_steps(options, model, b
 
 
 @pytest.mark.parametrize(
-    ("method", "expected"), [("dreambooth", (3.0, "pretrained", 0.98)), ("lora", (0.0, "pretrained", 0.0))],
+    ("method", "expected"), [("dreambooth", (3.0, "pretrained", 0.98)), ("lora", (0.0, "noise", 0.0))],
 )
 def test_the_recipe_of_tiny_v2_says_who_teaches_the_class(method, expected):
     given = TrainOptions(images="x", out="y", method=method)
@@ -321,10 +321,12 @@ def test_the_pretrained_model_teaches_the_class(options, monkeypatch):
 
     monkeypatch.setattr(module, "train", note)
     fine_tune(options("--prior-target", "pretrained", "--batch-size", "2", "--null-dropout", "0.1", out="a"))
-    fine_tune(options("--prior-target", "pretrained", "--prior-weight", "0", out="b"))
+    fine_tune(options("--prior-weight", "0", out="b"))
     fine_tune(options("--prior-weight", "1", out="c"))
     (teacher, shares), (none, alone), (noise, _) = began
     assert teacher and none is noise is None
+    with pytest.raises(UserError, match="--prior-target pretrained needs class pictures: add --prior-weight"):
+        fine_tune(options("--prior-target", "pretrained", "--prior-weight", "0", out="d"))
     assert shares == pytest.approx([0.1, 0.1, 0.25, 0.25]) and alone == [0.0]
 
 

@@ -42,7 +42,11 @@ def settle(options, recipe):
     recipe = recipe | recipe["methods"].get(options.method, {})
     defaults = OWN[options.method] | {name: recipe[name] for name in SETTLED}
     still_open = {name: default for name, default in defaults.items() if getattr(options, name) is None}
-    options = dataclasses.replace(options, **still_open)
+    asked, options = options.prior_target, dataclasses.replace(options, **still_open)
+    if not options.prior_weight:
+        if asked == "pretrained":
+            raise UserError("--prior-target pretrained needs class pictures: add --prior-weight, for instance 1")
+        options = dataclasses.replace(options, prior_target="noise")  # nothing is taught of the class
     if options.method == "lora" and options.alpha is None:
         options = dataclasses.replace(options, alpha=float(options.rank))
     return options, recipe
