@@ -473,6 +473,14 @@ def test_training_sees_only_times_above_the_state(switch, lowest):
     assert not sd.unet.training
 
 
+def test_the_recipe_for_a_subject_leaves_graft_its_own_training():
+    """Bug: the moving average and the teacher of tiny-v2's recipe were taken over, which GRAFT has no options for."""
+    sd = StableDiffusion.load("tiny-v2")
+    asked = parse(GraftOptions, "x", ["--reward", "redness", "--model", "tiny-v2", "--out", "x"])
+    settled = graft.training_options(graft_run.settle(asked, sd), sd.recipe)
+    assert (settled.ema, settled.prior_weight, settled.prior_target) == (0.0, 0.0, "noise")
+
+
 def test_training_raises_the_likelihood_of_what_was_kept(base):
     """Eight steps on one picture: its denoising loss falls."""
     sd = StableDiffusion.load("tiny")

@@ -538,6 +538,7 @@ def test_the_authors_scripts_are_followed_where_they_differ(made):
         assert bench.dtype == "float32" and train_options(bench, lora, 3).where is None
         oft = [train_options(bench, Run(subject, 2, 0, "oft", bayes), 3).where for bayes in (False, True)]
         assert oft == [None, None if source == "paper" else "up"]
+        assert (train_options(bench, bnn, 3).prior_target, train_options(bench, bnn, 3).ema) == ("noise", 0.0)
     bench.study.recipe["class_pictures_per_picture"] = 200
     assert class_count(bench, bnn) == 200
 

@@ -165,7 +165,8 @@ def training_options(options, recipe):
     """TrainOptions of the training that GraftOptions ask for. Raises UserError for options of another method."""
     names = ("model", "tokenizer", "prediction_type", "prompt", "method", "rank", "layers", "steps", "lr",
              "batch_size", "resolution", "dtype", "device", "gradient_checkpointing", "seed", "out", "checkpoint_every")
-    fixed = {"images": [], "bayes": False, "prior_weight": 0.0, "monitor": False, "kernel": "torch", "samples": 0}
+    fixed = {"images": [], "bayes": False, "prior_weight": 0.0, "ema": 0.0, "monitor": False, "kernel": "torch",
+             "samples": 0}
     return methods.settle(TrainOptions(**{name: getattr(options, name) for name in names}, **fixed), recipe)[0]
 
 

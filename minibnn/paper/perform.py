@@ -156,6 +156,7 @@ def train_options(bench, run, steps):
         "tokenizer": options.tokenizer, "prediction_type": options.prediction_type,
         "prompt": [prompt], "class_prompt": [class_prompt], "class_images": str(class_folder(bench, run)),
         "class_count": class_count(bench, run), "prior_weight": 1.0 if has_prior(bench, run) else 0.0,
+        "prior_target": "noise", "ema": 0.0,  # as in the paper, whatever the model's recipe says
         "method": run.method, "bayes": run.bayes, "sigma": run.sigma, "lambda_kl": run.lambda_kl, "steps": steps,
         "kernel": options.kernel,
         "kl": "p-q" if bench.study.source == "authors" else "q-p",
