@@ -79,7 +79,7 @@ def test_table_has_the_interval_of_scipy_and_counts_drifts():
     lines = [line("plain", seed, both=both) for seed, both in enumerate((0.5, 0.6, 0.9))]
     lines[1]["values"]["varied"] = 0.049
     low, high = stats.t.interval(0.95, 2, np.mean([0.5, 0.6, 0.9]), stats.sem([0.5, 0.6, 0.9]))
-    table = cells(trainings.markdown(lines, ["plain", "no-bayes"], {"subject": 1.0}, 0.9, {}))
+    table = cells(trainings.markdown(lines, ["plain", "no-bayes"], {"subject": 1.0}, 0.9, LEAST))
     assert list(table) == ["plain"]
     assert table["plain"]["both"] == f"0.67 ({low:.2f} … {high:.2f})"
     assert table["plain"]["subject"] == "0.25 (0.25 … 0.25)"

@@ -45,11 +45,11 @@ MEASURES = {
     "both": "share of these pictures that are right in both",
     "told": f"share of {TOLD} pictures of the training prompt that show the subject",
     "leak": f"share of {CLASS} pictures of the class prompt in which the judge sees the spotted coat; of those of the "
-            "pretrained model, which has never seen it, it says so in",
+            "pretrained model, which has never seen it, it says so in {least:.3f}",
     "varied": f"whether the class prompt has drifted: the p-value of a two-sample test (energy distance of features) "
               f"between those {CLASS} pictures and {CLASS} of the pretrained model is below {DRIFTED}",
     "drift": "the energy distance itself: how far the class prompt has moved; it is never below 0, and two samples of "
-             "the pretrained model have",
+             "the pretrained model have {least:.3f}",
     "clipped": "percentage of the colour values of those pictures at an end of the scale, minus the pretrained model's",
     "noise": "energy of the pictures in places above that of clean drawings, minus the pretrained model's (10⁻³)",
 }
@@ -183,7 +183,7 @@ def markdown(lines, names, right, whole, least):
         f"few-shot subjects in all places it gets {whole:.1%} right in all three. The command is "
         f"`python -m minibnn experiment recipe --settings {' '.join(ran)}`.", "",
         "- **captions**: so many of the six training pictures have a caption that names the place",
-        *(f"- **{name}**: {text}{f' {least[name]:.3f}' if name in least else ''}" for name, text in MEASURES.items()),
+        *(f"- **{name}**: {text.format(least=least.get(name))}" for name, text in MEASURES.items()),
         "- **s**: seconds of the whole command", "",
         "Shares are between 0 and 1. A cell is the mean over the runs, with its 95 % t-interval; under *varied* it is "
         "the number of runs that drifted.", "",
