@@ -23,29 +23,25 @@ from ...files.schema import mapping
 from ...files.store import write_json
 from ...lab import sheets
 from ...lab.intervals import require_scipy
-from ...neighbours import bps
 from ...options.experiments import BpsExperimentOptions
-from ...pictures import grid, save_png, to_pil, to_tensor
+from ...pictures import grid, save_png, to_pil
 from ...pipeline import StableDiffusion
-from ...world import scenes as world
 from ...world.classifier import reconstruct
 from ..records import kept
 from . import anchors, places
 from .judge import JUDGED, RESULT, judged, train_judge
-from .variants import BATCH, LR, SAMPLE_STEPS, TEST_SEED, TESTS, VARIANTS, trained, world_pairs
+from .variants import BATCH, LR, SAMPLE_STEPS, TEST_SEED, TESTS, followed, trained, world_pairs
 
 RUNS = [("base", 0), ("bps", 40), ("skip", 40), ("encoder", 40), ("bps", 12), ("bps", 200)]
 
 
 def one(sd, judge, variant, count, seed, steps):
     """Train one branch and judge what it draws: {measure: value}, the pictures."""
-    inject, started = VARIANTS[variant][1], time.process_time()
+    started = time.process_time()
     branch = trained(sd, variant, count, seed, steps)
     seconds = time.process_time() - started
-    scenes, hints, _, masks = world_pairs(TESTS, TEST_SEED)
-    captions = [world.caption(scene) for scene in scenes]
-    pictures = bps.draw_steered(sd, branch, hints, captions, SAMPLE_STEPS, None, seed, TESTS, inject)
-    return {**judged(judge, to_tensor(pictures), masks, scenes), "training seconds": round(seconds, 1)}, pictures
+    values, pictures = followed(sd, judge, variant, branch, world_pairs(TESTS, TEST_SEED), seed)
+    return values | {"training seconds": round(seconds, 1)}, pictures
 
 
 def strip(options, variant, count, seed):

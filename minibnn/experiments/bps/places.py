@@ -17,13 +17,10 @@ from pathlib import Path
 from ...files.schema import mapping
 from ...files.store import write_json
 from ...lab.intervals import in_words, interval
-from ...neighbours import bps
-from ...pictures import to_tensor
 from ...progress import progress_bar
-from ...world import scenes as world
 from ..records import kept
-from .judge import RESULT, judged
-from .variants import BATCH, SAMPLE_STEPS, TEST_SEED, TESTS, VARIANTS, trained, world_pairs
+from .judge import RESULT
+from .variants import BATCH, SAMPLE_STEPS, TEST_SEED, TESTS, followed, trained, world_pairs
 
 PAIRS, VALIDATION_SEED, TUNING_SEEDS = 40, 13, (100, 101)
 PLACES = {"all": "bps", "skips": "skip", "encoder": "encoder"}  # name: variant
@@ -33,11 +30,13 @@ CONTRASTS = (("all", "skips"), ("all", "encoder"), ("all head-heavy", "all equal
 
 def one(sd, judge, places, gains, lr, seed, steps, tests):
     """Train a branch for these places, and judge what it draws for the sketches of `tests` (as of `world_pairs`)."""
-    variant, (scenes, hints, _, masks) = PLACES[places], tests
-    branch, captions = trained(sd, variant, PAIRS, seed, steps, lr, gains), [world.caption(scene) for scene in scenes]
-    inject = VARIANTS[variant][1]
-    drawn = bps.draw_steered(sd, branch, hints, captions, SAMPLE_STEPS, None, seed, len(scenes), inject)
-    return judged(judge, to_tensor(drawn), masks, scenes)
+    branch = trained(sd, PLACES[places], PAIRS, seed, steps, lr, gains)
+    return followed(sd, judge, PLACES[places], branch, tests, seed)[0]
+
+
+def named(places, gains, lr):
+    """A setting as bps_places.json names it."""
+    return f"{places} {gains} {lr:g}"
 
 
 def mean_iou(runs):
@@ -47,7 +46,7 @@ def mean_iou(runs):
 def best(tuned, places, gains):
     """The setting of these places with the highest mean IoU, (gains, rate). gains: which ones may be taken."""
     settings = [(own, lr) for own in gains for lr in RATES[own]]
-    return max(settings, key=lambda setting: mean_iou(tuned[f"{places} {setting[0]} {setting[1]:g}"]))
+    return max(settings, key=lambda setting: mean_iou(tuned[named(places, *setting)]))
 
 
 def entrants(tuned):
@@ -65,7 +64,7 @@ def compare(sd, judge, options):
     tuned, tested = before.get("tuning", {}), before.get("test", {})
 
     def add(found, setting, seeds, sketches):
-        runs = found.setdefault("{} {} {:g}".format(*setting), {})
+        runs = found.setdefault(named(*setting), {})
         for seed in seeds:
             if str(seed) not in runs:
                 runs[str(seed)] = one(sd, judge, *setting, seed, options.steps, sketches)
@@ -84,9 +83,9 @@ def table(tuned, tested):
     lines = ["| places | gains |" + " rate: IoU |" * 4, "|---|---|" + "---|" * 4]
     for places in PLACES:
         for gains, rates in RATES.items():
-            cells = [f"{lr:g}: {mean_iou(tuned[f'{places} {gains} {lr:g}']):.3f}" for lr in rates]
+            cells = [f"{lr:g}: {mean_iou(tuned[named(places, gains, lr)]):.3f}" for lr in rates]
             lines.append(f"| {places} | {gains} | {' | '.join(cells)} |")
-    found = {name: (setting, tested["{} {} {:g}".format(*setting)]) for name, setting in entrants(tuned).items()}
+    found = {name: (setting, tested[named(*setting)]) for name, setting in entrants(tuned).items()}
     lines += ["", "| entrant | gains | rate | IoU | seeds |", "|---|---|---|---|---|"]
     for name, ((_, gains, lr), runs) in found.items():
         end = ", an end of its list" if lr in (RATES[gains][0], RATES[gains][-1]) else ""

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from ...neighbours import bps, bps_branch
+from ...pictures import to_tensor
 from ...world import scenes as world
 from ...world.classifier import random_scenes
-from .judge import drawn
+from .judge import drawn, judged
 
 BATCH, LR, SAMPLE_STEPS, TESTS, TEST_SEED = 8, 3e-4, 8, 24, 12
 
@@ -92,3 +93,11 @@ def trained(sd, variant, count, seed, steps, lr=LR, gains="head-heavy"):
         pairs = bps.Pairs(sd, hints, images, [world.caption(scene) for scene in scenes])
         bps.train_branch(sd, branch, pairs, steps, lr, BATCH, seed, inject=inject)
     return branch.eval()
+
+
+def followed(sd, judge, variant, branch, tests, seed):
+    """What a branch draws for the sketches of `tests` (as of `world_pairs`): figures of `judged`, and the pictures."""
+    (scenes, hints, _, masks), inject = tests, VARIANTS[variant][1]
+    captions = [world.caption(scene) for scene in scenes]
+    pictures = bps.draw_steered(sd, branch, hints, captions, SAMPLE_STEPS, None, seed, len(scenes), inject)
+    return judged(judge, to_tensor(pictures), masks, scenes), pictures
