@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minibnn.experiments import graft
+from minibnn.experiments.bps import anchors as bps_anchors
 from minibnn.experiments.bps import places as bps_places
 from minibnn.experiments.corruption import report
 from minibnn.experiments.stage import report as stage_report
@@ -109,6 +111,11 @@ def recipe(setting, name):
     return interval([100 * row["values"][name] for row in rows if row["setting"] == setting])
 
 
+def unseen(name):
+    """A measure of the first command's recipe on the seeds that had no part in choosing it, in percent."""
+    return interval([100 * value for (_, seed), value in recipe_runs("four-captions", name).items() if seed != 0])
+
+
 def recipe_runs(setting, name):
     """{(subject, seed): a measure} of the runs of a setting of the recipe's experiment."""
     rows = [json.loads(line) for line in (RESULTS / "recipe.jsonl").read_text().splitlines()]
@@ -119,6 +126,11 @@ def more(name, one="four-captions", other="noise-target"):
     """By how much a measure of the recipe's experiment is higher in one setting than in another."""
     ours, others = recipe_runs(one, name), recipe_runs(other, name)
     return interval([ours[run] - others[run] for run in ours])
+
+
+def of_pretrained(name):
+    """What a measure of the class prompt gives for the pretrained model itself, as recipe.md says."""
+    return float(re.search(rf"- \*\*{name}\*\*: .* (\d\.\d+)\n", (RESULTS / "recipe.md").read_text())[1])
 
 
 def taught(setting):
@@ -144,7 +156,7 @@ def places(one, other):
     """By how much the IoU of BPS's additions in these places is higher, each at its best."""
     found = json.loads((RESULTS / "bps_places.json").read_text())
     entrants = bps_places.entrants(found["tuning"])
-    ours, theirs = (found["test"]["{} {} {:g}".format(*entrants[name])] for name in (one, other))
+    ours, theirs = (found["test"][bps_places.named(*entrants[name])] for name in (one, other))
     return interval([ours[seed]["IoU"] - theirs[seed]["IoU"] for seed in ours])
 
 
@@ -298,6 +310,11 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "six captions": ("docs/training", "| all six | {} % | {} % ({}, {}, {}) | {} |", lambda: [
         recipe("six-captions", "both")[0], recipe("six-captions", "told")[0],
         *(100 * x for x in recipe_runs("six-captions", "told").values()), 3], 0),
+    "captions, other seeds": ("docs/training", "show the subject in {} % [{}, {}], and none of them drifts", lambda: [
+        *unseen("both")], 1),
+    "class, two samples": ("docs/training", "at a distance of {}. \"Ends", lambda: [of_pretrained("drift")], 3),
+    "class, coat": ("docs/training", "which it does in {} % of the pretrained", lambda: [
+        100 * of_pretrained("leak")], 1),
     "price of the class": ("docs/training", "is not shown ({} [{}, {}] points), but its coat", lambda: [
         *(-100 * more("both")[i] for i in (0, 2, 1))], 1),
     "price, coat": ("docs/training", "on other dogs {} [{}, {}] points more often", lambda: [
@@ -347,3 +364,63 @@ def test_the_table_of_what_class_pictures_teach(row, setting):
     cells = [f"{mean:.0f} % [{low:.0f}, {high:.0f}]", f"{drifted} of {runs}", f"{distance:.3f}".lstrip("0"),
              f"{clipped:+.1f}".replace("-", "−"), f"{leak:.1f} %"]
     assert f"| {row} | {' | '.join(cells)} |" in words("docs/training")
+
+
+def plainly(text):
+    """A page's text without bold type, with ASCII signs and one space between words."""
+    return " ".join(text.replace("*", "").replace("−", "-").split())
+
+
+def page_of(name):
+    return plainly((RESULTS / f"{name}.md").read_text(encoding="utf-8"))
+
+
+def spread(values, digits=3):
+    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def test_the_table_of_graft_is_what_the_command_prints(capsys):
+    graft.print_table(json.loads((RESULTS / "graft.json").read_text())["seeds"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert len(rows) == 8
+    for row in rows:
+        assert plainly(row) in page_of("graft")
+
+
+def test_the_tables_of_bps_are_those_of_its_runs():
+    """How many pairs, how the places were tuned and how the best did, and who guides."""
+    runs = json.loads((RESULTS / "bps.json").read_text())
+    for name, text in (("base 0", "sees no sketch | |"), ("bps 12", "additions | 12 |"), ("bps 40", "BPS | 40 |"),
+                       ("bps 200", "BPS | 200 |"), ("skip 40", "ControlNet's places) | 40 |"),
+                       ("encoder 40", "T2I-Adapter's places) | 40 |")):
+        assert f"{text} {spread([run['IoU'] for run in runs['60 steps'][name].values()])} |" in page_of("bps")
+    found = json.loads((RESULTS / "bps_places.json").read_text())
+    tuning, best, _ = bps_places.table(found["tuning"], found["test"]).split("\n\n")
+    for row in tuning.splitlines()[2:]:
+        assert plainly(row) in page_of("bps")
+    for row in best.splitlines()[2:]:
+        entrant, gains, rate, iou, _ = row.strip("| ").split(" | ")
+        text = {"all": f"all: {gains}, {rate}", "all equal": f"all with equal gains: {rate}",
+                "all head-heavy": f"all: {gains}, {rate}"}.get(entrant, f"{entrant}: {gains}, {rate}")
+        assert f"| {text} | {iou} |" in page_of("bps")
+    seeds = list(json.loads((RESULTS / "bps_anchors.json").read_text())["seeds"].values())
+    rows = [row.split(" | ") for row in bps_anchors.table(seeds, ["IoU"]).splitlines()[2:]]
+    assert len(rows) == 3
+    for row in rows:
+        assert plainly(" | ".join([row[0], *row[2:]])) in page_of("bps")
+
+
+def test_the_gains_of_guidance_are_means_of_its_trainings():
+    rows = [json.loads(line)["gains"] for line in (RESULTS / "guidance.jsonl").read_text().splitlines()]
+    means = {name: np.mean([row[name] for row in rows], axis=0) for name in ("c", "own", "base", "base class")}
+    lesson = plainly((ROOT / "tutorials" / "06_guidance.py").read_text(encoding="utf-8"))
+    for name, values in means.items():
+        label = "c, with the prompt" if name == "c" else f'u of the anchor "{name}"'
+        assert f"| {label} | {' | '.join(f'{value:.3f}' for value in values)} |" in page_of("guidance")
+        if name != "c":
+            guided = [[w * c - (w - 1) * u for w in (3, 7.5)] for c, u in zip(means["c"], values, strict=True)]
+            cells = " | ".join(f"{low:.2f}; {high:.2f}" for low, high in guided)
+            assert f'| guided by "{name}", w = 3; 7.5 | {cells} |' in page_of("guidance")
+    assert f"$u={means['base'][1]:.2f}$ against $c={means['c'][1]:.2f}$ at $t=100$" in lesson
+    first, second = (7.5 * means["c"][1] - 6.5 * means[name][1] for name in ("base", "own"))
+    assert f"{first:.2f} at $w=7.5$" in lesson and f"({second:.2f} at 7.5)" in lesson

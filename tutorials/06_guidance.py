@@ -381,7 +381,7 @@ show(
 #
 # Here, then, drawing without guidance was as good, and another anchor did not help. The gains of lesson 03 (the slope
 # of the predicted on the true noise; a prediction with gain 1 finds all of it) tell why. Around the training pictures
-# the base finds less of the noise than the fine-tuned model ($u=0.73$ against $c=0.88$ at $t=100$, means of the
+# the base finds less of the noise than the fine-tuned model ($u=0.73$ against $c=0.87$ at $t=100$, means of the
 # fifteen trainings), so that $w\,c-(w-1)\,u$ is 1.17 at $w=3$ and 1.84 at $w=7.5$: nearly twice the noise that is
 # there is taken out. The model's own prediction stays near 1 (0.91 at 7.5).
 #

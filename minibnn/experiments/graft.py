@@ -192,8 +192,9 @@ def print_table(seeds):
         cells = []
         for key in ("reward", "ceiling", "path_kl", "distance", "diversity"):
             values = [table[name][key] for table in seeds.values() if key in table[name]]
-            spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.2f}{spread}" if values else "")
+            digits = 3 if key == "distance" else 2
+            spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.{digits}f}{spread}" if values else "")
         print(f"| {name} | " + " | ".join(cells) + " |")
     for key in ("reward", "distance"):
         both = [(table["GRAFT"][key], table["P-GRAFT 250"][key]) for table in seeds.values() if key in table["GRAFT"]]
