@@ -40,6 +40,7 @@ VARIANTS = {  # options of the training
     "full, plain, checkpointing, adamw-bf16": {
         "gradient_checkpointing": True, "optimiser": "adamw-bf16", "bayes": False},
     "LoRA, BNN": LORA,
+    "LoRA, BNN, class pictures and their teacher": LORA | {"prior_weight": 1.0, "prior_target": "pretrained"},
     "LoRA, BNN, checkpointing": LORA | {"gradient_checkpointing": True},
 }
 
@@ -199,7 +200,7 @@ def main():
     parser.add_argument("--gigabytes", type=float, nargs="+", default=[12, 16, 24])
     options = parser.parse_args()
     side = f"{options.resolution} × {options.resolution}"
-    print(f"torch {torch.__version__}, SD v1.5, bfloat16, {side}, batch 1 + 1 (LoRA: 1)")
+    print(f"torch {torch.__version__}, SD v1.5, bfloat16, {side}, batch 1 + 1 (LoRA: 1, or 1 + 1 with class pictures)")
     sizes = "".join(f" fits {size:g} GB |" for size in options.gigabytes)
     print(f"| training | at its peak, GB |{sizes}\n|---|---|" + "---|" * len(options.gigabytes))
     for name, changes in VARIANTS.items():

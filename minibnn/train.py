@@ -32,7 +32,7 @@ from . import data, distributed, schedule
 from .devices import autocast, compiled, upload
 from .errors import UserError
 from .figures import Figures
-from .finetune import bayes, ema, methods
+from .finetune import adapters, bayes, ema, methods
 from .finetune.adamw_bf16 import AdamWBfloat16
 from .finetune.kl_gradient import add_kl_gradient
 from .finetune.weight_noise import draw
@@ -169,7 +169,9 @@ def fine_tuning(sd, options):
     unet.gradient_checkpointing = options.gradient_checkpointing
     pretrained = None
     if options.prior_target == "pretrained":
-        pretrained = predictor_of(copy.deepcopy(unet), dtype)
+        # beneath its adapters the network stays the pretrained model; only DreamBooth needs a copy
+        copied = options.method == "dreambooth"
+        pretrained = predictor_of(copy.deepcopy(unet).requires_grad_(False) if copied else unet, dtype)
     noise = methods.make_trainable(unet, options)
     called = compiled(unet) if options.compile else distributed.wrap(unet)
 
@@ -188,12 +190,11 @@ def fine_tuning(sd, options):
 
 
 def predictor_of(unet, dtype):
-    """predict(x_t, t, context) of a UNet that is not trained any more, in this precision."""
-    unet = unet.eval().requires_grad_(False)
+    """predict(x_t, t, context) of a UNet without the adapters that it has or is yet to get, in this precision."""
 
     @torch.no_grad()
     def predict(x_t, t, context):
-        with autocast(x_t.device, dtype):
+        with autocast(x_t.device, dtype), adapters.switched_off(unet):
             return unet(x_t, t, context)
 
     return predict

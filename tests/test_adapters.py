@@ -244,6 +244,27 @@ def test_at_the_start_the_output_is_the_bases_to_the_last_bit(vectors, call, kin
     assert not torch.equal(call(moved(unet)), before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_switched_off_the_network_is_the_base_and_draws_nothing(vectors, call, kind, dtype):
+    """To the last bit, in the midst of a training with random weights, which then goes on as if nothing had been."""
+    attach, settings = KINDS[kind]
+    unet, noise = vectors.network("unet"), bayes.WeightNoise()
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        before = call(unet)
+        attach(unet, **settings, sigma=0.01, noise=noise)
+        weight_noise.draw_at_once(moved(unet).train(), noise)
+        noise.renew(seeded())
+        adapted, drawn, random = call(unet), dict(noise.drawn), torch.get_rng_state()
+        assert drawn and not torch.equal(adapted, before)
+        noise.renew(seeded())
+        with adapters.switched_off(unet):
+            assert torch.equal(call(unet), before)
+        assert not noise.drawn and torch.equal(torch.get_rng_state(), random)
+        assert torch.equal(call(unet), adapted)
+    assert all(module.training for module in unet.modules())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_merge(vectors, call, kind):
     attach, settings = KINDS[kind]

@@ -102,6 +102,16 @@ def test_a_compiled_run_resumes_bit_for_bit_and_compiled_unless_the_options_say_
     assert backend.called == 2
 
 
+def test_a_teacher_beneath_an_adapter_changes_nothing_in_the_graph(backend, train):
+    """Between two calls of the graph the network has computed without its adapters, uncompiled."""
+    backend.name = "aot_eager"
+    words = ("--steps", 3, "--method", "lora", "--prior-weight", 1, "--prior-target", "pretrained", "--class-count", 2)
+    plain = train(*words)
+    compiled = train(*words, "--compile", out="compiled")
+    assert (backend.graphs, backend.called) == (1, 3)
+    assert_equal(compiled, plain)
+
+
 def test_compiled_pictures_are_the_same(backend, model, tmp_path):
     def draw(*words):
         common = ["--model", str(model), "--prompt", "a red car", "--count", "2", "--steps", "3"]

@@ -17,9 +17,10 @@ from minibnn.cli.train import fine_tune
 from minibnn.options.parsing import parse
 from minibnn.options.training import TrainOptions
 
+TAUGHT = ["--class-count", "6", "--prior-weight", "1", "--prior-target", "pretrained"]  # by the network beneath
 CASES = {  # with random weights, each of its own in every process, and class pictures that the processes share out
     "full": ["--class-count", "6"],
-    "lora": ["--method", "lora", "--lr", "0.01"],
+    "lora": ["--method", "lora", "--lr", "0.01", *TAUGHT],
     "oft": ["--method", "oft", "--lr", "0.01", "--coft", "0.01"],
 }
 SCRIPT = """

@@ -55,3 +55,13 @@ def test_a_training_of_the_unet(bench, monkeypatch):
     assert saved == pytest.approx(4 * (numbers + random / 12), rel=0.2)
     assert found["full, BNN, checkpointing"]["peak"] < found["full, BNN"]["peak"]
     assert found["LoRA, BNN"]["peak"] < 0.6 * plain["peak"]
+
+
+@pytest.mark.parametrize(("method", "copies"), [("lora", 0), ("dreambooth", 1)])
+def test_only_dreambooth_keeps_a_second_unet_to_teach_the_class(bench, method, copies):
+    """Nothing else is kept. The batch's context is counted where the teacher cuts it, and not where no one does."""
+    changes = bench.LORA if method == "lora" else {}
+    noise, taught = (bench.measure(SMALL, 8, changes | {"prior_weight": 1.0, "prior_target": target})
+                     for target in ("noise", "pretrained"))
+    context = 512 * -(-2 * 77 * SMALL.cross_attention_dim * 4 // 512)
+    assert taught["kept"] - noise["kept"] == copies * noise["weights"] + context

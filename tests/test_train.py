@@ -1,5 +1,6 @@
 """The training command on the bundled model: what it leaves, resuming bit for bit, Ctrl-C, kill, and every refusal."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -328,6 +329,41 @@ def test_the_pretrained_model_teaches_the_class(options, monkeypatch):
     with pytest.raises(UserError, match="--prior-target pretrained needs class pictures: add --prior-weight"):
         fine_tune(options("--prior-target", "pretrained", "--prior-weight", "0", out="d"))
     assert shares == pytest.approx([0.1, 0.1, 0.25, 0.25]) and alone == [0.0]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["lora"], ["oft", "--blocks", "2"], ["lora", "--dtype", "bfloat16", "--gradient-checkpointing", "--ema", "0.9"]],
+    ids=" ".join,
+)
+def test_an_adapter_learns_from_the_network_beneath_it_what_it_would_from_a_copy(
+    options, tmp_path, monkeypatch, arguments
+):
+    """With random weights, bit for bit, in 4 steps and when it is resumed after 2.
+
+    The weights are moved in memory beforehand, to where a copy would lie. A file that is mapped begins anywhere, and a
+    product of matrices adds in another order there: the last bits of the prediction differ.
+    """
+    import minibnn.cli.train
+    import minibnn.train as module
+
+    def aligned(sd, given):
+        for parameter in sd.unet.parameters():
+            parameter.data = parameter.data.clone()
+        return module.fine_tuning(sd, given)
+
+    monkeypatch.setattr(minibnn.cli.train, "fine_tuning", aligned)
+    words = ["--method", *arguments, "--lr", "0.01", "--prior-target", "pretrained", "--prior-weight", "1"]
+    fine_tune(options(*words, "--steps", "4", out="beneath"))
+    fine_tune(options(*words, "--steps", "2", out="stopped"))
+    fine_tune(options(*words, "--steps", "4", "--resume", out="stopped"))
+    predictor_of = module.predictor_of
+    monkeypatch.setattr(module, "predictor_of", lambda unet, dtype: predictor_of(copy.deepcopy(unet), dtype))
+    fine_tune(options(*words, "--steps", "4", out="copy"))
+    logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("beneath", "stopped", "copy")]
+    assert logs[0] == logs[1] == logs[2]
+    for name in ("stopped", "copy"):
+        assert_same_state(tmp_path / "beneath", tmp_path / name)
 
 
 @pytest.mark.parametrize("share", ["-0.1", "1.5", "nan", "often"])

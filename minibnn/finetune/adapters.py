@@ -4,6 +4,8 @@ Follows: diffusers' `train_dreambooth_lora.py` and the authors' OFT script: the 
 transformer block, self and cross. The adapters are in `lora.py` and `oft.py`, their files in `adapter_files.py`.
 """
 
+import contextlib
+
 import torch
 from torch import nn
 
@@ -74,6 +76,21 @@ def _attach(network, layers, make):
 def adapters(network):
     """All adapters in the network, {name: layer}."""
     return {name: module for name, module in network.named_modules() if isinstance(module, Adapter)}
+
+
+@contextlib.contextmanager
+def switched_off(network):
+    """Inside, a network computes as it did before it was given adapters, bit for bit, and draws no random weights."""
+    training, layers = network.training, adapters(network).values()
+    network.eval()  # else all random weights would be drawn before each forward, for nothing
+    for layer in layers:
+        layer.off = True
+    try:
+        yield
+    finally:
+        network.train(training)
+        for layer in layers:
+            layer.off = False
 
 
 def merge(network):

@@ -26,14 +26,18 @@ def delta(down, up, scale):
 class Adapter(nn.Module):
     """A linear layer, (…, in) -> (…, out), whose weight and bias are frozen and keep their names.
 
-    A subclass adds what is trained, and `merged_weight`. noise and stream are as in `bayes.sample_tensor`.
+    A subclass adds what is trained, `adapted`, which computes with it, and `merged_weight`. While `off` is true, the
+    layer is the pretrained one. noise and stream are as in `bayes.sample_tensor`.
     """
 
     def __init__(self, layer, noise, stream):
         super().__init__()
-        self.noise, self.stream = noise, stream
+        self.noise, self.stream, self.off = noise, stream, False
         self.weight = nn.Parameter(layer.weight.detach(), requires_grad=False)
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias) if self.off else self.adapted(x)
 
     def merged(self):
         """An ordinary layer that computes the same as this one does at the mean."""
@@ -62,7 +66,7 @@ class LoraLinear(Adapter):
         self.up = nn.Parameter(layer.weight.new_zeros(layer.out_features, rank))
         self.up_sigma = None if sigma is None else nn.Parameter(torch.full_like(self.up, sigma))
 
-    def forward(self, x):
+    def adapted(self, x):
         low = F.linear(x, self.down)  # (…, in) -> (…, r)
         if self.up_sigma is None or not self.training:
             change = F.linear(low, self.up)

@@ -83,7 +83,7 @@ class OftLinear(Adapter):
         with torch.autocast(q.device.type, enabled=False):
             return rotate(self.weight, cayley(q.to(torch.promote_types(q.dtype, torch.float32))))
 
-    def forward(self, x):
+    def adapted(self, x):
         random = self.q_sigma is not None and self.training
         q = sample_tensor(self.q, self.q_sigma, self.noise, self.stream) if random else self.q
         return F.linear(x, self.merged_weight(q).to(self.weight.dtype), self.bias)

@@ -27,7 +27,7 @@ class TrainOptions:
     class_prompt: list = option(None, 'the class without the name, e.g. "a photo of a dog", one for all folders or one for each', "what", nargs="+", type=words)
     class_images: str = option(None, "folder of class pictures; missing ones are drawn first [OUT/class_images]", "what", metavar="DIR")
     prior_weight: float = option(None, "weight of the prior-preservation loss; 0: none [{prior_weight}]", "what", type=nonnegative)
-    prior_target: str = option(None, "what class pictures teach: their noise, as in DreamBooth; or what the pretrained model predicts for them and, for a quarter, without the prompt, which holds the class better and needs a second copy of the UNet [noise; tiny-v2: pretrained]", "what", choices=("noise", "pretrained"))
+    prior_target: str = option(None, "what class pictures teach: their noise, as in DreamBooth; or what the pretrained model predicts for them and, for a quarter, without the prompt, which holds the class better and with dreambooth needs a second copy of the UNet [noise; tiny-v2: pretrained]", "what", choices=("noise", "pretrained"))
     class_count: int = option(None, "how many class pictures [for each picture: {class_pictures_per_picture}]", "what", type=whole)
     class_guidance: float = option(None, "guidance with which class pictures are drawn; 1: none, so that the model does not learn to draw guided pictures by itself [{class_guidance}]", "what", metavar="SCALE")
 
