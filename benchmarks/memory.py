@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from minibnn import StableDiffusion, train
 from minibnn.finetune import adamw_bf16, weight_noise
+from minibnn.neighbours import bps, bps_branch
 from minibnn.networks.unet import UNet, UNetConfig
 from minibnn.options.training import TrainOptions
 
@@ -160,7 +161,8 @@ def as_on_cuda():
         return draw_all(noise, sources, HALF, *parameters)
 
     changes = [
-        (train, "autocast", lambda *_: autocast.forward()), (train, "Figures", Figures),
+        (train, "autocast", lambda *_: autocast.forward()), (bps, "autocast", lambda *_: autocast.forward()),
+        (train, "Figures", Figures),
         (torch.optim, "AdamW", FusedAdamW), (network, "_launch", lambda *_: None),
         (weight_noise._DrawAll, "apply", in_half), (adamw_bf16, "generator_of", lambda *_: None),
         *autocast.functions(),
@@ -194,19 +196,45 @@ def measure(config, side, changes):
     return {"weights": weights, "kept": kept, "peak": memory.peak}
 
 
+class NoPairs:
+    """Latents, hints and captions of pairs whose contents do not matter, in the place of `bps.Pairs`."""
+
+    def __init__(self, config, side, count):
+        self.mean = self.logvar = torch.empty(count, config.in_channels, side, side, device="meta")
+        self.hints, self.captions = torch.empty(count, 1, 8 * side, 8 * side, device="meta"), [""] * count
+
+
+def measure_bps(config, side, batch_size, gradient_checkpointing):
+    """{"weights", "peak": bytes} as of `measure`, of three training steps of a BPS branch beside the frozen UNet."""
+    sd, memory, pairs = StableDiffusion.load("tiny"), Memory(), NoPairs(config, side, batch_size)
+    with torch.device("meta"):
+        sd.unet, branch = UNet(config), bps_branch.Branch(config)
+    sd.encode_prompts = lambda prompts: torch.empty(len(prompts), 77, config.cross_attention_dim, device="meta")
+    memory.see([*sd.unet.parameters(), *branch.parameters()])
+    weights = memory.live
+    with as_on_cuda(), memory:
+        bps.train_branch(sd, branch, pairs, 3, 1e-5, batch_size, gradient_checkpointing=gradient_checkpointing)
+    return {"weights": weights, "peak": memory.peak}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--gigabytes", type=float, nargs="+", default=[12, 16, 24])
     options = parser.parse_args()
     side = f"{options.resolution} × {options.resolution}"
-    print(f"torch {torch.__version__}, SD v1.5, bfloat16, {side}, batch 1 + 1 (LoRA: 1, or 1 + 1 with class pictures)")
+    batches = "batch 1 + 1 (LoRA: 1, or 1 + 1 with class pictures; BPS: as said)"
+    print(f"torch {torch.__version__}, SD v1.5, bfloat16, {side}, {batches}")
     sizes = "".join(f" fits {size:g} GB |" for size in options.gigabytes)
     print(f"| training | at its peak, GB |{sizes}\n|---|---|" + "---|" * len(options.gigabytes))
     for name, changes in VARIANTS.items():
         peak = measure(UNetConfig(), options.resolution // 8, changes)["peak"] / GB
         fits = "".join(f" {'yes' if peak + RESERVE <= size else 'no'} |" for size in options.gigabytes)
         print(f"| {name} | {peak:.2f} |{fits}", flush=True)
+    for batch_size, checkpointing in ((1, False), (1, True), (4, False), (4, True), (16, False), (16, True)):
+        peak = measure_bps(UNetConfig(), options.resolution // 8, batch_size, checkpointing)["peak"] / GB
+        fits = "".join(f" {'yes' if peak + RESERVE <= size else 'no'} |" for size in options.gigabytes)
+        print(f"| BPS, batch {batch_size}{', checkpointing' * checkpointing} | {peak:.2f} |{fits}", flush=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from minibnn.experiments.bps import anchors as bps_anchors
 from minibnn.experiments.bps import judge as bps_judge
 from minibnn.experiments.bps import pairs as bps_pairs
 from minibnn.experiments.bps import places as bps_places
+from minibnn.experiments.bps import variants as bps_variants
 from minibnn.files.locks import LOCK
 from minibnn.files.store import read_json, write_json
 from minibnn.neighbours import beside, bps, bps_branch, bps_run
@@ -245,6 +246,56 @@ def test_the_bundled_model_and_odd_sizes(side):
         assert (bps_branch.steered(sd.unet, branch, x, t, context, hint) - sd.unet(x, t, context)).abs().max() > 1e-3
         with pytest.raises(UserError, match="hint of .* this model and picture size need"):
             bps_branch.steered(sd.unet, branch, x, t, context, hint[..., :-8])
+
+
+def kept_bytes(unet, branch, inject, dtype, checkpointing):
+    """What autograd keeps of one steered forward, in bytes; the gradients of the branch; how often the blocks ran."""
+    x, t, context, hint = inputs()
+    unet.gradient_checkpointing = branch.gradient_checkpointing = checkpointing
+    blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+    if inject is bps_branch.added:  # the others do not use all of the branch
+        own = [*branch.encoder, *branch.middle, *branch.decoder]
+        blocks += [unit for unit in own if not isinstance(unit, nn.Conv2d)]
+    calls, weights = [], {p.untyped_storage().data_ptr() for p in [*unet.parameters(), *branch.parameters()]}
+    handles = [block.register_forward_pre_hook(lambda block, inputs: calls.append(block)) for block in blocks]
+    sizes = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                out = bps_branch.steered(unet, branch, x, t, context, hint, inject)
+            kept = sum(sizes.values())
+        gradients = torch.autograd.grad(out.float().square().mean(), list(branch.parameters()), allow_unused=True)
+    finally:
+        unet.gradient_checkpointing = False
+        for handle in handles:
+            handle.remove()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in unet.modules())
+    return kept, gradients, {calls.count(block) for block in blocks}
+
+
+@pytest.mark.parametrize(
+    ("inject", "dtype"),
+    [(bps_branch.added, torch.float32), (bps_branch.added, torch.bfloat16), (bps_variants.skip_only, torch.float32)],
+)
+def test_checkpointing_computes_each_block_twice_with_the_hint(unet, inject, dtype):
+    """Same bits of the gradients, and less that is kept. What backward computes again is steered too, though the block
+    that steers the forward is over by then."""
+    torch.manual_seed(1)
+    branch = (bps_variants.SkipBranch if inject is bps_variants.skip_only else bps_branch.Branch)(SMALL)
+    awaken(branch)
+    whole, expected, once = kept_bytes(unet, branch, inject, dtype, False)
+    kept, gradients, twice = kept_bytes(unet, branch, inject, dtype, True)
+    assert once == {1} and kept < 0.6 * whole
+    assert twice == ({1, 2} if inject is bps_variants.skip_only else {2})  # the UNet's encoder is frozen there
+    for a, b in zip(expected, gradients, strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)
 
 
 # --- §1e 6: the posterior of a Gaussian, in closed form ---------------------------------------------------------------
@@ -560,7 +611,7 @@ def test_a_stopped_training_goes_on_to_the_same_branch(tmp_path, monkeypatch):
     changed.write_text(real)
     run.mkdir()
     (run / LOCK).touch()  # as a kill leaves it; bug of an earlier version: "--out exists"
-    command("--resume", "--out", run)
+    command("--resume", "--out", run, "--gradient-checkpointing")  # which changes no bit
     assert not work.exists()
     command(*words, "--out", tmp_path / "whole")
     a, b = (tmp_path / name / "branch.safetensors" for name in ("run", "whole"))
@@ -714,7 +765,8 @@ class TestMistakes:
         self.refused(pairs, "guidance = nan is not a finite number", guidance=float("nan"), **changes)
 
     def test_training_options_beside_a_branch(self, pairs):
-        numbers = {"steps": 5, "lr": 1e-3, "batch_size": 4, "resolution": 32, "hint_channels": 3, "resume": True}
+        numbers = {"steps": 5, "lr": 1e-3, "batch_size": 4, "resolution": 32, "hint_channels": 3, "resume": True,
+                   "gradient_checkpointing": True}
         for name, value in {**numbers, "gains": "equal"}.items():
             words = f"--{name.replace('_', '-')} is for training; with --branch"
             self.refused(pairs, words, branch="b", **{name: value})

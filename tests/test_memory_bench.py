@@ -65,3 +65,14 @@ def test_only_dreambooth_keeps_a_second_unet_to_teach_the_class(bench, method, c
                      for target in ("noise", "pretrained"))
     context = 512 * -(-2 * 77 * SMALL.cross_attention_dim * 4 // 512)
     assert taught["kept"] - noise["kept"] == copies * noise["weights"] + context
+
+
+def test_a_training_of_a_branch(bench):
+    """Weights of both networks; at the peak also the branch's gradients and moments, and what autograd keeps."""
+    with torch.device("meta"):
+        frozen, branch = bench.UNet(SMALL), bench.bps_branch.Branch(SMALL)
+    counts = [sum(-(-4 * p.numel() // 512) * 512 for p in part.parameters()) for part in (frozen, branch)]
+    whole, less = (bench.measure_bps(SMALL, 16, 16, checkpointing) for checkpointing in (False, True))
+    assert whole["weights"] == less["weights"] == sum(counts)
+    least = sum(counts) + 3 * counts[1]
+    assert least < less["peak"] < 0.6 * whole["peak"]

@@ -128,15 +128,18 @@ def read_pairs(folder, channels, resolution, edges=False):
 
 
 def train_branch(sd, branch, pairs, steps, lr, batch_size=16, seed=0, dtype=torch.float32, inject=added, work=None,
-                 every=0, go_on=""):
+                 every=0, go_on="", gradient_checkpointing=False):
     """Train the branch by the ordinary ε (or v) loss; everything else stays as it is. Every tenth caption is left out.
 
     work: a folder for checkpoints, after `every` steps (0: never), at the end and on Ctrl-C, which then raises
-    KeyboardInterrupt with `go_on`, the command to go on; a training that is there goes on. Returns the losses of the
-    steps. Raises UserError when one is not finite.
+    KeyboardInterrupt with `go_on`, the command to go on; a training that is there goes on. gradient_checkpointing: of
+    branch and UNet. Returns the losses of the steps. Raises UserError when one is not finite.
     """
     sd.unet.requires_grad_(False)
+    sd.unet.gradient_checkpointing = branch.gradient_checkpointing = gradient_checkpointing
     contexts = sd.encode_prompts([*pairs.captions, ""])
+    sd.vae.cpu()
+    sd.text_encoder.cpu()  # training needs neither
 
     def batches(i, generator):
         picked = data.picked(len(pairs.captions), i, batch_size, seed)
@@ -166,6 +169,7 @@ def train_branch(sd, branch, pairs, steps, lr, batch_size=16, seed=0, dtype=torc
     with Progress(None, training, steps, "training the branch") as progress, stopping as stop:
         saving = [Checkpoints(options, stop, training.step, progress, lambda _: go_on)] if work else []
         train(training, options, batches, [progress, note, *saving])
+    sd.to(sd.device)
     return losses
 
 

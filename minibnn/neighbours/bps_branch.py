@@ -24,6 +24,7 @@ import contextlib
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
 from ..networks.unet import time_sinusoid
@@ -78,13 +79,14 @@ class Branch(nn.Module):
 
     hint (B, hint_channels, H, W), where H and W are multiples of the VAE's `factor`; time (B, T) from `time_of`.
     Returns one tensor (B, C, h, w) for each unit, in the order of `units`; None for conv_in and the downsamplers.
+    With `gradient_checkpointing = True`, backward computes each block again instead of keeping its inner results.
     """
 
     def __init__(self, config, hint_channels=1, factor=8, gains="head-heavy"):
         super().__init__()
         channels, n, groups = config.block_out_channels, config.layers_per_block, config.norm_num_groups
         last, time_channels = len(channels) - 1, 4 * channels[0]
-        self.factor, self.hint_channels = factor, hint_channels
+        self.factor, self.hint_channels, self.gradient_checkpointing = factor, hint_channels, False
 
         widths, heavy = [channels[0]], [16.0]  # of the encoder's units
         self.encoder = nn.ModuleList([nn.Conv2d(hint_channels * factor**2, channels[0], 3, padding=1)])
@@ -112,18 +114,26 @@ class Branch(nn.Module):
         self.decoder_zeros = nn.ModuleList(zero_conv(width, width) for width in outputs)
 
     def forward(self, hint, time):
+        def run(block, *arguments):
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                return checkpoint(block, *arguments, use_reentrant=False)
+            return block(*arguments)
+
+        def joined(block, h, skip):
+            return block(torch.cat([h, skip], dim=1))
+
         h, skips, features = F.pixel_unshuffle(hint, self.factor), [], []  # (B, C, H, W) -> (B, f²C, H/f, W/f)
         for unit, zero, gain in zip(self.encoder, self.zeros, self.gains, strict=False):
             timed = isinstance(unit, TimedBlock)
-            h = unit(h, time) if timed else unit(h)
+            h = run(unit, h, time) if timed else unit(h)
             skips.append(h)
             features.append(gain * zero(h) if timed else None)
         for block in self.middle:
-            h = block(h, time)
+            h = run(block, h, time)
         features.append(self.gains[-1] * self.zeros[-1](h))
         per_level = len(self.decoder) // (len(self.upsamplers) + 1)
         for i, (block, zero) in enumerate(zip(self.decoder, self.decoder_zeros, strict=True)):
-            h = block(torch.cat([h, skips.pop()], dim=1))
+            h = run(joined, block, h, skips.pop())
             features.append(zero(h))
             if skips and (i + 1) % per_level == 0:
                 h = F.interpolate(h, size=skips[-1].shape[2:], mode="nearest")
@@ -161,6 +171,19 @@ def added(unet, features):
             handle.remove()
 
 
+@contextlib.contextmanager
+def checkpointed_in(unet, context):
+    """Within this block, what the UNet computes again in backward is computed inside context().
+
+    Backward may run when this block, and with it the context of its forward, is over.
+    """
+    unet.checkpoint_settings = {"context_fn": lambda: (contextlib.nullcontext(), context())}
+    try:
+        yield
+    finally:
+        unet.checkpoint_settings = {}
+
+
 def time_of(unet, t, dtype=torch.float32):
     """The embedded time that the branch receives, computed by the frozen UNet: (B,) -> (B, T)."""
     with torch.no_grad():
@@ -176,5 +199,6 @@ def steered(unet, branch, x, t, context, hint, inject=added):
     if tuple(hint.shape[1:]) != wanted:
         given = tuple(hint.shape[1:])
         raise UserError(f"hint of (channels, height, width) {given}: this model and picture size need {wanted}")
-    with inject(unet, branch(hint.to(x.dtype), time_of(unet, t, x.dtype))):
+    features = branch(hint.to(x.dtype), time_of(unet, t, x.dtype))
+    with inject(unet, features), checkpointed_in(unet, lambda: inject(unet, features)):
         return unet(x, t, context)

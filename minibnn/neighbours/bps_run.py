@@ -38,9 +38,11 @@ from .bps_branch import Branch
 
 TRAINING = (  # options that --branch does not allow
     "hint_channels", "gains", "steps", "lr", "batch_size", "resolution", "checkpoint_every", "resume",
+    "gradient_checkpointing",
 )
 ANY_TIME = {  # on --resume: what leaves the branch as it would be
     "out", "resume", "overwrite", "device", "checkpoint_every", "steps", "sample_steps", "guidance", "guide_hint",
+    "gradient_checkpointing",
 }
 AUTHORS_STEPS = 164_000  # of their recipe for sketches on COCO, about
 
@@ -130,7 +132,8 @@ def train_on_pairs(sd, out, options, dtype):
         branch = Branch(sd.unet.config, options.hint_channels, sd.vae.factor, options.gains).to(sd.device)
         pairs, go_on = Pairs(sd, hints, images, prompts), unfinished.to_go_on(options, out)
         numbers = (steps, lr, options.batch_size, options.seed, dtype)
-        train_branch(sd, branch, pairs, *numbers, work=work, every=options.checkpoint_every, go_on=go_on)
+        train_branch(sd, branch, pairs, *numbers, work=work, every=options.checkpoint_every, go_on=go_on,
+                     gradient_checkpointing=options.gradient_checkpointing)
         beside.save(branch, out, "branch", dataclasses.asdict(options) | {"factor": sd.vae.factor})
     return branch, hints[:8], prompts[:8]
 

@@ -194,7 +194,8 @@ class UNet(Network):
 
     x (B, 4, h, w) are noisy latents of any height and width, t (B,) int64 are times in 0..999, and context (B, L, D) is
     the text encoder's output. Returns (B, 4, h, w).
-    With `gradient_checkpointing = True`, backward computes each block again instead of keeping its inner results.
+    With `gradient_checkpointing = True`, backward computes each block again instead of keeping its inner results;
+    `checkpoint_settings` are those of torch's `checkpoint`, as a context in which that is done.
     """
 
     Config, official_class, part = UNetConfig, "UNet2DConditionModel", "unet"
@@ -202,7 +203,7 @@ class UNet(Network):
     def __init__(self, config: UNetConfig = UNetConfig()) -> None:
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing, self.checkpoint_settings = False, {}
         channels, heads = config.block_out_channels, config.heads
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(channels[0], 4 * channels[0])
@@ -234,7 +235,7 @@ class UNet(Network):
     def forward(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         def run(block, *arguments):
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                return checkpoint(block, *arguments, use_reentrant=False)
+                return checkpoint(block, *arguments, use_reentrant=False, **self.checkpoint_settings)
             return block(*arguments)
 
         sinusoid = time_sinusoid(t, self.config.block_out_channels[0]).to(x.dtype)  # (B,) -> (B, C)

@@ -74,6 +74,7 @@ class BpsOptions:
     batch_size: int = option(16, "pairs for each step", "training", type=whole)
     resolution: int = option(None, "pixels of the square crop [{resolution}]", "training", type=whole)
     dtype: str = option(None, "precision of the computation [float32; CUDA: bfloat16 if it is fast there]", "training", choices=("float32", "bfloat16"))
+    gradient_checkpointing: bool = option(False, "recompute blocks in backward: less memory, more time", "training")
     device: str = device_option("training")
     seed: int = seed_option("training")
 
