@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,6 +29,7 @@ from minibnn.pictures import to_pil, to_tensor
 
 transformers = pytest.importorskip("transformers")
 RECORDED = json.loads((DATA / "photo.json").read_text())
+HEAD = "sac+logos+ava1-l14-linearMSE.safetensors"
 PROMPTS = ["a photo of a sks dog", "Two cats, on 3 mats!"] * 3
 
 
@@ -122,6 +125,62 @@ def test_the_clip_score_is_a_reward(folders, theirs):
     assert worst(got, (out.logits_per_image / model.logit_scale.exp()).diagonal()) < 3e-5
     with pytest.raises(UserError, match="--reward clip:.*nowhere: .*--clip"):
         rewards.load_reward(f"clip:{folders / 'nowhere'}")
+
+
+# --- LAION's aesthetic predictor --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def beauty(folders, tmp_path_factory):
+    """A folder with a small CLIP of 768 features and a head of random weights; what transformers and PyTorch see in it.
+
+    The head is that of the authors' code, with the dropout that gives its layers their numbers.
+    """
+    folder = tmp_path_factory.mktemp("beauty") / "clip"
+    shutil.copytree(folders / "clip", folder)
+    config = transformers.CLIPConfig.from_pretrained(folder)
+    config.projection_dim = 768
+    torch.manual_seed(0)
+    clip = transformers.CLIPModel(config).eval()
+    for tensor in clip.parameters():  # or all pictures would look alike
+        tensor.data += 0.1 * torch.randn_like(tensor)
+    clip.save_pretrained(folder)
+    head = torch.nn.Sequential(
+        torch.nn.Linear(768, 1024), torch.nn.Dropout(0.2), torch.nn.Linear(1024, 128), torch.nn.Dropout(0.2),
+        torch.nn.Linear(128, 64), torch.nn.Dropout(0.1), torch.nn.Linear(64, 16), torch.nn.Linear(16, 1),
+    ).eval()
+    save_file({f"layers.{name}": tensor for name, tensor in head.state_dict().items()}, folder / HEAD)
+    pixels = transformers.AutoImageProcessor.from_pretrained(folder)(pictures(), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        features = clip.visual_projection(clip.vision_model(pixels).pooler_output)
+        return folder, head(features / features.norm(dim=1, keepdim=True))[:, 0]
+
+
+def test_the_aesthetic_score_is_a_reward(beauty):
+    folder, wanted = beauty
+    got = rewards.rewards_of(rewards.load_reward(f"aesthetic:{folder}"), pictures(), PROMPTS)
+    assert wanted.std() > 1e-4 * wanted.abs().max() and worst(got, wanted) < 1e-3
+
+
+def test_an_aesthetic_head_that_is_not_there_or_does_not_fit(folders, beauty, tmp_path):
+    """One line each: no head, the pickle, LAION's other head with ReLUs between, a CLIP of another size."""
+    name = f"aesthetic:{folders / 'clip'}"
+    with pytest.raises(UserError, match=f"--reward {name}: .*{re.escape(HEAD)} is missing; put in https"):
+        rewards.load_reward(name)
+    for path in (folders / "clip").iterdir():
+        shutil.copy(path, tmp_path)
+    (tmp_path / HEAD).with_suffix(".pth").touch()
+    with pytest.raises(UserError, match="is a pickle, which can run code"):
+        rewards.load_reward(f"aesthetic:{tmp_path}")
+    tensors = load_file(beauty[0] / HEAD)
+    others = dict(zip("02467", ("0", "3", "6", "9", "11"), strict=True))
+    renamed = {f"layers.{others[name[7]]}.{name[9:]}": tensor for name, tensor in tensors.items()}
+    save_file(renamed, tmp_path / HEAD)
+    with pytest.raises(UserError, match="holds another network: .* e.g. layers.2.weight"):
+        rewards.load_reward(f"aesthetic:{tmp_path}")
+    save_file(tensors, tmp_path / HEAD)
+    with pytest.raises(UserError, match="holds a CLIP of another size than ViT-L/14"):
+        rewards.load_reward(f"aesthetic:{tmp_path}")
 
 
 def test_clip_i_is_the_mean_over_all_pairs(folders, theirs):

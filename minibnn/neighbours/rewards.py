@@ -1,7 +1,8 @@
 """Rewards: plain functions of pictures and their prompts, (list of n PIL pictures, list of n strings) -> n numbers.
 
 Those of the picture world read the pixels, so that they need no network and can be checked against the world's own
-scenes. For photographs `--reward clip:FOLDER` is the CLIP score: the cosine of picture and prompt in openai/clip-vit-*.
+scenes. For photographs `--reward clip:FOLDER` is the CLIP score: the cosine of picture and prompt in openai/clip-vit-*;
+`--reward aesthetic:FOLDER` is what LAION's aesthetic predictor v2 says of the picture alone, about 1..10.
 A reward of your own is a function in a file: `--reward mine.py:beauty`.
 """
 
@@ -54,20 +55,38 @@ def clip_score(folder, device="cpu"):
     return score
 
 
+def aesthetic(folder, device="cpu"):
+    """LAION's aesthetic score as a reward, about 1..10. folder: CLIP ViT-L/14, with the head. Raises UserError."""
+    head, clip = loading.load_aesthetic_head(folder), loading.load_clip(folder, device)
+    if clip.model.config.projection_dim != head.layers["0"].in_features:
+        raise UserError(f"{folder} holds a CLIP of another size than ViT-L/14, on which the aesthetic head was trained")
+
+    @torch.no_grad()
+    def score(pictures, prompts):
+        return head(measures.clip_pictures(pictures, clip))
+
+    return score
+
+
+NETWORKS = {"clip": clip_score, "aesthetic": aesthetic}  # rewards whose networks come from a folder
+
+
 def load_reward(name, device="cpu"):
-    """A function of this file by its name, "clip:FOLDER" or "file.py:function". Raises UserError: what is missing.
+    """A function of this file by its name, "clip:FOLDER", "aesthetic:FOLDER" or "file.py:function". Raises UserError.
 
     device: where CLIP computes.
     """
-    if name.startswith("clip:"):
+    kind, _, folder = name.partition(":")
+    if kind in NETWORKS and folder:
         try:
-            return clip_score(name.removeprefix("clip:"), device)
+            return NETWORKS[kind](folder, device)
         except UserError as error:
             raise UserError(f"--reward {name}: {error}") from None
     own = {function.__name__: function for function in (red_thing_on_grass, redness)}
     if ":" not in name:
         if name not in own:
-            raise UserError(f"--reward {name} is not one of {', '.join(own)}; clip:FOLDER; your own: file.py:function")
+            raise UserError(f"--reward {name} is not one of {', '.join(own)}; clip:FOLDER; aesthetic:FOLDER; "
+                            "your own: file.py:function")
         return own[name]
     path, _, function = name.rpartition(":")
     if not Path(path).is_file():

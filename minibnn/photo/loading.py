@@ -1,7 +1,7 @@
-"""The four networks of the photo measures. Each comes from a folder that the user has fetched; nothing is downloaded.
+"""The networks that judge photographs. Each comes from a folder that the user has fetched; nothing is downloaded.
 
 CLIP ViT-L/14 and DINO ViT-S/16 are networks of transformers (the extra `[metrics]`), which is imported only when it is
-needed. The other two are our own (`networks.py`). When a package or a file is missing, one line says how to get it.
+needed. The others are our own (`networks.py`). When a package or a file is missing, one line says how to get it.
 
 But: safetensors only, as everywhere in minibnn.
 """
@@ -19,7 +19,7 @@ from ..files.store import read_json
 from ..files.weights import WeightsError, open_weights, read_tensors
 from ..networks.text_encoder import TextEncoder, TextEncoderConfig
 from ..networks.tokenizer import Tokenizer
-from .networks import ClipIqa, ClipResNet, Lpips
+from .networks import AestheticHead, ClipIqa, ClipResNet, Lpips
 
 ALEXNET, LINEAR, RN50 = "alexnet-owt-7be5be79", "alex", "open_clip_model"  # names of files
 CLIP_FILES = (
@@ -31,6 +31,11 @@ RN50_FILES = f"get it by: hf download timm/resnet50_clip.openai {RN50}.safetenso
 LPIPS_FILES = (
     f"put in https://download.pytorch.org/models/{ALEXNET}.pth and lpips/weights/v0.1/{LINEAR}.pth of "
     "https://github.com/richzhang/PerceptualSimilarity, both converted to safetensors"
+)
+AESTHETIC = "sac+logos+ava1-l14-linearMSE"
+AESTHETIC_FILES = (
+    "put in https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/"
+    "sac%2Blogos%2Bava1-l14-linearMSE.pth, converted to safetensors"
 )
 QUALITY = ("Good photo.", "Bad photo.")  # the prompts of Clip-IQA
 
@@ -98,6 +103,14 @@ def load_lpips(folder, device="cpu"):
     with torch.device("meta"):
         network = Lpips()
     return _fill(network, tensors, f"--lpips {folder}").to(device)
+
+
+def load_aesthetic_head(folder):
+    """Read LAION's head, in its published names, from a folder beside CLIP ViT-L/14. Raises UserError."""
+    tensors = read_tensors(path := _find(folder, AESTHETIC, "the folder", AESTHETIC_FILES))
+    with torch.device("meta"):
+        network = AestheticHead()
+    return _fill(network, tensors, path)
 
 
 def load_clip_iqa(folder, device="cpu"):

@@ -1,9 +1,10 @@
-"""Two networks of the photo measures that transformers lacks: Lpips' AlexNet, and Clip-IQA's ResNet-50 of CLIP.
+"""Networks that judge pictures and that transformers lacks: Lpips' AlexNet, Clip-IQA's ResNet-50, an aesthetic head.
 
 Follows: Lpips 0.1 (Zhang et al. 2018; richzhang/PerceptualSimilarity) on torchvision's AlexNet, and CLIP's RN50
 (Radford et al. 2021, §2.4; openai/CLIP) without position embeddings, so that it takes pictures of any size (Clip-IQA,
-Wang et al. 2023). Attribute names are the names in the official files. The packages that hold these networks (lpips,
-piq, pyiqa) need torchvision, whose wheel on PyPI cannot be imported beside a CPU build of PyTorch.
+Wang et al. 2023), and LAION's aesthetic predictor v2 (christophschuhmann/improved-aesthetic-predictor). Attribute names
+are the names in the official files. The packages that hold these networks (lpips, piq, pyiqa) need torchvision, whose
+wheel on PyPI cannot be imported beside a CPU build of PyTorch.
 
 But: only for measuring; no other backbones, no learned prompts (Clip-IQA+).
 
@@ -135,3 +136,23 @@ class ClipIqa(nn.Module):
         mean, deviation = (torch.tensor(values).to(x)[:, None, None] for values in (self.MEAN, self.DEVIATION))
         embedding = F.normalize(self.visual(((x + 1) / 2 - mean) / deviation), dim=-1)
         return (self.scale * embedding @ self.anchors.T).softmax(-1)[:, 0]
+
+
+# --- aesthetic predictor ----------------------------------------------------------------------------------------------
+
+
+class AestheticHead(nn.Module):
+    """How much people like a picture, about 1..10: unit vectors (n, 768) of CLIP ViT-L/14 -> (n,).
+
+    Linear layers with nothing between them: the dropout that the published names leave room for is for training.
+    """
+
+    def __init__(self, width=768):
+        super().__init__()
+        sizes = ("0", width, 1024), ("2", 1024, 128), ("4", 128, 64), ("6", 64, 16), ("7", 16, 1)
+        self.layers = nn.ModuleDict({name: nn.Linear(before, after) for name, before, after in sizes})
+
+    def forward(self, x):
+        for layer in self.layers.values():
+            x = layer(x)
+        return x[:, 0]
