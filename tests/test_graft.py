@@ -633,7 +633,9 @@ def lora_run(tmp_path_factory):
     """GRAFT of a LoRA on a model in SD v1's layout, with guidance, in bfloat16, with gradient checkpointing."""
     folder = tmp_path_factory.mktemp("sd")
     small_sd.make(folder / "sd", layers=1)
-    (folder / "mine.py").write_text("def bright(pictures, _):\n    return [p.getpixel((9, 9))[0] for p in pictures]\n")
+    (folder / "mine.py").write_text(  # bug: fresh samples were rewarded in bfloat16
+        "import torch\n\ndef bright(pictures, _):\n    assert not torch.is_autocast_enabled('cpu')\n"
+        "    return [p.getpixel((9, 9))[0] for p in pictures]\n")
     seen = {"forwards": 0, "autocast": [], "checkpointing": set()}
 
     def look(unet, args):

@@ -199,12 +199,14 @@ def evaluated(options, record, reward, folder):
     """The mean reward of fresh samples of the run in a folder, of which samples.png shows some."""
     sd = open_graft_run(folder, record).to(options.device)
     fresh = [options.prompt[i % len(options.prompt)] for i in range(options.evaluate)]
-    rewards, shown, size = [], [], options.batch_size
-    with autocast(sd.device, getattr(torch, options.dtype)):
-        for part in draw_latents(sd, fresh, options, options.seed + 1)[0].split(size):
+    rewards, shown, dtype = [], [], getattr(torch, options.dtype)
+    with autocast(sd.device, dtype):
+        latents, _ = draw_latents(sd, fresh, options, options.seed + 1)
+    for part in latents.split(options.batch_size):
+        with autocast(sd.device, dtype):
             pictures = pictures_of(sd, part)
-            rewards.append(rewards_of(reward, pictures, fresh[len(shown) : len(shown) + len(pictures)]))
-            shown += pictures
+        rewards.append(rewards_of(reward, pictures, fresh[len(shown) : len(shown) + len(pictures)]))
+        shown += pictures
     save_png(grid(shown[:24], 8, zoom=max(1, 128 // options.resolution)), folder / "samples.png")
     return torch.cat(rewards).mean().item()
 
