@@ -12,6 +12,7 @@ from minibnn.experiments import graft
 from minibnn.experiments.bps import anchors as bps_anchors
 from minibnn.experiments.bps import places as bps_places
 from minibnn.experiments.corruption import report
+from minibnn.experiments.inverse_noise.report import by_seed, contests
 from minibnn.experiments.stage import report as stage_report
 from minibnn.experiments.stage import settings as stage_settings
 from minibnn.experiments.stage import tables as stage_tables
@@ -166,6 +167,13 @@ def anchored(one, other, scale, measure):
     return interval([row["cells"][one][scale][measure] - row["cells"][other][scale][measure] for row in rows])
 
 
+def of_world(what, steps=10, own=None):
+    """The distances of a sampler on the world's pictures: one for each seed."""
+    rows = json.loads((RESULTS / "inverse_noise.json").read_text())["world"]
+    seeds = sorted({row["seed"] for row in rows if "seed" in row})
+    return np.array(by_seed([[row for row in rows if row.get("seed") == seed] for seed in seeds], what, steps, own))
+
+
 def rewards(method, other, measure="reward"):
     seeds = json.loads((RESULTS / "graft.json").read_text())["seeds"].values()
     return interval([seed[method][measure] - seed[other][measure] for seed in seeds])
@@ -287,6 +295,14 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
         *rewards("P-GRAFT 250", "GRAFT")], 2),
     "P-GRAFT, samples": ("RESULTS", "by an energy distance of {} [{}, {}]", lambda: [
         *rewards("GRAFT", "P-GRAFT 250", "distance")], 3),
+    "noise correction": ("RESULTS", "not shown to help (better by {} [{}, {}], five seeds)", lambda: [
+        *interval(of_world("flow") - of_world("corrected", 10, 20))], 3),
+    "noise correction, Gaussian": ("RESULTS", "brings it to {} (better by {} [{}, {}]), one factor to {}", lambda: [
+        of_world("gaussian").mean(), *interval(of_world("flow") - of_world("gaussian")), of_world("scaled").mean()], 3),
+    "noise correction, the three": (
+        "docs/neighbours", "(distance {}, without correction {}), and that the network helps ({})", lambda: [
+            of_world("scaled").mean(), of_world("flow").mean(),
+            of_world("corrected", 10, 20).mean()], 3),
     "README, time": ("README", "estimated [{} minutes, {} of them for the class pictures]", lambda: [
         sum(minutes()), minutes()[0]], 0),
     "README, less time": ("README", "`--class-count 200` it takes {}, and with `--method lora` {}.", lambda: [
@@ -385,6 +401,28 @@ def test_the_table_of_graft_is_what_the_command_prints(capsys):
     assert len(rows) == 8
     for row in rows:
         assert plainly(row) in page_of("graft")
+
+
+def test_the_table_of_inverse_noise_on_the_world():
+    plain = of_world("flow")
+    rows = {("flow", n, None): f"{n} steps | {cost}" for n, cost in ((10, 329), (20, 657), (40, 1314))}
+    for k, cost in ((5, 370), (10, 411), (20, 494)):
+        rows["corrected", 10, k] = f"{k} of the corrector + 10 steps | {cost}"
+    rows["scaled", 10, None] = "one factor (1.07) + 10 steps | 329"
+    rows["gaussian", 10, None] = "Gaussian + 10 steps | 329"
+    for key, text in rows.items():
+        found = of_world(*key)
+        middle, low, high = (f"{x:.3f}" for x in interval(plain - found))
+        more = "" if key[0] == "flow" else f"{middle} [{low}, {high}] "
+        each = ", ".join(f"{distance:.3f}" for distance in found)
+        assert plainly(f"| {text} | {spread(found)} | {each} | {more}|") in page_of("inverse_noise").replace("*", "")
+    kept = json.loads((RESULTS / "inverse_noise.json").read_text())
+    told = contests({}, kept["world"])
+    for what, text in (("gaussian", "world {}, five seeds"), ("scaled", "to the network is shown ({})")):
+        [(*_, middle, low, high, count)] = [row for row in told if row[2] == what]
+        sign = "+" if what == "scaled" else ""
+        assert count == 5
+        assert plainly(text.format(f"{sign}{middle:.3f} [{low:.3f}, {high:.3f}]")) in page_of("inverse_noise")
 
 
 def test_the_tables_of_bps_are_those_of_its_runs():
