@@ -462,3 +462,18 @@ def test_the_gains_of_guidance_are_means_of_its_trainings():
     assert f"$u={means['base'][1]:.2f}$ against $c={means['c'][1]:.2f}$ at $t=100$" in lesson
     first, second = (7.5 * means["c"][1] - 6.5 * means[name][1] for name in ("base", "own"))
     assert f"{first:.2f} at $w=7.5$" in lesson and f"({second:.2f} at 7.5)" in lesson
+
+
+def test_what_the_teacher_brings_lora():
+    """The single trainings with which its weight was chosen, from the lowest to the highest share in percent."""
+    rows = [json.loads(line) for line in (RESULTS / "recipe_search.jsonl").read_text().splitlines()]
+    both, leak = ({name: [100 * row["values"][what] for row in rows if row["setting"] == name]
+                   for name in ("lora-taught-1", "lora-taught-3")} for what in ("both", "leak"))
+    coats = sum(leak.values(), [])
+    drifted = sum(row["values"]["varied"] < 0.05 for row in rows)
+    text = words("docs/training")
+    assert f"drifted in {drifted} of {len(rows)}, and {min(coats):.0f} to {max(coats):.0f} % of its pictures" in text
+    assert {row["seed"] for row in rows} == {100} and "lora-taught-1 lora-taught-3 --seeds 100`" in text
+    for name, said in (("lora-taught-1", "{} to {} % of the pictures showed the subject with a weight of 1"),
+                       ("lora-taught-3", "{} to {} % with a weight of 3")):
+        assert said.format(*(int(share + 0.5) for share in (min(both[name]), max(both[name])))) in text

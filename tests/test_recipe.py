@@ -107,7 +107,7 @@ def test_what_is_clipped_is_counted_in_percent():
 def test_settings_share_class_pictures_that_are_drawn_alike():
     settings = trainings.SETTINGS.items()
     folders = {name: trainings.class_folder(Path("out"), "cat", setting) for name, setting in settings}
-    others = dict.fromkeys(("noise-target", "weight-four-noise", "unguided-class-pictures"), "1")
+    others = dict.fromkeys(("noise-target", "weight-four-noise", "lora-noise", "unguided-class-pictures"), "1")
     others["noise-target-guided"] = "3"
     assert {name: folders.pop(name).name for name in others} == {n: f"cat-guidance-{g}" for n, g in others.items()}
     assert {folder.name for folder in folders.values()} == {"cat"}
