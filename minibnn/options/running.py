@@ -106,6 +106,7 @@ class Output:
 @contextlib.contextmanager
 def own_output():
     """Inside, what a command prints goes through Output, line by line; what it lacks is spelled (`plain.py`)."""
+    _received.clear()  # what stopped an earlier command of this process
     before = sys.stdout, sys.stderr
     for stream in before:
         if hasattr(stream, "reconfigure"):  # a notebook's stream has nothing to reconfigure
