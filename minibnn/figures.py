@@ -17,7 +17,7 @@ class Figures:
         self.sent = None
         if values.is_cuda:
             self.sent = torch.cuda.Event()
-            self.sent.record()
+            self.sent.record(torch.cuda.current_stream(values.device))  # of that GPU, which may not be the current one
 
     def read(self):
         """{name: number}. Waits until they have arrived."""

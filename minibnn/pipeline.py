@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 
 from . import runs, sample, schedule
+from .devices import upload
 from .errors import UserError
 from .files import single_file
 from .files.configs import (
@@ -66,6 +67,8 @@ class StableDiffusion:
     def load(cls, path: Path | str, tokenizer: Path | str | None = None, dtype: torch.dtype | None = None,
              prediction_type: str | None = None) -> Self:
         """Load a bundled model by its name (BUNDLED), a diffusers folder, a run of any method, or a single LDM file.
+
+        A P-GRAFT run is opened as its fine-tuned UNet alone; `neighbours.graft_run.open_graft_run` adds the base.
 
         tokenizer: a folder with vocab.json and merges.txt, which a single file needs.
         dtype: of the weights in memory; None keeps the files' (the bundled model's recipe says float32).
@@ -150,8 +153,10 @@ class StableDiffusion:
     def save(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
         """Write the diffusers layout: opens in `diffusers.StableDiffusionPipeline.from_pretrained(folder)`.
 
-        dtype: of the weights on disk; None as in memory. Each file is written whole, model_index.json last.
+        dtype: of the weights on disk; None as in memory. Each file is written whole, model_index.json last. Raises
+        UserError for a UNet with random weights or adapters; then nothing is written.
         """
+        self._check_plain()
         folder = Path(folder)
         for part in FILES:
             state = getattr(self, part).state_dict()
@@ -167,12 +172,24 @@ class StableDiffusion:
                          header: dict[str, str] | None = None) -> None:
         """Write one file in the LDM layout, which ComfyUI and AUTOMATIC1111 read. dtype as in `save`.
 
-        header: what else to tell other programs, {str: str}, as of `files/headers.py`.
+        header: what else to tell other programs, {str: str}, as of `files/headers.py`. Raises UserError as `save`.
         """
+        self._check_plain()
         v2 = self.text_encoder.config.hidden_act == "gelu"  # OpenCLIP's; OpenAI's has quick_gelu
         tensors = single_file_tensors({part: getattr(self, part) for part in FILES}, openclip=v2)
         tensors = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in tensors.items()}
         write_tensors(path, tensors, (header or {}) | single_file.header_of(self.configs, self.recipe))
+
+    def _check_plain(self):
+        """Raises UserError if the UNet holds what its official layout has not, because nothing could open the file."""
+        with torch.device("meta"):
+            official = type(self.unet)(self.unet.config).state_dict()
+        other = next((name for name in self.unet.state_dict() if name not in official), None)
+        if other:
+            raise UserError(
+                f"the UNet holds {other}, which no official file does: finetune.methods.plain_unet(unet) keeps the "
+                "means of random weights; adapters are written by finetune.adapter_files"
+            )
 
     # --- computing ---
 
@@ -210,7 +227,8 @@ class StableDiffusion:
         """ε̂ for latents x (B, 4, h, w) at times t (B,), whatever the network predicts."""
         out = self.unet(x, t, context)
         if self.v_prediction:
-            return schedule.eps_from_v(x, out, self.alphas_cumprod.to(x.device)[t])
+            wide = torch.promote_types(x.dtype, torch.float32)  # 16 bits would round ᾱ to 1 at the smallest times
+            return schedule.eps_from_v(x.to(wide), out.to(wide), upload(self.alphas_cumprod, x.device)[t])
         return out
 
     guided_eps = sample.guided_eps

@@ -64,7 +64,8 @@ class Training:
     @property
     def losses(self):
         """{"diffusion", "prior", "kl": of the last step}, empty before the first. The host waits for the device."""
-        return {name: self.figures.read()[name] for name in LOSSES} if self.figures else {}
+        read = self.figures.read() if self.figures else {}
+        return {name: read[name] for name in LOSSES if read}
 
     def check(self):
         """Raises Diverged if the figures of the last step are not finite. The host waits for the device."""

@@ -674,7 +674,7 @@ def test_graft_of_a_lora_at_the_layout_of_sd(lora_run):
     assert fingerprint(merged.unet) == fingerprint(both.unet.finetuned) == fingerprint(StableDiffusion.load(run).unet)
 
 
-def test_a_run_of_graft_is_sampled_exported_and_opened_by_diffusers(lora_run, tmp_path):
+def test_a_run_of_graft_is_sampled_exported_and_opened_by_diffusers(lora_run, tmp_path, capsys):
     diffusers = pytest.importorskip("diffusers")
     folder, _ = lora_run
     run = folder / "run"
@@ -682,6 +682,7 @@ def test_a_run_of_graft_is_sampled_exported_and_opened_by_diffusers(lora_run, tm
     [picture] = sample(SampleOptions(**words, out=str(tmp_path / "a.png")))
     assert picture.size == (64, 64)
     export(ExportOptions(run=str(run), to="kohya", out=str(tmp_path / "kohya.safetensors")))
+    assert "the fine-tuned half of P-GRAFT, made for times above 400" in capsys.readouterr().out
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(folder / "sd", local_files_only=True)
     theirs.load_lora_weights(run)
     theirs.fuse_lora()

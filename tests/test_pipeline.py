@@ -1,5 +1,6 @@
 """The bundled model as a whole: what diffusers makes of it, seeds, errors, both export layouts."""
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -13,6 +14,7 @@ from minibnn import StableDiffusion, Tokenizer, UNet, UserError
 from minibnn.cli.sample import sample
 from minibnn.files.store import write_json
 from minibnn.files.weights import write_tensors
+from minibnn.finetune import adapters, bayes
 from minibnn.options.results import SampleOptions
 from minibnn.pictures import grid
 
@@ -70,6 +72,27 @@ def test_velocity_prediction(sd, tmp_path):
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
+
+
+def test_velocity_keeps_its_smallest_times_in_16_bits(sd, monkeypatch):
+    """Bug: in bfloat16 ᾱ_1 = 0.9983 is 1, and a network that predicts v = 0 found no noise in x_1."""
+    monkeypatch.setitem(sd.configs["scheduler"], "prediction_type", "v_prediction")
+    monkeypatch.setattr(sd, "unet", lambda x, t, context: torch.zeros_like(x))
+    found = sd.predict_eps(torch.ones(1, 4, 8, 8, dtype=torch.bfloat16), torch.tensor([1]), None)
+    expected = (1 - sd.alphas_cumprod[1].double()).sqrt().item()
+    torch.testing.assert_close(found.double(), torch.full((1, 4, 8, 8), expected).double(), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("prepare", [
+    lambda unet: bayes.bayesianize(unet), lambda unet: adapters.attach_lora(unet, adapters.LAYERS, 2, 2.0)])
+def test_what_no_official_file_can_hold_is_not_saved(sd, prepare, tmp_path):
+    """Bug: a folder was written that could not be opened again."""
+    other = dataclasses.replace(sd, unet=copy.deepcopy(sd.unet))
+    prepare(other.unet)
+    for save, place in ((other.save, tmp_path / "sd"), (other.save_single_file, tmp_path / "sd.safetensors")):
+        with pytest.raises(UserError, match="the UNet holds .*, which no official file does"):
+            save(place)
+        assert not place.exists()
 
 
 def test_guidance_as_printed(sd):

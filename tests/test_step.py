@@ -1,6 +1,7 @@
 """What a training step leaves out: waiting for the device, and a graph for the KL."""
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,3 +99,13 @@ def test_the_meta_device_sees_what_would_wait(on_meta, monkeypatch):
 def test_figures_arrive_as_they_were_sent():
     values = torch.tensor([1.0, 2.5], dtype=torch.float64)
     assert Figures(7, ("a", "b"), values).read() == {"a": 1.0, "b": 2.5}
+
+
+def test_figures_wait_for_the_gpu_that_sends_them(monkeypatch):
+    """Bug: the event was recorded on the current GPU, not on that of --device, and nothing was waited for."""
+    recorded = []
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=recorded.append))
+    values = SimpleNamespace(is_cuda=True, device="cuda:1", detach=lambda: torch.ones(2))
+    Figures(7, ("a", "b"), values)
+    assert recorded == ["stream of cuda:1"]

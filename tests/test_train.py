@@ -568,6 +568,17 @@ def test_a_run_of_an_earlier_version_resumes_as_it_began(options, tmp_path, micr
     assert_same_state(tmp_path / "run", tmp_path / "straight")
 
 
+def test_a_run_without_class_pictures_resumes_whoever_was_to_teach(options, tmp_path):
+    """Bug: runs of tiny-v2 that record a teacher, which they have not, were refused."""
+    fine_tune(options("--steps", "1", "--method", "lora"))
+    config = read_json(tmp_path / "run" / "config.json")
+    assert config["options"]["prior_weight"] == 0
+    config["options"]["prior_target"] = "pretrained"
+    write_json(tmp_path / "run" / "config.json", config)
+    fine_tune(parse(TrainOptions, "minibnn.train", ["--resume", "--out", str(tmp_path / "run"), "--steps", "2"]))
+    assert runs.options_of(tmp_path / "run").steps == 2
+
+
 def test_a_run_stopped_before_its_first_checkpoint_starts_again(options, tmp_path, monkeypatch):
     import minibnn.cli.train as module
 

@@ -17,9 +17,11 @@ import torch
 from .. import runs
 from ..errors import UserError
 from ..files import headers
+from ..files.store import read_json
 from ..files.weights import open_weights
 from ..finetune import adapter_files
 from ..finetune.adapter_settings import PEFT, PEFT_CONFIG
+from ..neighbours import graft_run
 from ..pipeline import StableDiffusion
 from . import programs
 
@@ -38,6 +40,10 @@ def export(options):
         header = write_adapter(options, source, out, method, dtype)
     kind = options.to if whole or options.to != "diffusers" else "lora"
     print(programs.how_to_open(out, kind, header))
+    record = source / graft_run.RECORD
+    if record.is_file() and (switch := read_json(record, graft_run.KIND)["switch"]):
+        print(f"this is the fine-tuned half of P-GRAFT, made for times above {switch}; from there on its base draws in "
+              "`python -m minibnn sample`")
     return out
 
 

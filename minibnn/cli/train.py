@@ -54,6 +54,8 @@ def fine_tune_there(options, observers):
     folders = [data.list_pictures(folder) for folder in options.images]
     files = [path for folder in folders for path in folder]
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
+    if options.deterministic:
+        make_deterministic(choose_device(options.device))  # before `settle` rehearses kernels
     options = settle(options, sd, len(files))
     sd.recipe |= runs.subject_of(options)
     of_folders = zip(folders, options.prompt, strict=True)
@@ -68,8 +70,6 @@ def fine_tune_there(options, observers):
             data.load_picture(path, options.resolution)
     if options.resume:
         runs.check_same_run(options, files)
-    if options.deterministic:
-        make_deterministic(options.device)
     choose_threads(options.device, sd.unet)
     out = Path(options.out)
     if options.resume:

@@ -144,7 +144,8 @@ def select(unet, where):
 def bayesianize(unet: nn.Module, where: str = "paper", sigma: float = 0.01, kernel: str = "torch") -> WeightNoise:
     """Replace the chosen layers by Bayesian ones in place, with μ at the present weights; returns their WeightNoise.
 
-    Call `noise.renew(generator)` before each forward in training. kernel: "torch", "reference" or "triton".
+    Call `noise.renew(generator, device)` before each forward in training, with the network's device. kernel: "torch",
+    "reference" or "triton".
     """
     noise = WeightNoise(kernel)
     for stream, name in enumerate(select(unet, where)):

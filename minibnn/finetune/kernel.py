@@ -6,6 +6,7 @@ import torch
 
 from ..errors import UserError
 
+SMALL = 64 * 2**20  # bytes
 
 def choose_kernel(asked, device, dtype):
     """"torch", "reference" or "triton" for `--kernel`; prints a line when the kernels turn out not to run here.
@@ -34,20 +35,25 @@ def default_kernel(device):
     return "triton" if cuda and torch.cuda.get_device_capability(device) >= (7, 5) else "torch"
 
 
-def room_at_once(network):
-    """Is there room for drawing a network's weights all at once? On a CPU there is; a GPU is asked what is free."""
+def room_at_once(network, ema=0.0, lambda_kl=0.0):
+    """Is there room for drawing a network's weights all at once? On a CPU there is; a GPU is asked what is free.
+
+    ema, lambda_kl: as in TrainOptions. A moving average, or the means of the prior, will be stored, too.
+    """
     device = next(network.parameters()).device
     if device.type != "cuda":
         return True
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     random = sum(p.numel() for name, p in network.named_parameters() if name.endswith("_sigma"))
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return fits_at_once(torch.cuda.mem_get_info(device)[0] + unused, trained, random)
+    later = 4 * trained * (ema > 0) + 4 * random * (lambda_kl > 0)
+    return fits_at_once(torch.cuda.mem_get_info(device)[0] + unused - later, trained, random)
 
 
 def fits_at_once(free, trained, random):
     """Do θ and dθ of `random` numbers, 2 bytes each, fit into `free` bytes beside the rest of a training?
 
     The rest: 12 bytes for each of `trained` numbers (its gradient and AdamW's two moments), and 4 GiB for activations.
+    What is as small as an adapter makes no difference to that, and always fits.
     """
-    return free >= 12 * trained + 4 * random + 4 * 2**30
+    return 4 * random < SMALL or free >= 12 * trained + 4 * random + 4 * 2**30

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .bayes import sample_tensor
+from .weight_noise import sample_tensor
 
 
 def delta(down, up, scale):
@@ -27,7 +27,7 @@ class Adapter(nn.Module):
     """A linear layer, (…, in) -> (…, out), whose weight and bias are frozen and keep their names.
 
     A subclass adds what is trained, `adapted`, which computes with it, and `merged_weight`. While `off` is true, the
-    layer is the pretrained one. noise and stream are as in `bayes.sample_tensor`.
+    layer is the pretrained one. noise and stream are as in `weight_noise.sample_tensor`.
     """
 
     def __init__(self, layer, noise, stream):

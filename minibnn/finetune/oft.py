@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .bayes import sample_tensor
 from .lora import Adapter
+from .weight_noise import sample_tensor
 
 
 def skew(q):
@@ -31,7 +31,7 @@ def cayley(q):
     It is computed as I + 2 (I − S)⁻¹ S, which is rounded less: |RᵀR − I| < 2e-7 instead of 9e-7 in float32.
     """
     s, eye = skew(q), torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
-    return eye + 2 * torch.linalg.solve(eye - s, s)
+    return eye + 2 * torch.linalg.solve_ex(eye - s, s).result  # never singular; `solve` would make the host wait
 
 
 def neumann(s, terms):

@@ -42,9 +42,12 @@ class WeightNoise:
         self._forget()
 
     def renew(self, generator: torch.Generator, device: torch.device | str = "cpu") -> None:
-        """Take the next seed from `generator`, on the CPU. A backward still to come keeps its own."""
+        """Take the next seed from `generator`, on the CPU. A backward still to come keeps its own.
+
+        device: of the network; the Triton kernels read the seed there, the other sources on the CPU.
+        """
         seed = torch.randint(2**62, (1,), generator=generator)
-        if self.kernel != "torch" and torch.device(device).type == "cuda":
+        if self.kernel == "triton" and torch.device(device).type == "cuda":
             seed = seed.pin_memory().to(device, non_blocking=True)  # waits for nothing
         self.drawn = {}
         if self.static:

@@ -159,18 +159,18 @@ def train_branch(sd, branch, pairs, steps, lr, batch_size=16, seed=0, dtype=torc
     )
     if work and (Path(work) / STATE).exists():
         load_checkpoint(work, training)
-    losses = []
+    figures = []
 
     def note(training):
-        if training.losses:  # there are none before the first step
-            losses.append(training.losses["diffusion"])
+        if training.figures:  # there are none before the first step; they are read in the end, so that nobody waits
+            figures.append(training.figures)
 
     stopping = CtrlC() if work else contextlib.nullcontext()
     with Progress(None, training, steps, "training the branch") as progress, stopping as stop:
         saving = [Checkpoints(options, stop, training.step, progress, lambda _: go_on)] if work else []
         train(training, options, batches, [progress, note, *saving])
     sd.to(sd.device)
-    return losses
+    return [each.read()["diffusion"] for each in figures]
 
 
 @torch.no_grad()

@@ -31,7 +31,8 @@ def read(path, options_class):
     for name in ("images", "prompt", "class_prompt"):  # runs of the first version had one subject, and no lists
         if isinstance(options.get(name), str):
             options[name] = [options[name]]
-    options.setdefault("prior_target", "noise")  # runs of version 0.2 and before knew no other
+    if not options.get("prior_weight") or "prior_target" not in options:  # version 0.2 and before knew no other
+        options["prior_target"] = "noise"
     options["ema"] = options.get("ema") or 0.0  # nor a 0 for no average
     return config
 
