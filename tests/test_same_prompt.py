@@ -59,3 +59,13 @@ def test_nothing_is_kept_after_an_error_or_outside(sd, counted):
         for _ in range(2):
             sample.guided_eps(sd, torch.zeros(1, 4, 8, 8), 7, context, context, 1)
     assert counted() == 2
+
+
+@torch.no_grad()
+def test_another_prompt_within_has_its_own(sd):
+    x, t = torch.ones(1, 4, 8, 8), torch.tensor([7])
+    first, second = (sd.encode_prompts([prompt]) for prompt in ("a red car on the beach", "a blue dog"))
+    expected = sd.unet(x, t, second)
+    with same_prompt(sd.unet):
+        assert not torch.equal(sd.unet(x, t, first), expected)
+        assert torch.equal(sd.unet(x, t, second), expected)
