@@ -1,4 +1,4 @@
-"""A folder of pictures -> tensors, and the class pictures of prior preservation.
+"""A folder of pictures -> tensors and texts, and the order in which a training takes them.
 
 Follows: DreamBooth (Ruiz et al. 2023, §3.3) and diffusers' `train_dreambooth.py`: pictures are centre-cropped to a
 square; the latents' mean and log-variance are computed once and sampled at each step.
@@ -16,14 +16,9 @@ from PIL import Image, ImageOps
 
 from . import distributed
 from .errors import UserError
-from .files.store import read_json, write_json
-from .options.kinds import BUNDLED
-from .pictures import save_png
-from .progress import progress_bar
 
 log = logging.getLogger("minibnn")
 
-CLASS_RECORD = ".class.json"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -179,73 +174,3 @@ def epoch_order(n, position, seed):
 def picked(n, i, size, seed):
     """Which of n pictures are in batch i: a list of `size` numbers, in the order of `epoch_order`."""
     return [epoch_order(n, i * size + k, seed) for k in range(size)]
-
-
-def own_class_pictures(folder):
-    """Pictures that the user put into a folder of class pictures; none if it is empty or absent."""
-    folder = Path(folder)
-    if not folder.is_dir() or not any(p.suffix.lower() in SUFFIXES for p in folder.iterdir()):
-        return []
-    return [p for p in list_pictures(folder, "--class-images") if not p.name.startswith("drawn-")]
-
-
-def full_name(model):
-    """What --model names, wherever one stands: a bundled model's name, or an absolute path."""
-    return model if model in BUNDLED else str(Path(model).resolve())
-
-
-def class_record(prompt, model, resolution, guidance):
-    """What drawn class pictures depend on, to be kept beside them."""
-    return {"prompt": prompt, "model": full_name(model), "resolution": resolution, "guidance": guidance}
-
-
-def check_class_pictures(folder, made_for):
-    """Refuse class pictures drawn for something else than the `class_record` made_for. Raises UserError naming it."""
-    record = Path(folder) / CLASS_RECORD
-    before = {"guidance": made_for.get("guidance")}  # which version 0.2 does not say
-    before |= read_json(record) if record.exists() else made_for
-    for key, value in made_for.items():
-        if (was := before.get(key)) != value:
-            raise UserError(f"--class-images {folder} was drawn for {key} {was!r}, not {value!r}; name another folder")
-
-
-def class_pictures(sd, folder, count, made_for, group=16, sampler="ddim"):
-    """Paths of `count` pictures in `folder`: the user's own first, then drawn ones; those missing are drawn now.
-
-    made_for: a `class_record`, kept beside the pictures. Group i of 16 pictures is drawn with seed i in one batch, or
-    in smaller ones if the GPU has no memory for it: an interrupted run goes on where it stopped, a larger count adds to
-    it. Several processes share the groups.
-    """
-    folder = Path(folder)
-    check_class_pictures(folder, made_for)
-    drawn = [folder / f"drawn-{i:05d}.png" for i in range(count)]
-    paths = (own_class_pictures(folder) + drawn)[:count]
-    missing = {path for path in paths if not path.exists()}
-    if not missing:
-        return paths
-    distributed.first_alone(write_json, folder / CLASS_RECORD, made_for)
-    seeds = [i // group for i in range(0, count, group) if missing.intersection(drawn[i : i + group])]
-    mine = seeds[distributed.rank() :: distributed.world()]
-    with progress_bar(total=len(missing), desc="class pictures", disable=distributed.rank() > 0) as bar:
-        for seed in mine:
-            names = drawn[seed * group : (seed + 1) * group]
-            for path, picture in zip(names, draw_group(sd, len(names), seed, made_for, sampler), strict=True):
-                if path in missing:
-                    save_png(picture, path)
-                    bar.update(distributed.world())  # the others do as much
-    distributed.wait()
-    return paths
-
-
-def draw_group(sd, n, seed, made_for, sampler):
-    """n pictures of a class from the noise of one seed, in one batch if the memory suffices."""
-    at_once = n
-    while True:
-        try:
-            prompts, size = [made_for["prompt"]] * n, made_for["resolution"]
-            return sd.generate(prompts, guidance=made_for["guidance"], seed=seed, size=size, sampler=sampler,
-                               batch_size=at_once, progress=False)
-        except torch.OutOfMemoryError:
-            if at_once == 1:
-                raise
-            at_once = -(-at_once // 2)

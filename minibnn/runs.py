@@ -26,12 +26,12 @@ import torch
 
 from . import distributed
 from .checkpoints import STATE, has_optimiser, read_progress
-from .data import caption_file, full_name
+from .data import caption_file
 from .errors import UserError
 from .files.store import write_json
 from .finetune.adapter_files import is_adapter
 from .options import of_runs
-from .options.kinds import BUNDLED
+from .options.kinds import BUNDLED, full_name
 from .options.of_runs import FORMAT, PATHS
 from .options.training import TrainOptions
 

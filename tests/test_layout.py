@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 # import modules of its own room and of the rooms before it, whether at its top or inside a function.
 ORDER = (
     "errors", "files", "options", "networks", "finetune", "progress",
-    "devices", "distributed", "figures", "schedule", "pictures", "data", "checkpoints", "runs", "ownership",
-    "sample", "pipeline", "train", "observers", "posterior",
+    "devices", "distributed", "figures", "schedule", "pictures", "data", "class_pictures", "checkpoints", "runs",
+    "ownership", "sample", "pipeline", "train", "observers", "posterior",
     "photo", "world", "lab", "page", "neighbours", "cli", "experiments", "paper", "__main__",
 )
 ANYWHERE = "minibnn.__version__"  # all that a module may take from minibnn/__init__.py, which imports from everywhere

@@ -585,7 +585,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again(options, tmp_pat
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.data, "class_pictures", interrupted)
+    monkeypatch.setattr(module.class_pictures, "complete", interrupted)
     with pytest.raises(KeyboardInterrupt, match="stopped while drawing class pictures; to go on, run the same"):
         fine_tune(options())
     monkeypatch.undo()

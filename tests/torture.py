@@ -37,11 +37,10 @@ import forked
 import torch
 from conftest import make_micro
 
-from minibnn import StableDiffusion, posterior, runs
+from minibnn import StableDiffusion, class_pictures, posterior, runs
 from minibnn.__main__ import COMMANDS
 from minibnn.checkpoints import load_checkpoint
 from minibnn.cli.train import fine_tune
-from minibnn.data import check_class_pictures
 from minibnn.files import store, weights
 from minibnn.files.configs import check_scheduler
 from minibnn.files.rows import read_rows
@@ -274,7 +273,7 @@ def loaders(place):
         (other / "branch" / "config.json", lambda path: bps.load_branch(path.parent, sd)),
         (other / "m.json", measured_sigma1),
         (other / "graft.json", lambda path: store.read_json(path, graft_run.KIND)),
-        (other / "class" / ".class.json", lambda path: check_class_pictures(path.parent, {"prompt": "a"})),
+        (other / "class" / ".class.json", lambda path: class_pictures.check(path.parent, {"prompt": "a"})),
         (other / "rows.jsonl", row),
     ]
 

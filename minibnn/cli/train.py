@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from .. import data, distributed, ownership, runs
+from .. import class_pictures, data, distributed, ownership, runs
 from ..checkpoints import delete_checkpoint, is_kept, load_checkpoint, size_of
 from ..devices import autocast, check_compiler, choose_device, choose_threads, make_deterministic, training_dtype
 from ..errors import UserError
@@ -65,8 +65,8 @@ def fine_tune_there(options, observers):
     samples = Samples(options, images, captions)
     classes = class_folders(options, [len(folder) for folder in folders]) if options.prior_weight else []
     for each in classes:  # before the folder is made: own class pictures may be broken
-        data.check_class_pictures(each.folder, each.made_for)
-        for path in data.own_class_pictures(each.folder)[: each.count]:
+        class_pictures.check(each.folder, each.made_for)
+        for path in class_pictures.own(each.folder)[: each.count]:
             data.load_picture(path, options.resolution)
     if options.resume:
         runs.check_same_run(options, files)
@@ -126,7 +126,7 @@ def finish(options, sd, samples, watching, keep):
     watching: [Monitor], or none. keep: whether the checkpoint stays.
     """
     out = Path(options.out)
-    ema.settle(sd.unet)
+    ema.take_over(sd.unet)
     kind = methods.save_result(sd, options, out)
     if options.single_file:
         sd.save_single_file(out / "model.safetensors", header=headers.model_header(headers.about_run(sd, options)))
@@ -247,7 +247,7 @@ def class_folders(options, pictures):
     for prompt in prompts:
         own = sum(n for n, other in zip(pictures, options.class_prompt, strict=True) if other == prompt)
         name = re.sub(r"\W+", "-", prompt) if len(prompts) > 1 else ""
-        made_for = data.class_record(prompt, options.model, options.resolution, options.class_guidance)
+        made_for = class_pictures.record(prompt, options.model, options.resolution, options.class_guidance)
         count = max(1, round(options.class_count * own / sum(pictures)))
         folders.append(ClassFolder(str(Path(options.class_images) / name), count, made_for))
     return folders
@@ -259,7 +259,7 @@ def class_source(options, sd, classes):
     try:
         with autocast(sd.device, getattr(torch, options.dtype)):
             for each in classes:
-                paths += data.class_pictures(sd, each.folder, each.count, each.made_for)
+                paths += class_pictures.complete(sd, each.folder, each.count, each.made_for)
                 prompts += [each.made_for["prompt"]] * each.count
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped while drawing class pictures; to go on, run the same command again") from None

@@ -36,7 +36,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .. import data
+from .. import class_pictures, data
 from ..devices import choose_threads
 from ..errors import UserError
 from ..files.locks import locked
@@ -197,11 +197,11 @@ def make_runs(todo, found, options, settings):
     choose_threads("cpu", sd.unet)
     files = data.list_pictures(options.images)
     training = reconstruct(sd, data.load_pictures(files, sd.recipe["resolution"]))
-    made_for = data.class_record(
+    made_for = class_pictures.record(
         sd.recipe["class_prompt"], "tiny", sd.recipe["resolution"], sd.recipe["class_guidance"]
     )
     count = sd.recipe["class_pictures_per_picture"] * len(files)
-    data.class_pictures(sd, out / "class_images", count, made_for)  # before any run, so that none is charged for them
+    class_pictures.complete(sd, out / "class_images", count, made_for)  # now, so that no run is charged for them
     for row, seed in progress_bar(todo, desc="runs"):
         line, pictures = perform(row, seed, options, training, settings)
         if seed == options.seeds[0]:

@@ -58,7 +58,7 @@ def averaged(network):
         average.swap()
 
 
-def settle(network):
+def take_over(network):
     """At the end of a training: the averages, where they are kept, become the parameters."""
     if getattr(network, "average", None) is not None:
         network.average.swap()

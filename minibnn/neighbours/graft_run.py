@@ -15,7 +15,7 @@ import torch
 
 from .. import runs, schedule
 from ..checkpoints import STATE
-from ..data import full_name, read_prompts
+from ..data import read_prompts
 from ..devices import autocast, choose_device, choose_threads, training_dtype
 from ..errors import UserError
 from ..files import schema
@@ -25,7 +25,7 @@ from ..files.store import read_json, write_json
 from ..finetune import methods
 from ..finetune.adapter_files import FILES as ADAPTER_FILES
 from ..options import unfinished
-from ..options.kinds import BUNDLED, WORLD, refuse
+from ..options.kinds import BUNDLED, WORLD, full_name, refuse
 from ..pictures import grid, save_png
 from ..pipeline import StableDiffusion
 from ..sample import check_numbers

@@ -2,12 +2,18 @@
 
 import math
 from dataclasses import field
+from pathlib import Path
 
 from ..errors import UserError
 
 WORLD = ("tiny-v2", "tiny")  # the models in the package that draw the picture world, by name
 DEFAULT = "tiny-v2"  # the model where none is named, but for the experiments that were measured on "tiny"
 BUNDLED = (*WORLD, "textured")  # all models in the package, wherever a model can be named
+
+
+def full_name(model):
+    """What --model names, wherever one stands: a bundled model's name, or an absolute path."""
+    return model if model in BUNDLED else str(Path(model).resolve())
 
 
 def option(default, help, group, means=None, **argparse_settings):

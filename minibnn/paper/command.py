@@ -12,7 +12,6 @@ from dataclasses import replace
 import torch
 
 from .. import data
-from ..data import full_name
 from ..devices import choose_device, training_dtype
 from ..errors import UserError
 from ..experiments.records import check_alike
@@ -22,6 +21,7 @@ from ..files.failures import Failures
 from ..files.schema import record
 from ..files.store import read_json, write_json
 from ..lab.intervals import require_scipy
+from ..options.kinds import full_name
 from ..photo.measures import load_networks
 from ..pipeline import place_of
 from ..runs import fingerprint

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from .. import data
+from .. import class_pictures, data
 from ..cli import train as train_command
 from ..devices import autocast, choose_threads, make_deterministic
 from ..experiments.prompts import world_prompts
@@ -176,12 +176,12 @@ def draw_class_pictures(bench, run, count):
     make_deterministic(bench.device)
     choose_threads(bench.device, sd.unet)
     sd.to(bench.device)
-    made_for = data.class_record(
+    made_for = class_pictures.record(
         captions_of(bench, run.subject)[1], bench.paths[run.model], sd.recipe["resolution"], sd.recipe["class_guidance"]
     )
     sampler = "pndm" if bench.study.source == "authors" else "ddim"
     with autocast(sd.device, getattr(torch, bench.dtype)):
-        data.class_pictures(sd, class_folder(bench, run), count, made_for, sampler=sampler)
+        class_pictures.complete(sd, class_folder(bench, run), count, made_for, sampler=sampler)
 
 
 def perform(bench, run, steps):

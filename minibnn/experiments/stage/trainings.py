@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from ... import data
+from ... import class_pictures, data
 from ...cli.train import settle
 from ...errors import UserError
 from ...files.locks import locked
@@ -178,8 +178,8 @@ def perform(run, options):
     images = pictures_of(run, given.resolution)
     (prompt,), sources = given.prompt, [(images, given.prompt * len(images))]
     if given.prior_weight:
-        made_for = data.class_record(given.class_prompt[0], run.model, given.resolution, given.class_guidance)
-        paths = data.class_pictures(sd, given.class_images, given.class_count, made_for)
+        made_for = class_pictures.record(given.class_prompt[0], run.model, given.resolution, given.class_guidance)
+        paths = class_pictures.complete(sd, given.class_images, given.class_count, made_for)
         sources.append((data.load_pictures(paths, given.resolution), given.class_prompt * len(paths)))
     batches = Batches(sd, sources, given.batch_size, given.seed, given.null_dropout)
     training = fine_tuning(sd, given)

@@ -1,0 +1,84 @@
+"""The class pictures of prior preservation: the user's own, and those that the model draws.
+
+Follows: DreamBooth (Ruiz et al. 2023, §3.3). A record beside the drawn ones says what they were drawn for, so that
+trainings can share a folder, and none takes pictures of another class or model.
+"""
+
+from pathlib import Path
+
+import torch
+
+from . import distributed
+from .data import SUFFIXES, list_pictures
+from .errors import UserError
+from .files.store import read_json, write_json
+from .options.kinds import full_name
+from .pictures import save_png
+from .progress import progress_bar
+
+RECORD = ".class.json"
+
+
+def own(folder):
+    """Pictures that the user put into a folder of class pictures; none if it is empty or absent."""
+    folder = Path(folder)
+    if not folder.is_dir() or not any(p.suffix.lower() in SUFFIXES for p in folder.iterdir()):
+        return []
+    return [p for p in list_pictures(folder, "--class-images") if not p.name.startswith("drawn-")]
+
+
+def record(prompt, model, resolution, guidance):
+    """What drawn class pictures depend on, to be kept beside them."""
+    return {"prompt": prompt, "model": full_name(model), "resolution": resolution, "guidance": guidance}
+
+
+def check(folder, made_for):
+    """Refuse class pictures drawn for something else than the `record` made_for. Raises UserError naming it."""
+    path = Path(folder) / RECORD
+    before = {"guidance": made_for.get("guidance")}  # which version 0.2 does not say
+    before |= read_json(path) if path.exists() else made_for
+    for key, value in made_for.items():
+        if (was := before.get(key)) != value:
+            raise UserError(f"--class-images {folder} was drawn for {key} {was!r}, not {value!r}; name another folder")
+
+
+def complete(sd, folder, count, made_for, group=16, sampler="ddim"):
+    """Paths of `count` pictures in `folder`: the user's own first, then drawn ones; those missing are drawn now.
+
+    made_for: a `record`, kept beside the pictures. Group i of 16 pictures is drawn with seed i in one batch, or
+    in smaller ones if the GPU has no memory for it: an interrupted run goes on where it stopped, a larger count adds to
+    it. Several processes share the groups.
+    """
+    folder = Path(folder)
+    check(folder, made_for)
+    drawn = [folder / f"drawn-{i:05d}.png" for i in range(count)]
+    paths = (own(folder) + drawn)[:count]
+    missing = {path for path in paths if not path.exists()}
+    if not missing:
+        return paths
+    distributed.first_alone(write_json, folder / RECORD, made_for)
+    seeds = [i // group for i in range(0, count, group) if missing.intersection(drawn[i : i + group])]
+    mine = seeds[distributed.rank() :: distributed.world()]
+    with progress_bar(total=len(missing), desc="class pictures", disable=distributed.rank() > 0) as bar:
+        for seed in mine:
+            names = drawn[seed * group : (seed + 1) * group]
+            for path, picture in zip(names, draw_group(sd, len(names), seed, made_for, sampler), strict=True):
+                if path in missing:
+                    save_png(picture, path)
+                    bar.update(distributed.world())  # the others do as much
+    distributed.wait()
+    return paths
+
+
+def draw_group(sd, n, seed, made_for, sampler):
+    """n pictures of a class from the noise of one seed, in one batch if the memory suffices."""
+    at_once = n
+    while True:
+        try:
+            prompts, size = [made_for["prompt"]] * n, made_for["resolution"]
+            return sd.generate(prompts, guidance=made_for["guidance"], seed=seed, size=size, sampler=sampler,
+                               batch_size=at_once, progress=False)
+        except torch.OutOfMemoryError:
+            if at_once == 1:
+                raise
+            at_once = -(-at_once // 2)
