@@ -246,10 +246,10 @@ def train_or_draw(options):
     if options.train and out.is_file():
         raise UserError(f"--out {out} is a file; with --train name a folder")
     with locked(out) if options.train else contextlib.nullcontext():
-        draw(out, options)
+        train_or_draw_there(out, options)
 
 
-def draw(out, options):
+def train_or_draw_there(out, options):
     """The same, training first with --train; then the folder `out` belongs to this process."""
     sd = StableDiffusion.load("tiny")
     choose_threads("cpu", sd.unet)
