@@ -139,11 +139,11 @@ class Pictures:
 
 
 @torch.no_grad()
-def latent_moments(vae, images):
+def latent_moments(vae, images, fill=distributed.fill):
     """n pictures (3, H, W) -> mean and logvar of the unscaled latents, each (n, 4, H/f, W/f), float32.
 
-    images: a tensor (n, 3, H, W), or a sequence of n pictures, of which few at a time are in memory. Several processes
-    share the work, and all get all latents.
+    images: a tensor (n, 3, H, W), or a sequence of n pictures, of which few at a time are in memory. fill: with
+    `distributed.fill` all processes must call this; they share the work, and all get all latents.
     """
     weight, (height, width) = vae.quant_conv.weight, images[0].shape[1:]
     at_once = min(16, max(1, 4 * 512 * 512 // (height * width)))
@@ -153,7 +153,7 @@ def latent_moments(vae, images):
     def encode(start, end):
         return torch.cat(vae.encode(torch.stack([images[i] for i in range(start, end)]).to(weight)), dim=1)
 
-    distributed.fill(moments, at_once, encode)
+    fill(moments, at_once, encode)
     return moments.chunk(2, dim=1)
 
 

@@ -66,10 +66,13 @@ def one_of_several(command):
             try:
                 take_gpu(options.device)
                 return command(options, *arguments)
-            except (Exception, KeyboardInterrupt):
+            except (Exception, KeyboardInterrupt) as error:
                 if dist.distributed_c10d._get_default_store().add("minibnn/said", 1) > 1:
                     time.sleep(2)  # another process is saying it, and torchrun would kill that if this one ended first
                     raise SystemExit(2) from None
+                if isinstance(error, dist.DistError) or "/gloo/" in str(error):
+                    raise UserError("another of the processes has ended without a word, perhaps killed for lack of "
+                                    "memory: --resume goes on from the last checkpoint") from None
                 raise
 
     return joined
@@ -134,6 +137,13 @@ def fill(rows, group, compute):
         rows[start:end] = compute(start, end)
     if world() > 1:
         dist.all_reduce(rows)  # each row is 0 in all processes but one
+
+
+def fill_alone(rows, group, compute):
+    """The same by this process, while the others do something else: they would wait for each other for ever."""
+    for start in range(0, len(rows), group):
+        end = min(start + group, len(rows))
+        rows[start:end] = compute(start, end)
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------

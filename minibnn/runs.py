@@ -168,7 +168,8 @@ def check_same_run(options, pictures):
             differs = f"--{name.replace('_', '-')} is {value!r} but the run in {options.out} has {was!r}"
             raise UserError(f"{differs}, which decides what is trained: leave it out, or start another run")
     if (processes := config.get("processes", 1)) != distributed.world():
-        differs = f"the run in {options.out} was begun by {processes} processes and cannot go on with"
+        number = f"{processes} processes" if processes > 1 else "one process"
+        differs = f"the run in {options.out} was begun by {number} and cannot go on with"
         raise UserError(f"{differs} {distributed.world()}; to go on: {to_go_on(options.out)}")
     check_class_folder(options, config)
     done, _ = read_progress(Path(options.out) / STATE)

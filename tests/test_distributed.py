@@ -21,7 +21,7 @@ TAUGHT = ["--class-count", "6", "--prior-weight", "1", "--prior-target", "pretra
 CASES = {  # with random weights, each of its own in every process, and class pictures that the processes share out
     "full": ["--class-count", "6"],
     "lora": ["--method", "lora", "--lr", "0.01", *TAUGHT],
-    "oft": ["--method", "oft", "--lr", "0.01", "--coft", "0.01"],
+    "oft": ["--method", "oft", "--lr", "0.01", "--coft", "0.01", "--monitor"],  # one looks, while the others wait
 }
 SCRIPT = """
 import sys, torch
@@ -77,6 +77,8 @@ for words in {runs_of_script!r}:
         assert_same_run(tmp_path / "several" / case, tmp_path / "one" / case)
     for name in ("full/class_images/drawn-00000.png", "full/class_images/drawn-00005.png"):  # one of each group
         assert (tmp_path / "several" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    several, one = (tmp_path / folder / "oft" / "curves.jsonl" for folder in ("several", "one"))
+    assert several.read_text() == one.read_text()
 
 
 def test_gradients_are_added_in_the_order_of_the_processes(monkeypatch):
@@ -134,3 +136,27 @@ run(fine_tune, parse(TrainOptions, "train", words))
     assert errors.count("the last checkpoint, after 1 steps, is good") == 1
     state = load_file(tmp_path / "run" / runs.STATE)
     assert all(torch.isfinite(tensor).all() for tensor in state.values()) and state["step/conv_in.weight"] == 1
+
+
+def test_the_others_say_in_one_line_that_one_was_killed(dog, micro, tmp_path):
+    """As by the kernel when memory is short; the run goes on from its last checkpoint."""
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT + f"""
+import os, signal
+
+original, calls = schedule.q_sample, []
+
+def killed(x0, eps, abar):
+    calls.append(1)
+    if len(calls) == 2 and distributed.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(x0, eps, abar)
+
+schedule.q_sample = killed
+words = {words(dog, micro, tmp_path / "run", "--prior-weight", "0", "--checkpoint-every", "1")!r}
+run(fine_tune, parse(TrainOptions, "train", words))
+""")
+    _, errors = finished(torchrun(2, str(script)), code=1)
+    assert errors.count("error: another of the processes has ended without a word") == 1, errors
+    assert "minibnn/" not in errors and "KeyboardInterrupt" not in errors, errors
+    assert load_file(tmp_path / "run" / runs.STATE)["step/conv_in.weight"] == 1

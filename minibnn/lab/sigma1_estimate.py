@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .. import data
+from .. import data, distributed
 from ..schedule import q_sample
 from .eq2 import nearest, sigma1_of
 
@@ -98,5 +98,8 @@ def predictor(sd, prompt):
 
 
 def latents_of(sd, images):
-    """Pictures (n, 3, H, W) in [-1, 1] -> scaled latents (n, 4, h, w), float32, the means of the VAE's posterior."""
-    return data.latent_moments(sd.vae, images.to(sd.device))[0] * sd.vae.config.scaling_factor
+    """Pictures (n, 3, H, W) in [-1, 1] -> scaled latents (n, 4, h, w), float32, the means of the VAE's posterior.
+
+    By this process alone: of several that train, one watches.
+    """
+    return data.latent_moments(sd.vae, images.to(sd.device), distributed.fill_alone)[0] * sd.vae.config.scaling_factor
