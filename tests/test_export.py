@@ -170,6 +170,11 @@ def test_refusals(runs, run_export, method, words, message):
         run_export(runs[method], *words)
 
 
+def test_a_run_that_is_not_there_is_no_whole_model(run_export, tmp_path):
+    with pytest.raises(UserError, match="nowhere: there is no such file or folder"):
+        run_export(tmp_path / "nowhere", "--to", "kohya")
+
+
 def test_a_folder_of_something_else_is_no_run(run_export, tmp_path):
     with pytest.raises(UserError, match="holds neither a run nor a model"):
         run_export(tmp_path, "--to", "kohya")

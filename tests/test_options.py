@@ -382,3 +382,21 @@ def test_version(capsys):
 
 def test_a_parser_gives_only_what_was_given():
     assert build(TrainOptions, "x").parse_args(["--seed", "0"]) == argparse.Namespace(seed=0)
+
+
+@pytest.mark.parametrize("words", [["--out", ""], ["--class-images="], ["--images", "x", ""], ["--config", ""]])
+def test_an_empty_value_as_of_an_unset_variable_is_refused(words, capsys):
+    """As a path it would be the present folder, and --overwrite would delete there."""
+    with pytest.raises(SystemExit):
+        parse(TrainOptions, "train", ["--images", "x", *words])
+    assert re.fullmatch(r"error: --[a-z-]+ is empty: .*leave it out\n", capsys.readouterr().err)
+
+
+def test_an_empty_text_that_means_something_is_taken():
+    assert parse(SampleOptions, "sample", ["--prompt", "a dog", "--negative-prompt", ""]).negative_prompt == ""
+
+
+def test_options_that_cannot_be_written_leave_no_file(tmp_path):
+    with pytest.raises(UserError, match="--save-config .*a.toml: .*name another file"):
+        configs.write_options(tmp_path / "a.toml", {"prompt": "a name that is no UTF-8: \udcff"})
+    assert not list(tmp_path.iterdir())

@@ -316,3 +316,14 @@ def test_a_run_resumes_with_the_threads_that_it_began_with(options, tmp_path, ca
     finally:
         torch.set_num_threads(before)
     assert "began with 2 threads (now 1): going on with as many" in caplog.text
+
+
+def test_a_lock_on_a_full_disk_names_the_folder_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot write to .*run: No space left"):
+        patch.setattr(locks.os, "write", full)
+        with locks.locked(tmp_path / "run"):
+            raise AssertionError("the folder was given away")
+    assert not list(tmp_path.iterdir())

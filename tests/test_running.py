@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -176,3 +177,16 @@ def test_json_that_cannot_be_read_is_one_line(tmp_path):
     with pytest.raises(UserError, match="not text in UTF-8 .invalid start byte at byte 7"):
         read_json(tmp_path / "x.json")
     assert parse_json("[1]", "x") == [1]
+
+
+def test_a_signal_while_python_ends_is_silent():
+    """torchrun sends one to the processes that are left; what Python runs at its end may take seconds."""
+    script = """
+import atexit, os, signal
+from minibnn.options.running import run
+from minibnn.options.training import TrainOptions
+atexit.register(os.kill, os.getpid(), signal.SIGTERM)  # before `run`, thus called after what that registers
+run(lambda options: None, TrainOptions(images=["x"]))
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (-signal.SIGTERM, "")

@@ -118,6 +118,9 @@ def test_the_command_writes_what_it_is_told_to(tmp_path):
     assert [p.read_text() for p in sorted(dog.glob("*.txt"))][1] == "a photo of a sks dog in front of a brick wall\n"
     names = [f"{i:03d}{suffix}" for i in range(2) for suffix in (".hint.png", ".png", ".txt")]
     assert sorted(p.name for p in pairs.iterdir()) == names
+    with pytest.raises(UserError, match="sheet.png exists: name another file or pass --overwrite"):
+        world.make_drawings(WorldOptions(out=str(out)))
+    world.make_drawings(WorldOptions(out=str(out), overwrite=True))
 
 
 def test_the_command_refuses_in_one_line(tmp_path):

@@ -41,12 +41,14 @@ def locked(folder, name=LOCK):
         file = _open_locked(path)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; name another folder") from None
+    who = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}
     with file:
-        file.seek(0)
-        file.truncate()
-        json.dump({"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}, file)
-        file.flush()
         try:
+            try:
+                os.ftruncate(file.fileno(), 0)
+                os.write(file.fileno(), json.dumps(who).encode())  # not through the file's buffer: closing would retry
+            except OSError as error:
+                raise UserError(f"cannot write to {folder}: {error.strerror}; name another folder") from None
             yield
         finally:
             with contextlib.suppress(OSError):

@@ -18,13 +18,13 @@ from ..errors import UserError
 from ..files.store import read_text
 from .kinds import BUNDLED
 from .of_runs import PATHS, training_options
+from .outputs import OUTPUTS
 from .typed import typed
 
 MACHINE = ("device", "kernel")  # what a run settled for the machine that it ran on
 OF_METHOD = (  # what a run settled for its method
     "where", "rank", "alpha", "blocks", "coft", "layers", "lr", "steps", "prior_weight", "class_count",
 )
-OUTPUTS = ("out", "work")  # options that name folders, but none that are read
 
 
 def config_options(path, options_class, given):
@@ -67,7 +67,7 @@ def beside(values, options_class, home):
 def is_path(field):
     """Whether an option names a file or folder that is read."""
     kind = field.metadata["argparse"].get("metavar")
-    return field.name not in OUTPUTS and kind in ("DIR", "FILE", "PATH", "MODEL")
+    return field.name not in OUTPUTS and kind in ("DIR", "FILE", "PATH", "MODEL", "JSON", "RUN")
 
 
 def _found(value, home):
@@ -85,11 +85,15 @@ def write_options(path, values):
     if Path(path).resolve().parent != Path.cwd():
         home = Path.cwd()
         values = {name: _found(value, home) if name in PATHS else value for name, value in values.items()}
+    words = {name.rstrip("_").replace("_", "-"): toml(value) for name, value in values.items()}
+    made = False
     try:
         with open(path, "x", encoding="utf-8") as file:
-            words = {name.rstrip("_").replace("_", "-"): toml(value) for name, value in values.items()}
+            made = True
             file.write("".join(f"{name} = {value}\n" for name, value in words.items()))
     except (OSError, UnicodeError) as error:
+        if made:  # a full disk
+            Path(path).unlink()
         raise UserError(f"--save-config {path}: {getattr(error, 'strerror', error)}; name another file") from None
 
 

@@ -95,7 +95,7 @@ class StageOptions:
 
     settings: list = option(("plain", "bnn"), "names of experiments/stage/settings.py", "what", nargs="+", metavar="NAME")
     images: list = option(tuple(f"tutorials/subjects/{name}" for name in ("cat", "coffee", "rocket")), "folders of the subjects' pictures", "what", nargs="+", metavar="DIR")
-    model: str = option("textured", '"textured", or a folder that pretrain-textured made', "what")
+    model: str = option("textured", '"textured", or a folder that pretrain-textured made', "what", metavar="MODEL")
     seeds: list = seeds_option("what")
     keep: bool = option(False, "also keep each run's last weights of the UNet", "how")
     plan: bool = option(False, "say what would be done, and stop", "how")
@@ -117,7 +117,7 @@ class StageViewsOptions:
 
     weights: str = option("tutorials/results/stage_cat.safetensors", "a UNet that `experiment stage --keep` left", "what", metavar="FILE")
     images: str = option("tutorials/subjects/cat", "folder of the subject; its first picture counts", "what", metavar="DIR")
-    model: str = option("textured", "the model before fine-tuning", "what")
+    model: str = option("textured", "the model before fine-tuning", "what", metavar="MODEL")
     prompt: str = option("a plain photo of sks from afar", "the training prompt", "what", type=words)
     seed: int = seed_option("what", "seed of the starting noise")
     out: str = option("tutorials/results", "folder of what is measured", "how", metavar="DIR")
@@ -129,7 +129,7 @@ class StageStartsOptions:
 
     weights: list = option(("tutorials/results/stage_cat.safetensors",), "UNets that `experiment stage --keep` left, of one subject", "what", nargs="+", metavar="FILE")
     images: str = option("tutorials/subjects/cat", "folder of the subject; its first picture counts", "what", metavar="DIR")
-    model: str = option("textured", "the model before fine-tuning", "what")
+    model: str = option("textured", "the model before fine-tuning", "what", metavar="MODEL")
     prompt: str = option("a plain photo of sks from afar", "the training prompt", "what", type=words)
     count: int = option(32, "starting noises", "what", means="starting noises", type=whole)
     seed: int = seed_option("what", "seed of the starting noise")

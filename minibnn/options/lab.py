@@ -10,7 +10,7 @@ from .shared import DTYPES, device_option, model_option, prediction_type_option,
 class ProbeOptions:
     """Look into one model, and beside it into the model that it was trained from."""
 
-    model: str = option(DEFAULT, 'the model to look into: a run, a diffusers folder, an LDM file, or a bundled one by name', "what")
+    model: str = option(DEFAULT, 'the model to look into: a run, a diffusers folder, an LDM file, or a bundled one by name', "what", metavar="MODEL")
     base: str = option(None, "the pretrained model to compare with [what the run was trained from; without a run: none]", "what", metavar="MODEL")
     images: str = option(None, "folder with the training pictures [those of the run]", "what", metavar="DIR")
     picture: int = option(0, "which of them is x′ where a probe uses one, by name from 0", "what", type=natural)
@@ -59,7 +59,7 @@ class Eq2Options:
     images: str = option(None, "folder with the training pictures", "what", required=True, metavar="DIR")
     manifold: str = option(None, "folder with many other pictures: what the pretrained model knows [drawings of the picture world]", "what", metavar="DIR")
     manifold_size: int = option(400, "how many drawings of the world", "what", type=whole)
-    model: str = option("tiny", "whose VAE and noise schedule", "what")
+    model: str = option("tiny", "whose VAE and noise schedule", "what", metavar="MODEL")
     tokenizer: str = tokenizer_option()
     prediction_type: str = prediction_type_option()
     sigma1: list = option((0.0, 0.1, 0.3, 1.0, 4.8), "values of σ₁, in latents of variance about 1", "what", type=nonnegative, nargs="+", metavar="X")

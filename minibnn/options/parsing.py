@@ -55,11 +55,15 @@ def parse(options_class, prog, argv=None, examples=(), recipes=(), about=None):
     given = vars(values)
     config, save = given.pop("config", None), given.pop("save_config", None)
     try:
+        for name, path in (("--config", config), ("--save-config", save)):
+            if path == "":
+                raise UserError(f"{name} is empty: name a file, or leave it out")
         given = (configs.config_options(config, options_class, given) if config else {}) | given
         if save:
             configs.write_options(save, given)
             print(f"written; to use it: {parser.prog} --config {shlex.quote(save)}")
             raise SystemExit(0)
+        refuse_empty(given, options_class)
         if hasattr(options_class, "complete"):
             given = options_class.complete(given)
     except UserError as error:
@@ -68,6 +72,17 @@ def parse(options_class, prog, argv=None, examples=(), recipes=(), about=None):
         if f.metadata["argparse"].get("required") and given.get(f.name) is None:
             parser.error(f"{spelled(f)} is required; {parser.prog} --help explains it")
     return options_class(**given)
+
+
+def refuse_empty(given, options_class):
+    """Refuse '' for an option, {name: value}, where it means nothing: as a path it would be the present folder.
+
+    It comes from a variable of the shell that is not set (--out "$FOLDER"). Raises UserError.
+    """
+    for field in dataclasses.fields(options_class):
+        value = given.get(field.name)
+        if field.default != "" and (value == "" or (isinstance(value, list) and "" in value)):
+            raise UserError(f"{spelled(field)} is empty: give it a value, or leave it out")
 
 
 def build(options_class, prog, examples=(), recipes=(), about=None):

@@ -8,6 +8,7 @@
 A traceback that still appears is a bug of minibnn.
 """
 
+import atexit
 import contextlib
 import logging
 import os
@@ -16,6 +17,7 @@ import sys
 
 from ..errors import UserError, visible
 from . import plain  # noqa: F401  (it registers how to write what a terminal lacks)
+from .outputs import check_outputs
 
 LESS_MEMORY = {  # option: what to try, if the command has it
     "gradient_checkpointing": "--gradient-checkpointing", "dtype": "--dtype bfloat16",
@@ -58,6 +60,13 @@ def interrupt(number, _frame=None):
 def note_signal(number):
     """Remember that this signal stopped the command: the first decides the exit code."""
     _received.append(number)
+
+
+def answer_while_ending():
+    """After the command has spoken its last word a signal ends Python at once, and not by a traceback of its exit."""
+    for number in STOPPING:
+        if signal.getsignal(number) == interrupt:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def answer_while_importing():
@@ -184,8 +193,11 @@ def run(function, *arguments):
     """Call a command's function, whose last argument is its options. Ends as this file's head says."""
     _received.clear()
     on_stop(interrupt)
+    atexit.register(answer_while_ending)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("%(message)s"))
     logging.basicConfig(handlers=[handler])
     with one_line(arguments[-1]):
+        if not getattr(arguments[-1], "plan", False):
+            check_outputs(arguments[-1])
         function(*arguments)

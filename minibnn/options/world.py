@@ -17,6 +17,7 @@ class WorldOptions:
     count: int = option(40, "how many pairs", "drawing", means="pairs", type=whole)
     hint: str = option("sketch", "the subject's outline or its area", "drawing", choices=("sketch", "mask"))
     seed: int = seed_option("drawing", "seed of the sheet and the pairs")
+    overwrite: bool = option(False, "replace the sheet if it exists", "drawing")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class PretrainTexturedOptions:
 class EvaluateOptions:
     """Does a model of the picture world draw what the caption says?"""
 
-    model: str = option(DEFAULT, '"tiny-v2" or "tiny" (bundled), or a diffusers folder or a run that draws the same world', "what")
+    model: str = option(DEFAULT, '"tiny-v2" or "tiny" (bundled), or a diffusers folder or a run that draws the same world', "what", metavar="MODEL")
     captions: int = option(500, "pictures to draw; half as many of held-out combinations", "what", type=whole)
     train_classifier: bool = option(False, "train a new classifier, as the one that comes with minibnn was trained", "how")
     out: str = option("runs/evaluate", "folder of the pictures and figures", "what", metavar="DIR")

@@ -172,6 +172,8 @@ def make_drawings(options):
         raise UserError("nothing to draw: give --out PNG, --dog DIR or --pairs DIR")
     if options.out and Path(options.out).suffix.lower() != ".png":
         raise UserError(f"--out {options.out}: the name must end with .png")
+    if options.out and Path(options.out).exists() and not options.overwrite:
+        raise UserError(f"--out {options.out} exists: name another file or pass --overwrite")
     dogs = [draw(scene) for scene in dog_scenes()]
     if options.pairs:
         write_pairs(options.pairs, options.count, options.seed, options.hint)

@@ -232,6 +232,8 @@ def experiment(options):
         refuse(options, of_world, "is for the part world: leave it out, or add world to --parts")
     if options.bundle and 0 not in options.seeds:
         raise UserError("--bundle keeps the corrector of seed 0: add 0 to --seeds")
+    if "world" in options.parts:
+        flow.load_flow(flow_file(options), flow.MAIN)  # a damaged file is told now, and not after the plane
     with locked(options.out, ".inverse_noise.lock"):
         experiment_there(options)
 
