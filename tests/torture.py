@@ -50,7 +50,10 @@ from minibnn.networks.text_encoder import TextEncoder
 from minibnn.networks.tokenizer import Tokenizer
 from minibnn.networks.unet import UNet
 from minibnn.networks.vae import VAE
-from minibnn.options.parsing import parse
+from minibnn.options import lab
+from minibnn.options.configs import is_path
+from minibnn.options.outputs import OUTPUTS
+from minibnn.options.parsing import is_word, parse, spelled
 from minibnn.options.running import explain
 from minibnn.options.training import TrainOptions
 from minibnn.train import fine_tuning
@@ -118,37 +121,62 @@ def bad_values(field):
     kind = field.metadata["argparse"].get("type", field.type)
     if field.metadata["argparse"].get("choices"):
         return ["wrong", ""]
-    if kind in (str, list) or getattr(kind, "__name__", "") == "words":
+    if kind in (str, list) or kind.__name__ == "words":
         return [] if kind is str else [" "]
     numbers = ["x", "", "nan", "inf", "1e999", "--"]
-    return numbers if kind is float else [*numbers, "-1", "0" if kind.__name__ in ("whole", "positive") else "-0.5"]
+    outside = {"whole": "0", "positive": "0", "share": "1.5", "seed_number": str(2**63)}
+    return numbers if kind is float else [*numbers, "-1", outside.get(kind.__name__, "-0.5")]
+
+
+def bad_paths(field, options, folder):
+    """Paths that an option of `options` must refuse: to be read, or to be written; [] if it is no path."""
+    loop, notes, empty = (folder / name for name in ("loop", "notes.txt", "empty"))
+    if field.name in OUTPUTS:
+        metavar = field.metadata["argparse"]["metavar"]
+        there = [notes] if metavar == "DIR" or hasattr(options, "overwrite") else []  # others replace a file of results
+        ending = {"PNG": ".png", "JSON": ".json"}.get(metavar, "")
+        paths = (*there, loop, loop / "new", notes / "new", "a" * 5000, "/proc/no/new")
+        return ["", *(f"{path}{ending}" for path in paths)]
+    if not is_path(field):
+        return []
+    if field.name == "class_images":  # a folder that is made if it is not there
+        return ["", loop, notes, "a" * 5000]
+    text = [] if "prompts" in field.name else [notes]  # of which each line is a prompt
+    return ["", "/nowhere/at all", loop, *text, empty, "\udcff\udcfe", "a" * 5000, "\x1b[31m"]
 
 
 def inputs(place):
     """Bad values of options, over all commands, and paths that are not what they should be."""
     ours = {"images": DOG, "model": place.model, "prompt": "a dog", "hints": DOG, "runs": "nowhere",
-            "reward": "redness", "pictures": DOG, "out": "new.png"}
-    loop, notes, empty = (place.folder / name for name in ("loop", "notes.txt", "empty"))
-    loop.symlink_to(loop)
-    notes.write_text("no model")
-    empty.mkdir(exist_ok=True)
+            "reward": "redness", "pictures": DOG, "out": "new.png", "to": "kohya"}
+    without_a_run = {name: "images" for name, (_, options, *_) in COMMANDS.items()
+                     if options in (lab.ProbeOptions, lab.GainsOptions)} | {"rectified": "prompt"}
+    for kind in ("", ".png", ".json"):
+        (place.folder / f"loop{kind}").symlink_to(place.folder / f"loop{kind}")
+        (place.folder / f"notes.txt{kind}").write_text("no model")
+    (place.folder / "empty").mkdir(exist_ok=True)
     cases = []
     for name, (_, options, *_) in COMMANDS.items():
         fields = dataclasses.fields(options)
-        required = [f.name for f in fields if f.metadata["argparse"].get("required")]
-        needed = [word for each in required for word in (f"--{each.replace('_', '-')}", ours.get(each, "x"))]
+        needed = {f: ([] if is_word(f) else [spelled(f)]) + [ours.get(f.name, "x")]
+                  for f in fields if f.metadata["argparse"].get("required") or f.name == without_a_run.get(name)}
+        all_needed = [word for words in needed.values() for word in words]
         for f in fields:
-            flag = "--" + f.name.replace("_", "-")
+            others = [word for each, words in needed.items() if each is not f for word in words]
             if f.type is bool:
-                cases.append((name, [*needed, f"{flag}=1"]))
+                cases.append((name, [*others, f"{spelled(f)}=1"]))
                 continue
-            cases += [(name, [*needed, f"{flag}={value}"]) for value in bad_values(f)]
-            if f.name in ("images", "model", "tokenizer", "adapter", "base", "runs", "hints", "branch", "measured"):
-                paths = ("/nowhere/at all", loop, notes, empty, "\udcff\udcfe", "a" * 5000, "\x1b[31m")
-                cases += [(name, [*needed, flag, str(path)]) for path in paths]
-        cases += [(name, [word, *needed]) for word in ("--nonsense", "--seed=1=2", "extra", "-", "--\x1b[2J")]
+            cases += [(name, [*others, f"{spelled(f)}={value}"]) for value in bad_values(f)]
+            cases += [(name, [*others, *([] if is_word(f) else [spelled(f)]), str(path)])
+                      for path in bad_paths(f, options, place.folder)]
+        for flag in ("--config", "--save-config"):
+            cases += [(name, [*all_needed, flag, str(path)]) for path in (place.folder / "loop", "a" * 5000, "")]
+        cases += [(name, [word, *all_needed]) for word in ("--nonsense", "--seed=1=2", "extra", "-", "--\x1b[2J")]
     for name, words in place.random.sample(cases, min(len(cases), place.count(300))):
         folder = place.new().parent
+        (folder / "tutorials").mkdir()  # where the experiments look for pictures; their results stay out of the clone
+        for each in ("dog", "subjects"):
+            (folder / "tutorials" / each).symlink_to(DOG.parent / each)
         result = forked.start([*name.split(), *words], cwd=folder, memory=4 << 30).wait(60)
         place.note("inputs", f"{name} {' '.join(map(repr, words))[-120:]}", fault_of(result, (2,)))
 
