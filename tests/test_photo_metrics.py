@@ -280,7 +280,7 @@ def test_the_command_measures_everything(job, folders, tmp_path, capsys):
 
 def test_prompts_from_a_file(job, tmp_path):
     path = tmp_path / "prompts.txt"
-    path.write_text("a cat\n\n a dog \n")
+    path.write_text("\ufeff# a comment\na cat\n\n a dog \n", encoding="utf-8")  # as Windows' editor begins a file
     options = replace(job, prompts=str(path), dino=None, clip_iqa=None, lpips=None)
     photo.measure_photos(options)
     result = json.loads((tmp_path / "a" / "m.json").read_text())

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..data import list_pictures, open_picture
+from ..data import list_pictures, open_picture, read_prompts
 from ..devices import choose_device
 from ..errors import UserError
 from ..files.store import write_json
@@ -185,14 +185,11 @@ def by_number(path):
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", path.name))]
 
 
-def read_prompts(path, files, pictures):
+def prompts_of(path, files, pictures):
     """The prompt of each picture: from a text file, or from what the command `sample` wrote into the PNG files."""
     if path is not None:
-        try:
-            lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--prompts {path} cannot be read ({error})") from None
-        if not lines or len(files) % len(lines):
+        lines = read_prompts(path, "--prompts")
+        if len(files) % len(lines):
             raise UserError(f"--prompts {path}: {len(lines)} prompts for {len(files)} pictures do not divide evenly")
         return [line for line in lines for _ in range(len(files) // len(lines))]
     prompts = []
@@ -217,7 +214,7 @@ def measure_photos(options):
     pictures = [open_picture(file) for file in files]
     examples = list_pictures(options.training, "--training") if options.training else []
     training = [open_picture(file) for file in examples]
-    prompts = read_prompts(options.prompts, files, pictures) if options.clip or options.lpips else None
+    prompts = prompts_of(options.prompts, files, pictures) if options.clip or options.lpips else None
     if options.lpips:
         prompt_groups(prompts)  # before the networks are read
 
