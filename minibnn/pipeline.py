@@ -215,8 +215,9 @@ class StableDiffusion:
         return self.configs["scheduler"].get("prediction_type", "epsilon") == "v_prediction"
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Iterable[str]) -> torch.Tensor:
-        """list of n strings -> (n, 77, d)."""
+    def encode_prompts(self, prompts: str | Iterable[str]) -> torch.Tensor:
+        """n strings -> (n, 77, d); a single string counts as one of them."""
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         for prompt in dict.fromkeys(prompts):
             surplus = len(self.tokenizer.encode(prompt)) - (self.tokenizer.max_length - 2)
             if surplus > 0:

@@ -155,6 +155,15 @@ def test_long_prompts_are_cut_with_a_notice(sd, caplog):
 # --- loading and exporting --------------------------------------------------------------------------------------------
 
 
+def test_a_prompt_without_a_list_and_an_iterator_of_prompts(sd):
+    """Bug of an earlier version: "a red car" was nine prompts of a letter each, and a generator was none."""
+    expected = sd.encode_prompts(["a red car", "a dog"])
+    assert torch.equal(sd.encode_prompts(prompt for prompt in ("a red car", "a dog")), expected)
+    assert torch.equal(sd.tokenizer("a red car"), sd.tokenizer(["a red car"]))
+    assert sd.encode_prompts("a red car").shape == (1, 77, expected.shape[2])
+    assert torch.equal(sd.encode_prompts("a red car"), sd.encode_prompts(["a red car"]))
+
+
 def test_single_file_round_trip_draws_the_same(sd, tmp_path):
     """The tiny networks are no SD v1.5, so that each is read with its own configuration."""
     from minibnn import VAE, TextEncoder

@@ -63,7 +63,10 @@ def _kind(char):
 
 
 class Tokenizer:
-    """ids = tokenizer(["a dog"]): n prompts -> (n, 77) int64, with START and END, cut or padded to 77 ids each."""
+    """ids = tokenizer(["a dog"]): n prompts -> (n, 77) int64, with START and END, cut or padded to 77 ids each.
+
+    A single string counts as one prompt.
+    """
 
     def __init__(self, folder: Path | str) -> None:
         """folder: holds `vocab.json` and `merges.txt`, or `tokenizer.json`, and perhaps files that name the padding.
@@ -123,9 +126,9 @@ class Tokenizer:
                 ids.extend(self._ids_of_word("".join(self.symbols[b] for b in word.encode("utf-8"))))
         return ids
 
-    def __call__(self, prompts: Iterable[str]) -> torch.Tensor:
+    def __call__(self, prompts: str | Iterable[str]) -> torch.Tensor:
         rows = []
-        for prompt in prompts:
+        for prompt in [prompts] if isinstance(prompts, str) else prompts:
             ids = [self.vocab[START], *self.encode(prompt)[: self.max_length - 2], self.vocab[END]]
             rows.append(ids + [self.vocab[self.pad]] * (self.max_length - len(ids)))
         return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), self.max_length)
