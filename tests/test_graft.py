@@ -445,6 +445,8 @@ def test_a_run_is_a_model_that_hands_over_to_its_base(run_folder, base, tmp_path
     sd = graft_run.open_graft_run(run_folder)
     assert fingerprint(sd.unet.base) == fingerprint(base.unet) != fingerprint(sd.unet.finetuned)
     assert (sd.recipe["guidance"], sd.recipe["sample_steps"]) == (1.0, 4)
+    with pytest.raises(UserError, match="nowhere"):  # it is not passed over
+        sample(SampleOptions(prompt="a", model=str(run_folder), tokenizer="nowhere", out=str(tmp_path / "a.png")))
     words = {"prompt": ["a car"], "steps": 4, "seed": 1, "dtype": "float32"}
     [got] = sample(SampleOptions(**words, model=str(run_folder), out=str(tmp_path / "a.png")))
     [switched] = sd.generate(["a car"], steps=4, seed=1, progress=False)

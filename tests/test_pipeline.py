@@ -255,6 +255,11 @@ def test_sample_writes_pictures_with_their_settings(tmp_path):
         sample(options)
 
 
+def test_a_strength_without_an_adapter_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--adapter-scale is the strength of --adapter, and none is given"):
+        sample(SampleOptions(prompt="a dog", adapter_scale=0.3, out=str(tmp_path / "a.png")))
+
+
 def test_pictures_beyond_the_first_thousand(tmp_path, monkeypatch):
     def generate(_sd, prompts, *_, **__):
         return [Image.new("RGB", (2, 2), (i % 256, i // 256, 0)) for i in range(len(prompts))]

@@ -102,7 +102,7 @@ def open_model(options, dtype):
     if options.posterior_samples:
         sd, random = posterior.open_run(options.model, options.tokenizer, dtype, options.prediction_type)
     elif (Path(options.model) / graft_run.RECORD).exists():
-        sd = graft_run.open_graft_run(options.model, dtype=dtype)
+        sd = graft_run.open_graft_run(options.model, None, dtype, options.tokenizer, options.prediction_type)
     else:
         sd = StableDiffusion.load(options.model, options.tokenizer, dtype, options.prediction_type)
     for path, strength in zip(options.adapter or [], strengths(options), strict=True):
@@ -125,6 +125,8 @@ def which_step(model):
 def strengths(options):
     """The strength of each adapter, from --adapter-scale. Raises UserError when their numbers do not fit."""
     scales, adapters = options.adapter_scale or [1.0], options.adapter or []
+    if options.adapter_scale and not adapters:
+        raise UserError("--adapter-scale is the strength of --adapter, and none is given: name one, or leave it out")
     if options.adapter_scale and len(scales) not in (1, len(adapters)):
         raise UserError(f"--adapter-scale: {len(scales)} numbers for {len(adapters)} adapters; give one for each")
     if not all(math.isfinite(scale) for scale in scales):

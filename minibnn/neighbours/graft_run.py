@@ -211,17 +211,18 @@ def evaluated(options, record, reward, folder):
     return torch.cat(rewards).mean().item()
 
 
-def open_graft_run(folder, record=None, dtype=None):
+def open_graft_run(folder, record=None, dtype=None, tokenizer=None, prediction_type=None):
     """Open a run of this command: a StableDiffusion whose UNet is `Switched`, or plain for GRAFT. Raises UserError.
 
     `StableDiffusion.load(folder)` opens the fine-tuned model alone. record: the content of graft.json, if it is not
-    there yet.
+    there yet. dtype, tokenizer, prediction_type: as for `load`.
     """
     record = record or read_json(Path(folder) / RECORD, KIND)
-    sd, options = StableDiffusion.load(folder, dtype=dtype), record["options"]
+    sd, options = StableDiffusion.load(folder, tokenizer, dtype, prediction_type), record["options"]
     sd.recipe |= {name: options[name] for name in ("guidance", "sample_steps", "resolution") if name in options}
     if record["switch"]:
-        base = StableDiffusion.load(record["base"], options["tokenizer"], dtype, options["prediction_type"])
+        told = (tokenizer or options["tokenizer"], dtype, prediction_type or options["prediction_type"])
+        base = StableDiffusion.load(record["base"], *told)
         share_weights(base, sd)
         sd.unet = Switched(sd.unet, base.unet, record["switch"])
     return sd
