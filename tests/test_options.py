@@ -14,6 +14,8 @@ from minibnn import UserError
 from minibnn.__main__ import COMMANDS, recipes
 from minibnn.options import aliases, configs
 from minibnn.options.examples import EXAMPLES
+from minibnn.options.lab import Eq2Options, GainsOptions, ProbeOptions
+from minibnn.options.neighbours import BpsOptions, GraftOptions, RectifiedOptions
 from minibnn.options.parsing import build, is_word, meanings, parse, recipe_notes
 from minibnn.options.results import SampleOptions
 from minibnn.options.training import TrainOptions
@@ -96,6 +98,26 @@ def test_save_config_writes_what_was_given_and_stops(tmp_path, capsys):
     command = shlex.split(capsys.readouterr().out.splitlines()[-1].split(": ")[1])
     assert command[:3] == ["python", "-m", "minibnn"] and command[-2:] == ["--config", str(path)]
     assert parse(TrainOptions, "x", ["--config", str(path)]) == parse(TrainOptions, "x", words)
+
+
+def test_one_value_from_python_is_a_list_of_one():
+    """Bug of an earlier version: but for `train` a prompt was taken letter by letter, and drawn five times."""
+    for options_class in (SampleOptions, GraftOptions, RectifiedOptions, TrainOptions):
+        assert options_class(prompt="a dog").prompt == ["a dog"]
+        assert options_class(prompt=["a", "b"]).prompt == ["a", "b"] and options_class().prompt is None
+    drawn = SampleOptions(adapter=Path("r"), adapter_scale=0.5)
+    assert (drawn.adapter, drawn.adapter_scale) == (["r"], [0.5])
+    assert RunReportOptions(runs="r").runs == ["r"] and GainsOptions(guidance=3.0).guidance == [3.0]
+    assert RectifiedOptions().channels == RectifiedOptions.channels
+
+
+def test_paths_from_python_can_be_written_as_json():
+    """Bug of an earlier version: they ended in a TypeError, when config.json was written."""
+    made = TrainOptions(images=[Path("a"), "b"], model=Path("m"), out=Path("o"))
+    assert (made.images, made.model, made.out) == (["a", "b"], "m", "o")
+    for options_class in (SampleOptions, GraftOptions, BpsOptions, RectifiedOptions, ProbeOptions):
+        assert json.loads(json.dumps(dataclasses.asdict(options_class(model=Path("m")))))["model"] == "m"
+    assert PhotoOptions(clip=Path("nets/clip")).clip == str(Path("nets/clip"))
 
 
 # --- a run's own options ----------------------------------------------------------------------------------------------

@@ -469,6 +469,34 @@ def test_the_kernel_needs_a_gpu(options, tmp_path, monkeypatch):
         fine_tune(options("--kernel", "triton", "--device", "cpu"))
     assert not (tmp_path / "run").exists()
 
+def test_training_without_pictures_is_refused():
+    """Bug of an earlier version: a TypeError, from Python."""
+    with pytest.raises(UserError, match="--images is required"):
+        fine_tune(TrainOptions())
+
+
+@pytest.mark.parametrize("method", ["dreambooth", "lora", "oft"])
+def test_what_a_plain_run_was_settled_for_can_be_asked_for(options, method):
+    """The report of a run prints such a command. A run that is resumed may hold more, of an earlier version."""
+    sd = StableDiffusion.load("tiny")
+    settled = settle(options("--no-bayes", "--method", method), sd, 6)
+    assert settle(settled, sd, 6) == settled and settled.kernel == "torch"
+    settle(dataclasses.replace(settled, sigma=0.3, kl="p-q", prior_sigma=1.0, resume=True), sd, 6)
+
+
+@pytest.mark.parametrize(("arguments", "note"), [
+    (["--method", "lora", "--class-prompt", "a dog"], "note: --class-prompt, --class-count, --class-images teach "
+     "nothing here: --method lora uses no class pictures unless --prior-weight is given"),
+    (["--prior-weight", "0"], "note: --class-count, --class-images teach nothing here: --prior-weight 0 means no class "
+     "pictures"),
+    (["--method", "lora", "--prior-weight", "1"], None), ([], None),
+])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_options_of_class_pictures_that_are_not_used_are_noted(options, arguments, note, resumed):
+    asked = dataclasses.replace(options(*arguments), resume=resumed)
+    assert about_class_pictures(asked, settle(asked, StableDiffusion.load("tiny"), 6)) == (None if resumed else note)
+
+
 
 def test_the_kernel_is_settled_by_the_device(options, tmp_path, monkeypatch):
     sd = StableDiffusion.load("tiny")

@@ -44,6 +44,8 @@ def fine_tune(options, observers=()):
 
     observers: functions of the Training (`minibnn/train.py`), called before the first step and after each.
     """
+    if not options.images:
+        raise UserError("--images is required: the folder with the pictures of your subject")
     options = dataclasses.replace(options, out=str(options.out or run_folder(options.images)))
     with ownership.owned(options) if distributed.rank() == 0 else contextlib.nullcontext():
         fine_tune_there(options, observers)

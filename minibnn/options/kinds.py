@@ -1,7 +1,7 @@
 """What an option is, and the kinds of values that options take."""
 
 import math
-from dataclasses import field
+from dataclasses import field, fields
 from pathlib import Path
 
 from ..errors import UserError
@@ -24,6 +24,19 @@ def option(default, help, group, means=None, **argparse_settings):
     """
     metadata = {"help": help, "group": group, "means": means, "argparse": argparse_settings}
     return field(default=default, metadata=metadata)
+
+
+def as_asked(options):
+    """For __post_init__: one value of a list may be given without a list, and a path as a Path. In place."""
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if each.type is list and value is not None and not isinstance(value, (list, tuple)):
+            value = [value]
+        if isinstance(value, (list, tuple)):
+            value = type(value)(str(one) if isinstance(one, Path) else one for one in value)
+        elif isinstance(value, Path):
+            value = str(value)
+        object.__setattr__(options, each.name, value)  # they are frozen
 
 
 def refuse(options, names, why):

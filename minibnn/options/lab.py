@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .kinds import DEFAULT, natural, nonnegative, option, whole, words
+from .kinds import DEFAULT, as_asked, natural, nonnegative, option, whole, words
 from .shared import DTYPES, device_option, model_option, prediction_type_option, seed_option, tokenizer_option
 
 
@@ -25,6 +25,9 @@ class ProbeOptions:
     device: str = device_option("measuring")
     out: str = option(None, "a PNG file; figures as JSON stand beside it [COMMAND.png]", "output", means="a file", metavar="PNG")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+    def __post_init__(self):
+        as_asked(self)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,9 @@ class GainsOptions:
     out: str = option(None, "a JSON file with the figures [none]", "output", means="a file", metavar="JSON")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
 
+    def __post_init__(self):
+        as_asked(self)
+
 
 @dataclass(frozen=True)
 class Eq2Options:
@@ -68,3 +74,6 @@ class Eq2Options:
     seed: int = seed_option("drawing", "seed of the starting noise, the same for all")
     out: str = option(None, "a PNG file; figures as JSON stand beside it [eq2.png]", "output", means="a file", metavar="PNG")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+    def __post_init__(self):
+        as_asked(self)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .kinds import natural, nonnegative, option, positive, whole, words
+from .kinds import as_asked, natural, nonnegative, option, positive, whole, words
 from .shared import DTYPES, device_option, model_option, prediction_type_option, seed_option, tokenizer_option
 from .unfinished import going_on
 
@@ -49,6 +49,9 @@ class GraftOptions:
     evaluate: int = option(32, "fresh samples drawn at the end for the mean reward and samples.png; 0: none", "output", type=natural)
     overwrite: bool = option(False, "replace OUT if it is a run of this command; without --resume also forget OUT.unfinished", "output")
 
+    def __post_init__(self):
+        as_asked(self)
+
     @staticmethod
     def complete(given):
         """Add to the options given {name: value} those of the run that --resume goes on with. Raises UserError."""
@@ -85,6 +88,9 @@ class BpsOptions:
     checkpoint_every: int = option(0, "write a checkpoint every N steps; 0: only when the training is stopped", "output", type=natural, metavar="N")
     resume: bool = option(False, "go on with the training that OUT.unfinished holds, with its options; more steps are possible", "output")
     overwrite: bool = option(False, "write into OUT if it exists; without --resume also forget OUT.unfinished", "output")
+
+    def __post_init__(self):
+        as_asked(self)
 
     @staticmethod
     def complete(given):
@@ -137,6 +143,9 @@ class RectifiedOptions:
     out: str = option(None, "a PNG file; with --train a folder [rectified.png; with --train: runs/corrector]", "output", metavar="PATH")
     resume: bool = option(False, "with --train: go on with the inversions that OUT.unfinished holds, with its options", "output")
     overwrite: bool = option(False, "replace OUT if it exists; without --resume also forget OUT.unfinished", "output")
+
+    def __post_init__(self):
+        as_asked(self)
 
     @staticmethod
     def complete(given):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .kinds import natural, nonnegative, option, whole, words
+from .kinds import as_asked, natural, nonnegative, option, whole, words
 from .shared import DTYPES, device_option, model_option, prediction_type_option, seed_option, tokenizer_option
 
 
@@ -35,6 +35,9 @@ class SampleOptions:
     out: str = option("sample.png", "a PNG file; several pictures make a grid, and a folder of the same name", "output", means="a file", metavar="PNG")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
 
+    def __post_init__(self):
+        as_asked(self)
+
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -49,6 +52,9 @@ class ExportOptions:
     out: str = option(None, "a .safetensors file, for peft and a whole diffusers model a folder [in the run's folder: model.safetensors, lora_kohya.safetensors, adapter_model.safetensors]", "output", metavar="PATH")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
 
+    def __post_init__(self):
+        as_asked(self)
+
 
 @dataclass(frozen=True)
 class RunReportOptions:
@@ -57,6 +63,9 @@ class RunReportOptions:
     runs: list = option(None, "folders of training runs", "what", required=True, word=True, metavar="RUN")
     out: str = option(None, "an .html file, for a single run [RUN/report.html]", "output", means="a file", metavar="FILE")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+    def __post_init__(self):
+        as_asked(self)
 
 
 @dataclass(frozen=True)
@@ -75,3 +84,6 @@ class PhotoOptions:
 
     out: str = option("photo-measures.json", "a JSON file", "output", means="a file", metavar="FILE")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
+
+    def __post_init__(self):
+        as_asked(self)

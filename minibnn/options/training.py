@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from .kinds import natural, nonnegative, option, positive, share, whole, words
+from .kinds import as_asked, natural, nonnegative, option, positive, share, whole, words
 from .of_runs import resumed_options
 from .shared import DTYPES, device_option, model_option, prediction_type_option, seed_option, tokenizer_option
 
@@ -80,9 +80,7 @@ class TrainOptions:
     overwrite: bool = option(False, "replace OUT if it exists", "output")
 
     def __post_init__(self):
-        for name in ("images", "prompt", "class_prompt"):  # one subject may be given without a list
-            if isinstance(getattr(self, name), (str, Path)):
-                object.__setattr__(self, name, [str(getattr(self, name))])
+        as_asked(self)
 
     @staticmethod
     def complete(given):
