@@ -83,10 +83,10 @@ HARD = {
 
 def test_saved_options_are_valid_toml_and_read_back_the_same(tmp_path):
     path = tmp_path / "a.toml"
-    configs.write_options(path, HARD)
+    configs.write_options(path, HARD, TrainOptions)
     assert tomllib.loads(path.read_text(encoding="utf-8")) == HARD == configs.read_toml(path, TrainOptions)
     with pytest.raises(UserError, match="--save-config .*a.toml: File exists; name another file"):
-        configs.write_options(path, HARD)
+        configs.write_options(path, HARD, TrainOptions)
 
 
 def test_save_config_writes_what_was_given_and_stops(tmp_path, capsys):
@@ -217,6 +217,48 @@ def test_paths_of_a_file_of_options_are_those_of_its_folder(run, tmp_path, monke
     with pytest.raises(SystemExit):
         parse(TrainOptions, "minibnn train", ["--images", "photos", "--save-config", str(tmp_path / "b.toml")])
     assert tomllib.loads((tmp_path / "b.toml").read_text())["images"] == [str(home / "photos")]
+
+
+def test_saved_paths_of_every_command_mean_the_same_elsewhere(tmp_path, monkeypatch):
+    """Bugs of earlier versions: only paths of `train` were written for another folder, and `sigma1` and `eq2` looked
+    for a model of their file beside the working folder."""
+    home = tmp_path / "home"
+    for name in ("home/runs/r", "home/runs/r3", "conf", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+    (home / "runs" / "m.json").write_text("{}")
+    monkeypatch.chdir(home / "runs")
+    for options_class, words in (
+        (SampleOptions, ["--prompt", "a", "--adapter", "r3", "--unconditional-from", "r"]),
+        (ProbeOptions, ["--base", "r"]), (RunReportOptions, ["r", "r3"]),
+        (Eq2Options, ["--images", "r", "--model", "r3", "--measured", "m.json"]),
+    ):
+        monkeypatch.chdir(home / "runs")
+        path = f"../../conf/{options_class.__name__}.toml"
+        with pytest.raises(SystemExit):
+            parse(options_class, "x", [*words, "--save-config", path])
+        given = vars(build(options_class, "x").parse_args(words))
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        options = parse(options_class, "x", ["--config", f"../conf/{options_class.__name__}.toml"])
+        for name, value in given.items():
+            there = [str(home / "runs" / each) for each in (value if isinstance(value, list) else [value])]
+            expected = there if isinstance(value, list) else there[0]
+            assert getattr(options, name) == (["a"] if name == "prompt" else expected)
+    (home / "a.toml").write_text('model = "runs/r"\n')
+    for options_class, words in ((ProbeOptions, []), (Eq2Options, ["--images", "p"])):
+        found = parse(options_class, "x", ["--config", "../home/a.toml", *words]).model
+        assert Path(found).resolve() == home / "runs" / "r"
+
+
+def test_a_run_can_be_repeated_without_random_weights_or_class_pictures(run):
+    """What was settled for them does not come along, which `train` would refuse."""
+    config = json.loads((run / "config.json").read_text())
+    config["options"] |= {"where": "all", "sigma": 0.02, "lambda_kl": 1.0, "kl": "p-q", "class_count": 7}
+    (run / "config.json").write_text(json.dumps(config))
+    plain = parse(TrainOptions, "x", ["--config", str(run), "--no-bayes", "--prior-weight", "0"])
+    assert (plain.where, plain.sigma, plain.lambda_kl, plain.kl) == (None, None, 0.0, "q-p")
+    assert plain.class_count is plain.class_images is None
+    same = parse(TrainOptions, "x", ["--config", str(run)])
+    assert (same.where, same.sigma, same.lambda_kl, same.kl, same.class_count) == ("all", 0.02, 1.0, "p-q", 7)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..files.store import read_text
 from .kinds import BUNDLED
-from .of_runs import PATHS, training_options
+from .of_runs import training_options
 from .outputs import OUTPUTS
 from .typed import typed
 
@@ -77,14 +77,13 @@ def _found(value, home):
     return str(home / value) if there else value
 
 
-def write_options(path, values):
-    """Write {field: value} as a TOML file that `read_toml` reads. Raises UserError when it exists.
+def write_options(path, values, options_class):
+    """Write {field: value} of these options as a TOML file that `read_toml` reads. Raises UserError when it exists.
 
     In another folder than the present one relative paths would mean something else, and become absolute.
     """
     if Path(path).resolve().parent != Path.cwd():
-        home = Path.cwd()
-        values = {name: _found(value, home) if name in PATHS else value for name, value in values.items()}
+        values = beside(values, options_class, Path.cwd())
     words = {name.rstrip("_").replace("_", "-"): toml(value) for name, value in values.items()}
     made = False
     try:

@@ -69,7 +69,7 @@ class Eq2Options:
     tokenizer: str = tokenizer_option()
     prediction_type: str = prediction_type_option()
     sigma1: list = option((0.0, 0.1, 0.3, 1.0, 4.8), "values of σ₁, in latents of variance about 1", "what", type=nonnegative, nargs="+", metavar="X")
-    measured: str = option(None, "a JSON file of the command sigma1: draw also with the σ₁,t measured there", "what", metavar="JSON")
+    measured: str = option(None, "a JSON file of the command sigma1: draw also with the σ₁,t measured there", "what", metavar="FILE")
     steps: int = option(50, "sampling steps (DDIM)", "drawing", means="--sample-steps", type=whole)
     seed: int = seed_option("drawing", "seed of the starting noise, the same for all")
     out: str = option(None, "a PNG file; figures as JSON stand beside it [eq2.png]", "output", means="a file", metavar="PNG")

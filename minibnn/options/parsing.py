@@ -60,7 +60,7 @@ def parse(options_class, prog, argv=None, examples=(), recipes=(), about=None):
                 raise UserError(f"{name} is empty: name a file, or leave it out")
         given = (configs.config_options(config, options_class, given) if config else {}) | given
         if save:
-            configs.write_options(save, given)
+            configs.write_options(save, given, options_class)
             print(f"written; to use it: {parser.prog} --config {shlex.quote(save)}")
             raise SystemExit(0)
         refuse_empty(given, options_class)
