@@ -110,3 +110,33 @@ def test_pictures_must_be_those_that_it_began_with(tmp_path):
     for others in ({"a.png": "0e"}, {}, {"a.png": "0f", "b.png": "0f"}):
         with pytest.raises(UserError, match="the pictures or captions are not those that .*run.unfinished began with"):
             unfinished.check_unchanged(begun, tmp_path / "run", {"out"}, others)
+
+
+@pytest.mark.parametrize(("options_class", "words", "paths"), [
+    (GraftOptions, ["--reward", "redness", "--model", "r"], ["model"]),
+    (BpsOptions, ["--hints", "pairs", "--model", "tiny", "--branch", "b"], ["hints", "branch"]),
+    (RectifiedOptions, ["--model", "r", "--train", "--images", "pairs", "--prompt", "a"], ["model", "images"]),
+])
+def test_it_goes_on_from_another_working_folder(tmp_path, monkeypatch, options_class, words, paths):
+    """Bug of an earlier version: relative paths were looked for in the folder of the second call."""
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(home)
+    first = parse(options_class, "x", words)
+    begin(first, "run")
+    assert parse(options_class, "x", ["--resume", "--out", "run"]).model == first.model
+    monkeypatch.chdir(elsewhere)
+    again = parse(options_class, "x", ["--resume", "--out", str(home / "run")])
+    assert [getattr(again, name) for name in paths] == [str(home / getattr(first, name)) for name in paths]
+    assert again.model == first.model or "model" in paths  # a bundled model's name is no path
+    unfinished.check_unchanged(again, home / "run", {"resume", "out"})
+    spelled = parse(options_class, "x", ["--resume", "--out", str(home / "run"), "--model", "../home/" + first.model])
+    if "model" in paths:
+        unfinished.check_unchanged(spelled, home / "run", {"resume", "out"})
+    path = home / "run.unfinished" / "options.json"
+    of_before = json.loads(path.read_text())
+    del of_before["folder"]
+    path.write_text(json.dumps(of_before))
+    monkeypatch.chdir(home)
+    assert parse(options_class, "x", ["--resume", "--out", "run"]).model == first.model

@@ -66,12 +66,12 @@ def resumed_options(out, options_class):
         del values["class_images"]  # they move with the run
     home = Path(config.get("folder", "."))
     if home.resolve() != Path.cwd():
-        values |= {name: _moved(values[name], home) for name in PATHS if name in values}
+        values |= {name: moved(values[name], home) for name in PATHS if name in values}
     return values
 
 
-def _moved(value, home):
+def moved(value, home):
     """A relative path, or a list of them, from another working folder. A bundled model's name is no path."""
     if isinstance(value, list):
-        return [_moved(each, home) for each in value]
+        return [moved(each, home) for each in value]
     return value if value in BUNDLED else str(home / value)

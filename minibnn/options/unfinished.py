@@ -1,11 +1,12 @@
 """What a command has begun and not finished: the folder OUT.unfinished beside OUT, with what it takes to go on.
 
-Its options.json holds the command's name, its options, and fingerprints of the pictures that it learns from. --resume
-continues it; --overwrite without --resume discards it.
+Its options.json holds the command's name, its options, the folder in which it was started, and fingerprints of the
+pictures that it learns from. --resume continues it; --overwrite without --resume discards it.
 """
 
 import contextlib
 import dataclasses
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -13,11 +14,13 @@ from pathlib import Path
 from ..errors import UserError
 from ..files.schema import anything, mapping, record, text
 from ..files.store import read_json, write_json
-from .of_runs import ONE_CALL
+from .configs import is_path
+from .of_runs import ONE_CALL, moved
 from .typed import typed
 
 FILE = "options.json"
 CONTENT = {"command": text, "options": mapping(anything), "pictures": mapping(text)}
+SCHEMA = CONTENT | {"folder": text}  # the folder is missing in those of earlier versions
 
 
 def place(out):
@@ -29,19 +32,24 @@ def place(out):
 def read(out, options_class):
     """How the making of `out` began: ({name: value} of the options, {name: fingerprint} of the pictures).
 
-    Raises UserError when there is nothing, or what another command began.
+    Relative paths are those of the folder in which it was started. Raises UserError when there is nothing, or what
+    another command began.
     """
     path = place(out) / FILE
     if not path.exists():
         raise UserError(f"nothing to resume: there is no {path}; start without --resume")
     found = content(path, options_class)
     values = {name: value for name, value in found["options"].items() if value is not None and name not in ONE_CALL}
-    return typed(values, options_class, path), found["pictures"]
+    values, home = typed(values, options_class, path), Path(found.get("folder", "."))
+    if home.resolve() != Path.cwd():
+        paths = [field.name for field in dataclasses.fields(options_class) if is_path(field)]
+        values |= {name: moved(values[name], home) for name in paths if name in values}
+    return values, found["pictures"]
 
 
 def content(path, options_class):
     """What is in options.json. Raises UserError when it is damaged, or what another command began."""
-    found, command = read_json(path, record(CONTENT, CONTENT)), command_of(options_class)
+    found, command = read_json(path, record(SCHEMA, CONTENT)), command_of(options_class)
     if found["command"] != command:
         raise UserError(f"{path.parent} was begun by the command {found['command']}, not by {command}: name another "
                         "--out")
@@ -97,7 +105,9 @@ def check_unchanged(options, out, may_change, pictures=None):
     before, pictures_before = read(out, type(options))
     for field in dataclasses.fields(options):
         name = field.name
-        if name not in may_change and getattr(options, name) != before.get(name, field.default):
+        now, was = getattr(options, name), before.get(name, field.default)
+        same = now == was or (is_path(field) and now and was and Path(now).resolve() == Path(was).resolve())
+        if name not in may_change and not same:
             raise UserError(f"--{name.replace('_', '-')} is not what {place(out)} began with, which decides what "
                             "comes out: leave it out, or begin anew with --overwrite")
     if (pictures or {}) != pictures_before:
@@ -116,7 +126,7 @@ def begun(options, out, pictures=None):
     if work.exists() and not options.resume:
         shutil.rmtree(work)
     values = {"command": command_of(type(options)), "options": dataclasses.asdict(options), "pictures": pictures or {}}
-    write_json(work / FILE, values)
+    write_json(work / FILE, values | {"folder": os.getcwd()})
     try:
         yield work
     except BaseException as error:
