@@ -17,7 +17,7 @@ from minibnn.options.examples import EXAMPLES
 from minibnn.options.lab import Eq2Options, GainsOptions, ProbeOptions
 from minibnn.options.neighbours import BpsOptions, GraftOptions, RectifiedOptions
 from minibnn.options.parsing import build, is_word, meanings, parse, recipe_notes
-from minibnn.options.results import SampleOptions
+from minibnn.options.results import PhotoOptions, RunReportOptions, SampleOptions
 from minibnn.options.training import TrainOptions
 
 

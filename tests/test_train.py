@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from minibnn import StableDiffusion, UserError, data, runs, schedule
-from minibnn.cli.train import fine_tune, settle
+from minibnn.cli.train import about_class_pictures, fine_tune, settle
 from minibnn.files.store import read_json, write_json
 from minibnn.files.weights import open_weights
 from minibnn.finetune.kernel import default_kernel
@@ -455,6 +455,12 @@ def test_nan_names_the_step_and_the_good_checkpoint(options, tmp_path, monkeypat
         (["--resume", "--overwrite"], "exclude each other"),
         (["--device", "meta"], "--device meta is not one of cpu, cuda"),
         (["--prompt", "a sks cat"], "--class-prompt is required"),
+        (["--no-bayes", "--sigma", "0.3"], "--sigma belongs to random weights: leave out either it or --no-bayes"),
+        (["--no-bayes", "--where", "all"], "--where belongs to random weights"),
+        (["--no-bayes", "--kernel", "reference"], "--kernel belongs to random weights"),
+        (["--no-bayes", "--kl", "p-q"], "--kl belongs to random weights"),
+        (["--kl", "p-q"], "--kl belongs to the KL divergence: leave it out, or add --lambda-kl"),
+        (["--prior-sigma", "1", "--method", "lora"], "--prior-sigma belongs to the KL divergence"),
     ],
 )
 def test_refusals_leave_no_folder(options, tmp_path, arguments, message):
@@ -462,12 +468,6 @@ def test_refusals_leave_no_folder(options, tmp_path, arguments, message):
         fine_tune(options(*arguments))
     assert not (tmp_path / "run").exists()
 
-
-def test_the_kernel_needs_a_gpu(options, tmp_path, monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(UserError, match="--kernel triton needs a GPU; on a CPU --kernel reference draws the same"):
-        fine_tune(options("--kernel", "triton", "--device", "cpu"))
-    assert not (tmp_path / "run").exists()
 
 def test_training_without_pictures_is_refused():
     """Bug of an earlier version: a TypeError, from Python."""
@@ -496,6 +496,12 @@ def test_options_of_class_pictures_that_are_not_used_are_noted(options, argument
     asked = dataclasses.replace(options(*arguments), resume=resumed)
     assert about_class_pictures(asked, settle(asked, StableDiffusion.load("tiny"), 6)) == (None if resumed else note)
 
+
+def test_the_kernel_needs_a_gpu(options, tmp_path, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(UserError, match="--kernel triton needs a GPU; on a CPU --kernel reference draws the same"):
+        fine_tune(options("--kernel", "triton", "--device", "cpu"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_kernel_is_settled_by_the_device(options, tmp_path, monkeypatch):

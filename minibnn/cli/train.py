@@ -25,7 +25,7 @@ from ..finetune.adapter_files import KOHYA
 from ..finetune.kernel import choose_kernel
 from ..lab import curves, monitor
 from ..observers import Checkpoints, CtrlC, Progress
-from ..options.kinds import BUNDLED
+from ..options.kinds import BUNDLED, refuse
 from ..options.training import run_folder
 from ..page.run import write_report
 from ..pipeline import StableDiffusion
@@ -58,7 +58,7 @@ def fine_tune_there(options, observers):
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
     if options.deterministic:
         make_deterministic(choose_device(options.device))  # before `settle` rehearses kernels
-    options = settle(options, sd, len(files))
+    asked, options = options, settle(options, sd, len(files))
     sd.recipe |= runs.subject_of(options)
     of_folders = zip(folders, options.prompt, strict=True)
     own = options.captions
@@ -77,7 +77,8 @@ def fine_tune_there(options, observers):
     if options.resume:
         runs.restore_threads(out)
     distributed.first_alone(begin, options, files)
-    print("\n".join(filter(None, [about_prompts(options), about_photographs(options, files)])))
+    told = [about_prompts(options), about_class_pictures(asked, options), about_photographs(options, files)]
+    print("\n".join(filter(None, told)))
     sd.to(options.device)
     sources = [(images, captions), *class_source(options, sd, classes)]
     class_null = max(options.null_dropout, CLASS_NULL) if options.prior_target == "pretrained" else None
@@ -181,7 +182,9 @@ def settle(options, sd, pictures):
 
     pictures: how many there are of the subject.
     """
-    options, recipe = methods.settle(options, sd.recipe)
+    asked, (options, recipe) = options, methods.settle(options, sd.recipe)
+    if not options.resume:
+        refuse_ignored(asked, recipe)
     device = choose_device(options.device)
     one = [recipe["prompt"]] if recipe["prompt"] else None  # the recipe knows a single subject
     of_class = [recipe["class_prompt"]] if recipe["class_prompt"] and options.prompt in (None, one) else None
@@ -219,6 +222,20 @@ def settle(options, sd, pictures):
         check_compiler(device)
     kernel = choose_kernel(options.kernel, device, getattr(torch, options.dtype)) if options.bayes else "torch"
     return dataclasses.replace(options, kernel=kernel)
+
+
+def refuse_ignored(options, recipe):
+    """Refuse options of random weights and of the KL that would do nothing. Raises UserError naming one.
+
+    What config.json of a run without random weights holds all the same, the recipe's σ for instance, is let through.
+    """
+    if not options.bayes:
+        usual = {"where": methods.OWN[options.method].get("where"), "sigma": recipe["sigma"], "kernel": "torch"}
+        names = [name for name in ("sigma", "where", "kernel", "kl", "prior_sigma")
+                 if getattr(options, name) != usual.get(name)]
+        refuse(options, names, "belongs to random weights: leave out either it or --no-bayes")
+    if not options.lambda_kl:
+        refuse(options, ("kl", "prior_sigma"), "belongs to the KL divergence: leave it out, or add --lambda-kl")
 
 
 def for_each(values, number, option):
@@ -273,6 +290,21 @@ def about_prompts(options):
     quoted = lambda prompts: ", ".join(f'"{prompt}"' for prompt in dict.fromkeys(prompts))  # noqa: E731
     of_class = f"; class prompt {quoted(options.class_prompt)}" if options.prior_weight else ""
     return f"prompt {quoted(options.prompt)}{of_class}"
+
+
+def about_class_pictures(asked, options):
+    """A note to whoever asks for something of class pictures where none are used; None where there is nothing to say.
+
+    asked: the options before they were settled.
+    """
+    names = ("class_prompt", "class_count", "class_guidance", "class_images")
+    flags = [f"--{name.replace('_', '-')}" for name in names if getattr(asked, name) is not None]
+    if options.prior_weight or options.resume or not flags:
+        return None
+    why = f"--method {options.method} uses no class pictures unless --prior-weight is given"
+    if asked.prior_weight is not None:
+        why = "--prior-weight 0 means no class pictures"
+    return f"note: {', '.join(flags)} {'teach' if len(flags) > 1 else 'teaches'} nothing here: {why}"
 
 
 def about_photographs(options, files):

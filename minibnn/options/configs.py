@@ -25,6 +25,8 @@ MACHINE = ("device", "kernel")  # what a run settled for the machine that it ran
 OF_METHOD = (  # what a run settled for its method
     "where", "rank", "alpha", "blocks", "coft", "layers", "lr", "steps", "prior_weight", "class_count",
 )
+OF_RANDOM = ("where", "sigma", "lambda_kl", "kl", "prior_sigma", "keep_posterior")  # options of random weights
+OF_CLASS = ("class_count", "class_guidance", "class_images")
 
 
 def config_options(path, options_class, given):
@@ -32,7 +34,8 @@ def config_options(path, options_class, given):
 
     Relative paths are those of the file's folder, or of the folder in which the run was started, if they are there. Of
     a run the device and the kernel, which belong to its machine, are left out, and with another --method also what was
-    settled for the run's own. Raises UserError naming file and option.
+    settled for the run's own; so is what belongs to random weights or class pictures where there are none. Raises
+    UserError naming file and option.
     """
     path = Path(path)
     path = path / "config.json" if path.is_dir() else path
@@ -44,7 +47,9 @@ def config_options(path, options_class, given):
         raise UserError(f"{path}: a configuration file ends with .toml, that of a run is its config.json")
     values, config = training_options(path, options_class)
     other = given.get("method", values.get("method")) != values.get("method")
-    left_out = MACHINE + (OF_METHOD if other else ())
+    both = values | given
+    left_out = MACHINE + (OF_METHOD if other else ()) + (() if both.get("bayes", True) else OF_RANDOM)
+    left_out += OF_CLASS if both.get("prior_weight") == 0 else ()
     return beside({k: v for k, v in values.items() if k not in left_out}, options_class,
                   Path(config.get("folder", ".")))
 

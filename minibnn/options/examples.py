@@ -7,7 +7,7 @@ EXAMPLES = {
     "train": (
         f"{TRAIN} --images tutorials/dog",
         f'{TRAIN} --images photos/rex --model SD_FOLDER --prompt "a photo of a sks dog" '
-        '--class-prompt "a photo of a dog" --method lora --out runs/rex',
+        "--method lora --out runs/rex",
         f"{TRAIN} --resume --out runs/dog --steps 2000",
     ),
     "sample": (

@@ -157,12 +157,14 @@ def train_options(bench, run, steps):
         "prompt": [prompt], "class_prompt": [class_prompt], "class_images": str(class_folder(bench, run)),
         "class_count": class_count(bench, run), "prior_weight": 1.0 if has_prior(bench, run) else 0.0,
         "prior_target": "noise", "ema": 0.0,  # as in the paper, whatever the model's recipe says
-        "method": run.method, "bayes": run.bayes, "sigma": run.sigma, "lambda_kl": run.lambda_kl, "steps": steps,
-        "kernel": options.kernel,
-        "kl": "p-q" if bench.study.source == "authors" else "q-p",
+        "method": run.method, "bayes": run.bayes, "lambda_kl": run.lambda_kl, "steps": steps,
         "dtype": bench.dtype, "device": bench.device, "seed": run.seed, "samples": 0,
         "monitor": False, "gradient_checkpointing": options.gradient_checkpointing, "out": str(folder_of(bench, run)),
     }
+    if run.bayes:
+        own |= {"sigma": run.sigma, "kernel": options.kernel}
+    if run.lambda_kl:
+        own["kl"] = "p-q" if bench.study.source == "authors" else "q-p"
     if run.method == "dreambooth" and run.bayes:
         own["where"] = WHERE[bench.study.source][run.where]
     if run.method == "oft" and run.bayes:
