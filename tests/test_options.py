@@ -462,5 +462,5 @@ def test_an_empty_text_that_means_something_is_taken():
 
 def test_options_that_cannot_be_written_leave_no_file(tmp_path):
     with pytest.raises(UserError, match="--save-config .*a.toml: .*name another file"):
-        configs.write_options(tmp_path / "a.toml", {"prompt": "a name that is no UTF-8: \udcff"})
+        configs.write_options(tmp_path / "a.toml", {"prompt": "a name that is no UTF-8: \udcff"}, TrainOptions)
     assert not list(tmp_path.iterdir())
