@@ -343,7 +343,7 @@ MUTATIONS = (
     Mutation("outputs-not-asked", "minibnn/options/running.py", "check_outputs(arguments[-1])", "pass",
              "test_outputs.py", "After hours of work a command finds that it cannot write its result."),
     Mutation("running-signal-at-the-end", "minibnn/options/running.py",
-             "    atexit.register(answer_while_ending)\n", "",
+             "answer_while_ending([number for number in STOPPING if number != signal.SIGINT])", "pass",
              "test_running.py::test_a_signal_while_python_ends_is_silent",
              "A signal while Python ends shows a traceback."),
     # --- a run's folder

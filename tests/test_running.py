@@ -179,14 +179,29 @@ def test_json_that_cannot_be_read_is_one_line(tmp_path):
     assert parse_json("[1]", "x") == [1]
 
 
-def test_a_signal_while_python_ends_is_silent():
+@pytest.mark.parametrize("late", [
+    "os.kill(os.getpid(), signal.SIGTERM)", "atexit.register(os.kill, os.getpid(), signal.SIGTERM)",
+])
+def test_a_signal_while_python_ends_is_silent(late):
     """torchrun sends one to the processes that are left; what Python runs at its end may take seconds."""
-    script = """
+    script = f"""
 import atexit, os, signal
 from minibnn.options.running import run
 from minibnn.options.training import TrainOptions
-atexit.register(os.kill, os.getpid(), signal.SIGTERM)  # before `run`, thus called after what that registers
 run(lambda options: None, TrainOptions(images=["x"]))
+{late}
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (-signal.SIGTERM, "")
+
+
+def test_ctrl_c_while_python_ends_is_silent():
+    script = """
+import atexit, os, signal
+atexit.register(os.kill, os.getpid(), signal.SIGINT)  # before `run`, thus called after what that registers
+from minibnn.options.running import run
+from minibnn.options.training import TrainOptions
+run(lambda options: None, TrainOptions(images=["x"]))
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (-signal.SIGINT, "")

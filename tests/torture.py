@@ -52,6 +52,7 @@ from minibnn.networks.unet import UNet
 from minibnn.networks.vae import VAE
 from minibnn.options import lab
 from minibnn.options.configs import is_path
+from minibnn.options.experiments import PaperOptions
 from minibnn.options.outputs import OUTPUTS
 from minibnn.options.parsing import is_word, parse, spelled
 from minibnn.options.running import explain
@@ -137,7 +138,7 @@ def bad_paths(field, options, folder):
         ending = {"PNG": ".png", "JSON": ".json"}.get(metavar, "")
         paths = (*there, loop, loop / "new", notes / "new", "a" * 5000, "/proc/no/new")
         return ["", *(f"{path}{ending}" for path in paths)]
-    if not is_path(field):
+    if not is_path(field) or (options is PaperOptions and field.name == "tokenizer"):  # it is for single files alone
         return []
     if field.name == "class_images":  # a folder that is made if it is not there
         return ["", loop, notes, "a" * 5000]

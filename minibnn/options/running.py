@@ -62,9 +62,9 @@ def note_signal(number):
     _received.append(number)
 
 
-def answer_while_ending():
+def answer_while_ending(numbers=STOPPING):
     """After the command has spoken its last word a signal ends Python at once, and not by a traceback of its exit."""
-    for number in STOPPING:
+    for number in numbers:
         if signal.getsignal(number) == interrupt:
             signal.signal(number, signal.SIG_DFL)
 
@@ -193,11 +193,14 @@ def run(function, *arguments):
     """Call a command's function, whose last argument is its options. Ends as this file's head says."""
     _received.clear()
     on_stop(interrupt)
-    atexit.register(answer_while_ending)
+    atexit.register(answer_while_ending)  # Ctrl-C until then, because `Output` means by it that nobody reads
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("%(message)s"))
     logging.basicConfig(handlers=[handler])
-    with one_line(arguments[-1]):
-        if not getattr(arguments[-1], "plan", False):
-            check_outputs(arguments[-1])
-        function(*arguments)
+    try:
+        with one_line(arguments[-1]):
+            if not getattr(arguments[-1], "plan", False):
+                check_outputs(arguments[-1])
+            function(*arguments)
+    finally:
+        answer_while_ending([number for number in STOPPING if number != signal.SIGINT])
