@@ -17,6 +17,7 @@ import contextlib
 import functools
 import logging
 import os
+import signal
 import time
 from datetime import timedelta
 
@@ -70,12 +71,18 @@ def one_of_several(command):
                 if dist.distributed_c10d._get_default_store().add("minibnn/said", 1) > 1:
                     time.sleep(2)  # another process is saying it, and torchrun would kill that if this one ended first
                     raise SystemExit(2) from None
-                if isinstance(error, dist.DistError) or "/gloo/" in str(error):
+                if is_lost(error) or is_lost(error.__context__):
+                    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's to those that are left
                     raise UserError("another of the processes has ended without a word, perhaps killed for lack of "
                                     "memory: --resume goes on from the last checkpoint") from None
                 raise
 
     return joined
+
+
+def is_lost(error):
+    """Whether an exception says that another process of the group is gone."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
 def join(device):
