@@ -101,6 +101,21 @@ def of_stage(setting, name, beside=None, view=stage_settings.MAIN, step=None):
                      if not beside or run in other])
 
 
+def between(setting, first, last, group="other"):
+    """By how much fidelity changes from one step to another in the textured model."""
+    at = [[stage_tables.at(rows, step, stage_settings.MAIN, group, "fidelity")
+           for rows in stage_tables.of(textured(), setting, "textured").values()] for step in (last, first)]
+    return interval(np.array(at[0]) - np.array(at[1]))
+
+
+def of_subject(setting, name, subject):
+    """A measure of the textured model's late steps minus that of plain runs, for the seeds of one subject."""
+    own, plain = (stage_tables.of(textured(), each, "textured") for each in (setting, "plain"))
+    late = [[stage_tables.late(runs[run], stage_settings.MAIN, "training", name) for run in own if run[0] == subject]
+            for runs in (own, plain)]
+    return interval(np.array(late[0]) - np.array(late[1]))
+
+
 def from_early(setting, name):
     """From step 250 to the mean of 400 to 800 in the textured model."""
     runs = stage_tables.of(textured(), setting, "textured").values()
@@ -204,18 +219,31 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
         *from_early("plain", "noise")], 1),
     "textured, fall": ("RESULTS", "a fall of fidelity is not shown ({} [{}, {}])", lambda: [
         *(-from_early("plain", "fidelity")[i] for i in (0, 2, 1))], 3),
+    "textured, noise at each step": ("RESULTS", "| .48, .44, .43, .56 | {}, {}, {}, {} |", lambda: [
+        of_stage("offset-spread", "noise", step=step)[0] for step in (250, 400, 600, 800)], 1),
+    "textured, other prompts": ("RESULTS", "shown, by {} [{}, {}], and no recovery from it ({} [{}, {}])", lambda: [
+        *(-between("plain", 250, 400)[i] for i in (0, 2, 1)), *between("plain", 400, 800)], 3),
+    "textured, subjects": ("RESULTS", "rocket {} [{}, {}], cat {} [{}, {}], coffee {} [{}, {}]", lambda: [
+        figure for subject in ("rocket", "cat", "coffee") for figure in of_subject("offset", "noise", subject)], 1),
+    "textured, least subject": ("RESULTS", "Fidelity is higher for each ({} [{}, {}] for coffee", lambda: [
+        *of_subject("offset", "fidelity", "coffee")], 3),
+    "textured, rise": ("RESULTS", "by {} [{}, {}] (six runs), but that it had fallen before is not shown ({} [{}, {}])",
+                       lambda: [*between("null", 400, 800, "training"),
+                                *(-between("null", 250, 400, "training")[i] for i in (0, 2, 1))], 3),
+    "README, coat": ("README", "the subject's coat, as perhaps here, in {} % [{}, {}] of them", lambda: [
+        *recipe("four-captions", "leak")], 1),
     "textured, offset": ("RESULTS", "by an offset of the noise, raises fidelity by {} [{}, {}]", lambda: [
         *of_stage("offset", "fidelity", "plain")], 3),
     "textured, weight noise": ("RESULTS", "does neither: fidelity is {} [{}, {}] lower", lambda: [
         *(-of_stage("bnn", "fidelity", "plain")[i] for i in (0, 2, 1))], 3),
     "textured, ledger": ("RESULTS", "(weight noise − plain: fidelity {} [{}, {}]", lambda: [
         *of_stage("bnn", "fidelity", "plain")], 3),
-    "textured, its noise": ("RESULTS", "[−.074, −.001], noise {} [{}, {}]);", lambda: [
+    "textured, its noise": ("RESULTS", "[−.074, −.001], which is barely shown, noise {} [{}, {}]). LoRA", lambda: [
         *of_stage("bnn", "noise", "plain")], 1),
-    "textured, plain": ("RESULTS", "| plain | 15 | {}, {}, {} |", lambda: [
-        of_stage("plain", "fidelity", step=step)[0] for step in (250, 400, 800)], 2),
-    "textured, levels": ("RESULTS", "| noise offset of .1 | 15 | {}, {}, {} |", lambda: [
-        of_stage("offset", "fidelity", step=step)[0] for step in (250, 400, 800)], 2),
+    "textured, plain": ("RESULTS", "| plain | 15 | {}, {}, {}, {} |", lambda: [
+        of_stage("plain", "fidelity", step=step)[0] for step in (250, 400, 600, 800)], 2),
+    "textured, levels": ("RESULTS", "| noise offset of .1 | 15 | {}, {}, {}, {} |", lambda: [
+        of_stage("offset", "fidelity", step=step)[0] for step in (250, 400, 600, 800)], 2),
     "textured, strength": ("RESULTS", "fidelity is {} [{}, {}] and {} [{}, {}] higher, and the noise", lambda: [
         *of_stage("offset-spread", "fidelity", "offset", UNGUIDED),
         *of_stage("offset-spread", "fidelity", "offset", stage_settings.SIDE_VIEWS[0])], 3),
