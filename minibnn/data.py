@@ -34,7 +34,8 @@ def list_pictures(folder, option="--images"):
     skipped = [p.name for p in files if p not in pictures and p not in captions]
     if skipped:
         many = f"{len(skipped)} file{'s' if len(skipped) > 1 else ''}"
-        log.warning("%s: skipping %s that cannot be read as pictures: %s", folder, many, ", ".join(skipped[:4]))
+        log.warning("%s: skipping %s that cannot be read as pictures: %s; %d left. Convert others (HEIC) to PNG",
+                    folder, many, ", ".join(skipped[:4]), len(pictures))
     if not pictures:
         kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
         raise UserError(f"{option} {folder}: no pictures in it ({kinds}); convert others, such as HEIC, to PNG")

@@ -257,6 +257,8 @@ def place_of(model):
     here = f'give a folder, a .safetensors file, or "{DEFAULT}" for the bundled model'
     if re.fullmatch(r"[\w-]+/[\w.-]+", str(model)):  # as models are named on Hugging Face
         here = f"minibnn downloads nothing; hf download {model} --local-dir FOLDER does, then --model FOLDER"
+    if path.name.startswith("stable-diffusion"):
+        here = "it must be fetched first, as docs/training.md says under \"Getting Stable Diffusion\""
     raise UserError(f"no model at {path}: {here}")
 
 

@@ -107,6 +107,10 @@ def test_options_that_a_command_reads_are_those_it_has(name):
             ["minibnn.sample", "--prompt", "a dog", "--model", "maker/sd-v1"],
             "error: no model at maker/sd-v1: minibnn downloads nothing; hf download maker/sd-v1 --local-dir FOLDER",
         ),
+        (
+            ["minibnn.sample", "--prompt", "a dog", "--model", "stable-diffusion-v1-5/"],
+            "error: no model at stable-diffusion-v1-5: it must be fetched first, as docs/training.md says under",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(words, message, tmp_path):

@@ -95,7 +95,7 @@ def test_folders(tmp_path, caplog):
     for name in ("b.PNG", "a.jpeg", ".hidden.png"):
         (tmp_path / name).write_bytes(b"")
     assert [p.name for p in data.list_pictures(tmp_path)] == ["a.jpeg", "b.PNG"]
-    assert "skipping 1 file that cannot be read as pictures: notes.txt" in caplog.text
+    assert "skipping 1 file that cannot be read as pictures: notes.txt; 2 left. Convert others" in caplog.text
 
 
 def test_every_epoch_is_a_permutation():

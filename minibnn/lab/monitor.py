@@ -220,10 +220,11 @@ class Monitor:
     def about_pictures(self):
         """One line: when noise rose, and which step to use."""
         first, calm, best = self.rows[0]["noise"], self.calm(), self.faithful()
-        said, seen = "noise never rose", f"({self.out / 'curves.png'})"
+        highest, limit = max(row["noise"] for row in self.rows), first + risen(self.world)
+        said, seen = f"noise stayed low ({highest:.2f} at most, limit {limit:.2f})", f"({self.out / 'curves.png'})"
         if len(calm) < len(self.rows):
-            risen = next(row for row in self.rows if row not in calm)
-            said = f"noise rose at step {risen['step']}, from {first:.2f} to {risen['noise']:.2f}"
+            noisy = next(row for row in self.rows if row not in calm)
+            said = f"noise rose at step {noisy['step']}, from {first:.2f} to {noisy['noise']:.2f}"
             if self.rows[-1] in calm:
                 last = max(row["step"] for row in self.rows if row not in calm)
                 said += f", and was gone at step {min(row['step'] for row in calm if row['step'] > last)}"
