@@ -156,10 +156,10 @@ def taught(setting):
     return sum(p < 0.05 for p in drifted), len(drifted), means["drift"], means["clipped"], 100 * means["leak"]
 
 
-def sketches(pairs):
-    """By how much BPS with so many pairs follows sketches better than the base, after 60 steps."""
-    found = json.loads((RESULTS / "bps.json").read_text())["60 steps"]
-    return interval([run["IoU"] - found["base 0"][seed]["IoU"] for seed, run in found[f"bps {pairs}"].items()])
+def sketches(pairs, steps=60, other="base 0"):
+    """By how much BPS with so many pairs follows sketches better than the base, or another run."""
+    found = json.loads((RESULTS / "bps.json").read_text())[f"{steps} steps"]
+    return interval([run["IoU"] - found[other][seed]["IoU"] for seed, run in found[f"bps {pairs}"].items()])
 
 
 def anchors(scale, other="own", measure="IoU"):
@@ -302,6 +302,10 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "price": ("RESULTS", "time {} s (none), {} (up), {} (norm, cross-attention), {} (paper), {} (conv), {} (all)",
               lambda: [seconds(place) for place in ("none", "up", "norm", "paper", "conv", "all")], 0),
     "BPS": ("RESULTS", "from 12 pairs on (IoU {} [{}, {}], five seeds)", lambda: [*sketches(12)], 3),
+    "BPS, longer": ("tutorials/results/bps", "after 180 steps by {} [{}, {}] with 40.", lambda: [
+        *sketches(40, 180)], 3),
+    "BPS, more pairs": ("tutorials/results/bps", "and shown after 180 ({} [{}, {}])", lambda: [
+        *sketches(200, 180, "bps 40")], 3),
     "BPS, anchors": ("RESULTS", "better still (IoU {} [{}, {}] at w = 3, five seeds)", lambda: [*anchors("3")], 3),
     "BPS, every scale": (
         "tutorials/results/guidance", "in IoU by {} [{}, {}] at w = 1.5, {} [{}, {}] at 3 and {} [{}, {}] at 7.5",
@@ -460,6 +464,9 @@ def test_the_tables_of_bps_are_those_of_its_runs():
                        ("bps 200", "BPS | 200 |"), ("skip 40", "ControlNet's places) | 40 |"),
                        ("encoder 40", "T2I-Adapter's places) | 40 |")):
         assert f"{text} {spread([run['IoU'] for run in runs['60 steps'][name].values()])} |" in page_of("bps")
+    for pairs in (12, 40, 200):
+        longer = spread([run["IoU"] for run in runs["180 steps"][f"bps {pairs}"].values()])
+        assert f"| BPS | {pairs} | {longer} |" in page_of("bps")
     found = json.loads((RESULTS / "bps_places.json").read_text())
     tuning, best, _ = bps_places.table(found["tuning"], found["test"]).split("\n\n")
     for row in tuning.splitlines()[2:]:
