@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from minibnn.errors import UserError
 from minibnn.experiments import graft
@@ -97,7 +98,7 @@ def test_inverse_noise_averages_only_seeds_of_the_same_settings(tmp_path, monkey
 
     flow = inverse_noise.flow_file(inverse_noise_options())
     (tmp_path / "same").write_bytes(flow.read_bytes())
-    (tmp_path / "other").write_bytes(b"x")
+    save_file(load_file(flow), tmp_path / "other", {"euler_steps": "7"})  # another file is another flow
     assert added("--seeds", "0", "1") == [0, 1]
     assert added("--seeds", "1", "2", "--flow", str(tmp_path / "same")) == [0, 1, 2]
     for option, value in {"tests": 9, "inverted": 9, "corrector_training": 9, "euler_steps": 9}.items():

@@ -233,7 +233,8 @@ def experiment(options):
     if options.bundle and 0 not in options.seeds:
         raise UserError("--bundle keeps the corrector of seed 0: add 0 to --seeds")
     if "world" in options.parts:
-        flow.load_flow(flow_file(options), flow.MAIN)  # a damaged file is told now, and not after the plane
+        flow_hash(options)  # a missing or damaged file is told now, and not after the plane
+        flow.load_flow(flow_file(options), flow.MAIN)
     with locked(options.out, ".inverse_noise.lock"):
         experiment_there(options)
 
