@@ -471,8 +471,8 @@ for step, row in followed.items():
 #   $\sigma_1$ of 1 is a share $g$ of four percent, and few steps decide it.
 # - The column "described" is the share of the loss that the two numbers account for. It begins with nine tenths at
 #   small $t$ and falls to about six tenths: memory and trust are most of the story, Eq. 2 alone was a tenth of it.
-# - After the crossing $\sigma_1$ lies above $\sqrt D$ and stays there: trust follows slowly. At $t=800$ it does not: from
-#   step 20 on the estimate of $\sigma_1$ is 0, because no noise is found that grows with it.
+# - After the crossing $\sigma_1$ lies above $\sqrt D$ and stays there: trust follows slowly. At $t=800$ it does not:
+#   from step 20 on the estimate of $\sigma_1$ is 0.
 # - One picture, one seed, a toy. Repeat it with another `dog[i:i+1]` and another seed. A rival explanation for
 #   anything so early is Adam, whose first steps are nearly all of the size `lr`, whatever the gradient: try
 #   `lr=2e-5`.

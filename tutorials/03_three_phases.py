@@ -405,9 +405,10 @@ for row in collapse["rows"]:
 # %% [markdown]
 # On one photo, with its own unconditional prediction, the guided gain is near 1 where noise is strong ($t\ge300$): no
 # noise stays. With the pretrained one it lies *above* 1 at all times. In the collapse it is far below 1 at step 25,
-# below even the 0.44 that it had at $t=20$ before, and the law leaves a noise of 0.46; at step 50, where the pictures are at their worst, it leaves
-# 0.05, and afterwards next to nothing. But the drawn latents have a spread of 3.4, then 2.4. **So most of these
-# patterns are no noise that was left in.** What are they? The other part of the prediction, the remembered pictures:
+# below even the 0.44 that it had at $t=20$ before, and the law leaves a noise of 0.46; at step 50, where the pictures
+# are at their worst, it leaves 0.05, and afterwards next to nothing. But the drawn latents have a spread of 3.4, then
+# 2.4. **So most of these patterns are no noise that was left in.** What are they? The other part of the prediction, the
+# remembered pictures:
 
 # %%
 @torch.no_grad()

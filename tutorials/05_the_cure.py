@@ -513,8 +513,8 @@ for sigma, setting in ((0.003, "sigma-0.003"), (0.01, "main"), (0.03, "sigma-0.0
 
 # %% [markdown]
 # A dose-response: nothing at 0.003 and, within the intervals, at the paper's 0.01; a rise at 0.03 and a larger one at
-# 0.1. **In this network weight noise raises $\sigma_1$: it acts like noise on the memory.** By exercise 1 it should
-# not cure noise in pictures here, and with the paper's $\sigma_0$ it does not. (With 0.1, which slows all learning, noise
+# 0.1. **In this network weight noise raises $\sigma_1$: it acts like noise on the memory.** By exercise 1 it should not
+# cure noise in pictures here, and with the paper's $\sigma_0$ it does not. (With 0.1, which slows all learning, noise
 # at guidance 3 is lower, by 0.28 [0.09, 0.47]: [RESULTS.md](RESULTS.md).)
 
 # %%
@@ -616,8 +616,9 @@ show(
 # noise is another direction, which an offset does not train. (`--noise-spread 0.1`, which varies the strength in
 # training, takes it away at guidance 1 and 3, but not at 7.5: [RESULTS.md](RESULTS.md).) Fresh noise ($\eta=1$) takes
 # that away, in all three, and with the offset fidelity is 0.78. The trained empty prompt lowers the noise to 1.3, but
-# at step 800 only; before, its pictures are noisier than plain ones. Random weights do not help in this run; their pictures have more noise than plain ones, and the
-# same tint. They act on every direction a little, and the disease is in two.
+# at step 800 only; before, its pictures are noisier than plain ones. Random weights do not help in this run; their
+# pictures have more noise than plain ones, and the same tint. They act on every direction a little, and the disease is
+# in two.
 #
 # It is one subject and one seed, so it shows what can happen. What holds over subjects and seeds, with intervals and at
 # equal learning, is in [RESULTS.md](RESULTS.md).
