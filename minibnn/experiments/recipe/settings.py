@@ -14,6 +14,7 @@ class Setting:
 NOISE = ("--prior-target", "noise", "--prior-weight", "1", "--ema", "0", "--steps", "600")  # ordinary DreamBooth
 FOUR = ("--prior-weight", "4", "--steps", "660")
 LORA, OFT = ("--method", "lora", "--lr", "3e-3"), ("--method", "oft", "--lr", "2e-3")
+RANK = ("--rank", "8")  # what the search found best with a teacher, so its controls have it too
 TAUGHT = ("--prior-target", "pretrained", "--ema", "0.98")  # by the network beneath the adapters
 SETTINGS = {
     "four-captions": Setting(),  # the first command
@@ -41,12 +42,12 @@ SETTINGS = {
     "double-sigma": Setting(("--sigma", "0.02")),
     "lora": Setting(("--method", "lora")),
     "oft": Setting(("--method", "oft")),
-    "lora-alone": Setting((*LORA, "--prior-weight", "0", "--ema", "0", "--steps", "600")),
-    "lora-noise": Setting((*LORA, "--prior-target", "noise", "--ema", "0.98", "--prior-weight", "1", "--steps", "600",
-                           "--class-guidance", "1")),
+    "lora-alone": Setting((*LORA, *RANK, "--prior-weight", "0", "--ema", "0", "--steps", "600")),
+    "lora-noise": Setting((*LORA, *RANK, "--prior-target", "noise", "--ema", "0.98", "--prior-weight", "1",
+                           "--steps", "600", "--class-guidance", "1")),
     "lora-taught-1": Setting((*LORA, *TAUGHT, "--prior-weight", "1", "--steps", "600")),
     "lora-taught-3": Setting((*LORA, *TAUGHT, "--prior-weight", "3", "--steps", "720")),
     "lora-taught-1-longer": Setting((*LORA, *TAUGHT, "--prior-weight", "1", "--steps", "900")),
-    "lora-taught-1-rank-8": Setting((*LORA, *TAUGHT, "--prior-weight", "1", "--steps", "600", "--rank", "8")),
+    "lora-taught-1-rank-8": Setting((*LORA, *TAUGHT, "--prior-weight", "1", "--steps", "600", *RANK)),
     "oft-taught-1": Setting((*OFT, *TAUGHT, "--prior-weight", "1", "--steps", "600")),
 }
