@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from minibnn import StableDiffusion
-from minibnn.cli.train import settle
+from minibnn.cli.settle import settle
 from minibnn.files.layouts import check_config
 from minibnn.finetune import bayes
 from minibnn.networks.unet import UNet, UNetConfig

@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import stats
 
 from minibnn import StableDiffusion, UserError
-from minibnn.cli.train import settle
+from minibnn.cli.settle import settle
 from minibnn.experiments import prompts
 from minibnn.experiments.corruption import report, trainings
 from minibnn.experiments.corruption.measures import WorldMeasures

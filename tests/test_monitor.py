@@ -11,7 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from minibnn import StableDiffusion, data, runs, schedule
-from minibnn.cli.train import fine_tune, settle
+from minibnn.cli.settle import settle
+from minibnn.cli.train import fine_tune
 from minibnn.errors import UserError
 from minibnn.files.store import ASSETS
 from minibnn.lab import gain_law, gains, monitor, sigma1_estimate

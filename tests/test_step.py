@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from minibnn import StableDiffusion, train
-from minibnn.cli.train import settle
+from minibnn.cli.settle import settle
 from minibnn.figures import Figures
 from minibnn.finetune import bayes, weight_noise
 from minibnn.finetune.kl_gradient import add_kl_gradient

@@ -10,8 +10,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from minibnn import StableDiffusion, UserError, data, runs
+from minibnn.cli.announcements import about_photographs, about_prompts, describe
+from minibnn.cli.class_source import class_folders
 from minibnn.cli.run_samples import sample_prompts
-from minibnn.cli.train import about_photographs, about_prompts, class_folders, describe, fine_tune, settle
+from minibnn.cli.settle import settle
+from minibnn.cli.train import fine_tune
 from minibnn.finetune.methods import make_trainable
 from minibnn.options.parsing import parse
 from minibnn.options.training import TrainOptions

@@ -15,8 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minibnn import StableDiffusion, UserError, data, runs, schedule
-from minibnn.cli.train import about_class_pictures, fine_tune, settle
+from minibnn import StableDiffusion, UserError, class_pictures, data, runs, schedule
+from minibnn.cli.announcements import about_class_pictures
+from minibnn.cli.settle import settle
+from minibnn.cli.train import fine_tune
 from minibnn.files.store import read_json, write_json
 from minibnn.files.weights import open_weights
 from minibnn.finetune.kernel import default_kernel
@@ -614,12 +616,10 @@ def test_a_run_without_class_pictures_resumes_whoever_was_to_teach(options, tmp_
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_again(options, tmp_path, monkeypatch):
-    import minibnn.cli.train as module
-
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.class_pictures, "complete", interrupted)
+    monkeypatch.setattr(class_pictures, "complete", interrupted)
     with pytest.raises(KeyboardInterrupt, match="stopped while drawing class pictures; to go on, run the same"):
         fine_tune(options())
     monkeypatch.undo()

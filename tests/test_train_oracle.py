@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from minibnn import StableDiffusion, data, schedule
-from minibnn.cli.train import settle
+from minibnn.cli.settle import settle
 from minibnn.finetune import bayes
 from minibnn.options.training import TrainOptions
 from minibnn.train import Batches, fine_tuning, train

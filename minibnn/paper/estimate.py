@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from .. import data
-from ..cli import train as train_command
+from ..cli.settle import settle
 from ..devices import choose_threads
 from ..pictures import save_png
 from ..train import Batches, at_the_mean, fine_tuning, train
@@ -70,7 +70,7 @@ def class_pictures(bench, runs):
 def time_step(bench, run):
     """Seconds of a training step of this run's kind; returns also its model, in training."""
     sd = open_model(bench, run.model)
-    options = train_command.settle(train_options(bench, run, WARM_UP), sd, 1)
+    options = settle(train_options(bench, run, WARM_UP), sd, 1)
     images = data.load_pictures(images_of(bench, run)[:1], options.resolution)
     choose_threads(options.device, sd.unet)
     sd.to(options.device)

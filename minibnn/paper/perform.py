@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 from .. import class_pictures, data
-from ..cli import train as train_command
+from ..cli.class_source import class_folders, class_source
+from ..cli.settle import settle
 from ..devices import autocast, choose_threads, make_deterministic
 from ..experiments.prompts import world_prompts
 from ..files.schema import integer, items, mapping, number, record, text
@@ -192,7 +193,7 @@ def perform(bench, run, steps):
     before = allocated(bench)
     sd = open_model(bench, run.model)
     files = images_of(bench, run)
-    options = train_command.settle(train_options(bench, run, missing[-1]), sd, len(files))
+    options = settle(train_options(bench, run, missing[-1]), sd, len(files))
     images = data.load_pictures(files, options.resolution)
     make_deterministic(options.device)
     choose_threads(options.device, sd.unet)
@@ -200,7 +201,7 @@ def perform(bench, run, steps):
     judge = judge_of(bench, sd, images)
     sources = [(images, options.prompt * len(images))]
     if options.prior_weight:
-        sources += train_command.class_source(options, sd, train_command.class_folders(options, [len(files)]))
+        sources += class_source(options, sd, class_folders(options, [len(files)]))
     batches = Batches(sd, sources, options.batch_size, options.seed)
     training = fine_tuning(sd, options)
     observer = Observer(bench, run, missing, judge, before)

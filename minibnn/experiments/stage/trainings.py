@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from ... import class_pictures, data
-from ...cli.train import settle
+from ...cli.settle import settle
 from ...errors import UserError
 from ...files.locks import locked
 from ...files.store import read_json, write_json, write_text
