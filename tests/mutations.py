@@ -103,6 +103,8 @@ MUTATIONS = (
     # --- pages
     Mutation("page-attributes", "minibnn/page/html.py", """{key}="{escape(value)}\"""", """{key}="{value}\"""",
              "test_page.py", "A prompt with quotation marks ends an attribute, and the rest of it is obeyed."),
+    Mutation("page-narrow-tables", "minibnn/page/style.css", " width: max-content;", "", "test_page.py",
+             "Tables shrink to a phone and break names before they scroll."),
     Mutation("page-stale-looks", "minibnn/page/record.py", "if step in there]", "]", "test_report.py",
              "The page shows looks that a resumed run has forgotten."),
     Mutation("curves-level", "minibnn/lab/curves.py", 'rows[0]["noise"] + RISEN', 'rows[-1]["noise"] + RISEN',

@@ -151,3 +151,17 @@ def test_a_browser_shows_all_of_it_on_a_phone_and_on_a_desk(tmp_path):
         assert len(measured["pictures"]) == 13 and len(measured["charts"]) == 2
         assert all(loaded and own > 0 and 100 < shown <= width for loaded, own, shown in measured["pictures"])
         assert all(300 < shown < width for shown in measured["charts"])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_tables_are_on_a_phone_what_they_are_on_a_desk(tmp_path):
+    """Bug of an earlier version: they shrank first, so that "--deterministic" became two lines and texts one word."""
+    words = ["word", "a sentence of several words, which needs two or three lines", "x" * 300]
+    rows = [["--gradient-checkpointing", *[word] * 4] for word in words]
+    pictures = html.picture_table([[noise(512, 512)] * 3], ["a photo of a dog"], ["step 1", "step 2", "step 3"])
+    text = html.page("tables", [html.table(["σ₁ at t = 100"] * 5, rows), pictures])
+    (phone, desk), _ = in_a_browser(text, [390, 1280], tmp_path)
+    assert phone["cells"] == desk["cells"] and phone["excess"] == desk["excess"] == 0
+    widths, heights = zip(*phone["cells"], strict=True)
+    assert heights[0] == heights[5] < heights[10] < heights[15]  # titles and names in one line, longer texts in several
+    assert max(widths[:20]) <= 16 * 16 and phone["overlaps"] == desk["overlaps"] == 0

@@ -20,6 +20,9 @@ addEventListener("load", () => {
       excess: root.scrollWidth - root.clientWidth,
       pictures: [...page.images].map((image) => [image.complete, image.naturalWidth, image.clientWidth]),
       charts: [...page.querySelectorAll("svg")].map((chart) => chart.clientWidth),
+      cells: [...page.querySelectorAll("th, td")].map((cell) => [cell.clientWidth, cell.clientHeight]),
+      overlaps: [...page.querySelectorAll("td img")].filter((image) => image.clientWidth > image.parentNode.clientWidth)
+        .length,
       ink: frame.contentWindow.getComputedStyle(page.body).color,
     };
   });
@@ -92,7 +95,8 @@ def in_a_browser(text, widths, folder):
     """Open a page in Chromium at these widths, in CSS pixels: ([what was measured at each], what it complained about).
 
     Measured are "excess", by how many pixels the page is wider than the screen; "pictures", for each whether it is
-    loaded, its own width and its width on the page; the widths of the "charts"; and the colour of the "ink".
+    loaded, its own width and its width on the page; the widths of the "charts"; width and height of the "cells" of
+    tables; "overlaps", how many pictures are wider than their cells; and the colour of the "ink".
     """
     frames = "".join(f'<iframe width="{width}" height="900" srcdoc="{html.escape(text)}"></iframe>' for width in widths)
     path = folder / "frames.html"

@@ -125,7 +125,8 @@ def repeat(record):
     versions += [[name, record.config[name]] for name in ("threads", "processes") if name in record.config]
     where = f" in the folder {record.config['folder']}" if "folder" in record.config else ""
     return html.section(
-        "To repeat it", html.paragraph(f"This command{where} trains the same again, with --out into another folder:"),
+        "To repeat it", html.paragraph(f"This command{where} trains the same again. Change the folder after --out in "
+                                       "it first, because this run is in the one that it names:"),
         html.command(repeating(record)), html.details("All options", html.table(["option", "value"], options)),
         html.details("Versions", html.table(["what", "version or number"], versions)),
     )
