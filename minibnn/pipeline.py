@@ -7,7 +7,6 @@ But: no safety checker, no image-to-image, no inpainting. How pictures are drawn
 
 import dataclasses
 import logging
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
@@ -254,12 +253,8 @@ def place_of(model):
     path = ASSETS / model if str(model) in BUNDLED else Path(model)
     if path.exists():
         return path
-    here = f'give a folder, a .safetensors file, or "{DEFAULT}" for the bundled model'
-    if re.fullmatch(r"[\w-]+/[\w.-]+", str(model)):  # as models are named on Hugging Face
-        here = f"minibnn downloads nothing; hf download {model} --local-dir FOLDER does, then --model FOLDER"
-    if path.name.startswith("stable-diffusion"):
-        here = "it must be fetched first, as docs/training.md says under \"Getting Stable Diffusion\""
-    raise UserError(f"no model at {path}: {here}")
+    raise UserError(f'no model at {path}: give a folder, a .safetensors file, or "{DEFAULT}" for the bundled model; '
+                    "minibnn downloads nothing, and docs/training.md#getting-stable-diffusion says how to fetch one")
 
 
 def check_tokenizer(tokenizer, config):

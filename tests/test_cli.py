@@ -101,15 +101,8 @@ def test_options_that_a_command_reads_are_those_it_has(name):
         (["minibnn.sample", "--prompt", "a dog", "--out", "a.jpg"], "error: --out a.jpg: the name must end with .png"),
         (
             ["minibnn.sample", "--prompt", "a dog", "--model", "nowhere"],
-            "error: no model at nowhere: give a folder, a .safe",
-        ),
-        (
-            ["minibnn.sample", "--prompt", "a dog", "--model", "maker/sd-v1"],
-            "error: no model at maker/sd-v1: minibnn downloads nothing; hf download maker/sd-v1 --local-dir FOLDER",
-        ),
-        (
-            ["minibnn.sample", "--prompt", "a dog", "--model", "stable-diffusion-v1-5/"],
-            "error: no model at stable-diffusion-v1-5: it must be fetched first, as docs/training.md says under",
+            "error: no model at nowhere: give a folder, a .safetensors file, or \"tiny-v2\" for the bundled model; "
+            "minibnn downloads nothing, and docs/training.md#getting-stable-diffusion says how to fetch one",
         ),
     ],
 )

@@ -22,8 +22,7 @@ from ..files.weights import open_weights
 from ..finetune import adapter_files
 from ..finetune.adapter_settings import PEFT, PEFT_CONFIG
 from ..neighbours import graft_run
-from ..options.kinds import BUNDLED
-from ..pipeline import StableDiffusion
+from ..pipeline import StableDiffusion, place_of
 from . import programs
 
 
@@ -61,8 +60,7 @@ def check(options, method, whole):
         raise UserError("--merge is for --to diffusers and a run of LoRA; a single file always holds the whole model")
     if whole or method == "lora" or (method, options.to) == ("oft", "peft"):
         return
-    if not (options.run in BUNDLED or Path(options.run).exists()):
-        raise UserError(f"{options.run}: there is no such file or folder")
+    place_of(options.run)
     if not method and Path(options.run).is_dir() and not (Path(options.run) / "unet").is_dir():
         raise UserError(f"{options.run} holds neither a run nor a model: name the folder of a finished training")
     what = "an OFT, which no LoRA can hold" if method == "oft" else "a whole model and not a LoRA"
