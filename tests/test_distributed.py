@@ -117,21 +117,30 @@ def test_ctrl_c_saves_once_and_one_process_cannot_go_on(dog, micro, tmp_path):
         fine_tune(parse(TrainOptions, "train", [*long, "--resume"]))
 
 
-def test_what_ends_one_process_ends_all_and_is_said_once(dog, micro, tmp_path):
-    """The second step of process 1 diverges."""
-    script = tmp_path / "train.py"
+def errors_where_process_1(does, dog, micro, out):
+    """stderr of a run of two processes, of which process 1 does this, a line of Python, in its second step."""
+    script = out.with_suffix(".py")
     script.write_text(SCRIPT + f"""
+import os, signal
+
 original, calls = schedule.q_sample, []
 
 def broken(x0, eps, abar):
     calls.append(1)
-    return original(x0, eps, abar) * (float("nan") if len(calls) == 2 and distributed.rank() == 1 else 1)
+    if len(calls) == 2 and distributed.rank() == 1:
+        {does}
+    return original(x0, eps, abar)
 
 schedule.q_sample = broken
-words = {words(dog, micro, tmp_path / "run", "--prior-weight", "0", "--checkpoint-every", "1")!r}
+words = {words(dog, micro, out, "--prior-weight", "0", "--checkpoint-every", "1")!r}
 run(fine_tune, parse(TrainOptions, "train", words))
 """)
-    _, errors = finished(torchrun(2, str(script)), code=1)
+    return finished(torchrun(2, str(script)), code=1)[1]
+
+
+def test_what_ends_one_process_ends_all_and_is_said_once(dog, micro, tmp_path):
+    """The second step of process 1 diverges."""
+    errors = errors_where_process_1("x0 = x0 * float('nan')", dog, micro, tmp_path / "run")
     assert errors.count("error: the loss is nan at step 2") == 1, errors
     assert errors.count("the last checkpoint, after 1 steps, is good") == 1
     state = load_file(tmp_path / "run" / runs.STATE)
@@ -140,23 +149,7 @@ run(fine_tune, parse(TrainOptions, "train", words))
 
 def test_the_others_say_in_one_line_that_one_was_killed(dog, micro, tmp_path):
     """As by the kernel when memory is short; the run goes on from its last checkpoint."""
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT + f"""
-import os, signal
-
-original, calls = schedule.q_sample, []
-
-def killed(x0, eps, abar):
-    calls.append(1)
-    if len(calls) == 2 and distributed.rank() == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(x0, eps, abar)
-
-schedule.q_sample = killed
-words = {words(dog, micro, tmp_path / "run", "--prior-weight", "0", "--checkpoint-every", "1")!r}
-run(fine_tune, parse(TrainOptions, "train", words))
-""")
-    _, errors = finished(torchrun(2, str(script)), code=1)
+    errors = errors_where_process_1("os.kill(os.getpid(), signal.SIGKILL)", dog, micro, tmp_path / "run")
     assert errors.count("error: another of the processes has ended without a word") == 1, errors
     assert "minibnn/" not in errors and "KeyboardInterrupt" not in errors, errors
     assert load_file(tmp_path / "run" / runs.STATE)["step/conv_in.weight"] == 1
