@@ -227,14 +227,17 @@ def main():
     print(f"torch {torch.__version__}, SD v1.5, bfloat16, {side}, {batches}")
     sizes = "".join(f" fits {size:g} GB |" for size in options.gigabytes)
     print(f"| training | at its peak, GB |{sizes}\n|---|---|" + "---|" * len(options.gigabytes))
-    for name, changes in VARIANTS.items():
-        peak = measure(UNetConfig(), options.resolution // 8, changes)["peak"] / GB
+
+    def show(name, measured):
+        peak = measured["peak"] / GB
         fits = "".join(f" {'yes' if peak + RESERVE <= size else 'no'} |" for size in options.gigabytes)
         print(f"| {name} | {peak:.2f} |{fits}", flush=True)
+
+    for name, changes in VARIANTS.items():
+        show(name, measure(UNetConfig(), options.resolution // 8, changes))
     for batch_size, checkpointing in ((1, False), (1, True), (4, False), (4, True), (16, False), (16, True)):
-        peak = measure_bps(UNetConfig(), options.resolution // 8, batch_size, checkpointing)["peak"] / GB
-        fits = "".join(f" {'yes' if peak + RESERVE <= size else 'no'} |" for size in options.gigabytes)
-        print(f"| BPS, batch {batch_size}{', checkpointing' * checkpointing} | {peak:.2f} |{fits}", flush=True)
+        measured = measure_bps(UNetConfig(), options.resolution // 8, batch_size, checkpointing)
+        show(f"BPS, batch {batch_size}{', checkpointing' * checkpointing}", measured)
 
 
 if __name__ == "__main__":

@@ -161,10 +161,14 @@ class Monitor:
         steps, best = read_rows(self.out / "log.jsonl", curves.STEP, curves.STEP), (self.faithful() or [None])[0]
         return plot.chart(curves.panels(steps, self.rows, self.world, self.drawing[2], best), 2)
 
+    @property
+    def limit(self):
+        """The noise above which it has risen, by that of the first look."""
+        return self.rows[0]["noise"] + risen(self.world)
+
     def calm(self):
         """The rows at which noise had not risen above that of the first."""
-        limit = self.rows[0]["noise"] + risen(self.world)
-        return [row for row in self.rows if row["noise"] <= limit]
+        return [row for row in self.rows if row["noise"] <= self.limit]
 
     def faithful(self):
         """The steps to keep, the most faithful first; never step 0, which is the pretrained model."""
@@ -220,8 +224,8 @@ class Monitor:
     def about_pictures(self):
         """One line: when noise rose, and which step to use."""
         first, calm, best = self.rows[0]["noise"], self.calm(), self.faithful()
-        highest, limit = max(row["noise"] for row in self.rows), first + risen(self.world)
-        said, seen = f"noise stayed low ({highest:.2f} at most, limit {limit:.2f})", f"({self.out / 'curves.png'})"
+        highest, seen = max(row["noise"] for row in self.rows), f"({self.out / 'curves.png'})"
+        said = f"noise stayed low ({highest:.2f} at most, limit {self.limit:.2f})"
         if len(calm) < len(self.rows):
             noisy = next(row for row in self.rows if row not in calm)
             said = f"noise rose at step {noisy['step']}, from {first:.2f} to {noisy['noise']:.2f}"
