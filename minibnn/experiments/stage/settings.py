@@ -23,6 +23,16 @@ Asked after those runs and before its own, of "offset-spread" on the same subjec
 And of "bnn-trained", seeds 0 and 1:
 
 7. Does it change anything that σ is trained, as in the paper, instead of held at 0.01?
+
+Asked after the first six runs of "null", in which fidelity rose from step 400 to 800 and may have fallen before, and
+before nine more of seeds 2 to 4, which alone are to answer it:
+
+8. With the empty prompt in 10 % of the steps, does fidelity fall from step 250 to 400, and rise again from 400 to 800,
+   as in the paper's third phase, at guidance 7.5 and the training prompt?
+
+And of "four" and "bnn-four" (four pictures of each subject), seeds 0 to 2, before any of their runs:
+
+9. Is there a corruption stage under plain fine-tuning with four pictures, and is the BNN better than plain there?
 """
 
 import dataclasses
