@@ -26,12 +26,12 @@ import torch
 
 from . import distributed
 from .checkpoints import STATE, has_optimiser, read_progress
-from .data import caption_file
+from .data import caption_file, open_picture
 from .errors import UserError
 from .files.store import write_json
 from .finetune.adapter_files import is_adapter
 from .options import of_runs
-from .options.kinds import BUNDLED, full_name
+from .options.kinds import BUNDLED, WORLD, full_name
 from .options.of_runs import FORMAT, PATHS
 from .options.training import TrainOptions
 
@@ -41,6 +41,8 @@ MAY_CHANGE = (  # on --resume: what leaves the weights as they would be. Picture
     "monitor_every", "monitor_dino", "single_file", "export", "keep_posterior", "keep_optimiser",
 )
 SAME_WEIGHTS = ("reference", "triton")  # values of --kernel that draw the same
+TOO_MUCH = ("the bundled model knows drawings of {0} x {0} pixels, and photographs are too much for it: "
+            "give Stable Diffusion as --model, with --prompt and --class-prompt")  # {0}: --resolution
 
 log = logging.getLogger("minibnn")
 
@@ -82,6 +84,16 @@ def images_of(folder):
     if not images:
         raise UserError(f"the run in {folder} was trained on no folder of pictures; pass --images")
     return [str(home / path) if (home / path).exists() else path for path in images]
+
+
+def of_photographs(options, pictures):
+    """Whether a model of drawn pictures is to learn what most likely are photographs, by the size of the first.
+
+    options: settled TrainOptions. pictures: paths, perhaps none.
+    """
+    if options.model not in WORLD or not pictures:
+        return False
+    return min(open_picture(pictures[0]).size) >= 4 * options.resolution
 
 
 def subject_of(options):
@@ -211,6 +223,7 @@ def start(options, pictures, folder=None):
         "format": FORMAT, "options": dataclasses.asdict(options), "base": full_name(options.model),
         "base_tokenizer": options.tokenizer and str(Path(options.tokenizer).resolve()), "folder": os.getcwd(),
         "processes": distributed.world(), "threads": torch.get_num_threads(), "pictures": fingerprint(pictures),
+        "photographs": of_photographs(options, pictures),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "numpy", "safetensors", "pillow")},
     })

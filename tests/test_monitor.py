@@ -241,7 +241,7 @@ def test_what_a_killed_run_kept_is_not_lost(options, tmp_path, told):
 def watch_of(tmp_path, rows, steps):
     """A monitor that has seen these (step, fidelity, noise), the models of all steps being there."""
     watch = Monitor.__new__(Monitor)
-    watch.out, watch.world = tmp_path, True
+    watch.out, watch.world, watch.photographs = tmp_path, True, False
     watch.options = SimpleNamespace(steps=steps, null_dropout=0.0, bayes=True)
     watch.drawing, watch.visible = (schedule.alphas_cumprod(), 50, 7.5), 0.03
     watch.rows = [{"step": step, "fidelity": fidelity, "noise": noise} for step, fidelity, noise, *_ in rows]

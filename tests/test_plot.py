@@ -132,6 +132,7 @@ def test_every_letter_of_the_charts_can_be_drawn(monkeypatch):
     for world in (True, False):
         watch = monitor.Monitor.__new__(monitor.Monitor)
         watch.world, watch.out, watch.drawing = world, Path("nowhere"), (None, 50, 7.5)
+        watch.photographs = False
         watch.rows = [{"step": 0, "fidelity": 0.0, "noise": 0.0} | {f"sigma1 at {t}": 0.0 for t in monitor.TIMES}]
         watch.chart()
     report.curves([], "main", 1, "view")

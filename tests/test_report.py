@@ -56,6 +56,7 @@ def same(a, b):
 
 def test_a_training_leaves_its_page_complete_and_whole(run, dog):
     page = page_of(run)
+    assert "photographs" not in page.said()
     assert page.needs() == [] and PROMPT in page.said("h1") and "4 of 4 steps are done" in page.said("p")
     pictures = page.pictures()
     alts = [alt for alt, _ in pictures]
@@ -177,6 +178,26 @@ def test_a_page_that_cannot_be_made_stops_no_training(dog, micro, tmp_path, monk
              "--steps", "1", "--samples", "0", "--method", "lora"]
     fine_tune(parse(TrainOptions, "train", words))
     assert "the page of the run is not made: no page today" in caplog.text and (tmp_path / "run" / runs.STATE).exists()
+
+
+def test_photographs_on_a_bundled_model_get_a_warning_and_no_verdict(tmp_path, monkeypatch, capsys):
+    """Bug of an earlier version: the monitor named a most faithful step, by measures that know drawings alone."""
+    photos, out = tmp_path / "photos", tmp_path / "run"
+    photos.mkdir()
+    Image.effect_noise((300, 256), 90).convert("RGB").save(photos / "1.png")
+    monkeypatch.setattr(monitor, "STEPS", 2)
+    words = ["--images", str(photos), "--model", "tiny-v2", "--out", str(out), "--prior-weight", "0", "--steps", "2",
+             "--monitor-every", "1", "--samples", "0", "--method", "lora"]
+    fine_tune(parse(TrainOptions, "train", words))
+    shutil.rmtree(photos)  # what is known of them stays with the run
+    write_report(out)
+    texts = [text for text, around in page_of(out).texts if around in ("p", "strong")]
+    assert texts[0].startswith("The bundled model knows drawings of 64 x 64 pixels, and photographs are too much")
+    said = "\n".join([*texts, capsys.readouterr().out])
+    assert said.count(monitor.NOTHING_KNOWN[1:]) == 2 and "faithful" not in said and "use step" not in said
+    advice = curves.advice_of(out)
+    assert advice["step"] is advice["model"] is None and not (out / "faithful").exists()
+    assert not [attributes for attributes in page_of(out).all("line") if attributes["class"] == "mark"]
 
 
 def test_sample_says_which_step_it_opens(copy):

@@ -141,7 +141,8 @@ def test_photographs_for_the_bundled_model_are_warned_of(options, dog, tmp_path)
     assert about_photographs(settled, [path]) is None
     Image.new("RGB", (400, 256)).save(path)
     assert "give Stable Diffusion as --model" in about_photographs(settled, [path])
-    assert about_photographs(dataclasses.replace(settled, model="sd"), [path]) is None
+    for model in ("sd", "textured"):  # the latter is there to learn a photograph
+        assert about_photographs(dataclasses.replace(settled, model=model), [path]) is None
     assert about_prompts(settled) == (
         'prompt "a photo of a sks dog", "a photo of a zwx cat"; class prompt "a photo of a dog", "a photo of a cat"'
     )

@@ -3,13 +3,12 @@
 import shlex
 from pathlib import Path
 
-from .. import data
+from .. import runs
 from ..checkpoints import size_of
 from ..files import headers
 from ..finetune import methods
 from ..finetune.adapter_files import KOHYA
 from ..lab import curves
-from ..options.kinds import BUNDLED
 from . import programs
 
 
@@ -62,11 +61,7 @@ def about_class_pictures(asked, options):
 
 def about_photographs(options, files):
     """A warning to whoever gives photographs to a bundled model; None where there is nothing to say."""
-    side = options.resolution
-    if options.model not in BUNDLED or min(data.open_picture(files[0]).size) < 4 * side:
-        return None
-    return (f"the bundled model knows drawings of {side} x {side} pixels, and photographs are too much for it: "
-            "give Stable Diffusion as --model, with --prompt and --class-prompt")
+    return runs.TOO_MUCH.format(options.resolution) if runs.of_photographs(options, files) else None
 
 
 def describe(options, unet, captions):

@@ -14,6 +14,8 @@ The gains (`gains.py`) tell why noise rises, often before the pictures do: from 
 noise the recipe's guidance and sampling steps leave. It counts as seen when as much noise in the latents of a training
 picture makes the measure of noise rise by RISEN, the same limit as for the pictures that are drawn.
 
+Where a bundled model learns photographs, it looks and draws its curves all the same, but keeps and advises no step.
+
 But: the pictures are drawn at θ = μ with few steps of DDIM. That shows a trend, but not how good a picture can be.
 """
 
@@ -48,6 +50,8 @@ PAIRS = 2  # of noise at each time at which gains are measured
 KEPT = 2
 LOOKS = 6  # in a run after the first, if --monitor-every is not given
 PLACES = ("on the beach", "in the snow", "on a wooden floor")
+NOTHING_KNOWN = ("fidelity and noise were learned from drawings alone and say nothing of photographs, so that the "
+                 "monitor advises no step")
 EVALUATIONS = 2 * len(PLACES) * STEPS  # for the pictures of a look
 
 
@@ -93,6 +97,7 @@ class Monitor:
         self.path = self.out / "curves.jsonl"
         self.rows = read_rows(self.path, curves.LOOK, curves.LOOK) if options.resume else []
         self.world = is_world(options.model, options.resolution)
+        self.photographs = (find_config(self.out) or {}).get("photographs", False)
         self.dino = self.seen = self.visible = None
         self.drawing = sd.alphas_cumprod.cpu(), sd.recipe["sample_steps"], sd.recipe["guidance"]
         with at_the_mean(sd):
@@ -171,7 +176,12 @@ class Monitor:
         return [row for row in self.rows if row["noise"] <= self.limit]
 
     def faithful(self):
-        """The steps to keep, the most faithful first; never step 0, which is the pretrained model."""
+        """The steps to keep, the most faithful first; never step 0, which is the pretrained model.
+
+        None where the bundled model learns photographs, whose fidelity and noise its measures do not know.
+        """
+        if self.photographs:
+            return []
         there = [row for row in self.calm() if row is self.rows[-1] or self.folder(row["step"]).exists()]
         best = sorted(((row["fidelity"] or 0, row["step"]) for row in there if row["step"]), reverse=True)
         return [step for _, step in best[:KEPT]]
@@ -202,6 +212,8 @@ class Monitor:
 
     def advice(self):
         """When noise rose and which step to use; and, in a second line where there is something to say, the cause."""
+        if self.photographs:
+            return NOTHING_KNOWN
         return "\n".join(filter(None, [self.about_pictures(), self.about_guidance()]))
 
     def about_guidance(self):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..errors import UserError
-from ..files.schema import fields_of, fitting, integer, mapping, optional, record, text
+from ..files.schema import fields_of, fitting, integer, mapping, optional, record, text, truth
 from ..files.store import read_json
 from .kinds import BUNDLED
 from .typed import typed
@@ -11,7 +11,7 @@ from .typed import typed
 FORMAT = "minibnn run"
 SCHEMA = {  # besides the options
     "base": text, "base_tokenizer": optional(text), "pictures": mapping(text), "threads": integer(1, 4096),
-    "processes": integer(1), "folder": text,
+    "processes": integer(1), "folder": text, "photographs": truth,
 }
 ONE_CALL = ("out", "resume", "overwrite")  # options that belong to one call, and not to the training
 PATHS = ("images", "model", "tokenizer", "class_images", "sample_prompts", "monitor_dino")  # options of `train`

@@ -5,6 +5,7 @@
 
 from pathlib import Path
 
+from .. import runs
 from ..lab import curves
 from . import html, svg
 from .record import is_world, read_run, repeating
@@ -41,10 +42,12 @@ def parts(record):
 
 
 def summary(record):
-    """One paragraph: what was trained, how far it is, and what the monitor advises."""
+    """What was trained, how far it is, and what the monitor advises; first what makes all of it worth little."""
     options = record.options
     pictures = sum(not name.endswith(".txt") for name in record.config["pictures"])
-    found = [html.paragraph(
+    too_much = runs.TOO_MUCH.format(options.resolution)
+    found = [html.paragraph(html.element("strong", sentence(too_much)))] if record.config.get("photographs") else []
+    found += [html.paragraph(
         f"{pictures} picture{'s' * (pictures > 1)} in {', '.join(options.images)}, learned by the model "
         f"{options.model}: {record.done} of {options.steps} steps are done, at a rate of {options.lr:g}."
     )]
