@@ -1,5 +1,6 @@
 """Which device computes, in which precision, whether compiled, and how it gives the same bits twice."""
 
+import contextlib
 import os
 
 import torch
@@ -64,6 +65,19 @@ def choose_threads(device, network):
     size = sum(parameter.numel() for parameter in network.parameters())
     if str(device) == "cpu" and "OMP_NUM_THREADS" not in os.environ and size < SMALL:
         torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def threads_kept():
+    """Inside, PyTorch's number of threads may be changed; afterwards it is the caller's again, as in a notebook.
+
+    As a decorator, of a function that is a command: `@threads_kept()`.
+    """
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def compiled(network):

@@ -1,8 +1,15 @@
 """Which device, dtype and number of threads is chosen, on pretended GPUs."""
 
+import dataclasses
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
+from minibnn import devices
+from minibnn.cli.sample import sample
+from minibnn.cli.train import fine_tune
 from minibnn.devices import (
     choose_device,
     choose_threads,
@@ -12,7 +19,9 @@ from minibnn.devices import (
     unscaled_dtype,
 )
 from minibnn.errors import UserError
+from minibnn.options.results import SampleOptions
 from minibnn.options.running import explain
+from minibnn.options.training import TrainOptions
 
 
 def pretend(monkeypatch, capability):
@@ -69,6 +78,38 @@ def test_one_thread_for_small_networks_unless_the_user_says_otherwise(monkeypatc
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
     choose_threads(device, torch.nn.Linear(width, width, device="meta"))
     assert calls == ([chosen] if chosen else [])
+
+
+def test_a_command_gives_the_callers_threads_back(dog, micro, tmp_path, monkeypatch):
+    """Bug of an earlier version: in a notebook all that came after a training had one thread."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    own, seen = torch.get_num_threads(), []
+    training = TrainOptions([str(dog)], model=str(micro), steps=1, prior_weight=0.0, samples=0, monitor=False,
+                            device="cpu", out=str(tmp_path / "run"))
+    torch.set_num_threads(2)
+    try:
+        fine_tune(training, [lambda _: seen.append(torch.get_num_threads())])
+        assert seen == [1, 1] and torch.get_num_threads() == 2
+        with pytest.raises(UserError, match="exists"):
+            fine_tune(training)
+        with pytest.raises(ZeroDivisionError):
+            fine_tune(dataclasses.replace(training, overwrite=True), [lambda _: 1 / 0])
+        assert torch.get_num_threads() == 2
+        sample(SampleOptions(["a dog"], model=str(micro), steps=1, device="cpu", out=str(tmp_path / "a.png")))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(own)
+
+
+def test_no_command_forgets_the_callers_threads():
+    """Every file of a command in which the number of threads is chosen gives it back somewhere."""
+    package = Path(devices.__file__).parent
+    texts = {path.relative_to(package).as_posix(): path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
+    choosing = {name for name, text in texts.items() if re.search(r"(choose|set_num)_threads\(", text)}
+    called_by_commands = {"runs.py", "lab/models.py", "paper/estimate.py", "paper/perform.py"}
+    in_own_processes = {"world/pretrain.py", "experiments/corruption/trainings.py"}
+    forgetful = {name for name in choosing if "@threads_kept()" not in texts[name]}
+    assert forgetful == called_by_commands | in_own_processes
 
 
 @pytest.mark.parametrize(("device", "calls"), [("cuda:1", [((True,), {})]), ("cpu", [])])

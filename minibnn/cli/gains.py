@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from .. import data, runs, schedule
-from ..devices import choose_device, choose_threads, drawing_dtype
+from ..devices import choose_device, choose_threads, drawing_dtype, threads_kept
 from ..errors import UserError
 from ..files.store import write_json
 from ..lab import gain_advice, gains, monitor
@@ -25,6 +25,7 @@ from ..pipeline import StableDiffusion
 PARTS = {"mean colour": gains.colour_of, "strength": gains.strength_of}  # of the noise, with the prompt
 
 
+@threads_kept()
 def show_gains(options):
     """Print the table and the verdict of GainsOptions, and write them as JSON if asked; returns what is written.
 

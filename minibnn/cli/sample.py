@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from .. import posterior
-from ..devices import check_compiler, choose_device, choose_threads, compile_in_place, drawing_dtype
+from ..devices import check_compiler, choose_device, choose_threads, compile_in_place, drawing_dtype, threads_kept
 from ..errors import UserError
 from ..lab import curves
 from ..neighbours import graft_run, guidance
@@ -29,6 +29,7 @@ log = logging.getLogger("minibnn")
 OWN = re.compile(r"\d{3,}(-(\d{2,}|mean|deviation))?\.png")  # the pictures in the folder beside --out
 
 
+@threads_kept()
 def sample(options):
     """Draw and write the pictures of SampleOptions; returns the list of PIL images. Raises UserError."""
     out = Path(options.out)

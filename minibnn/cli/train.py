@@ -13,7 +13,7 @@ import torch
 
 from .. import data, distributed, ownership, runs
 from ..checkpoints import delete_checkpoint, is_kept, load_checkpoint
-from ..devices import choose_device, choose_threads, make_deterministic
+from ..devices import choose_device, choose_threads, make_deterministic, threads_kept
 from ..errors import UserError
 from ..files import headers
 from ..files.weights import NotFinite
@@ -35,6 +35,7 @@ log = logging.getLogger("minibnn")
 
 
 @distributed.one_of_several
+@threads_kept()
 def fine_tune(options, observers=()):
     """Do what TrainOptions ask for and leave the run's folder. Raises UserError, KeyboardInterrupt.
 

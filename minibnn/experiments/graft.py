@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 
 from .. import schedule
-from ..devices import choose_threads
+from ..devices import choose_threads, threads_kept
 from ..files.locks import locked
 from ..files.schema import mapping, number, record
 from ..files.store import read_json, write_json
@@ -158,6 +158,7 @@ def kept_seeds(path, settings):
     return result["seeds"]
 
 
+@threads_kept()
 def experiment(options):
     """Do what GraftExperimentOptions ask for: every seed that is not there yet, and the table of all."""
     require_scipy()

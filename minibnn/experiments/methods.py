@@ -37,7 +37,7 @@ import numpy as np
 from PIL import Image
 
 from .. import class_pictures, data
-from ..devices import choose_threads
+from ..devices import choose_threads, threads_kept
 from ..errors import UserError
 from ..files.locks import locked
 from ..files.rows import read_rows
@@ -210,6 +210,7 @@ def make_runs(todo, found, options, settings):
         write_text(out / "runs.jsonl", "".join(json.dumps(each) + "\n" for each in found.values()))
 
 
+@threads_kept()
 def table(name, options):
     """Perform the runs of a table that are not yet there, and write it. Raises UserError."""
     if options.plan:

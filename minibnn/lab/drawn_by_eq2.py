@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .. import data, schedule
-from ..devices import choose_threads
+from ..devices import choose_threads, threads_kept
 from ..errors import UserError
 from ..files.schema import fitting, items, mapping, number, optional, record
 from ..files.store import read_json
@@ -30,6 +30,7 @@ COUNT, SHOWN = 32, 2  # pictures for each place of the table: how many are drawn
 TITLES = {"similarity": "cosine to the nearest training picture", "noise": "rms distance to the nearest of the set"}
 
 
+@threads_kept()
 def draw_by_eq2(options):
     """Draw the table of Eq2Options and leave it as a PNG, with its numbers as JSON. Raises UserError."""
     out = check_out(options, "eq2")

@@ -10,6 +10,7 @@ import dataclasses
 
 import torch
 
+from ..devices import threads_kept
 from ..pictures import to_pil
 from .eq2 import gain
 from .models import check_out, cosine, mean_and_half_width, open_lab, write_found
@@ -159,6 +160,7 @@ def probe_blank(lab):
 PROBES = {f.__name__.replace("_", "-"): f for f in (sigma1, probe_zero, probe_local, probe_scaled, probe_blank)}
 
 
+@threads_kept()
 def look(command, options):
     """Do one of PROBES and leave its PNG and JSON. options: ProbeOptions. Raises UserError."""
     out = check_out(options, command)

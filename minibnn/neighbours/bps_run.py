@@ -11,7 +11,7 @@ import torch
 
 from .. import schedule
 from ..checkpoints import STATE, read_progress
-from ..devices import autocast, choose_device, choose_threads, unscaled_dtype
+from ..devices import autocast, choose_device, choose_threads, threads_kept, unscaled_dtype
 from ..errors import UserError
 from ..files.locks import LOCK, locked
 from ..options import unfinished
@@ -68,6 +68,7 @@ def check(options, out):
     check_numbers("ddim", 0.0, options.guidance or 1.0, options.seed)
 
 
+@threads_kept()
 def train_or_draw(options):
     """Train on the pairs of --hints, or with --branch draw its hints."""
     out = Path(options.out or ("runs/bps-drawn" if options.branch else "runs/bps"))

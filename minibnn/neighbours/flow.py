@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..devices import choose_threads
+from ..devices import choose_threads, threads_kept
 from ..errors import UserError
 from ..files.locks import locked
 from ..files.schema import fitting, integer, record, text
@@ -234,6 +234,7 @@ def bundled_or_own(folder=None):
 # --- command ----------------------------------------------------------------------------------------------------------
 
 
+@threads_kept()
 def train_or_draw(options):
     """Train a flow and its corrector (`--train --out FOLDER`), or draw with given ones (`--flow FOLDER --out PNG`)."""
     out = Path(options.out or ("runs/flow" if options.train else "flow.png"))

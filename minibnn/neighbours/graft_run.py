@@ -16,7 +16,7 @@ import torch
 from .. import runs, schedule
 from ..checkpoints import STATE
 from ..data import read_prompts
-from ..devices import autocast, choose_device, choose_threads, training_dtype
+from ..devices import autocast, choose_device, choose_threads, threads_kept, training_dtype
 from ..errors import UserError
 from ..files import schema
 from ..files.folders import new_folder, restore
@@ -119,6 +119,7 @@ def settle(options, sd):
     return dataclasses.replace(options, **{name: getattr(settled, name) for name in ("rank", "layers", "lr")})
 
 
+@threads_kept()
 def graft(options):
     """Run GraftOptions from candidates to the run's folder; returns its record. Raises UserError, KeyboardInterrupt."""
     out = Path(options.out)

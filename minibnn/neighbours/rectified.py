@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from .. import data
-from ..devices import choose_device, choose_threads, drawing_dtype
+from ..devices import choose_device, choose_threads, drawing_dtype, threads_kept
 from ..errors import UserError
 from ..files.locks import locked
 from ..files.schema import integer, items, number, text
@@ -226,6 +226,7 @@ def check(options, out):
         unfinished.check(options, out)
 
 
+@threads_kept()
 def train_or_draw(options):
     """Do what RectifiedOptions ask for. Raises UserError, KeyboardInterrupt."""
     out = Path(options.out or ("runs/corrector" if options.train else "rectified.png"))

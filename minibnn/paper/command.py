@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from .. import data
-from ..devices import choose_device, training_dtype
+from ..devices import choose_device, threads_kept, training_dtype
 from ..errors import UserError
 from ..experiments.records import check_alike
 from ..files.claims import Claims, Task, perform
@@ -161,6 +161,7 @@ def tasks_of(bench, todo):
     return tasks
 
 
+@threads_kept()
 def paper(options):
     """Do what PaperOptions ask for. Raises UserError, KeyboardInterrupt."""
     require_scipy()

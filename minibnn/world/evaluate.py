@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..devices import choose_threads
+from ..devices import choose_threads, threads_kept
 from ..errors import UserError
 from ..files.store import write_json
 from ..pictures import grid, save_png, to_pil, to_tensor
@@ -33,6 +33,7 @@ def edge_energy(images):
     return sum(images.diff(dim=dim).square().mean().item() for dim in (2, 3))
 
 
+@threads_kept()
 def evaluate(options):
     """Measure the model of EvaluateOptions, print and write the figures. Raises UserError."""
     out = Path(options.out)

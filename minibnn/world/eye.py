@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..devices import choose_threads
+from ..devices import choose_threads, threads_kept
 from ..errors import UserError
 from ..files.store import ASSETS
 from ..files.weights import read_tensors, write_tensors
@@ -123,6 +123,7 @@ def contrastive_loss(features):
     return F.cross_entropy(score, other), (score.argmax(1) == other).float().mean().item()
 
 
+@threads_kept()
 def train_eye(options):
     """Train the eye of EyeOptions from nothing and write it in half precision."""
     if options.steps <= 10:

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..devices import choose_threads
+from ..devices import choose_threads, threads_kept
 from ..files.store import ASSETS, read_json, write_json
 from ..files.weights import read_tensors
 from ..pictures import to_tensor
@@ -143,6 +143,7 @@ def dogs(background, count, seed, main=None, accent=None):
     return to_tensor([world.draw(world.pose(scene, rng), main, accent) for _ in range(count)])
 
 
+@threads_kept()
 def validate(options):
     """Print all measures of damaged pictures; write the energy of clean drawings if MeasuresOptions.out is given."""
     sd = StableDiffusion.load("tiny")

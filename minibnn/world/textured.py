@@ -24,6 +24,7 @@ from PIL import Image
 from torch import nn
 
 from .. import data, schedule
+from ..devices import threads_kept
 from ..errors import UserError
 from ..files.configs import RECIPE, SD_SCHEDULER, official_configs
 from ..files.locks import locked
@@ -141,6 +142,7 @@ def untrained_unet():
     return unet
 
 
+@threads_kept()
 def pretrain(options):
     """Train in PretrainTexturedOptions.work and, if `out` is given, write the model there. Raises UserError."""
     with locked(options.work):

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ...devices import choose_threads
+from ...devices import choose_threads, threads_kept
 from ...errors import UserError
 from ...files.locks import locked
 from ...files.schema import mapping
@@ -49,6 +49,7 @@ def strip(options, variant, count, seed):
     return Path(options.work) / f"steps-{options.steps}" / f"{variant}-{count}-{seed}.png"
 
 
+@threads_kept()
 def experiment(options):
     """Do the runs of BpsExperimentOptions that are not there yet, and report all that are. Raises UserError."""
     if options.part != "pairs" and set(options.variants) != set(BpsExperimentOptions.variants):

@@ -40,7 +40,7 @@ from PIL import Image
 
 from ... import data
 from ...cli.train import fine_tune
-from ...devices import choose_threads
+from ...devices import choose_threads, threads_kept
 from ...files.locks import locked
 from ...files.rows import read_rows
 from ...files.schema import integer, items, mapping, number, one_of, record
@@ -171,6 +171,7 @@ def rounded(value):
     return round(value, 5) if isinstance(value, float) else value
 
 
+@threads_kept()
 def experiment(options):
     """Do the runs of GuidanceOptions that are not there yet, and report all that are."""
     require_scipy()

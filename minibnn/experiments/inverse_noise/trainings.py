@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ...devices import choose_threads
+from ...devices import choose_threads, threads_kept
 from ...errors import UserError
 from ...files.locks import locked
 from ...files.schema import items, mapping, number, record, text
@@ -224,6 +224,7 @@ def world_rows(options, sd):
     return rows
 
 
+@threads_kept()
 def experiment(options):
     """Do the parts that InverseNoiseOptions ask for, add them to what is there, and report all. Raises UserError."""
     require_scipy()

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...devices import choose_threads
+from ...devices import choose_threads, threads_kept
 from ...errors import UserError
 from ...files.locks import locked
 from ...files.rows import read_rows
@@ -205,6 +205,7 @@ def cell(what, values):
     return f"{mean:.2f}" + (f" ({low:.2f} … {high:.2f})" if len(values) > 1 else "")
 
 
+@threads_kept()
 def experiment(options):
     """Perform the runs of RecipeOptions that are not there yet; write the table. Raises UserError."""
     out = Path(options.out)

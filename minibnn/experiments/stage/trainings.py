@@ -23,6 +23,7 @@ import torch
 
 from ... import class_pictures, data
 from ...cli.settle import settle
+from ...devices import threads_kept
 from ...errors import UserError
 from ...files.locks import locked
 from ...files.store import read_json, write_json, write_text
@@ -213,6 +214,7 @@ def planned(options):
     return list(dict.fromkeys(runs))
 
 
+@threads_kept()
 def experiment(options):
     """Perform all runs that are not yet there."""
     out, runs = Path(options.out), planned(options)
