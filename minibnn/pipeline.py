@@ -27,6 +27,7 @@ from .files.configs import (
     complete_recipe,
     official_configs,
 )
+from .files.headers import family_of
 from .files.layouts import single_file_tensors
 from .files.schema import fitting, integer, record
 from .files.store import ASSETS, read_json, write_json
@@ -49,9 +50,12 @@ MODEL_INDEX = {
 }
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class StableDiffusion:
-    """The five parts. `configs`: the official JSON of networks and scheduler; `recipe`: see `complete_recipe`."""
+    """The five parts. `configs`: the official JSON of networks and scheduler; `recipe`: see `complete_recipe`.
+
+    `source`: what it was loaded from and merged with, to be shown. Two models are equal if they are the same object.
+    """
 
     unet: UNet
     vae: VAE
@@ -59,6 +63,14 @@ class StableDiffusion:
     tokenizer: Tokenizer
     configs: dict
     recipe: dict
+    source: str = "made in memory"
+
+    def __repr__(self) -> str:
+        networks = (self.unet, self.vae, self.text_encoder)
+        millions = sum(parameter.numel() for network in networks for parameter in network.parameters()) / 1e6
+        family = {"v1": "SD v1", "v2": "SD v2", None: "of no official size"}[family_of(self.unet.config)]
+        dtype = str(self.unet.conv_in.weight.dtype).removeprefix("torch.")
+        return f"<StableDiffusion {self.source}: {family}, {millions:.4g} M parameters, {self.device}, {dtype}>"
 
     # --- loading ---
 
@@ -74,14 +86,17 @@ class StableDiffusion:
         prediction_type: "epsilon" or "v_prediction", of a single file; None: as it says, or looks (`single_file.py`).
         Raises UserError naming the file, key or value at fault.
         """
-        path = place_of(path)
+        source, path = str(path), place_of(path)
         if path.is_file():
-            return cls._load_single_file(path, tokenizer, dtype, prediction_type)
-        if not runs.is_adapter_run(path):
-            return cls._load_folder(path, tokenizer, dtype, prediction_type)
-        sd, options = open_base(path, tokenizer, dtype, prediction_type), runs.options_of(path)
-        sd.recipe |= runs.subject_of(options)
-        return sd.merge_adapter(path)
+            sd = cls._load_single_file(path, tokenizer, dtype, prediction_type)
+        elif not runs.is_adapter_run(path):
+            sd = cls._load_folder(path, tokenizer, dtype, prediction_type)
+        else:
+            sd, options = open_base(path, tokenizer, dtype, prediction_type), runs.options_of(path)
+            sd.recipe |= runs.subject_of(options)
+            return sd.merge_adapter(path)
+        sd.source = source
+        return sd
 
     @classmethod
     def _load_folder(cls, folder, tokenizer, dtype, prediction_type=None):
@@ -145,6 +160,7 @@ class StableDiffusion:
         strength: multiplies a LoRA; below 0 it does the opposite. Raises WeightsError; then no weight is changed.
         """
         adapter_reading.merge_file({"unet": self.unet, "text_encoder": self.text_encoder}, path, strength)
+        self.source += f" + {path}"
         return self
 
     # --- saving ---

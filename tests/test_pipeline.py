@@ -4,13 +4,14 @@ import copy
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from minibnn import StableDiffusion, Tokenizer, UNet, UserError
+from minibnn import StableDiffusion, Tokenizer, UNet, UNetConfig, UserError
 from minibnn.cli.sample import sample
 from minibnn.files.store import write_json
 from minibnn.files.weights import write_tensors
@@ -69,6 +70,22 @@ def test_velocity_prediction(sd, tmp_path):
         eps, v_as_eps = sd.predict_eps(x, t, context), copy.predict_eps(x, t, context)
     abar = sd.alphas_cumprod[t][:, None, None, None]
     torch.testing.assert_close(v_as_eps, abar.sqrt() * eps + (1 - abar).sqrt() * x)
+
+
+def test_a_model_is_printed_in_one_line_and_is_itself_alone(sd, tmp_path):
+    """Bugs of an earlier version: print(sd) showed three whole networks, and set([sd]) raised TypeError."""
+    numbers = sum(p.numel() for network in (sd.unet, sd.vae, sd.text_encoder) for p in network.parameters())
+    assert repr(sd) == f"<StableDiffusion tiny: of no official size, {numbers / 1e6:.4g} M parameters, cpu, float32>"
+    same, half = dataclasses.replace(sd), StableDiffusion.load("tiny", dtype=torch.float16)
+    assert sd == sd and sd != same and {sd: 1, same: 2}[sd] == 1
+    half.save_single_file(tmp_path / "a.safetensors")
+    tokenizer = Path(sd.tokenizer.folder)
+    single = StableDiffusion.load(tmp_path / "a.safetensors", tokenizer)
+    assert repr(single).startswith(f"<StableDiffusion {tmp_path / 'a.safetensors'}: ") and "float16>" in repr(single)
+    official = dataclasses.replace(sd, source="x")
+    with torch.device("meta"):
+        official.unet = UNet(UNetConfig(cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20)))
+    assert repr(official).startswith("<StableDiffusion x: SD v2, 8") and ", meta, float32>" in repr(official)
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
