@@ -15,6 +15,7 @@ _HOME = {
     "VAE": "networks.vae", "VAEConfig": "networks.vae", "TextEncoder": "networks.text_encoder",
     "TextEncoderConfig": "networks.text_encoder", "Tokenizer": "networks.tokenizer", "UserError": "errors",
     "WeightsError": "files.weights", "bayesianize": "finetune.bayes", "kl": "finetune.bayes",
+    "sigmas": "finetune.bayes", "clamp_sigma": "finetune.bayes", "posterior_mean": "finetune.bayes",
 }
 __all__ = list(_HOME)
 

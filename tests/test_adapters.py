@@ -318,6 +318,20 @@ def test_ranks_and_blocks_that_do_not_fit_leave_the_network_alone(vectors):
     assert not adapters.adapters(unet) and all(p.requires_grad for p in unet.parameters())
 
 
+@pytest.mark.parametrize(
+    ("attach", "size"), [(adapters.attach_lora, {"rank": 2}), (adapters.attach_oft, {"blocks": 2})])
+def test_random_weights_need_no_noise_of_the_callers(vectors, call, attach, size):
+    """Bug of an earlier version: with sigma alone the first forward in training ended in an AttributeError."""
+    unet = vectors.network("unet")
+    plain, drawn = call(unet), []
+    noise = attach(unet, sigma=0.1, **size)
+    for seed in (0, 1, 0):
+        noise.renew(seeded(seed))
+        drawn.append(call(unet.train()))
+    assert torch.equal(drawn[0], drawn[2]) and (drawn[0] - drawn[1]).abs().max() > 1e-3
+    torch.testing.assert_close(call(unet.eval()), plain, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("where", "begins"), [("up", "up_blocks."), ("mid,down", ("mid_block.", "down_blocks."))])
 def test_q_is_random_in_the_blocks_that_are_named(vectors, call, where, begins):
     """As in the up blocks of the authors' script; elsewhere Q is trained without noise. At the mean nothing differs."""

@@ -1,6 +1,7 @@
 """Random weights: samples and their gradients (App. C), the KL divergence, and which layers --where makes random."""
 
 import copy
+import textwrap
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 from torch.utils.checkpoint import checkpoint
 
+from minibnn import StableDiffusion
 from minibnn.finetune import bayes
 from minibnn.networks.unet import UNet, UNetConfig
 
@@ -243,6 +245,28 @@ def test_kl_to_the_starting_point_is_zero():
     prior = {name: mu.detach().clone() for name, (mu, _) in bayes.sigmas(layer).items()}
     for direction in ("q-p", "p-q"):
         assert abs(bayes.kl(layer, prior, 0.01, direction).item()) < 1e-5
+
+
+# --- a loop of one's own ----------------------------------------------------------------------------------------------
+
+
+def test_the_loop_of_the_docstring_trains(micro, tmp_path, monkeypatch):
+    """What `bayesianize` shows to a reader is executed as it stands there."""
+    sd, renew, seeds = StableDiffusion.load(micro), bayes.WeightNoise.renew, []
+    network, before = sd.unet, {name: value.clone() for name, value in sd.unet.state_dict().items()}
+    names = {"sd": sd, "x0": torch.randn(2, 4, 8, 8, generator=seeded()), "steps": 3, "torch": torch,
+             "context": sd.encode_prompts(["a dog", "a cat"])}
+    monkeypatch.setattr(bayes.WeightNoise, "renew", lambda own, *more: (renew(own, *more), seeds.append(int(own.seed))))
+    exec(textwrap.dedent(bayes.bayesianize.__doc__.split("λ = 1e-9:\n\n")[1]), names)
+    assert len(set(seeds)) == 3 and names["loss"].isfinite()
+    random = bayes.sigmas(network)
+    assert random.keys() == names["prior"].keys() and len(random) > 20
+    assert all(torch.equal(names["prior"][name], before[name]) for name in random)
+    assert all(sigma.std() > 0 and sigma.min() > 0 for _, sigma in random.values())
+    sd.save(tmp_path / "trained")
+    after = StableDiffusion.load(tmp_path / "trained").unet.state_dict()
+    assert after.keys() == before.keys() and not any(torch.equal(before[name], after[name]) for name in random)
+    assert all(torch.equal(after[name], mu) for name, (mu, _) in random.items())
 
 
 # --- which layers -----------------------------------------------------------------------------------------------------

@@ -20,7 +20,10 @@ from minibnn import (
     VAEConfig,
     WeightsError,
     bayesianize,
+    clamp_sigma,
     kl,
+    posterior_mean,
+    sigmas,
 )
 
 
@@ -43,7 +46,10 @@ def right(x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> None:
     TextEncoder.from_file("text.safetensors").forward(assert_type(sd.tokenizer, Tokenizer)(["a dog"]))
     noise = bayesianize(sd.unet, "up,norm", sigma=0.01)
     noise.renew(torch.Generator())
-    kl(sd.unet, {}, 0.01, "p-q").backward()
+    prior = {name: mu.detach() for name, (mu, sigma) in sigmas(sd.unet).items() if sigma.mean() > 0}
+    kl(sd.unet, prior, 0.01, "p-q").backward()
+    clamp_sigma(sd.unet)
+    UNet(sd.unet.config).load_state_dict(assert_type(posterior_mean(sd.unet), dict[str, torch.Tensor]))
     error: UserError = WeightsError("a weights error is a user's error")
     raise error
 
@@ -58,6 +64,7 @@ def wrong(sd: StableDiffusion) -> None:
     Tokenizer()  # type: ignore[call-arg]
     UNetConfig(heads=8)  # type: ignore[call-arg]
     bayesianize(sd.unet, sigma="small")  # type: ignore[arg-type]
+    posterior_mean(sd.unet, 0.01)  # type: ignore[call-arg]
     sd.tokenizer.encode(["a dog"])  # type: ignore[arg-type]
     import minibnn
 

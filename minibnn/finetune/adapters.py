@@ -12,6 +12,7 @@ from torch import nn
 from .bayes import REGIONS
 from .lora import Adapter, LoraLinear
 from .oft import OftLinear, project
+from .weight_noise import WeightNoise
 
 LAYERS = "to_q,to_k,to_v,to_out.0"
 
@@ -38,26 +39,30 @@ def regions(where):
 
 
 def attach_lora(network, layers=LAYERS, rank=4, alpha=4.0, sigma=None, noise=None, seed=0):
-    """Freeze the network and give the chosen layers a LoRA, in place. Raises ValueError as `select` and LoraLinear.
+    """Freeze the network and give the chosen layers a LoRA, in place; returns the WeightNoise of its random weights.
 
-    sigma: initial standard deviation of the random weights, which share the WeightNoise `noise`; None: plain weights.
+    sigma: initial standard deviation of the random weights, which in training need `noise.renew` before each forward,
+    as those of `bayes.bayesianize`; None: plain weights, without any noise. noise: the WeightNoise that they share;
+    None: a new one, which draws by PyTorch's generator. Raises ValueError as `select` and LoraLinear.
     """
-    generator = torch.Generator().manual_seed(seed)
+    noise, generator = noise or WeightNoise(), torch.Generator().manual_seed(seed)
     _attach(network, layers, lambda layer, stream, _: LoraLinear(layer, rank, alpha, sigma, noise, stream, generator))
+    return noise
 
 
 def attach_oft(network, layers=LAYERS, blocks=4, sigma=None, noise=None, where=None):
-    """Freeze the network and give the chosen layers an OFT, in place; sigma, noise and errors as in `attach_lora`.
+    """The same with an OFT; returns the WeightNoise. sigma, noise and errors are as in `attach_lora`.
 
     where: the blocks in which Q is random, as of `regions`, which raises ValueError; elsewhere it is plain. None: all.
     """
-    inside = regions(where) if where else ""
+    noise, inside = noise or WeightNoise(), regions(where) if where else ""
 
     def make(layer, stream, name):
         random = (sigma, noise) if name.startswith(inside) else (None, None)
         return OftLinear(layer, blocks, *random, stream)
 
     _attach(network, layers, make)
+    return noise
 
 
 def _attach(network, layers, make):

@@ -144,8 +144,31 @@ def select(unet, where):
 def bayesianize(unet: nn.Module, where: str = "paper", sigma: float = 0.01, kernel: str = "torch") -> WeightNoise:
     """Replace the chosen layers by Bayesian ones in place, with μ at the present weights; returns their WeightNoise.
 
-    Call `noise.renew(generator, device)` before each forward in training, with the network's device. kernel: "torch",
-    "reference" or "triton".
+    kernel: "torch", "reference" or "triton". Raises ValueError as `select`.
+
+    A training loop of your own, on a CPU, where sd is a StableDiffusion, x0 (B, 4, h, w) are latents, context
+    (B, 77, d) is that of their prompts, and λ = 1e-9:
+
+        from minibnn import UNet, bayesianize, clamp_sigma, kl, posterior_mean, sigmas
+
+        noise = bayesianize(sd.unet.train(), "paper", sigma=0.01)  # in eval mode it computes with μ
+        prior = {name: mu.detach().clone() for name, (mu, _) in sigmas(sd.unet).items()}
+        optimiser = torch.optim.AdamW(sd.unet.parameters(), lr=1e-4)
+        generator = torch.Generator().manual_seed(0)
+        for step in range(steps):
+            t = torch.randint(1000, (len(x0),), generator=generator)
+            eps = torch.randn(x0.shape, generator=generator)
+            abar = sd.alphas_cumprod[t][:, None, None, None]
+            x_t = abar.sqrt() * x0 + (1 - abar).sqrt() * eps
+            noise.renew(generator, sd.device)  # before each forward: other weights
+            loss = (sd.predict_eps(x_t, t, context) - eps).square().mean() + 1e-9 * kl(sd.unet, prior, 0.01)
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            clamp_sigma(sd.unet)  # σ stays above 0
+        mean = UNet(sd.unet.config)
+        mean.load_state_dict(posterior_mean(sd.unet))
+        sd.unet = mean.eval()  # without random weights, to draw with and to save
     """
     noise = WeightNoise(kernel)
     for stream, name in enumerate(select(unet, where)):
@@ -154,8 +177,8 @@ def bayesianize(unet: nn.Module, where: str = "paper", sigma: float = 0.01, kern
     return noise
 
 
-def sigmas(network):
-    """{name of μ: (μ, σ)} of all random parameters."""
+def sigmas(network: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+    """{name of μ: (μ, σ)} of all random parameters; both have the shape of the weight."""
     parameters = dict(network.named_parameters())
     means = [name.removesuffix("_sigma") for name in parameters if name.endswith("_sigma")]
     return {name: (parameters[name], parameters[name + "_sigma"]) for name in means}
@@ -177,14 +200,14 @@ def mean_of(sigmas, empty):
 
 
 @torch.no_grad()
-def clamp_sigma(network):
+def clamp_sigma(network: nn.Module) -> None:
     """σ ← max(σ, 1e-7) after each optimiser step, as in the authors' code, so that σ stays a standard deviation."""
     random = [parameter for name, parameter in network.named_parameters() if name.endswith("_sigma")]
     if random:
         torch._foreach_clamp_min_(random, SIGMA_MIN)
 
 
-def posterior_mean(network):
+def posterior_mean(network: nn.Module) -> dict[str, torch.Tensor]:
     """The weights at θ = μ under the plain network's names, to be saved for inference.   (paper, §4.2 "Inference")"""
     return {name: value for name, value in network.state_dict().items() if not name.endswith("_sigma")}
 
