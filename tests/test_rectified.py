@@ -194,6 +194,7 @@ def test_train_is_stopped_resumed_and_draws(model, sd, pictures, tmp_path, monke
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pictures", "run"]
     assert "5 of 5 pictures inverted" in capsys.readouterr().out
     corrector, config = rectified.load_corrector(out, sd)
+    assert config["flow"] == beside.fingerprint(sd.unet, sd.text_encoder)
     assert (config["kept"], config["euler_steps"], config["guidance"], config["channels"]) == (5, 4, 1.5, [16, 32])
     assert corrector.unet.conv_out.weight.abs().max() > 0
     command(*words[:-len(FAST) - 1], tmp_path / "whole", *FAST, *small)
@@ -302,6 +303,29 @@ def test_mistakes(model, pictures, tmp_path, words, message, monkeypatch):
         command("--model", model, *(word.format(tmp_path) for word in words))
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "runs") == ["pictures"]
     assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_corrector_of_another_flow_of_the_same_size_is_refused(model, sd, tmp_path, caplog):
+    """Bug of an earlier version: it was taken without a word. One of an earlier version cannot be told."""
+    config = {"model": "X", "euler_steps": 4, "guidance": 1.5, "factor": 1.0, "channels": [16], "latent_channels": 4,
+              "resolution": 64, "context": 32}
+    own = beside.fingerprint(sd.unet, sd.text_encoder)
+    beside.save(rectified.Corrector((16,), 4, 32), tmp_path, "corrector", config | {"flow": own})
+    half = StableDiffusion.load(model, dtype=torch.float16)
+    rectified.load_corrector(tmp_path, sd)
+    rectified.load_corrector(tmp_path, half)
+    assert not caplog.text
+    words = ["--corrector", tmp_path, "--prompt", "a dog", "--out", tmp_path / "a.png", "--device", "cpu"]
+    with torch.no_grad():
+        half.unet.conv_in.bias[0] += 0.01
+    half.save(tmp_path / "other")
+    with pytest.raises(UserError, match="was trained for the flow X, and this one has other weights: name that as"):
+        command("--model", tmp_path / "other", *words)
+    assert not (tmp_path / "a.png").exists()
+    command("--model", model, *words, "--dtype", "bfloat16")  # the fingerprint is that of the file
+    beside.save(rectified.Corrector((16,), 4, 32), tmp_path, "corrector", config)
+    rectified.load_corrector(tmp_path, half)
+    assert "does not say for which flow it was trained" in caplog.text
 
 
 def test_a_corrector_of_another_model_or_a_damaged_one_is_refused(sd, tmp_path):

@@ -1,5 +1,6 @@
 """The folder of a network trained beside a frozen model: its weights, and config.json, by which it is opened."""
 
+import hashlib
 from pathlib import Path
 
 from ..errors import UserError
@@ -17,6 +18,16 @@ def check_free(out, kind):
     path = Path(out) / "config.json"
     if path.exists() and read_json(path).get("format") != KINDS[kind][0]:
         raise UserError(f"--out {out}: {path} is of something else and would be replaced: name another folder")
+
+
+def fingerprint(*networks):
+    """First half of the SHA-256 of the networks' weights in float16: the same for a model in float32 and its halves."""
+    digest = hashlib.sha256()
+    for network in networks:
+        for name, tensor in network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.half().cpu().contiguous().numpy())
+    return digest.hexdigest()[:32]
 
 
 def save(network, folder, kind, config):

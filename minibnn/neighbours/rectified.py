@@ -20,6 +20,7 @@ But: one guidance for all prompts, no negative prompt in training; the inversion
 
 import dataclasses
 import json
+import logging
 import shlex
 from pathlib import Path
 
@@ -50,6 +51,9 @@ CONFIG = {  # what opening a corrector needs
 TRAINING, DRAWING = ("images", "channels", "steps", "lr", "resume"), ("corrector", "count", "corrector_steps", "dtype")
 ROWS = ("plain", "factor", "network")  # of the picture that is drawn
 ANY_TIME = {"out", "resume", "overwrite", "device", "batch_size", "steps", "lr", "channels"}  # may change on --resume
+
+
+log = logging.getLogger("minibnn")
 
 
 # --- the flow and its corrector ---------------------------------------------------------------------------------------
@@ -91,7 +95,10 @@ class Corrector(nn.Module):
 
 
 def load_corrector(folder, sd):
-    """(corrector, its config) for this model. Raises UserError if there is none, or it is for another kind of model."""
+    """(corrector, its config) for this model, in float32 or float16. Raises UserError if there is none, or another's.
+
+    Those of earlier versions do not say whose they are, and are taken with a warning.
+    """
     config, state = beside.read(folder, "corrector", CONFIG)
     wanted = (sd.unet.config.in_channels, sd.unet.config.cross_attention_dim)
     if (config["latent_channels"], config["context"]) != wanted:
@@ -99,6 +106,11 @@ def load_corrector(folder, sd):
     complaint = f"{folder}: corrector.safetensors does not hold what config.json beside it says"
     if any(width % 8 for width in config["channels"]):
         raise UserError(complaint)
+    if "flow" not in config:
+        log.warning("--corrector %s does not say for which flow it was trained: it must have been this one", folder)
+    elif config["flow"] != beside.fingerprint(sd.unet, sd.text_encoder):
+        raise UserError(f"--corrector {folder} was trained for the flow {config['model']}, and this one has other "
+                        "weights: name that as --model, or train a corrector for this one")
     corrector = Corrector(config["channels"], *wanted)
     load_state(corrector, state, complaint)
     return corrector.eval(), config
@@ -166,7 +178,8 @@ def train_corrector(sd, files, options, work):
              lambda rows: contexts[which[rows]])
     names = ("model", "euler_steps", "guidance", "channels", "resolution", "steps", "lr", "seed")
     settled = {name: getattr(options, name) for name in names}
-    more = {"factor": factor, "latent_channels": sizes[0], "context": sizes[1], "pictures": len(files), "kept": len(z)}
+    more = {"factor": factor, "latent_channels": sizes[0], "context": sizes[1], "pictures": len(files), "kept": len(z),
+            "flow": beside.fingerprint(sd.unet, sd.text_encoder)}
     return corrector.eval(), settled | more
 
 
@@ -233,8 +246,7 @@ def train_or_draw(options):
     check(options, out)
     device = choose_device(options.device)
     if not options.train:
-        dtype = getattr(torch, options.dtype or drawing_dtype(device))
-        return draw_rows(StableDiffusion.load(options.model, dtype=dtype).to(device), options, out)
+        return draw_rows(StableDiffusion.load(options.model, dtype=torch.float32), options, out, device)
     with locked(out.parent, f".{out.name}.lock"):
         check(options, out)
         sd = StableDiffusion.load(options.model, dtype=torch.float32)
@@ -261,9 +273,13 @@ def train_there(sd, options, out):
           f"{shlex.quote(options.model)} --corrector {shlex.quote(str(out))} --prompt TEXT --out picture.png")
 
 
-def draw_rows(sd, options, out):
-    """Write one picture: a row of all prompts without correction and, with --corrector, two rows with it."""
+def draw_rows(sd, options, out, device):
+    """Write one picture: a row of all prompts without correction and, with --corrector, two rows with it.
+
+    sd: in float32, of which the corrector knows a fingerprint.
+    """
     corrector, config = load_corrector(options.corrector, sd) if options.corrector else (None, {})
+    sd.to(device, getattr(torch, options.dtype or drawing_dtype(device)))
     for name in ("euler_steps", "guidance", "resolution"):
         given, own = getattr(options, name), config.get(name)
         if None not in (given, own) and given != own:
