@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from minibnn import UserError, runs
+from minibnn import StableDiffusion, UserError, runs
+from minibnn.cli.announcements import about_class_pictures
+from minibnn.cli.settle import settle
 from minibnn.experiments import children, methods
 from minibnn.experiments.prompts import world_prompts
 from minibnn.files.configs import RECIPE
@@ -161,6 +164,25 @@ def test_a_run_is_charged_for_itself_alone(tmp_path, monkeypatch):
     assert 4000 < line["state"] < 4400 and 40 < line["stored"] < 440
     assert [int(picture[0, 0, 0]) for picture in strip] == [0, 1, 2, 3, 8, 10, 12, 14, 16]
     assert not (tmp_path / "training").exists()
+
+
+def test_only_rows_that_use_class_pictures_name_their_folder(tmp_path, monkeypatch):
+    """Bug of an earlier version: each row of LoRA and OFT said that --class-images teaches nothing there."""
+    seen, used = {}, SimpleNamespace(ru_utime=1.0, ru_stime=0.5, ru_maxrss=2**21)
+
+    def train_apart(what, words, settings):
+        seen[what] = words
+        return 0, used
+
+    monkeypatch.setattr(methods, "train_apart", train_apart)
+    options, sd = MethodsOptions(out=str(tmp_path), images="tutorials/dog", steps=1), StableDiffusion.load("tiny")
+    for row in methods.ROWS:
+        methods.costs_of_training(row, 0, options, tmp_path / "x")
+        asked = parse(TrainOptions, "train", seen[f"{row}, seed 0"])
+        settled = settle(asked, sd, 6)
+        assert about_class_pictures(asked, settled) is None
+        own = str(tmp_path / "class_images")
+        assert (settled.class_images == own) == (settled.prior_weight > 0) == (not row.startswith(("LoRA", "OFT")))
 
 
 def test_a_child_that_fails_says_why(tmp_path):

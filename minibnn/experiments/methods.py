@@ -102,8 +102,10 @@ def costs_of_training(row, seed, options, folder):
     words = [
         "--model", "tiny", "--images", options.images, "--out", str(folder), "--seed", str(seed),
         *(("--steps", str(options.steps)) if options.steps else ()), "--samples", "0", "--no-monitor", "--overwrite",
-        "--class-images", str(Path(options.out) / "class_images"), "--no-captions", *ROWS[row],
+        "--no-captions", *ROWS[row],
     ]
+    if "--method" not in ROWS[row]:  # the adapters use no class pictures
+        words += ["--class-images", str(Path(options.out) / "class_images")]
     if not hasattr(os, "wait4"):
         raise UserError("this experiment measures processor time and memory in a way that Windows does not know")
     _, used = train_apart(f"{row}, seed {seed}", words, {"OMP_NUM_THREADS": "1"})
