@@ -91,27 +91,35 @@ def train_or_draw_there(out, options):
     if options.branch:
         branch = load_branch(options.branch, sd).to(device)
         sd.to(device)
-        if options.edges and branch.hint_channels != 1:
-            raise UserError(f"--edges makes grey hints, and --branch {options.branch} was trained on coloured ones")
-        files = picture_files(options.hints) if options.edges else hint_files(options.hints)
-        if options.edges:
-            hints = torch.stack([edges_of(path, sd.recipe["resolution"]) for path in files.values()])
-        else:
-            first = read_hint(next(iter(files.values())), branch.hint_channels)
-            size = (first.shape[2], first.shape[1])
-            hints = torch.stack([read_hint(path, branch.hint_channels, size) for path in files.values()])
-        prompts = [read_caption(options.hints, name) for name in files]
+        names, hints, prompts = hints_to_draw(options, branch.hint_channels, sd.recipe["resolution"])
     else:
         branch, hints, prompts = train_on_pairs(sd.to(device), out, options, dtype)
-        files = []
+        names = []  # the pairs' own pictures are shown in samples.png alone
     with autocast(device, dtype):
         settings = options.sample_steps, options.guidance, options.seed
         pictures = draw_steered(sd, branch.eval(), hints, prompts, *settings, guide_hint=options.guide_hint)
-    for name, picture in zip(files, pictures, strict=False):
+    for name, picture in zip(names, pictures, strict=False):
         save_png(picture, out / f"{name}.png")
     save_png(with_hints(pictures, hints), out / "samples.png")
     more = "" if options.branch else f"; --branch {shlex.quote(str(out))} draws other hints"
     print(f"{out / 'samples.png'}: hints and pictures{more}")
+
+
+def hints_to_draw(options, channels, side):
+    """What --branch draws: names, hints (n, channels, H, W) and captions, n of each. Raises UserError.
+
+    side: of the square edges that --edges finds; other hints have the size of the first.
+    """
+    if options.edges and channels != 1:
+        raise UserError(f"--edges makes grey hints, and --branch {options.branch} was trained on coloured ones")
+    if options.edges:
+        files = picture_files(options.hints)
+        hints = [edges_of(path, side) for path in files.values()]
+    else:
+        files = hint_files(options.hints)
+        first = read_hint(next(iter(files.values())), channels)
+        hints = [read_hint(path, channels, (first.shape[2], first.shape[1])) for path in files.values()]
+    return list(files), torch.stack(hints), [read_caption(options.hints, name) for name in files]
 
 
 def train_on_pairs(sd, out, options, dtype):
