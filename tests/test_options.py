@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from minibnn import UserError
+from minibnn import StableDiffusion, UserError
 from minibnn.__main__ import COMMANDS, recipes
+from minibnn.cli.settle import settle
+from minibnn.finetune import methods
+from minibnn.neighbours.rewards import NETWORKS
 from minibnn.options import aliases, configs
 from minibnn.options.examples import EXAMPLES
 from minibnn.options.lab import Eq2Options, GainsOptions, ProbeOptions
@@ -259,6 +262,59 @@ def test_a_run_can_be_repeated_without_random_weights_or_class_pictures(run):
     assert plain.class_count is plain.class_images is None
     same = parse(TrainOptions, "x", ["--config", str(run)])
     assert (same.where, same.sigma, same.lambda_kl, same.kl, same.class_count) == ("all", 0.02, 1.0, "p-q", 7)
+
+
+IN_A_FILE = {"sigma": 0.1, "where": "up", "kernel": "reference", "kl": "p-q", "lambda-kl": 1e-4, "prior-sigma": 0.02,
+             "keep-posterior": True, "prior-target": "pretrained", "class-count": 7, "monitor-every": 5, "lr": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("words", "gone"),
+    [
+        ([], []),
+        (["--no-bayes"], ["sigma", "where", "kernel", "kl", "lambda-kl", "prior-sigma", "keep-posterior"]),
+        (["--prior-weight", "0"], ["prior-target", "class-count"]), (["--lambda-kl", "0"], ["kl", "prior-sigma"]),
+        (["--no-monitor"], ["monitor-every"]), (["--method", "oft", "--prior-weight", "1"], []),
+        (["--method", "lora", "--prior-weight", "1"], ["where"]),
+    ],
+)
+def test_a_file_does_not_contradict_what_is_typed(words, gone, tmp_path):
+    """Bug of an earlier version: a file with sigma and --no-bayes was refused, as if both were typed."""
+    path, sd = tmp_path / "a.toml", StableDiffusion.load("tiny")
+    path.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in IN_A_FILE.items()))
+    fixed = ["--config", str(path), "--images", "tutorials/dog", "--device", "cpu", "--out", str(tmp_path / "run")]
+    options = parse(TrainOptions, "x", [*fixed, *words])
+    settle(options, sd, 6)
+    for name in IN_A_FILE.keys() - {word.removeprefix("--") for word in words}:
+        field = name.replace("-", "_")
+        assert getattr(options, field) == (getattr(TrainOptions, field) if name in gone else IN_A_FILE[name]), name
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("sigma = 0.1\n", ["--no-bayes", "--sigma", "0.3"]), ("bayes = false\nsigma = 0.3\n", [])])
+def test_what_stands_in_one_place_may_not_contradict_itself(text, words, tmp_path):
+    out = str(tmp_path / "run")
+    options = read(text, tmp_path, "--images", "tutorials/dog", "--device", "cpu", "--out", out, *words)
+    with pytest.raises(UserError, match="--sigma belongs to random weights"):
+        settle(options, StableDiffusion.load("tiny"), 6)
+
+
+def test_the_path_in_a_reward_is_looked_for_beside_the_file(tmp_path):
+    """Bug of an earlier version: neither files nor --resume knew that --reward holds a path."""
+    (tmp_path / "mine.py").touch()
+    (tmp_path / "nets").mkdir()
+    for text, expected in (("mine.py:f", f"{tmp_path}/mine.py:f"), ("clip:nets", f"clip:{tmp_path}/nets"),
+                           ("aesthetic:nowhere", "aesthetic:nowhere"), ("redness", "redness")):
+        assert read(f'reward = "{text}"', tmp_path, options_class=GraftOptions).reward == expected
+    assert set(configs.REWARD_FOLDERS) == set(NETWORKS)
+
+
+def test_the_options_of_a_method_are_those_of_the_training():
+    owners = {}
+    for method, own in methods.OWN.items():
+        for name in own:
+            owners[name] = (*owners.get(name, ()), method)
+    assert owners == configs.OWNERS
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,9 @@ def test_pictures_must_be_those_that_it_began_with(tmp_path):
 
 @pytest.mark.parametrize(("options_class", "words", "paths"), [
     (GraftOptions, ["--reward", "redness", "--model", "r"], ["model"]),
+    (GraftOptions, ["--reward", "clip:nets/clip", "--model", "r"], ["reward", "model"]),
+    (GraftOptions, ["--reward", "aesthetic:nets/clip", "--model", "r"], ["reward", "model"]),
+    (GraftOptions, ["--reward", "mine.py:beauty", "--model", "r"], ["reward", "model"]),
     (BpsOptions, ["--hints", "pairs", "--model", "tiny", "--branch", "b"], ["hints", "branch"]),
     (RectifiedOptions, ["--model", "r", "--train", "--images", "pairs", "--prompt", "a"], ["model", "images"]),
 ])
@@ -128,7 +131,9 @@ def test_it_goes_on_from_another_working_folder(tmp_path, monkeypatch, options_c
     assert parse(options_class, "x", ["--resume", "--out", "run"]).model == first.model
     monkeypatch.chdir(elsewhere)
     again = parse(options_class, "x", ["--resume", "--out", str(home / "run")])
-    assert [getattr(again, name) for name in paths] == [str(home / getattr(first, name)) for name in paths]
+    there = {"clip:nets/clip": f"clip:{home}/nets/clip", "aesthetic:nets/clip": f"aesthetic:{home}/nets/clip"}
+    expected = [there.get(getattr(first, name), str(home / getattr(first, name))) for name in paths]
+    assert [getattr(again, name) for name in paths] == expected
     assert again.model == first.model or "model" in paths  # a bundled model's name is no path
     unfinished.check_unchanged(again, home / "run", {"resume", "out"})
     spelled = parse(options_class, "x", ["--resume", "--out", str(home / "run"), "--model", "../home/" + first.model])

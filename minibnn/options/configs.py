@@ -12,6 +12,7 @@ stand in a list. What it does not hold keeps its default, and the command line w
 import dataclasses
 import json
 import tomllib
+from functools import partial
 from pathlib import Path
 
 from ..errors import UserError
@@ -26,7 +27,16 @@ OF_METHOD = (  # what a run settled for its method
     "where", "rank", "alpha", "blocks", "coft", "layers", "lr", "steps", "prior_weight", "class_count",
 )
 OF_RANDOM = ("where", "sigma", "lambda_kl", "kl", "prior_sigma", "keep_posterior")  # options of random weights
-OF_CLASS = ("class_count", "class_guidance", "class_images")
+OF_CLASS = ("prior_target", "class_count", "class_guidance", "class_images")
+IN_VAIN = (  # (option, its value on the command line, what of a file does nothing then)
+    ("bayes", False, (*OF_RANDOM, "kernel")), ("prior_weight", 0, OF_CLASS), ("lambda_kl", 0, ("kl", "prior_sigma")),
+    ("monitor", False, ("monitor_every", "monitor_dino")),
+)
+REWARD_FOLDERS = ("clip", "aesthetic")  # rewards whose networks come from a folder, as in `neighbours/rewards.py`
+OWNERS = {  # the methods to which an option belongs, as in `finetune/methods.py`
+    "where": ("dreambooth", "oft"), "rank": ("lora",), "alpha": ("lora",), "export": ("lora",), "blocks": ("oft",),
+    "coft": ("oft",), "layers": ("lora", "oft"),
+}
 
 
 def config_options(path, options_class, given):
@@ -34,24 +44,32 @@ def config_options(path, options_class, given):
 
     Relative paths are those of the file's folder, or of the folder in which the run was started, if they are there. Of
     a run the device and the kernel, which belong to its machine, are left out, and with another --method also what was
-    settled for the run's own; so is what belongs to random weights or class pictures where there are none. Raises
-    UserError naming file and option.
+    settled for the run's own; so is what belongs to random weights or class pictures where there are none. Of both
+    kinds of file what the command line makes meaningless is left out, as the `sigma` of a file with --no-bayes: only
+    what somebody writes in one place contradicts itself. Raises UserError naming file and option.
     """
     path = Path(path)
     path = path / "config.json" if path.is_dir() else path
     if not path.exists():
         raise UserError(f"{path}: no such file")
     if path.suffix == ".toml":
-        return beside(read_toml(path, options_class), options_class, path.parent)
+        values = read_toml(path, options_class)
+        kept = {name: value for name, value in values.items() if name not in in_vain(given)}
+        return beside(kept, options_class, path.parent)
     if path.suffix != ".json":
         raise UserError(f"{path}: a configuration file ends with .toml, that of a run is its config.json")
     values, config = training_options(path, options_class)
     other = given.get("method", values.get("method")) != values.get("method")
-    both = values | given
-    left_out = MACHINE + (OF_METHOD if other else ()) + (() if both.get("bayes", True) else OF_RANDOM)
-    left_out += OF_CLASS if both.get("prior_weight") == 0 else ()
+    left_out = {*MACHINE, *(OF_METHOD if other else ()), *in_vain(values | given)}
     return beside({k: v for k, v in values.items() if k not in left_out}, options_class,
                   Path(config.get("folder", ".")))
+
+
+def in_vain(given):
+    """The names of the options that do nothing beside those that are given, {name: value}."""
+    names = {name for option, value, others in IN_VAIN if given.get(option) == value for name in others}
+    method = given.get("method")
+    return names | {name for name, owners in OWNERS.items() if method and method not in owners}
 
 
 def read_toml(path, options_class):
@@ -66,7 +84,18 @@ def read_toml(path, options_class):
 def beside(values, options_class, home):
     """Options whose relative paths are taken from the folder `home`, where they are there."""
     fields = {field.name: field for field in dataclasses.fields(options_class)}
-    return {name: _found(value, home) if is_path(fields[name]) else value for name, value in values.items()}
+    return {name: with_paths(value, fields[name], partial(_found, home=home)) for name, value in values.items()}
+
+
+def with_paths(value, field, change):
+    """An option's value with change(path) in the place of its path, also in --reward clip:FOLDER and FILE:FUNCTION."""
+    if field.metadata["argparse"].get("metavar") != "REWARD":
+        return change(value) if is_path(field) else value
+    kind, _, rest = value.partition(":")
+    if kind in REWARD_FOLDERS or not rest:
+        return f"{kind}:{change(rest)}" if rest else value
+    path, _, function = value.rpartition(":")
+    return f"{change(path)}:{function}"
 
 
 def is_path(field):

@@ -11,7 +11,7 @@ from .unfinished import going_on
 class GraftOptions:
     """Fine-tune a model on those of its own samples that a reward accepts (GRAFT, P-GRAFT)."""
 
-    reward: str = option(None, "red_thing_on_grass, redness, clip:FOLDER (the CLIP score, by openai/clip-vit-*), aesthetic:FOLDER (LAION's aesthetic predictor v2 on CLIP ViT-L/14), or your own as file.py:function", "what", required=True)
+    reward: str = option(None, "red_thing_on_grass, redness, clip:FOLDER (the CLIP score, by openai/clip-vit-*), aesthetic:FOLDER (LAION's aesthetic predictor v2 on CLIP ViT-L/14), or your own as file.py:function", "what", required=True, metavar="REWARD")
     model: str = model_option(default="tiny")
     tokenizer: str = tokenizer_option()
     prediction_type: str = prediction_type_option()

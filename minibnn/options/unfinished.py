@@ -9,12 +9,13 @@ import dataclasses
 import os
 import shlex
 import shutil
+from functools import partial
 from pathlib import Path
 
 from ..errors import UserError
 from ..files.schema import anything, mapping, record, text
 from ..files.store import read_json, write_json
-from .configs import is_path
+from .configs import with_paths
 from .of_runs import ONE_CALL, moved
 from .typed import typed
 
@@ -42,8 +43,8 @@ def read(out, options_class):
     values = {name: value for name, value in found["options"].items() if value is not None and name not in ONE_CALL}
     values, home = typed(values, options_class, path), Path(found.get("folder", "."))
     if home.resolve() != Path.cwd():
-        paths = [field.name for field in dataclasses.fields(options_class) if is_path(field)]
-        values |= {name: moved(values[name], home) for name in paths if name in values}
+        fields = {field.name: field for field in dataclasses.fields(options_class)}
+        values = {name: with_paths(value, fields[name], partial(moved, home=home)) for name, value in values.items()}
     return values, found["pictures"]
 
 
@@ -106,7 +107,8 @@ def check_unchanged(options, out, may_change, pictures=None):
     for field in dataclasses.fields(options):
         name = field.name
         now, was = getattr(options, name), before.get(name, field.default)
-        same = now == was or (is_path(field) and now and was and Path(now).resolve() == Path(was).resolve())
+        whole = lambda value: with_paths(value, field, lambda path: Path(path).resolve())  # noqa: B023, E731
+        same = now == was or (now and was and whole(now) == whole(was))
         if name not in may_change and not same:
             raise UserError(f"--{name.replace('_', '-')} is not what {place(out)} began with, which decides what "
                             "comes out: leave it out, or begin anew with --overwrite")
