@@ -18,7 +18,7 @@ from scipy import stats
 
 from minibnn import StableDiffusion, UserError
 from minibnn.cli.settle import settle
-from minibnn.experiments import prompts
+from minibnn.experiments import legends, prompts
 from minibnn.experiments.corruption import report, trainings
 from minibnn.experiments.corruption.measures import WorldMeasures
 from minibnn.experiments.corruption.settings import SETTINGS, Run, View, log_spaced
@@ -623,7 +623,17 @@ def test_two_seeds_have_no_band(tmp_path, capsys):
 def test_the_committed_tables_are_those_of_the_committed_lines():
     results = Path(__file__).parents[1] / "tutorials" / "results"
     rows = report.read_all([results])
-    assert (results / "corruption.md").read_text() == f"{report.verdicts(rows)}\n\n{report.effects(rows)}\n"
+    assert (results / "corruption.md").read_text() == report.page(rows)
+
+
+def test_a_table_without_a_meaning_for_each_column_is_refused():
+    table = "| setting | noise | at guidance 3 | loss |\n|---|---|---|---|\n| a | 1 | 2 | 3 |"
+    assert legends.explained(table, [None, "in percent", legends.LIKE_THE_LAST, "of what"]) == (
+        f"- **noise**, **at guidance 3**: in percent\n- **loss**: of what\n\n{table}"
+    )
+    for columns in (3, 5):
+        with pytest.raises(ValueError, match="zip"):
+            legends.explained(table, ["what"] * columns)
 
 
 def test_a_setting_that_is_gone_is_named(tmp_path):

@@ -75,7 +75,7 @@ def explained(t, before, strong):
 
 def told():
     """Effects of the BNN on fidelity and noise in corruption.md: how many there are, are better, are worse."""
-    rows = (RESULTS / "corruption.md").read_text(encoding="utf-8").split("\n\n")[1].splitlines()[2:]
+    rows = (RESULTS / "corruption.md").read_text(encoding="utf-8").rsplit("\n\n", 1)[1].splitlines()[2:]
     signs = []
     for row in rows:
         for sign, cell in zip((1, -1), row.split("|")[5:7], strict=True):

@@ -223,6 +223,11 @@ def test_a_cure_is_compared_at_the_same_steps_and_at_equal_loss():
     assert "at guidance 3: fidelity" in head[-5] and "at guidance 1: fidelity" in head[-3]
 
 
+def test_the_committed_page_is_that_of_the_committed_lines():
+    results = Path(__file__).parents[1] / "tutorials" / "results"
+    assert (results / "stage.md").read_text(encoding="utf-8") == report.page(report.read_runs([results]))
+
+
 def test_the_law_predicts_the_noise_of_a_linear_denoiser():
     abar, times, runs = alphas_cumprod(), timesteps(20), {}
     for seed, gain in enumerate((0.7, 0.8, 0.9, 1.0)):

@@ -3,7 +3,8 @@
 Reads the .jsonl files of --runs, applies the criterion of `stages.py` to each setting, and writes into --out
 
     corruption.jsonl        all lines, shortened, so that the report can be made again from them
-    corruption.md           verdicts, and the effect of the BNN as a paired difference with its interval
+    corruption.md           verdicts, and the effect of the BNN as a paired difference with its interval; above each
+                            table a list of what its columns mean
     corruption-NAME.png     curves of settings with three seeds or more, with bootstrap intervals (percentiles, 95 %);
                             of three seeds they are the whole range and hold the true mean in three cases of four
     corruption-NAME.webp    pictures of one run, a row for each step
@@ -26,9 +27,10 @@ from ...files.store import write_text, write_whole
 from ...lab import plot
 from ...lab.intervals import in_words, interval, require_scipy
 from ...pictures import save_png
+from ..legends import LIKE_THE_LAST, explained
 from ..records import figure
 from .settings import SETTINGS
-from .stages import corruption_stage, noise_stage
+from .stages import MARGIN, corruption_stage, noise_stage
 
 CURVES = {  # what is drawn: (title, group of prompts)
     "fidelity": ("fidelity to the training pictures, other prompts", "other"),
@@ -39,6 +41,34 @@ CURVES = {  # what is drawn: (title, group of prompts)
     "sigma1": ("sigma_1 at t = 100 (Eq. 2)", "training"),
 }
 KINDS = {"plain": "plain", "bnn": "BNN"}
+OPENING = """\
+# The corruption stage in the model `tiny`
+
+`python -m minibnn experiment report` makes this page; what it says is in [RESULTS.md](../RESULTS.md). "a [b, c]" is a
+mean over seeds with its 95 % t-interval, paired by seed. The measures are
+
+- **fidelity**: cosine of the pictures and the training pictures in a network's features, −1 to 1
+- **noise**: energy of the finest structure in the calm parts of the pictures, minus that of clean drawings with the
+  same background, in thousandths
+
+both of prompts other than the training one. The settings are"""
+VERDICTS = [
+    "what was trained (above)", "training pictures", "plain, or with a BNN",
+    "sampler, number of steps and guidance (g); *average* with the running mean of the weights, *base* with the "
+    "pretrained model's prediction for the empty prompt", "number of runs",
+    "the criterion: *present* if at the dip fidelity has fallen, noise is above its first and its last level, and "
+    "fidelity recovers, each by more than the interval; *absent* if at each step one of these is surely less than "
+    f"{MARGIN['fidelity']} of fidelity or {MARGIN['noise']} of noise; else *undecided*",
+    "the step at which fidelity lies farthest below its earlier maximum, and how far; where that is negative, it only "
+    "rose", "the same criterion for the noise alone",
+    "the step at which noise is highest, and how far above the pretrained model's",
+]
+EFFECTS = [
+    None, None, None, "first that at which the plain runs are noisiest, then the last",
+    "of the BNN minus that of plain", LIKE_THE_LAST,
+    "share of the pictures on which a network sees the place that the prompt names, 0 to 1: difference",
+    "1 minus the mean cosine between pictures of the training prompt in a network's features, 0 to 2: difference",
+]
 KEPT = ("fidelity", "nearest", "noise", "worst_noise", "immerkaer", "diversity", "subject", "background")
 NAME = re.compile(r".+-\d{1,9}-(plain|bnn)-\d{1,19}")
 ROW = {"run": text, "step": integer(0), "view": text, "group": text, "seconds": number(0), "sigma1": anything}
@@ -221,6 +251,14 @@ def values_at(step, found):
     return {seed: run[steps.index(step)] for seed, run in zip(seeds, values, strict=True)}
 
 
+def page(rows):
+    """corruption.md as text."""
+    own = sorted({_parts(row["run"])[0] for row in rows}, key=list(SETTINGS).index)
+    settings = "\n".join(f"- *{name}*: {SETTINGS[name].what}" for name in own)
+    verdict, effect = explained(verdicts(rows), VERDICTS), explained(effects(rows), EFFECTS)
+    return f"{OPENING}\n\n{settings}\n\n## Is there a stage?\n\n{verdict}\n\n## BNN minus plain\n\n{effect}\n"
+
+
 def report(options):
     """Write all of it."""
     require_scipy()
@@ -236,5 +274,5 @@ def report(options):
     for path in (p for folder in options.runs for p in sorted(Path(folder).glob("main-*-0.png"))):
         save = partial(Image.open(path).save, format="WEBP", quality=95, method=6)  # a fifth of the size of a PNG
         write_whole(out / f"corruption-{path.stem}.webp", save)
-    write_text(out / "corruption.md", f"{verdicts(rows)}\n\n{effects(rows)}\n")
+    write_text(out / "corruption.md", page(rows))
     print(f"{out / 'corruption.md'}: {len(rows)} lines of {len({row['run'] for row in rows})} runs")

@@ -3,8 +3,8 @@
 Reads the .jsonl files of --runs and writes into --out
 
     stage.jsonl     all lines, from which the report can be made again
-    stage.md        tables: is there a stage, at what levels, what each setting changes, what goes with fidelity, how
-                    the same weights draw otherwise, what the gains predict
+    stage.md        tables, each with a list of what its columns mean: is there a stage, at what levels, what each
+                    setting changes, what goes with fidelity, how the same weights draw otherwise, what gains predict
     stage.png       fidelity, noise and gains against the step, for plain fine-tuning and its rivals
     gain_law.png    the noise of the pictures against that which the law predicts from the gains: all looks of all runs
     stage_SUBJECT.png   pictures of one seed, a row for each setting, a column for each step
@@ -34,6 +34,8 @@ from ...lab.intervals import interval, require_scipy
 from ...lab.sheets import sheet
 from ...pictures import save_png
 from ...world.textured import SIDE
+from ..legends import explained
+from . import legends
 from .law import law, law_plot
 from .settings import MAIN, SETTINGS
 from .tables import at, colour_gain, companions, cures, drawings, gain_at, levels, of, phases, stages
@@ -120,17 +122,24 @@ def strips(folder, subject, seed, model="textured"):
     return sheet(rows, labels, [f"step {step}" for step in SETTINGS["plain"].looks], 2)
 
 
+def page(runs):
+    """stage.md as text."""
+    parts = {
+        "Is there a corruption stage?": (stages, legends.STAGES), "How good, and how noisy?": (levels, legends.LEVELS),
+        "Does it fall and recover?": (phases, legends.PHASES), "What does each setting change?": (cures, legends.CURES),
+        "What goes with fidelity?": (companions, legends.COMPANIONS),
+        "The same weights, drawn otherwise": (drawings, legends.DRAWINGS), "The gain law": (law, legends.LAW),
+    }
+    tables = [f"## {title}\n\n{explained(table(runs), own)}" for title, (table, own) in parts.items()]
+    return "\n\n".join([legends.opening(runs), *tables]) + "\n"
+
+
 def report(options):
     """Write all of it."""
     require_scipy()
     runs, out = read_runs(options.runs), Path(options.out)
     write_text(out / "stage.jsonl", "".join(json.dumps(row) + "\n" for rows in runs.values() for row in rows))
-    parts = {
-        "Is there a corruption stage?": stages, "How good, and how noisy?": levels, "Does it fall and recover?": phases,
-        "What does each setting change?": cures,
-        "What goes with fidelity?": companions, "The same weights, drawn otherwise": drawings, "The gain law": law,
-    }
-    text = "\n\n".join(f"## {title}\n\n{table(runs)}" for title, table in parts.items()) + "\n"
+    text = page(runs)
     write_text(out / "stage.md", text)
     save_png(curves(runs), out / "stage.png", optimize=True)
     save_png(law_plot(runs), out / "gain_law.png", optimize=True)
