@@ -223,6 +223,22 @@ def test_a_cure_is_compared_at_the_same_steps_and_at_equal_loss():
     assert "at guidance 3: fidelity" in head[-5] and "at guidance 1: fidelity" in head[-3]
 
 
+def test_what_is_drawn_otherwise_is_compared_with_plain_by_subject_and_seed():
+    """Seed 7, of which there is no plain run, counts for the means, and not for the differences."""
+    runs = {(setting, "textured", "cat", seed): made_up(
+        lambda step, s=seed, m=more: s / 10 + m + step / 8000, lambda step, s=seed, m=more: s - 10 * m)
+        for setting, seed, more in (("plain", 0, 0), ("plain", 1, 0), ("offset", 7, 0.9), ("offset", 1, 0.1),
+                                    ("offset", 0, 0.3))}
+    rows = [[cell.strip() for cell in row.split("|")] for row in tables.drawings(runs).splitlines()[2:]]
+    main, last = (next(row for row in rows if row[1] == "offset" and row[4] == view)
+                  for view in (MAIN.name, "ddim-20-g1"))
+    assert main[9].startswith("+0.200 [") and main[10].startswith("-2.0 [") and main[7] == main[8] == ""
+    assert last[7].startswith("+0.000 [") and last[9:] == main[9:]
+    assert [row[9] for row in rows if row[1] == "plain"][0] == ""
+    assert tables.cure(runs, "offset", "textured", MAIN, "noise")[0] == pytest.approx(-2)
+    assert tables.cure(runs, "offset", "photographs", MAIN, "noise") is None
+
+
 def test_the_committed_page_is_that_of_the_committed_lines():
     results = Path(__file__).parents[1] / "tutorials" / "results"
     assert (results / "stage.md").read_text(encoding="utf-8") == report.page(report.read_runs([results]))

@@ -66,6 +66,7 @@ DRAWINGS = [
     "of the weights, *base* with the pretrained model's prediction for the empty prompt, *colour* from starting noise "
     "of the training picture's mean colour",
     "mean after the last step", LIKE_THE_LAST, "difference to the first row of the same weights", LIKE_THE_LAST,
+    "difference to the plain weights drawn as in the first row, paired by subject and seed", LIKE_THE_LAST,
 ]
 LAW = [
     None, "checkpoints of all runs after the first step",

@@ -203,10 +203,11 @@ def companions(runs):
 
 
 def drawings(runs):
-    """The same last weights drawn in other ways, minus the main view, paired."""
+    """The same last weights drawn in other ways: minus the main view, and minus plain runs in the main view, paired."""
     text = [
-        "| weights | pretrained | runs | drawn with | fidelity | noise | fidelity − main | noise − main |",
-        "|" + "---|" * 8,
+        "| weights | pretrained | runs | drawn with | fidelity | noise | fidelity − main | noise − main "
+        "| fidelity − plain | noise − plain |",
+        "|" + "---|" * 10,
     ]
     for setting, model in settings_of(runs):
         own, last = of(runs, setting, model).values(), SETTINGS[setting].looks[-1]
@@ -217,5 +218,20 @@ def drawings(runs):
                 main = [at(rows, last, MAIN, "training", name) for rows in own]
                 cells.append(f"{np.mean(values):.{digits}f}")
                 moved.append("" if view == MAIN else words(interval(np.subtract(values, main)), digits))
+            beyond = [cure(runs, setting, model, view, name) for name in ("fidelity", "noise")]
+            moved += [words(found, digits) if found else "" for found, digits in zip(beyond, (3, 1), strict=True)]
             text.append(f"| {setting} | {model} | {len(own)} | {view.name} | {' | '.join(cells + moved)} |")
     return "\n".join(text)
+
+
+def cure(runs, setting, model, view, name):
+    """How far a measure of the last weights, drawn as `view` does, lies above that of plain runs in the main view.
+
+    (mean, low, high), paired by subject and seed; None for plain runs in that view, or without a plain run beside them.
+    """
+    own, plain, last = of(runs, setting, model), of(runs, "plain", model), SETTINGS[setting].looks[-1]
+    both = sorted(own.keys() & plain.keys())
+    if not both or (setting == "plain" and view == MAIN):
+        return None
+    return interval([at(own[run], last, view, "training", name)
+                     - at(plain[run], SETTINGS["plain"].looks[-1], MAIN, "training", name) for run in both])
