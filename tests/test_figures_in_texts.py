@@ -236,9 +236,7 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
         *of_stage("offset", "fidelity", "plain")], 3),
     "textured, weight noise": ("RESULTS", "does neither: fidelity is {} [{}, {}] lower", lambda: [
         *(-of_stage("bnn", "fidelity", "plain")[i] for i in (0, 2, 1))], 3),
-    "textured, ledger": ("RESULTS", "(weight noise − plain: fidelity {} [{}, {}]", lambda: [
-        *of_stage("bnn", "fidelity", "plain")], 3),
-    "textured, its noise": ("RESULTS", "[−.074, −.001], which is barely shown, noise {} [{}, {}]). LoRA", lambda: [
+    "textured, its noise": ("RESULTS", "and the noise higher by {} [{}, {}]. (Five seeds", lambda: [
         *of_stage("bnn", "noise", "plain")], 1),
     "textured, plain": ("RESULTS", "| plain | 15 | {}, {}, {}, {} |", lambda: [
         of_stage("plain", "fidelity", step=step)[0] for step in (250, 400, 600, 800)], 2),
@@ -247,10 +245,6 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "textured, strength": ("RESULTS", "fidelity is {} [{}, {}] and {} [{}, {}] higher, and the noise", lambda: [
         *of_stage("offset-spread", "fidelity", "offset", UNGUIDED),
         *of_stage("offset-spread", "fidelity", "offset", stage_settings.SIDE_VIEWS[0])], 3),
-    "textured, cures": ("RESULTS", "| offset, strength varied | guidance 1 | {} |", lambda: [
-        of_stage("offset-spread", "fidelity", None, UNGUIDED, 800)[0]], 2),
-    "textured, noise of cures": ("RESULTS", "| offset, strength varied | guidance 1 | .91 | {} |", lambda: [
-        of_stage("offset-spread", "noise", None, UNGUIDED, 800)[0]], 1),
     "half-way": ("RESULTS", "fidelity has fallen by {} [{}, {}] on its way", lambda: [
         *(-change("base", 0, 50, view=PRETRAINED)[i] for i in (0, 2, 1))], 3),
     "samplers": ("RESULTS", "draw curves that differ by at most {} of fidelity", lambda: [
@@ -412,6 +406,44 @@ def test_the_table_of_what_class_pictures_teach(row, setting):
     cells = [f"{mean:.0f} % [{low:.0f}, {high:.0f}]", f"{drifted} of {runs}", f"{distance:.3f}".lstrip("0"),
              f"{clipped:+.1f}".replace("-", "−"), f"{leak:.1f} %"]
     assert f"| {row} | {' | '.join(cells)} |" in words("docs/training")
+
+
+CURES = {  # in the table of RESULTS.md: the weights, and how they are drawn
+    "plain": "plain", "weight noise": "bnn", "the empty prompt in 10 % of the steps": "null",
+    "noise offset of .1": "offset", "offset, strength varied": "offset-spread",
+}
+DRAWN = {
+    "DDIM, guidance 7.5": "ddim-20-g7.5", "fresh noise, η = 1": "ddim-20-g7.5-eta1", "guidance 3": "ddim-20-g3",
+    "guidance 1": "ddim-20-g1", "start of the picture's mean colour": "ddim-20-g7.5-colour",
+    "the same at guidance 1": "ddim-20-g1-colour", "running mean of the weights": "ddim-20-g7.5-average",
+    "PNDM": "pndm-20-g7.5", "the pretrained ε(∅)": "ddim-20-g7.5-base",
+}
+
+
+def briefly(figure, digits, sign=""):
+    """A figure as RESULTS.md writes it: .5 for 0.5, and − for a minus."""
+    return re.sub(r"\b0\.", ".", f"{figure:{sign}.{digits}f}").replace("-", "−")
+
+
+def test_the_table_of_cures():
+    table = (ROOT / "tutorials" / "RESULTS.md").read_text(encoding="utf-8").split("### Cures compared")[1]
+    rows = [line for line in table.split("\n### ")[0].splitlines() if line.startswith("|")][2:]
+    views = {view.name: view for view in stage_settings.views_at(800, 800)}
+    assert len(rows) == 21
+    for row in rows:
+        weights, drawn = (cell.strip() for cell in row.split("|")[1:3])
+        setting, view = CURES[weights], views[DRAWN[drawn]]
+        cells = [briefly(of_stage(setting, name, None, view, 800)[0], digits)
+                 for name, digits in (("fidelity", 2), ("noise", 1))]
+        for name, digits in (("fidelity", 3), ("noise", 1)):
+            found = stage_tables.cure(textured(), setting, "textured", view, name)
+            if not found:
+                cells.append("")
+                continue
+            mean, low, high = found
+            text = f"{briefly(mean, digits, '+')} [{briefly(low, digits)}, {briefly(high, digits)}]"
+            cells.append(f"**{text}**" if low > 0 or high < 0 else text)
+        assert row == f"| {weights} | {drawn} | {' | '.join(cells)} |"
 
 
 def plainly(text):
