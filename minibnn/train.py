@@ -35,7 +35,7 @@ from .figures import Figures
 from .finetune import adapters, bayes, ema, methods
 from .finetune.adamw_bf16 import AdamWBfloat16
 from .finetune.kl_gradient import add_kl_gradient
-from .finetune.weight_noise import draw
+from .finetune.weight_noise import draw_weights
 from .networks.vae import sample_latents
 from .pipeline import StableDiffusion
 
@@ -180,7 +180,7 @@ def fine_tuning(sd, options):
         noise.renew(generator, sd.device)
         with autocast(sd.device, dtype):
             if options.compile and options.bayes and noise.at_once:
-                draw(unet)  # what is compiled takes the weights, and does not draw them
+                draw_weights(unet)  # what is compiled takes the weights, and does not draw them
             return called(x_t, t, context)
 
     scaler = torch.amp.GradScaler(sd.device.type, enabled=dtype == torch.float16)

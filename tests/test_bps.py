@@ -829,7 +829,7 @@ class TestTheExperiment:
         monkeypatch.setattr(bps_pairs, "one", lambda *_: (self.FIGURES, [Image.new("RGB", (4, 4))] * 8))
         monkeypatch.setattr(bps_pairs, "judged", lambda *_: self.FIGURES)
         monkeypatch.setattr(bps_pairs, "reconstruct", lambda sd, images: images)
-        monkeypatch.setattr(bps_pairs, "sheet", lambda *_: Image.new("L", (4, heights.pop(0))))
+        monkeypatch.setattr(bps_pairs, "side_by_side", lambda *_: Image.new("L", (4, heights.pop(0))))
 
         def found(*words):
             bps_pairs.compare(None, None, self.asked(tmp_path, *words))

@@ -6,7 +6,7 @@ from PIL import Image, ImageFont
 
 from minibnn.errors import UserError
 from minibnn.lab import captioned
-from minibnn.lab.captioned import Group, drawable, read_sheet, save_sheet, sheet, wrap
+from minibnn.lab.captioned import Group, drawable, laid_out, read_sheet, save_sheet, wrap
 from minibnn.pictures import save_png
 
 FONT = ImageFont.load_default(12)
@@ -35,7 +35,7 @@ def test_pictures_and_captions_come_back_as_they_were(tmp_path):
 def test_groups_stand_side_by_side_and_nothing_overlaps():
     groups = [Group("a", [(noise(64, 64), "one two three four five six seven eight nine ten")] * 5, 3),
               Group("a title that is much wider than the one picture", [(noise(32, 32), "x")])]
-    image, boxes = sheet(groups)
+    image, boxes = laid_out(groups)
     assert [len(own) for own in boxes] == [5, 1]
     every = [box for own in boxes for box in own]
     assert all(0 <= left < right <= image.width and 0 <= top < bottom <= image.height
@@ -81,5 +81,5 @@ def test_ordinary_pictures_are_no_sheets_and_damage_is_named(tmp_path):
 
 def test_small_pictures_are_enlarged_and_large_ones_are_not():
     for side, shown in ((64, 192), (100, 100), (192, 192), (256, 256)):
-        ((left, top, right, bottom),), = sheet([Group("", [(noise(side, side), "")])])[1]
+        ((left, top, right, bottom),), = laid_out([Group("", [(noise(side, side), "")])])[1]
         assert (right - left, bottom - top) == (shown, shown) and captioned.ENLARGED == 192

@@ -58,7 +58,7 @@ def test_the_committed_results_can_be_added_to(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(module, "one", never)
     monkeypatch.setattr(pairs, "reconstruct", lambda sd, images: images)
     monkeypatch.setattr(pairs, "judged", lambda *given: dict.fromkeys(pairs.JUDGED, 0.5))
-    monkeypatch.setattr(pairs, "sheet", lambda *given: Image.new("L", (4, 4)))
+    monkeypatch.setattr(pairs, "side_by_side", lambda *given: Image.new("L", (4, 4)))
     monkeypatch.setattr(anchors, "trained", never)
     for part in (pairs, anchors, places):
         part.compare(None, None, parse(EXPERIMENTS[pairs], "x", [*words, "0", "1", "2", "3", "4"]))

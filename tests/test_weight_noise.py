@@ -14,7 +14,7 @@ from minibnn_kernels import reference
 from minibnn.finetune import bayes, methods
 from minibnn.finetune.adapters import attach_lora, attach_oft
 from minibnn.finetune.kernel import fits_at_once
-from minibnn.finetune.weight_noise import WeightNoise, draw, draw_at_once
+from minibnn.finetune.weight_noise import WeightNoise, draw_at_once, draw_weights
 from minibnn.networks.unet import UNet, UNetConfig
 from minibnn.options.parsing import parse
 from minibnn.options.training import TrainOptions
@@ -207,7 +207,7 @@ def test_compiles_into_one_graph(kernel):
         got, wanted = result(compiled, x), result(net, x)
         for a, b in zip(got, wanted, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-    draw(net)  # eagerly, before the compiled forward
+    draw_weights(net)  # eagerly, before the compiled forward
     assert len(noise.drawn) == 5
 
 

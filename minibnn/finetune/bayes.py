@@ -33,7 +33,7 @@ class BayesLayer(nn.Module):
     """
 
     SETTINGS = ()  # what else it takes over from the ordinary layer
-    RANDOM, FULL_PRECISION = ("weight", "bias"), False  # for `weight_noise.draw`
+    RANDOM, FULL_PRECISION = ("weight", "bias"), False  # for `weight_noise.draw_weights`
 
     def __init__(self, layer, sigma, noise, stream):
         super().__init__()

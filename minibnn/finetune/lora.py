@@ -53,7 +53,7 @@ class LoraLinear(Adapter):
     Raises ValueError when rank exceeds the smaller side of the layer's weight.
     """
 
-    RANDOM, FULL_PRECISION = ("up",), False  # for `weight_noise.draw`
+    RANDOM, FULL_PRECISION = ("up",), False  # for `weight_noise.draw_weights`
 
     def __init__(self, layer, rank, alpha, sigma, noise, stream, generator):
         if rank > min(layer.weight.shape):

@@ -67,7 +67,7 @@ class OftLinear(Adapter):
     Raises ValueError when the layer's inputs cannot be divided into that many blocks of at least 2 inputs.
     """
 
-    RANDOM, FULL_PRECISION = ("q",), True  # for `weight_noise.draw`
+    RANDOM, FULL_PRECISION = ("q",), True  # for `weight_noise.draw_weights`
 
     def __init__(self, layer, blocks, sigma, noise, stream):
         if layer.in_features % blocks or layer.in_features < 2 * blocks:

@@ -5,8 +5,8 @@ The source of ε is called `kernel`. "torch" is PyTorch's generator, which diffe
 
 The weights of a network are drawn in one of two ways, with the same ε:
 
-    all at once      before the network's forward: one operation of autograd makes every θ (`draw`), and with Triton
-                     one launch; the layers multiply as ordinary ones do
+    all at once      before the network's forward: one operation of autograd makes every θ (`draw_weights`), and with
+                     Triton one launch; the layers multiply as ordinary ones do
     layer by layer   within each layer; with Triton and linear layers by the fused operator, which keeps nothing
 
 ε is not kept for backward but made again from its seed, except on a CPU, where drawing takes long and memory is cheap.
@@ -202,7 +202,7 @@ def _plan(noise, dtype, mus, sigmas, sources):
     return noise._plans[dtype][1]
 
 
-def draw(network):
+def draw_weights(network):
     """Draw θ of all random layers of a network for one forward, in the dtype that autocast asks for.
 
     `draw_at_once` has this done before each forward in training; call it yourself only where that forward is compiled.
@@ -232,7 +232,7 @@ def draw(network):
 def _before_forward(network, inputs):
     noise, _ = network.random_weights
     if network.training and noise.at_once and not torch.compiler.is_compiling():
-        draw(network)
+        draw_weights(network)
 
 
 def draw_at_once(network, noise):

@@ -34,7 +34,7 @@ class Group:
     columns: int = 4
 
 
-def sheet(groups):
+def laid_out(groups):
     """One PIL picture of all groups, side by side, and where their pictures stand: (image, [[box, …], …]).
 
     A box is (left, top, right, bottom). Captions are wrapped; letters that Pillow's own font lacks are spelled.
@@ -97,7 +97,7 @@ def wrap(words, font, width):
 
 def save_sheet(groups, path, about):
     """Write a sheet as PNG. about: {"step": number} and what else should be kept beside it, for JSON."""
-    image, boxes = sheet(groups)
+    image, boxes = laid_out(groups)
     held = [
         {"title": group.title, "pictures": [
             {"caption": caption, "box": box, "size": picture.size}

@@ -88,7 +88,7 @@ def compare(sd, judge, options):
         "real drawings through the VAE": judged(judge, reconstruct(sd, images), masks, scenes),
     }
     write_json(out / "bps.json", fixed | {"judge": limit} | before | {key: results})
-    picture, path = sheet(options, hints, images), out / f"bps_{options.steps}.png"
+    picture, path = side_by_side(options, hints, images), out / f"bps_{options.steps}.png"
     if not path.exists() or picture.height >= Image.open(path).height:  # fewer runs replace no sheet of more
         save_png(picture, path, optimize=True)
     for name, values in limit.items():
@@ -101,7 +101,7 @@ def compare(sd, judge, options):
         print()
 
 
-def sheet(options, hints, images):
+def side_by_side(options, hints, images):
     """Eight columns: a hint, its drawing, and what each of the runs of the first seed drew for it, if it is there."""
     rows = {"sketch": grid(to_pil(2 * hints[:8].expand(-1, 3, -1, -1) - 1), 8), "drawing": grid(to_pil(images[:8]), 8)}
     for variant, count in sorted(RUNS):
