@@ -110,6 +110,18 @@ def test_compare_tells_wrong_answers_from_right_ones():
             compare(got, 1.0, {"thrice": 3.0})
     with pytest.raises(AssertionError, match="do not show: once"):
         compare(1.0, 1.0, {"once": 1.0})
+    for got in (2.0, 3.0):
+        with pytest.raises(Mistake, match="more than once"):
+            compare(got, 1.0, {"more than once": [2.0, 3.0]})
+    with pytest.raises(AssertionError, match="nobody is told: two, but: twice"):
+        compare(1.0, 1.0, {"twice": 2.0, "two": 2.0})
+    third = torch.tensor(1 / 3, dtype=torch.float64)
+    with pytest.raises(Mistake, match="float32"):
+        compare(third.float(), third)
+    compare(third.float(), third, tolerance=1e-5)
+    with pytest.raises(Mistake, match="0.3333 where") as failure:
+        compare(0.3333, third)
+    assert "float32" not in str(failure.value)
     assert not equal([1.0, 2.0], 1.0)
 
 
@@ -201,6 +213,18 @@ def test_a_check_gives_copies_and_names_no_frame_of_its_own():
         exercise(lambda fn: fn().missing)(eval("lambda: 1"))
     assert failure.value.__suppress_context__ or failure.value.__context__ is None
     assert len(failure.traceback) == 2  # the test and the decorator
+
+
+def test_an_answer_that_draws_its_own_noise_is_told_so():
+    @exercise
+    def check_zero(fn):
+        compare(fn(), 0.0)
+
+    for fn, told in ((lambda: torch.randn(()), True), (lambda: 1.0, False)):
+        with pytest.raises(Mistake) as failure:
+            check_zero(fn)
+        assert ("drew random numbers of its own" in str(failure.value)) == told
+    check_zero(lambda: 0 * torch.randn(()))
 
 
 # --- the notebooks ----------------------------------------------------------------------------------------------------

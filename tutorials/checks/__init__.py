@@ -11,6 +11,7 @@ A failed check shows a few words and nothing else: neither its own code, which h
 import functools
 import inspect
 import io
+import itertools
 import linecache
 import sys
 import traceback
@@ -49,19 +50,24 @@ def equal(a, b, tolerance=1e-9):
 def compare(got, expected, mistakes=None, what="the result", tolerance=1e-9):
     """Raises Mistake unless `got` equals `expected`: numbers or tensors.
 
-    mistakes: {hint: what a typical mistake gives}; the hint is shown when `got` equals that. Mistakes that can be made
-    anywhere (a sign, a factor, a square, a transpose) need not be listed: `relation` finds them.
+    mistakes: {hint: what a typical mistake gives, or a list of what it gives in several forms}; the hint is shown when
+    `got` equals that. Mistakes that can be made anywhere (a sign, a factor, a square, a transpose, float32) need not be
+    listed: `relation` finds them.
     """
     expected = torch.as_tensor(expected).detach()
-    for hint, value in (mistakes or {}).items():  # otherwise the check could not tell them apart
+    known = [(hint, value) for hint, values in (mistakes or {}).items()
+             for value in (values if isinstance(values, list) else [values])]
+    for hint, value in known:  # otherwise the check could not tell them apart
         assert not equal(value, expected, tolerance), f"the inputs of this check do not show: {hint}"
+    for (hint, value), (other, second) in itertools.combinations(known, 2):
+        assert hint == other or not equal(value, second, tolerance), f"nobody is told: {other}, but: {hint}"
     if got is None:
         raise Mistake(f"{what} is None: is there a `return`?")
     try:
         got = torch.as_tensor(got).detach()
     except (TypeError, ValueError, RuntimeError):
         raise Mistake(f"{what} is a {type(got).__name__}, not a number or a tensor") from None
-    for hint, value in (mistakes or {}).items():
+    for hint, value in known:
         if equal(got, value, tolerance):
             raise Mistake(hint)
     hint = relation(got, expected, tolerance)
@@ -70,6 +76,11 @@ def compare(got, expected, mistakes=None, what="the result", tolerance=1e-9):
     if not torch.isfinite(got).all():
         raise Mistake(f"{what} is not finite: is there a division by 0 or the root of a negative number?")
     if not equal(got, expected, tolerance):
+        if equal(got, expected, 1e-5):
+            raise Mistake(
+                f"{what} is right to a few digits only: was it computed in float32 (`.float()`, "
+                "`dtype=torch.float32`), rounded, or stopped early? Compute with the precision of what is given"
+            )
         place = (got - expected).abs().argmax().item()
         wrong, right = got.flatten()[place].item(), expected.flatten()[place].item()
         where = f" (element {place} of the flattened tensor)" if got.ndim else ""
@@ -136,12 +147,17 @@ def exercise(check):
 
     @functools.wraps(check)
     def run(fn):
-        before = torch.get_default_dtype()
+        before, chance = torch.get_default_dtype(), torch.get_rng_state()
         torch.set_default_dtype(torch.float64)
         try:
             check(with_copies(fn))
         except Exception as error:
             failure = in_words(error, fn)
+            if isinstance(failure, Mistake) and not torch.equal(chance, torch.get_rng_state()):
+                failure = Mistake(
+                    f"{failure}\n  Your function drew random numbers of its own, so that each call gives something "
+                    "else: compute with what it is given"
+                )
         else:
             failure = None
         finally:

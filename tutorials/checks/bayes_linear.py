@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from . import Mistake, compare, exercise, pair, random
+from . import Mistake, compare, equal, exercise, pair, random
 
 WRONG = {}
 RIGHT = {}
@@ -63,6 +63,10 @@ WRONG["bayes_linear"] = [
     (lambda x, mu, sigma, draw: x @ (mu + sigma.detach() * draw(mu.shape)).T, "no gradient reaches σ"),
     (lambda x, mu, sigma, draw: x @ (mu.data + sigma * draw(mu.shape)).T, "no gradient reaches μ"),
     (lambda x, mu, sigma, draw: x @ (mu.data + sigma.data * draw(mu.shape)).T, "no gradient reaches μ"),
+    (lambda x, mu, sigma, draw: x @ (mu + sigma * torch.randn(mu.shape)).T, "not drawn"),
+    (lambda x, mu, sigma, draw: x @ (mu + sigma.sqrt() * draw(mu.shape)).T, "not the variance"),
+    (lambda x, mu, sigma, draw: x @ (mu * (1 + sigma * draw(mu.shape))).T, "not μ∘(1 + σ∘ε)"),
+    (lambda x, mu, sigma, draw: x @ (mu + sigma * draw(mu.shape)), "your code stopped"),
 ]
 RIGHT["bayes_linear"] = [lambda x, mu, sigma, draw: x @ mu.T + x @ draw(mu.shape).mul_(sigma).T]
 
@@ -77,6 +81,9 @@ def check_gradients(fn):
             grad_theta / 5
     }
     compare(grad_mu, grad_theta, mean | {"∂θ/∂μ is 1, so ∂L/∂μ has no ε": grad_theta * eps}, "∂L/∂μ")
+    other = pair(fn(x, grad_y, again), "∂L/∂μ and ∂L/∂σ")[1]
+    if equal(other, grad_sigma) and not equal(grad_sigma, grad_theta):
+        raise Mistake("∂L/∂σ does not depend on the ε of the forward pass: it was drawn twice")
     compare(
         grad_sigma,
         grad_theta * eps,
@@ -84,12 +91,11 @@ def check_gradients(fn):
             "∂θ/∂σ is ε, not 1: a factor ε is missing": grad_theta,
             "this is the mean over the rows; sum": grad_theta * eps / 5,
             "∂θ/∂σ is ε, not |ε|: a weight that was pushed down must be able to say so": grad_theta * eps.abs(),
+            "∂θ/∂σ is ε, not ε²": grad_theta * eps**2,
+            "∂θ/∂σ is ε: multiply with it, do not divide by it": grad_theta / eps,
         },
         "∂L/∂σ",
     )
-    other = pair(fn(x, grad_y, again), "∂L/∂μ and ∂L/∂σ")[1]
-    if torch.equal(torch.as_tensor(other), torch.as_tensor(grad_sigma)):
-        raise Mistake("∂L/∂σ does not depend on the ε of the forward pass: it was drawn twice")
 
 
 def _draws_again(x, grad_y, eps):
@@ -100,8 +106,12 @@ def _draws_again(x, grad_y, eps):
 WRONG["gradients"] = [
     (lambda x, grad_y, eps: (grad_y.T @ x, grad_y.T @ x), "factor ε is missing"),
     (lambda x, grad_y, eps: (grad_y.T @ x / len(x), grad_y.T @ x * eps / len(x)), "sum over the rows"),
-    (_draws_again, "is wrong"),
+    (_draws_again, "drawn twice"),
+    (lambda x, grad_y, eps: (grad_y.T @ x, grad_y.T @ x * torch.randn_like(eps)), "drew random numbers"),
     (lambda x, grad_y, eps: grad_y.T @ x, "two values"),
+    (lambda x, grad_y, eps: (grad_y.T @ x * eps, grad_y.T @ x), "∂θ/∂μ is 1"),
+    (lambda x, grad_y, eps: (grad_y.T @ x, grad_y.T @ x / eps), "do not divide"),
+    (lambda x, grad_y, eps: (x.T @ grad_y, x.T @ grad_y * eps.T), "transposed"),
 ]
 
 
@@ -149,6 +159,16 @@ WRONG["gaussian_kl"] = [
     (lambda mu_q, sigma_q, mu_p, sigma_p: _kl(mu_q, sigma_q.sqrt(), mu_p, sigma_p.sqrt()).sum(), "square it"),
     (lambda mu_q, sigma_q, mu_p, sigma_p: (_kl(mu_q, sigma_q, mu_p, sigma_p) + 2 * (sigma_q / sigma_p).log()).sum(),
      "upside down"),
+    (lambda *q_p: (_kl(*q_p) + 0.5).sum(), "−1/2 is missing"),
+    (lambda *q_p: (_kl(*q_p) + (q_p[3] / q_p[1]).log()).sum(), "not of variances"),
+    (lambda mu_q, sigma_q, mu_p, sigma_p: _kl(mu_p, sigma_q, mu_p, sigma_p).sum(), "another place"),
+    (lambda mu_q, sigma_q, mu_p, sigma_p: ((sigma_p / sigma_q).log() + _kl(mu_q, sigma_q, mu_p, sigma_p) * 0
+     + (sigma_q**2 + (mu_q - mu_p) ** 2) / sigma_p**2 - 0.5).sum(), "a 2 is missing"),
+]
+RIGHT["gaussian_kl"] = [
+    lambda mu_q, sigma_q, mu_p, sigma_p: torch.distributions.kl_divergence(
+        torch.distributions.Normal(mu_q, sigma_q), torch.distributions.Normal(mu_p, sigma_p)
+    ).sum(),
 ]
 
 
@@ -168,6 +188,8 @@ def check_negative_elbo(fn):
             "this is the mean squared error; the likelihood sums, and divides by 2·noise²": squares.mean() + kl,
             "noise is a standard deviation: square it": (squares / (2 * noise) + constant).sum() + kl,
             "the KL is missing": points.sum(),
+            "the data's term is the likelihood with the sign changed, minus its logarithm": kl - points.sum(),
+            "the KL counts once, not once for each point": (points + kl).sum(),
             "each squared error is divided by 2·noise²: the ½ is missing": (squares / noise**2 + constant).sum() + kl,
             "log(2π·noise²) stands with a ½": (points + constant).sum() + kl,
             "½ log(2π·noise²) is missing for each point": (squares / (2 * noise**2)).sum() + kl,
@@ -187,6 +209,15 @@ WRONG["negative_elbo"] = [
     (lambda y, predicted, noise, kl: ((y - predicted) ** 2).sum() + kl, "depends on the noise"),
     (lambda y, predicted, noise, kl: _points(y, predicted * 0, noise).sum() * 0 + kl
      + ((y - predicted) ** 2 / noise**2 + 0.5 * math.log(2 * math.pi * noise**2)).sum(), "the ½ is missing"),
+    (lambda y, predicted, noise, kl: ((y - predicted) ** 2 / (2 * noise**2)).sum() + kl, "missing for each point"),
+    (lambda y, predicted, noise, kl: ((y - predicted) ** 2 / (2 * noise)
+     + 0.5 * math.log(2 * math.pi * noise**2)).sum() + kl, "square it"),
+    (lambda y, predicted, noise, kl: _points(y, predicted, noise).sum(), "KL is missing"),
+    (lambda y, predicted, noise, kl: kl - _points(y, predicted, noise).sum(), "minus its logarithm"),
+    (lambda y, predicted, noise, kl: (_points(y, predicted, noise) + kl).sum(), "counts once"),
+]
+RIGHT["negative_elbo"] = [
+    lambda y, predicted, noise, kl: kl - torch.distributions.Normal(predicted, noise).log_prob(y).sum(),
 ]
 
 
@@ -203,8 +234,14 @@ def check_exact_posterior(fn):
         {
             "this is the precision; the covariance is its inverse": precision,
             "the prior's precision 1/σ_p² is missing": torch.linalg.inv(data),
-            "precisions are 1/variance: square the noise and σ_p":
-                torch.linalg.inv(x.T @ x / noise + torch.eye(3) / sigma_p),
+            "precisions are 1/variance: square the noise and σ_p": [
+                torch.linalg.inv(x.T @ x / noise**p + torch.eye(3) / sigma_p**q) for p, q in ((1, 1), (1, 2), (2, 1))
+            ],
+            "1/σ_p² stands on the diagonal alone: add it times the identity": torch.linalg.inv(data + 1 / sigma_p**2),
+            "the prior's precision is 1/σ_p², not σ_p²": torch.linalg.inv(data + torch.eye(3) * sigma_p**2),
+            "the data's precision is XᵀX/noise²: divide by noise²": torch.linalg.inv(x.T @ x + prior),
+            "XᵀX is (d, d), one row for each weight; XXᵀ has one for each point":
+                torch.linalg.inv(x @ x.T / noise**2 + torch.eye(7) / sigma_p**2),
             "these are the standard deviations or variances of single weights; return the whole matrix":
                 torch.linalg.inv(precision).diag(),
             "precisions add up, not covariances": torch.linalg.inv(data) + sigma_p**2 * torch.eye(3),
@@ -218,6 +255,12 @@ def check_exact_posterior(fn):
             "this is the maximum of the likelihood, without the prior": y.T @ x @ torch.linalg.inv(x.T @ x),
             "the mean is a row (1, d), as μ_p is": (pull @ torch.linalg.inv(precision)).T,
             "this is the pull of data and prior; multiply it by the covariance": pull,
+            "the data pulls with yᵀX/noise²": [
+                (y.T @ x / noise**p + mu_p / sigma_p**2) @ torch.linalg.inv(precision) for p in (0, 1)
+            ],
+            "the prior pulls with its mean times its precision, μ_p/σ_p²": [
+                (y.T @ x / noise**2 + mu_p / sigma_p**p) @ torch.linalg.inv(precision) for p in (0, 1)
+            ],
             "the prior's mean is missing: it pulls with μ_p/σ_p²": y.T @ x / noise**2 @ torch.linalg.inv(precision),
         },
         "the mean",
@@ -235,4 +278,18 @@ WRONG["exact_posterior"] = [
     (lambda x, y, noise, mu_p, sigma_p: _posterior(x, y, noise, 0 * mu_p, sigma_p), "prior's mean is missing"),
     (lambda *problem: _posterior(*problem)[0], "two values"),
     (lambda *problem: (_posterior(*problem)[0].T, _posterior(*problem)[1]), "a row (1, d)"),
+    (lambda x, y, noise, mu_p, sigma_p: (mu_p, torch.linalg.inv(x.T @ x / noise**2 + 1 / sigma_p**2)), "the identity"),
+    (lambda x, y, noise, mu_p, sigma_p: _posterior(x, y, noise**0.5, mu_p, sigma_p), "square the noise"),
+    (lambda x, y, noise, mu_p, sigma_p: _posterior(x, y, noise, mu_p, sigma_p**0.5), "square the noise"),
+    (lambda x, y, noise, mu_p, sigma_p: (
+        (y.T @ x + mu_p / sigma_p**2) @ _posterior(x, y, noise, mu_p, sigma_p)[1],
+        _posterior(x, y, noise, mu_p, sigma_p)[1],
+    ), "yᵀX/noise²"),
+    (lambda x, y, noise, mu_p, sigma_p: _posterior(x, y, noise, mu_p * sigma_p, sigma_p), "times its precision"),
+]
+RIGHT["exact_posterior"] = [
+    lambda x, y, noise, mu_p, sigma_p: (
+        mu_p + (y.T - mu_p @ x.T) @ torch.linalg.inv(x @ x.T + (noise / sigma_p) ** 2 * torch.eye(len(x))) @ x,
+        _posterior(x, y, noise, mu_p, sigma_p)[1],
+    ),
 ]

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from . import compare, exercise, random
+from . import Mistake, compare, equal, exercise, random
 
 WRONG, RIGHT = {}, {}
 
@@ -28,6 +28,7 @@ def check_steering_term(fn):
                 z, y, abar, a, noise, variance=torch.tensor(noise**2)
             ),
             "the mean of z_0 given z_t is √ᾱ z_t, not z_t": _steering(z, y, abar, a, noise, root=False),
+            "the factor is √(1−ᾱ), not 1 − ᾱ": _steering(z, y, abar, a, noise, power=1.0),
             "noise is a standard deviation: square it":
                 _steering(z, y, abar, a, noise, variance=(1 - abar) * a**2 + noise),
             "the inner derivative is missing: d(√ᾱ a z)/dz = √ᾱ a": right / (abar**0.5 * a),
@@ -48,6 +49,10 @@ WRONG["steering_term"] = [
     (lambda z, y, abar, a, noise: _steering(z, y, abar, a, noise) / a, "the factor a"),
     (lambda z, y, abar, a, noise: _steering(z, y, abar, a, noise) / abar**0.5, "the factor √ᾱ"),
     (lambda z, y, abar, a, noise: _steering(z, y, abar, a, noise, variance=a * (1 - abar) + noise**2), "with a², not"),
+    (lambda z, y, abar, a, noise: _steering(z, y, abar, a, noise, root=False), "not z_t"),
+    (lambda z, y, abar, a, noise: _steering(z, y, abar, a, noise, variance=(1 - abar) * a**2 + noise), "square it"),
+    (lambda z, y, abar, a, noise: _steering(z, y, abar, a, noise, power=1.0), "not 1 − ᾱ"),
+    (lambda z, y, abar, a, noise: _steering(z, y, abar, a, noise) * (1 - abar) ** -0.5, "a constant factor"),
 ]
 
 
@@ -69,6 +74,10 @@ def check_pixels_to_channels(fn):
         },
         "the rearranged hint",
     )
+    for factor in (2, 3):
+        hint = random(1, 2, 2 * factor, 3 * factor)
+        if not equal(fn(hint, factor), F.pixel_unshuffle(hint, factor)):
+            raise Mistake(f"right for the factor 4, wrong for {factor}: use factor")
 
 
 WRONG["pixels_to_channels"] = [
@@ -79,6 +88,8 @@ WRONG["pixels_to_channels"] = [
     (lambda hint, f: F.avg_pool2d(hint, f), "mean"),
     (lambda hint, f: hint, "shape"),
     (lambda hint, f: hint.reshape(len(hint), -1, hint.shape[2] // f, hint.shape[3] // f), "reshape alone"),
+    (lambda hint, f: F.pixel_unshuffle(hint, 4) if hint.shape[2] % 4 == 0 else hint, "use factor"),
+    (lambda hint, f: hint[:, :, ::f, ::f], "shape"),
 ]
 RIGHT["pixels_to_channels"] = [F.pixel_unshuffle]
 
@@ -106,6 +117,7 @@ def check_run_steered(fn):
             "the feature is added to the *output* of the block, not to its input": _run(blocks, features, h, "before"),
             "all features are added at the very end: then the later blocks cannot answer to them": at_end,
             "the features are not used": _run(blocks, features, h, "none"),
+            "the blocks run in their order, the first block first": _run(blocks[::-1], features[::-1], h, "after"),
             "None means: nothing is added here; the block still runs": _skipping(blocks, features, h),
         },
         "the result",
@@ -124,6 +136,8 @@ WRONG["run_steered"] = [
     (lambda blocks, features, h: _run(blocks, [None] * 3, h, "none") + features[0] + features[2], "very end"),
     (_skipping, "still runs"),
     (lambda blocks, features, h: [b(h) + f if f else b(h) for b, f in zip(blocks, features, strict=True)], "`is None`"),
+    (lambda blocks, features, h: _run(blocks, features, h, "none"), "not used"),
+    (lambda blocks, features, h: _run(blocks[::-1], features[::-1], h, "after"), "the first block first"),
 ]
 
 
@@ -145,6 +159,9 @@ def check_guided_eps(fn):
             + w * (full - eps("", None)),
             "the factors add up to more than 1: ε(∅) + w·(ε(c) − ε(∅))": empty + w * full,
             "1 + w is another convention; here w = 1 is no guidance": empty + (1 + w) * (full - empty),
+            "this is guidance on the hint: leave out the prompt, not the hint":
+                eps("a dog", None) + w * (full - eps("a dog", None)),
+            "this is the prediction without guidance, w = 1": full,
             "the roles are swapped: go from the empty prompt towards the prompt": full + w * (empty - full),
         },
         "ε̂",
@@ -155,4 +172,7 @@ WRONG["guided_eps"] = [
     (lambda eps, prompt, hint, w: eps("", None) + w * (eps(prompt, hint) - eps("", None)), "hint is missing"),
     (lambda eps, prompt, hint, w: eps("", hint) + (1 + w) * (eps(prompt, hint) - eps("", hint)), "another convention"),
     (lambda eps, prompt, hint, w: eps(prompt, hint) + w * (eps("", hint) - eps(prompt, hint)), "swapped"),
+    (lambda eps, prompt, hint, w: eps("", hint) + w * eps(prompt, hint), "more than 1"),
+    (lambda eps, prompt, hint, w: eps(prompt, None) + w * (eps(prompt, hint) - eps(prompt, None)), "on the hint"),
+    (lambda eps, prompt, hint, w: eps(prompt, hint), "without guidance"),
 ]

@@ -1,6 +1,7 @@
 """Checks of 02_corruption_equations."""
 
 import math
+from itertools import product
 
 import torch
 
@@ -31,7 +32,15 @@ def check_joint_covariance(fn):
             "Cov(x_0, x_t) is negative here, but x_t contains +√ᾱ x_0": matrix(corner, -cross, last),
             "Cov(x_0, x_t): x_t contains √ᾱ x_0, not ᾱ x_0": matrix(corner, a * v, last),
             "x_0 and x_t are not independent: x_t contains √ᾱ x_0": matrix(corner, 0 * cross, last),
-            "σ₁ is a standard deviation: variances have σ₁²": matrix(torch.tensor(s), root * s, a * s + 1 - a),
+            "σ₁ is a standard deviation: variances have σ₁²": [
+                matrix(torch.tensor(p), root * q, a * r + 1 - a)
+                for p, q, r in product((s, v), repeat=3) if (p, q, r) != (v, v, v)
+            ],
+            "Var(x_t): √ᾱ squared is ᾱ, not ᾱ²": matrix(corner, cross, a**2 * v + 1 - a),
+            "this is the correlation; the covariance has the variances on its diagonal":
+                matrix(torch.ones(()), cross / (v * last).sqrt(), torch.ones(())),
+            "the diagonal has variances, not standard deviations": matrix(torch.tensor(s), cross, last.sqrt()),
+            "x_0 stands first: [[Var x_0, Cov], [Cov, Var x_t]]": matrix(last, cross, corner),
         },
         "the covariance",
     )
@@ -45,7 +54,13 @@ WRONG["joint_covariance"] = [
     (lambda a, s: _covariance(a, s**2, a.sqrt() * s**2, 0.0), "lacks the noise"),
     (lambda a, s: _covariance(a, s**2, -a.sqrt() * s**2, 1 - float(a)), "negative"),
     (lambda a, s: _covariance(a, s, a.sqrt() * s, 1 - float(a)), "standard deviation"),
+    (lambda a, s: _covariance(a, s**2, a.sqrt() * s, 1 - float(a)), "σ₁ is a standard deviation"),
+    (lambda a, s: _covariance(a, s**2, a * s**2, 1 - float(a)), "not ᾱ x_0"),
+    (lambda a, s: _covariance(a**2, s**2, a.sqrt() * s**2, 1 - float(a)), "not ᾱ²"),
+    (lambda a, s: _covariance(a, s**2, a.sqrt() * s**2, math.sqrt(1 - float(a))), "its variance is 1 − ᾱ"),
+    (lambda a, s: _covariance(a, s**2, a.sqrt() * s**2, 1 - float(a)).flip(0, 1), "x_0 stands first"),
 ]
+RIGHT["joint_covariance"] = [lambda a, s: [[s**2, a.sqrt() * s**2], [a.sqrt() * s**2, a * s**2 + 1 - a]]]
 
 
 @exercise
@@ -64,7 +79,10 @@ def check_predict_x0(fn):
                 picture + v / total * rest,
             "the slope is Cov(x_0, x_t)/Var(x_t), and Cov(x_0, x_t) = √ᾱσ₁², not ᾱσ₁²": picture + a * v / total * rest,
             "σ₁ is a standard deviation: square it": picture + root * s / (a * s + 1 - a) * rest,
-            "square σ₁ above and below the line": picture + root * s / total * rest,
+            "square σ₁ above and below the line":
+                [picture + root * s / total * rest, picture + root * v / (a * s + 1 - a) * rest],
+            "subtract the mean of x_t, √ᾱ x′, before you multiply with the slope": picture + root * v / total * x,
+            "begin at the mean of x_0, x′, not at that of x_t, √ᾱ x′": root * picture + root * v / total * rest,
             "δ_t has the wrong sign: x_0 deviates from x′ to the same side as x_t": right - 2 * root * v / total * rest,
             "Var(x_t) lacks the noise, 1 − ᾱ: this is x_t/√ᾱ, the limit of σ₁ = ∞": x / root,
             "this is the mean of x_0 for σ₁ = 0; with σ₁ > 0 part of x_t's deviation is the picture's own": picture,
@@ -86,6 +104,10 @@ WRONG["predict_x0"] = [
     (lambda x, p, a, s: _x0(x, p, a, s**0.5), "square it"),
     (lambda x, p, a, s: p + s**2 / (a * s**2 + 1 - a) * (x - a.sqrt() * p), "√ᾱ is missing"),
     (lambda x, p, a, s: p + (a * s**2 + 1 - a) / (a.sqrt() * s**2) * (x - a.sqrt() * p), "upside down"),
+    (lambda x, p, a, s: p + a.sqrt() * s / (a * s**2 + 1 - a) * (x - a.sqrt() * p), "above and below"),
+    (lambda x, p, a, s: p + a.sqrt() * s**2 / (a * s**2 + 1 - a) * x, "subtract the mean"),
+    (lambda x, p, a, s: p + a * s**2 / (a * s**2 + 1 - a) * (x - a.sqrt() * p), "not ᾱσ₁²"),
+    (lambda x, p, a, s: p + a.sqrt() * (x - a.sqrt() * p), "not Cov(x_0, x_t)/Var(x_0)"),
 ]
 
 
@@ -101,7 +123,7 @@ RIGHT["predict_x0"] = [_x0_in_place]
 @exercise
 def check_posterior_variance(fn):
     a, s = torch.tensor(0.7), 0.6
-    v = s**2
+    v, root = s**2, a.sqrt()
     total = a * v + 1 - a
     compare(
         fn(a, s),
@@ -113,8 +135,14 @@ def check_posterior_variance(fn):
             "this is the precision; the variance is its inverse": total / (v * (1 - a)),
             "this is Var(x_0) before anything is known of x_t: knowing x_t must make it smaller": torch.tensor(v),
             "subtract Cov²/Var(x_t), not Cov/Var(x_t)": v - a.sqrt() * v / total,
-            "σ₁ is a standard deviation: square it": s * (1 - a) / (a * s + 1 - a),
+            "σ₁ is a standard deviation: square it, wherever it stands": [
+                s * (1 - a) / (a * s + 1 - a), s * (1 - a) / total, v * (1 - a) / (a * s + 1 - a), s - a * v**2 / total,
+                s - a * s**2 / total, v - a * s**2 / (a * s + 1 - a), v - a * v**2 / (a * s + 1 - a),
+            ],
+            "Cov = √ᾱσ₁², so Cov² = ᾱσ₁⁴": [v - a * v / total, v - root * v**2 / total, v - a**2 * v**2 / total],
             "this is the limit σ₁ = ∞": (1 - a) / a,
+            "this is what x_t tells about x_0, Cov²/Var(x_t); what is left is Var(x_0) minus that": a * v**2 / total,
+            "x_0 is what is asked: this is the variance of x_t given x_0": 1 - a,
         },
         "the variance",
     )
@@ -124,6 +152,16 @@ WRONG["posterior_variance"] = [
     (lambda a, s: (1 - a) / (a * s**2 + 1 - a), "what Eq. 1 prints"),
     (lambda a, s: 1 / s**2 + a / (1 - a), "precision"),
     (lambda a, s: s**2 - a.sqrt() * s**2 / (a * s**2 + 1 - a), "Cov²"),
+    (lambda a, s: s * (1 - a) / (a * s + 1 - a), "σ₁ is a standard deviation"),
+    (lambda a, s: s * (1 - a) / (a * s**2 + 1 - a), "σ₁ is a standard deviation"),
+    (lambda a, s: s**2 * (1 - a) / (a * s + 1 - a), "σ₁ is a standard deviation"),
+    (lambda a, s: s**2 - a * s**2 / (a * s**2 + 1 - a), "ᾱσ₁⁴"),
+    (lambda a, s: (s**2 * (1 - a) / (a * s**2 + 1 - a)).sqrt(), "this is the standard deviation"),
+    (lambda a, s: torch.tensor(s**2), "before anything is known"),
+]
+RIGHT["posterior_variance"] = [
+    lambda a, s: s**2 - a * s**4 / (a * s**2 + 1 - a),
+    lambda a, s: 1 / (1 / s**2 + a / (1 - a)),
 ]
 
 
@@ -160,6 +198,7 @@ def check_predict_eps(fn):
                 eps_around(pictures[_cosines(x, pictures).argmax(1)]),
             "this is the noise if x* were the answer; δ_t is missing from x̂_0": (x - root * star) / (1 - a).sqrt(),
             "ε̂ = (x_t − √ᾱ x̂_0)/√(1−ᾱ): the root in the denominator is missing": right / (1 - a).sqrt(),
+            "what is left, x_t − √ᾱ x̂_0, is √(1−ᾱ) ε̂: divide by √(1−ᾱ)": right * (1 - a).sqrt(),
             "ε̂ = (x_t − √ᾱ x̂_0)/√(1−ᾱ): x̂_0 has the factor √ᾱ": (x - _x0(x, star, a, s)) / (1 - a).sqrt(),
             "every row of x has its own nearest picture":
                 eps_around(pictures[((x - root * pictures[:, None]) ** 2).sum((1, 2)).argmin()].expand(5, -1)),
@@ -177,6 +216,14 @@ WRONG["predict_eps"] = [
     (lambda x, p, a, s: _eps(x, p.mean(0).expand(len(x), -1), a, s), "the mean of the pictures"),
     (lambda x, p, a, s: _x0(x, p[torch.cdist(x, a.sqrt() * p).argmin(1)], a, s), "turn it into ε̂"),
     (lambda x, p, a, s: _eps(x, p[_cosines(x, p).argmax(1)], a, s), "most similar direction"),
+    (lambda x, p, a, s: _eps(x, p[((x - a.sqrt() * p[:, None]) ** 2).sum((1, 2)).argmin()].expand(len(x), -1), a, s),
+     "every row"),
+    (lambda x, p, a, s: _eps(x, p[torch.cdist(x, a.sqrt() * p).argmax(1)], a, s), "farthest"),
+    (lambda x, p, a, s: (x - a.sqrt() * p[torch.cdist(x, a.sqrt() * p).argmin(1)]) / (1 - a).sqrt(), "δ_t is missing"),
+    (lambda x, p, a, s: x - a.sqrt() * _x0(x, p[torch.cdist(x, a.sqrt() * p).argmin(1)], a, s), "divide by √(1−ᾱ)"),
+]
+RIGHT["predict_eps"] = [
+    lambda x, p, a, s: torch.stack([_eps(r, p[(r / a.sqrt() - p).norm(dim=1).argmin()], a, s) for r in x]),
 ]
 
 
@@ -195,15 +242,16 @@ def check_sigma1_of(fn):
         solve(share),
         {
             "this reads σ₁ from the size of the error; least squares projects it: ⟨ε − ε̂, ε⟩/⟨ε, ε⟩":
-                solve(((error * error).sum() / (eps * eps).sum()).sqrt()),
-            "this is the share of the noise that was *removed*, ⟨ε̂, ε⟩/⟨ε, ε⟩; take what is left":
+                [solve(((error * error).sum() / (eps * eps).sum()) ** power) for power in (0.5, 1)],
+            "the error is ε − ε̂; the other way round the share is negative, and σ₁ is 0": torch.zeros(()),
+            "either this takes the share that was *removed*, ⟨ε̂, ε⟩/⟨ε, ε⟩, and not what is left, or it solves with "
+            "(1−g)/g in the place of g/(1−g)":
                 solve((predicted * eps).sum() / (eps * eps).sum()),
             "this is σ₁², a variance": solve(share) ** 2,
             "this is the share √ᾱ k_t; solve it for σ₁": share,
             "this is k_t; solve it for σ₁": share / a.sqrt(),
             "the share is √ᾱ k_t = ᾱσ₁²/(ᾱσ₁² + 1−ᾱ): solving it leaves the factor (1−ᾱ)/ᾱ":
                 (share / (1 - share)).sqrt(),
-            "solving for σ₁ gives g/(1−g), not (1−g)/g": ((1 - share) / share * (1 - a) / a).sqrt(),
             "the factor is (1−ᾱ)/ᾱ, not its inverse": (share / (1 - share) * a / (1 - a)).sqrt(),
             "the regression is the other way round: ε is the variable, the error what depends on it":
                 solve((error * eps).sum() / (error * error).sum()),
@@ -239,7 +287,13 @@ WRONG["sigma1_of"] = [
     (lambda e, p, a: _square(((e - p) * e).sum() / (e * e).sum(), a).abs().sqrt(), "absolute value"),
     (lambda e, p, a: (1 - (p * e).sum() / (e * e).sum()).div((p * e).sum() / (e * e).sum()).mul((1 - a) / a).sqrt(),
      "share negative"),
+    (lambda e, p, a: _solve((((e - p) ** 2).sum() / (e**2).sum()), a), "from the size"),
+    (lambda e, p, a: _solve(((p - e) * e).sum() / (e * e).sum(), a), "the other way round"),
+    (lambda e, p, a: _solve((((e - p) * e).sum(1) / (e * e).sum(1)).mean(), a), "one σ₁ for all draws"),
+    (lambda e, p, a: _square(((e - p) * e).sum() / (e * e).sum(), a).clamp(min=0), "a variance"),
+    (lambda e, p, a: _solve(((e - p) * e).sum() / (e * e).sum(), a) * a / (1 - a), "not its inverse"),
 ]
+RIGHT["sigma1_of"] = [lambda e, p, a: _solve(1 - (p * e).mean() / (e * e).mean(), a)]
 
 
 @exercise
@@ -261,6 +315,9 @@ def check_memory_loss(fn):
                 share**2 + a / (1 - a) * share**2 * distance,
             "1 − g is squared, too": share**2 + a / (1 - a) * (1 - share) * distance,
             "this is the error of x̂_0; in ε̂ it is larger by the factor ᾱ/(1−ᾱ)": (1 - a) / a * share**2 + wrong,
+            "ᾱ/(1−ᾱ) stands before the memory's term alone: in ε̂ the share g of the noise is g": a / (1 - a)
+            * (share**2 + wrong),
+            "the errors are squared, so their factor is ᾱ/(1−ᾱ), not its root": share**2 + (a / (1 - a)).sqrt() * wrong,
             "the errors of memory and noise do not cancel: their squares add up":
                 (share - (a / (1 - a) * wrong).sqrt()) ** 2,
         },
@@ -274,4 +331,9 @@ WRONG["memory_loss"] = [
     (lambda g, d, a: (1 - a) / a * g**2 + (1 - g) ** 2 * d, "error of x̂_0; in ε̂"),
     (lambda g, d, a: g**2 + a / (1 - a) * (1 - g) ** 2 * d**2, "mean square already"),
     (lambda g, d, a: -(g**2) - a / (1 - a) * (1 - g) ** 2 * d, "the sign"),
+    (lambda g, d, a: a / (1 - a) * (g**2 + (1 - g) ** 2 * d), "memory's term alone"),
+    (lambda g, d, a: g**2 + a / (1 - a) * (1 - g) * d, "1 − g is squared"),
+    (lambda g, d, a: g**2 + a / (1 - a) * g**2 * d, "stays is 1 − g"),
+    (lambda g, d, a: g + a / (1 - a) * (1 - g) ** 2 * d, "so square g"),
+    (lambda g, d, a: a / (1 - a) * (1 - g) ** 2 * d, "trust costs"),
 ]

@@ -32,9 +32,22 @@ def check_top_k(fn):
         },
         "the mask",
     )
+    if torch.as_tensor(got).dtype != torch.bool:
+        raise Mistake("return True and False (dtype bool): with numbers, x[mask] takes the rows 0 and 1")
     other = torch.zeros(4, 8).scatter(-1, order[:, :5], 1.0)
     if not equal(torch.as_tensor(fn(rewards, 5)).double(), other):
         raise Mistake("right for K = 3, wrong for K = 5: use k")
+    yes_no = torch.tensor([[1, 0, 1, 1, 0, 1, 1], [0, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1.0]])
+    kept = torch.as_tensor(fn(yes_no, 3))
+    if kept.shape != yes_no.shape:
+        raise Mistake(f"right for 4 groups of 8, for 3 groups of 7 the shape is {tuple(kept.shape)}")
+    if bool((kept.sum(1) != 3).any()):
+        raise Mistake(
+            f"ties: of 7 rewards that are 0 or 1, this keeps {', '.join(map(str, kept.sum(1).tolist()))} in three "
+            "groups instead of 3 in each. All that equal the K-th best pass a threshold, or none: choose K *places*"
+        )
+    if bool((torch.where(kept, yes_no, 1.0).amin(1) < torch.where(kept, 0.0, yes_no).amax(1)).any()):
+        raise Mistake("ties: among rewards of which several are equal, a worse one is kept and a better one is not")
 
 
 def _mask(rewards, indices):
@@ -49,8 +62,39 @@ WRONG["top_k"] = [
     (lambda rewards, k: rewards.topk(k).values, "True or False"),
     (lambda rewards, k: rewards.argsort(-1, descending=True) < k, "not each sample's rank"),
     (lambda rewards, k: _mask(rewards, rewards.argsort(-1, descending=True)[:, :3]), "use k"),
+    (lambda rewards, k: rewards >= rewards.topk(k).values[:, -1:], "ties"),
+    (lambda rewards, k: rewards >= rewards.sort(-1, descending=True).values[:, k - 1, None], "ties"),
+    (lambda rewards, k: rewards > rewards.sort(-1).values[:, -k - 1, None], "ties"),
+    (lambda rewards, k: (rewards[:, None] > rewards[..., None]).sum(-1) < k, "ties"),
+    (lambda rewards, k: torch.isin(rewards, rewards.topk(k).values), "ties"),
+    (lambda rewards, k: _mask(rewards, rewards.argsort(-1, descending=True)[:, :k]).long(), "dtype bool"),
+    (lambda rewards, k: ~_mask(rewards, rewards.topk(k).indices), "the opposite"),
+    (lambda rewards, k: _mask(rewards, rewards.topk(k + 1).indices), "one too many"),
 ]
-RIGHT["top_k"] = [lambda rewards, k: rewards.argsort(-1, descending=True).argsort(-1) < k]
+
+
+def _one_by_one(rewards, k):
+    mask = torch.zeros(rewards.shape, dtype=torch.bool)
+    for row, own in zip(rewards.tolist(), mask, strict=True):
+        own[sorted(range(len(row)), key=row.__getitem__)[-k:]] = True
+    return mask
+
+
+def _by_position(rewards, k):
+    mask = torch.zeros_like(rewards, dtype=torch.bool)
+    mask[torch.arange(len(rewards))[:, None], rewards.topk(k, dim=1).indices] = True
+    return mask
+
+
+RIGHT["top_k"] = [
+    lambda rewards, k: rewards.argsort(-1, descending=True).argsort(-1) < k,
+    lambda rewards, k: rewards.argsort(-1).argsort(-1) >= rewards.shape[1] - k,
+    lambda rewards, k: _mask(rewards, rewards.topk(k).indices),
+    lambda rewards, k: torch.zeros_like(rewards).scatter(1, rewards.sort(1).indices[:, -k:], 1).bool(),
+    lambda rewards, k: torch.nn.functional.one_hot(rewards.topk(k).indices, rewards.shape[1]).sum(1) > 0,
+    _one_by_one,
+    _by_position,
+]
 
 
 def _binomial(q, m, k, others):
@@ -75,6 +119,9 @@ def check_top_k_probability(fn):
         },
         "the probability",
     )
+    for m, k in ((8, 5), (6, 3), (5, 1)):
+        if not equal(fn(q, m, k), _binomial(q, m, k, 1)):
+            raise Mistake(f"right for M = 8 and K = 3, wrong for M = {m} and K = {k}: use m and k")
 
 
 WRONG["top_k_probability"] = [
@@ -84,6 +131,9 @@ WRONG["top_k_probability"] = [
     (lambda q, m, k: sum(q**j * (1 - q) ** (m - 1 - j) for j in range(k)), "coefficients"),
     (lambda q, m, k: sum(math.comb(m, j) * q**j * (1 - q) ** (m - 1 - j) for j in range(k)), "C(M−1, j)"),
     (lambda q, m, k: math.comb(m - 1, k - 1) * q ** (k - 1) * (1 - q) ** (m - k), "add up"),
+    (lambda q, m, k: _binomial(q, m, 3, 1), "use m and k"),
+    (lambda q, m, k: _binomial(q, 8, k, 1), "use m and k"),
+    (lambda q, m, k: _binomial(q, m, k, 1) - (1 - q) ** (m - 1), "nobody better"),
 ]
 
 
@@ -98,6 +148,11 @@ def check_ceiling(fn):
             "this is the second moment; divide by the acceptance rate": (a**2).mean(),
             "divide by the acceptance rate, the mean of a, once": (a**2).mean() / a.mean() ** 2,
             "one state's success is a, not always 1": torch.tensor(1.0),
+            "the mean of the squares, not the square of the mean, and divided by the mean of a": [
+                a.mean() ** 2 / (a**2).mean(), a.mean() ** 2,
+            ],
+            "upside down: E[a²] is above, E[a] below": a.mean() / (a**2).mean(),
+            "the root of E[a²] is no success: E[a²]/E[a]": (a**2).mean().sqrt(),
         },
         "the ceiling",
     )
@@ -108,6 +163,8 @@ WRONG["ceiling"] = [
     (lambda a: (a**2).mean(), "acceptance rate"),
     (lambda a: torch.tensor(1.0), "not always 1"),
     (lambda a: (a * a / a.sum() * len(a)).mean() / a.mean(), "once"),
+    (lambda a: a.mean() ** 2, "square of the mean"),
+    (lambda a: a.mean() / (a * a).mean(), "upside down"),
 ]
 RIGHT["ceiling"] = [lambda a: (a / a.sum() * a).sum()]
 
@@ -139,6 +196,7 @@ def check_renoise(fn):
             "x_t keeps √(ᾱ_s/ᾱ_t) of itself, not √ᾱ_s": abar_s.sqrt() * x_t + variance.sqrt() * eps,
             "too much noise: the noise that x_t has, shrunk by ρ, counts": rho * x_t + (1 - abar_s).sqrt() * eps,
             "σ² is a variance: take its root": rho * x_t + variance * eps,
+            "ρ is √(ᾱ_s/ᾱ_t), not its square": abar_s / abar_t * x_t + variance.sqrt() * eps,
             "ρ is √(ᾱ_s/ᾱ_t): upside down": x_t / rho + variance.sqrt() * eps,
         },
         "x_s",
@@ -168,6 +226,12 @@ WRONG["renoise"] = [
     (lambda x_t, abar_t, abar_s, eps: _with_target(x_t, abar_t, abar_s, eps, lambda v: 1 / v.sqrt()), "factor √(1−ᾱ_s"),
     (lambda x_t, abar_t, abar_s, eps: _with_target(x_t, abar_t, abar_s, eps, lambda v: -((1 - abar_s) / v).sqrt()),
      "the sign"),
+    (lambda x_t, abar_t, abar_s, eps: (_renoise(x_t, abar_t, abar_s, eps)[0] * x_t
+                                       + _renoise(x_t, abar_t, abar_s, eps)[1] * eps, eps), "take its root"),
+    (lambda x_t, abar_t, abar_s, eps: (abar_s / abar_t * x_t + _renoise(x_t, abar_t, abar_s, eps)[1].sqrt() * eps, eps),
+     "not its square"),
+    (lambda x_t, abar_t, abar_s, eps: (_renoise(x_t, abar_t, abar_s, torch.randn_like(eps))[2], eps),
+     "drew random numbers"),
 ]
 RIGHT["renoise"] = [
     lambda x_t, abar_t, abar_s, eps: _with_target(

@@ -20,6 +20,7 @@ def check_guide(fn):
             "the unconditional prediction has the weight 1 − w, not w − 1": scale * eps_c + (scale - 1) * eps_u,
             "this mixes with weights w and 1 − w the wrong way round": scale * eps_u + (1 - scale) * eps_c,
             "only the difference: add it to ε_u": scale * (eps_c - eps_u),
+            "the weights must add up to 1, so ε_u has 1 − w: here too much of it is left": eps_u + scale * eps_c,
         },
         "ε̂",
     )
@@ -29,6 +30,9 @@ WRONG["guide"] = [
     (lambda eps_u, eps_c, scale: eps_c + scale * (eps_c - eps_u), "start from the unconditional"),
     (lambda eps_u, eps_c, scale: scale * eps_c + (scale - 1) * eps_u, "1 − w, not w − 1"),
     (lambda eps_u, eps_c, scale: eps_u + scale * (eps_u - eps_c), "direction"),
+    (lambda eps_u, eps_c, scale: scale * (eps_c - eps_u), "add it to ε_u"),
+    (lambda eps_u, eps_c, scale: scale * eps_u + (1 - scale) * eps_c, "wrong way round"),
+    (lambda eps_u, eps_c, scale: eps_u + scale * eps_c, "add up to 1"),
 ]
 RIGHT["guide"] = [lambda eps_u, eps_c, scale: eps_c.sub_(eps_u).mul_(scale).add_(eps_u)]  # in place
 
@@ -52,6 +56,9 @@ def check_schedule_map(fn):
                 nearest(lambda a: ((1 - a) / a).sqrt()),
             "nearest in variance 1 − ᾱ, not in the logarithm of the ratio of picture and noise":
                 nearest(lambda a: (a / (1 - a)).log()),
+            "the distance has no sign: compare absolute values": (abar[:, None] - base[None]).argmin(1),
+            "these are the smallest distances; the time asked is where it is smallest: argmin, not min":
+                (abar[:, None] - base[None]).abs().min(1).values,
             "this is the largest distance: argmin, not argmax": (abar[:, None] - base[None]).abs().argmax(1),
             "the times themselves are kept: look for the base's nearest variance": torch.arange(300),
             "the base's time must be nearest on both sides; this is the first that is at least as noisy":
@@ -67,6 +74,9 @@ WRONG["schedule_map"] = [
     (lambda abar, base: ((1 - abar).sqrt()[:, None] - (1 - base).sqrt()[None]).abs().argmin(1), "not in its root"),
     (lambda abar, base: (abar.sqrt()[:, None] - base.sqrt()[None]).abs().argmin(1), "not in √ᾱ"),
     (lambda abar, base: ((1 / abar - 1).sqrt()[:, None] - (1 / base - 1).sqrt()[None]).abs().argmin(1), "the ratio"),
+    (lambda abar, base: (abar[:, None] - base[None]).argmin(1), "absolute values"),
+    (lambda abar, base: torch.searchsorted(1 - base, 1 - abar).clamp(max=len(base) - 1), "both sides"),
+    (lambda abar, base: (abar[:, None] - base[None]).abs().min(1).values, "where it is smallest"),
 ]
 RIGHT["schedule_map"] = [lambda abar, base: (abar[:, None] - base[None]).square().argmin(1)]
 
@@ -100,6 +110,7 @@ def check_base_eps(fn):
             "use the base's ᾱ at τ, not at t": base[t].sqrt() * v + (1 - base[t]).sqrt() * x,
             "this is x_0 = √ᾱ·x − √(1−ᾱ)·v, not ε": right.sqrt() * x - (1 - right).sqrt() * v,
             "a plus stands between them: ε = √ᾱ·v + √(1−ᾱ)·x": right.sqrt() * v - (1 - right).sqrt() * x,
+            "the factors are swapped: v has √ᾱ, x has √(1−ᾱ)": (1 - right).sqrt() * v + right.sqrt() * x,
             "the roots are missing: ε = √ᾱ·v + √(1−ᾱ)·x": right * v + (1 - right) * x,
         },
         "ε_ψ",
@@ -120,6 +131,12 @@ WRONG["base_eps"] = [
     (lambda network, x, t, tau, abar_base: _base_eps(lambda _, time: network(0 * x, time), x, t, tau, abar_base),
      "as it is"),
     (lambda network, x, t, tau, abar_base: _base_eps(lambda _, s: network(x / 2, s), x, t, tau, abar_base), "as it is"),
+    (lambda network, x, t, tau, abar_base: (1 - abar_base[tau[t]]).sqrt() * network(x, tau[t])
+     + abar_base[tau[t]].sqrt() * x, "factors are swapped"),
+    (lambda network, x, t, tau, abar_base: abar_base[tau[t]].sqrt() * x
+     - (1 - abar_base[tau[t]]).sqrt() * network(x, tau[t]), "this is x_0"),
+    (lambda network, x, t, tau, abar_base: abar_base[tau[t]] * network(x, tau[t]) + (1 - abar_base[tau[t]]) * x,
+     "roots are missing"),
 ]
 RIGHT["base_eps"] = [
     lambda network, x, t, tau, abar_base: _base_eps(
@@ -139,6 +156,7 @@ def check_guide_two(fn):
                 eps_u + 1.5 * (eps_1 - eps_u) + 4.0 * (eps_12 - eps_u),
             "the scales are swapped": eps_u + 4.0 * (eps_1 - eps_u) + 1.5 * (eps_12 - eps_1),
             "begin at ε_u": 1.5 * (eps_1 - eps_u) + 4.0 * (eps_12 - eps_1),
+            "the first arrow has its own scale, scale_1": eps_1 + 4.0 * (eps_12 - eps_1),
             "the first condition's arrow is missing": eps_u + 4.0 * (eps_12 - eps_1),
             "the second arrow goes from ε_1 to ε_12, not from where the first arrow has led to ε_12":
                 eps_u + 1.5 * (eps_1 - eps_u) + 4.0 * (eps_12 - eps_u - 1.5 * (eps_1 - eps_u)),
@@ -152,4 +170,7 @@ WRONG["guide_two"] = [
     (lambda u, one, both, a, b: u + b * (one - u) + a * (both - one), "swapped"),
     (lambda u, one, both, a, b: u + b * (both - one), "missing"),
     (lambda u, one, both, a, b: (1 - b) * (u + a * (one - u)) + b * both, "where the first arrow has led"),
+    (lambda u, one, both, a, b: a * (one - u) + b * (both - one), "begin at ε_u"),
+    (lambda u, one, both, a, b: one + b * (both - one), "scale_1"),
 ]
+RIGHT["guide_two"] = [lambda u, one, both, a, b: (1 - a) * u + (a - b) * one + b * both]

@@ -27,6 +27,7 @@ def check_flow_pair(fn):
         (1 - column) * e + column * x,
         {
             "noise and data are swapped: s = 0 is noise, s = 1 is data": column * e + (1 - column) * x,
+            "the noise has the weight 1 − s: at s = 1 nothing of it is left": e + column * x,
             "roots belong to diffusion; a rectified flow goes along straight lines":
                 (1 - column).sqrt() * e + column.sqrt() * x,
             "each *row* has its own time: give s a second dimension, s[:, None]": (1 - s) * e + s * x,
@@ -51,6 +52,9 @@ WRONG["flow_pair"] = [
     (lambda x, e, s: ((1 - s[:, None]) * e + s[:, None] * x, (1 - s[:, None]) * (x - e)), "rest of the way"),
     (lambda x, e, s: (1 - s[:, None]) * e + s[:, None] * x, "two values"),
     (lambda x, e, s: ((1 - s) * e + s * x, x - e), "each *row*"),
+    (lambda x, e, s: ((1 - s[:, None]).sqrt() * e + s[:, None].sqrt() * x, x - e), "roots belong"),
+    (lambda x, e, s: ((1 - s[:, None]) * e + s[:, None] * x, s[:, None] * (x - e)), "dx_s/ds"),
+    (lambda x, e, s: (e + s[:, None] * x, x - e), "1 − s"),
 ]
 
 
@@ -71,6 +75,9 @@ def check_euler(fn):
                 _euler(z, 4, lambda j, n: (j + 1) / n),
             "the step is h = 1/n: you added the whole velocity n times": _euler(z, 4, lambda j, n: j / n, 4.0),
             "the time stays 0: it is j/n in step j": _euler(z, 4, lambda j, n: 0.0),
+            "the time is j/n, a fraction instead of a step's number": _euler(z, 4, lambda j, n: j),
+            "n steps begin at 0, 1/n, … and the last at 1 − 1/n: divide by n, not n − 1":
+                _euler(z, 4, lambda j, n: j / (n - 1)),
             "one step is missing: j runs from 0 to n − 1": _one_less(z),
             "you went from data to noise: add h·v": _euler(z, 4, lambda j, n: j / n, -1.0),
         },
@@ -92,6 +99,10 @@ WRONG["euler"] = [
     (lambda velocity, z, steps: _euler(z, steps, lambda j, n: 0.0), "time stays 0"),
     (lambda velocity, z, steps: _euler(z, 4, lambda j, n: j / n), "use steps"),
     (lambda velocity, z, steps: velocity(z, 0.0), "a time for each sample"),
+    (lambda velocity, z, steps: _euler(z, steps, lambda j, n: j / n, -1.0), "add h·v"),
+    (lambda velocity, z, steps: _one_less(z), "one step is missing"),
+    (lambda velocity, z, steps: _euler(z, steps, lambda j, n: j), "of a step's number"),
+    (lambda velocity, z, steps: _euler(z, steps, lambda j, n: j / (n - 1)), "not n − 1"),
 ]
 
 
@@ -119,11 +130,15 @@ def check_inverse_step(fn):
             "this is one step only, x − h·v(x): Euler backwards, not the inverse of Euler forwards; iterate":
                 x - h * turning(x, times),
             "you subtract from y; subtract from x each time, y ← x − h·v(y): x stays what it is": wrong_start,
+            "the step asked for the velocity at s, its beginning, not at its end, s + h":
+                flow.inverse_step(turning, x, s + h, h, 60, 0.0)[0],
             "you added h·v; the inverse takes it away": flow.inverse_step(turning, x, s, -h, 60, 0.0)[0],
         },
         "y",
         tolerance=1e-8,
     )
+    if equal(fn(turning, x, s, h, 2), right, 1e-8):
+        raise Mistake("right for 60 iterations, but for 2 as well: use iterations")
 
 
 def _subtract_from_y(velocity, x, s, h, iterations):
@@ -138,6 +153,10 @@ WRONG["inverse_step"] = [
     (_subtract_from_y, "subtract from x"),
     (lambda velocity, x, s, h, iterations: flow.inverse_step(velocity, x, s, -h, iterations, 0.0)[0], "takes it away"),
     (lambda velocity, x, s, h, iterations: x - h * velocity(x, s), "a time for each sample"),
+    (lambda velocity, x, s, h, iterations: flow.inverse_step(velocity, x, s, h, 60, 0.0)[0], "use iterations"),
+    (lambda velocity, x, s, h, iterations: flow.inverse_step(velocity, x, s, 1.0 * h, 8, 0.0)[0], "stopped early"),
+    (lambda velocity, x, s, h, iterations: flow.inverse_step(velocity, x, s + h, h, iterations, 0.0)[0], "at its end"),
+    (lambda velocity, x, s, h, iterations: flow.inverse_step(velocity, x, s, 1.0, iterations, 0.0)[0], ""),
 ]
 
 
@@ -156,25 +175,33 @@ def check_invert(fn):
         got,
         z,
         {
-            "you undo the steps in the order in which they were made; the last one comes first":
+            "you undo the steps in the order in which they were made; the last one, of time (n−1)/n, comes first":
                 _undo(x, 8, range, lambda j, n: j / n),
             "you ask at the end at which the undone step arrived, (j+1)/n; T asked at its beginning, j/n": _undo(
                 x, 8, lambda n: reversed(range(n)), lambda j, n: (j + 1) / n
             ),
-            "the times are mirrored: s = 1 is data, so the last step, undone first, has j = n − 1": _undo(
-                x, 8, lambda n: reversed(range(n)), lambda j, n: 1 - (j + 1) / n
-            ),
+            "this goes forwards once more; undo the steps": flow.euler(turning, x, 8),
+            "Euler with −v goes back only roughly; undo exactly what T did, with inverse_step": [
+                flow.euler(lambda x, s, first=first: -turning(x, first - s), x, 8) for first in (1, 7 / 8)
+            ],
         },
         "the noise from which T goes to x",
         tolerance=1e-4,  # as exact as `flow.invert` with its own tolerance; the mistakes are off by more than 0.01
     )
+    if not equal(fn(turning, flow.euler(turning, z, 11), 11), z, 1e-4):
+        raise Mistake("right for 8 steps, wrong for 11: use steps")
 
 
 WRONG["invert"] = [
-    (lambda velocity, x, steps: _undo(x, steps, range, lambda j, n: j / n), "last one comes first"),
+    (lambda velocity, x, steps: _undo(x, steps, range, lambda j, n: j / n), "comes first"),
     (lambda velocity, x, steps: _undo(x, steps, lambda n: reversed(range(n)), lambda j, n: (j + 1) / n),
      "T asked at its beginning"),
     (lambda velocity, x, steps: x, "wrong"),
+    (lambda velocity, x, steps: _undo(x, 8, lambda n: reversed(range(n)), lambda j, n: j / n), "use steps"),
+    (lambda velocity, x, steps: _undo(x, steps, lambda n: reversed(range(n)), lambda j, n: 1 - (j + 1) / n),
+     "comes first"),
+    (lambda velocity, x, steps: flow.euler(velocity, x, steps), "forwards once more"),
+    (lambda velocity, x, steps: flow.euler(lambda x, s: -velocity(x, 1 - s), x, steps), "undo exactly"),
 ]
 RIGHT["invert"] = [lambda velocity, x, steps: flow.invert(velocity, x, steps)[0]]
 
@@ -240,4 +267,7 @@ WRONG["affine_inverse_noise"] = [
     (lambda mean, std, steps, slope, shift: (mean - 1) / 0.67, "two values"),
     (lambda mean, std, steps, slope, shift: _inverse(1.5, 0.3, 20, -0.4, 1.0), "all five arguments"),
     (lambda mean, std, steps, slope, shift: _inverse(mean, std, 20, slope, shift), "all five arguments"),
+    (lambda mean, std, steps, slope, shift: (mean / _affine(steps, slope, shift)[0], std), "B is missing"),
+    (lambda mean, std, *flow: (mean / _affine(*flow)[0] - _affine(*flow)[1], std), "subtract B before"),
+    (lambda mean, std, *flow: (_inverse(mean, std, *flow)[0], std * _affine(*flow)[0]), "divides by A"),
 ]

@@ -27,6 +27,8 @@ def check_alphas_cumprod(fn):
                 betas.cumprod(0),
             "you added where DDPM multiplies: ᾱ is a product, use cumprod": (1 - betas).cumsum(0),
             "these are the α_t = 1 − β_t of single steps; ᾱ_t is their product up to and including t": 1 - betas,
+            "keep the product up to each t: cumprod, not prod": ABAR[-1],
+            "1 − Σβ is the product only as long as it is near 1: multiply the 1 − β": 1 - betas.cumsum(0),
             "off by one: ᾱ_t includes β_t itself, so the first entry is 1 − β_0, not 1":
                 torch.cat([torch.ones(1), ABAR[:-1]]),
         },
@@ -40,7 +42,13 @@ WRONG["alphas_cumprod"] = [
     (lambda betas: (1 - betas).cumsum(0), "use cumprod"),
     (lambda betas: 1 - betas, "single steps"),
     (lambda betas: torch.cat([torch.ones(1), (1 - betas).cumprod(0)[:-1]]), "off by one"),
+    (lambda betas: (1 - betas.float()).cumprod(0), "float32"),
+    (lambda betas: (1 - betas).float().cumprod(0).double(), "float32"),
+    (lambda betas: (1 - betas).prod(), "not prod"),
+    (lambda betas: 1 - betas.cumsum(0), "1 − Σβ"),
+    (lambda betas: (1 - betas).sqrt().cumprod(0), "the root"),
 ]
+RIGHT["alphas_cumprod"] = [lambda betas: (1 - betas).log().cumsum(0).exp()]
 
 
 @exercise
@@ -56,12 +64,16 @@ def check_q_sample(fn):
             (1 - a).sqrt() * x0 + a.sqrt() * eps,
         "1 − √ᾱ is not √(1−ᾱ)": a.sqrt() * x0 + (1 - a.sqrt()) * eps,
         "the noise is added to x_0: minus is a sign too many": a.sqrt() * x0 - (1 - a).sqrt() * eps,
+        "the picture shrinks, too: √ᾱ before x_0 is missing": x0 + (1 - a).sqrt() * eps,
+        "the noise is missing: √(1−ᾱ) ε": a.sqrt() * x0,
+        "abar_t is ᾱ already: take no product of it": (a := column(abar.cumprod(0))).sqrt() * x0 + (1 - a).sqrt() * eps,
     }
+    a = column(abar)
     try:
         got = fn(x0, eps, abar)
-    except NotImplementedError:
-        raise
-    except RuntimeError as error:
+    except RuntimeError as error:  # NotImplementedError is one, too
+        if "size of tensor" not in str(error):
+            raise
         hint = "abar_t has one value for each picture: reshape (B,) to (B, 1, 1, 1) before you multiply"
         raise Mistake(f"{hint} ({error})") from None
     compare(got, a.sqrt() * x0 + (1 - a).sqrt() * eps, mistakes, "x_t")
@@ -74,6 +86,12 @@ WRONG["q_sample"] = [
     (lambda x0, eps, abar: abar.sqrt() * x0 + (1 - abar).sqrt() * eps, "(B, 1, 1, 1)"),
     (lambda x0, eps, abar: abar[:, None].sqrt() * x0 + (1 - abar[:, None]).sqrt() * eps, "(B, 1, 1, 1)"),
     (lambda x0, eps, abar: column(abar).sqrt() * x0 - (1 - column(abar)).sqrt() * eps, "a sign too many"),
+    (lambda x0, eps, abar: column(abar).sqrt() * x0 + (1 - column(abar).sqrt()) * eps, "1 − √ᾱ is not"),
+    (lambda x0, eps, abar: schedule.q_sample(x0, torch.randn_like(x0), abar), "drew random numbers"),
+    (lambda x0, eps, abar: schedule.q_sample(x0.float(), eps.float(), abar.float()), "float32"),
+    (lambda x0, eps, abar: x0 + (1 - column(abar)).sqrt() * eps, "before x_0 is missing"),
+    (lambda x0, eps, abar: schedule.q_sample(x0, eps, abar.cumprod(0)), "ᾱ already"),
+    (lambda x0, eps, abar: abar @ x0, "your code stopped"),
 ]
 
 
@@ -95,6 +113,8 @@ def check_posterior(fn):
     right_mean, right_variance = schedule.posterior(x, x0, now, before)
     if equal(mean, right_variance):
         raise Mistake("return the mean first, then the variance")
+    precision = 1 / beta + 1 / (1 - before)  # with 1/β_t in the place of α_t/β_t
+    prior = before.sqrt() / (1 - before) * x0
     swapped = (now.sqrt() * (1 - before) * x0 + before.sqrt() * beta * x) / (1 - now)
     compare(
         mean,
@@ -106,9 +126,18 @@ def check_posterior(fn):
                 before.sqrt() / (1 - before) * x0 + alpha.sqrt() / beta * x,
             "x_t says that x_{t−1} is about x_t/√α_t, with the precision α_t/β_t: √α_t is missing":
                 (before.sqrt() * beta * x0 + (1 - before) * x) / (1 - now),
-            "you took α_t = ᾱ_t; it is the ratio ᾱ_t / ᾱ_{t−1}":
-                (before.sqrt() * (1 - now) * x0 + now.sqrt() * (1 - before) * x)
-            / (1 - now),
+            "the likelihood read as a statement about x_{t−1} has the precision α_t/β_t, not 1/β_t": [
+                (prior + x / (alpha.sqrt() * beta)) / precision,
+                (prior + alpha.sqrt() / beta * x) / precision,
+                (prior + x / beta) / precision,
+                (prior + x / (alpha.sqrt() * beta)) / (alpha / beta + 1 / (1 - before)),
+            ],
+            "α_t is ᾱ_t / ᾱ_{t−1}, a number below 1; you divided the other way round":
+                (before.sqrt() * (1 - 1 / alpha) * x0 + (1 / alpha).sqrt() * (1 - before) * x) / (1 - now),
+            "you took α_t = ᾱ_t; it is the ratio ᾱ_t / ᾱ_{t−1}": [
+                (before.sqrt() * (1 - now) * x0 + now.sqrt() * (1 - before) * x) / (1 - now),
+                (prior + now.sqrt() / (1 - now) * x) / (now / (1 - now) + 1 / (1 - before)),
+            ],
             "√ᾱ_t stands before x_0, but it is √ᾱ_{t−1}: the mean is that of the earlier, cleaner time": (
                 now.sqrt() * beta * x0 + alpha.sqrt() * (1 - before) * x
             )
@@ -126,6 +155,8 @@ def check_posterior(fn):
             "this is β_t, the variance of q(x_t | x_{t−1}); knowing x_0 makes it smaller by (1−ᾱ_{t−1})/(1−ᾱ_t)": beta,
             "the fraction is upside down: (1−ᾱ_{t−1}) is above, the variance must be smaller than β_t":
                 (1 - now) / (1 - before) * beta,
+            "the likelihood read as a statement about x_{t−1} has the precision α_t/β_t, not 1/β_t": 1 / precision,
+            "1/β_t is a precision of x_t, not of x_{t−1}, and this leaves out the prior": 1 / beta,
         },
         "the variance",
     )
@@ -142,6 +173,24 @@ WRONG["posterior"] = [
     (_posterior_with(lambda now, before: (1 - now) / ((1 - before) * (1 - now / before))), "its inverse"),
     (_posterior_with(lambda now, before: 1 - now / before), "this is β_t"),
     (_posterior_with(lambda now, before: ((1 - before) / (1 - now) * (1 - now / before)).sqrt()), "standard deviation"),
+    (_posterior_with(lambda now, before: 1 / (1 / (1 - now / before) + 1 / (1 - before))), "not 1/β_t"),
+    (lambda x, x0, now, before: _bayes(x, x0, before, 1 - now / before, now / before, 1 / (1 - now / before)),
+     "not 1/β_t"),
+    (lambda x, x0, now, before: _bayes(x, x0, before, 1 - now, now, now / (1 - now)), "you took α_t = ᾱ_t"),
+    (lambda x, x0, now, before: _bayes(x, x0, before, 1 - now / before, 1.0, 1 / (1 - now / before)), "not 1/β_t"),
+    (lambda x, x0, now, before: schedule.posterior(x.float(), x0.float(), now.float(), before.float()), "float32"),
+]
+
+
+def _bayes(x, x0, before, beta, alpha, likelihood):
+    """The product of the prior and of a likelihood with mean x/√α and the given precision; `beta` is not used."""
+    prior = 1 / (1 - before)
+    mean = (prior * before.sqrt() * x0 + likelihood * x / torch.as_tensor(alpha).sqrt()) / (prior + likelihood)
+    return mean, 1 / (prior + likelihood)
+
+
+RIGHT["posterior"] = [
+    lambda x, x0, now, before: _bayes(x, x0, before, None, now / before, now / before / (1 - now / before)),
 ]
 
 
@@ -165,6 +214,14 @@ def check_ddim_step(fn):
                 before.sqrt() * schedule.x0_from_eps(x, -eps, now) + direction,
             "the noise needs √(1−ᾱ_{t−1}), not 1 − ᾱ_{t−1}": before.sqrt() * x0 + (1 - before) * eps,
             "x̂_0 must be divided by √ᾱ_t": before.sqrt() * (x - (1 - now).sqrt() * eps) + direction,
+            "x̂_0 is divided by √ᾱ_t once; here √ᾱ_t was applied twice": (before / now).sqrt() * x0 + direction,
+            "x̂_0 is multiplied by √ᾱ_{t−1} once; here it was applied twice": before * x0 + direction,
+            "in x̂_0 the noise has the factor √(1−ᾱ_t), not 1 − ᾱ_t":
+                before.sqrt() * (x - (1 - now) * eps) / now.sqrt() + direction,
+            "abar_t and abar_prev are swapped: x̂_0 is found at time t, and noised to the earlier time":
+                now.sqrt() * (x - (1 - before).sqrt() * eps) / before.sqrt() + (1 - now).sqrt() * eps,
+            "in x̂_0 stands the ᾱ of x_t's own time, ᾱ_t":
+                before.sqrt() * (x - (1 - before).sqrt() * eps) / before.sqrt() + direction,
         },
         "x_{t−1}",
     )
@@ -177,6 +234,13 @@ WRONG["ddim_step"] = [
      "there is less"),
     (lambda x, eps, now, before: before.sqrt() * schedule.x0_from_eps(x, -eps, now) + (1 - before).sqrt() * eps,
      "do not add it"),
+    (lambda x, eps, now, before: before.sqrt() * (x - (1 - now).sqrt() * eps) / now + (1 - before).sqrt() * eps,
+     "√ᾱ_t was applied twice"),
+    (lambda x, eps, now, before: before * schedule.x0_from_eps(x, eps, now) + (1 - before).sqrt() * eps,
+     "√ᾱ_{t−1} once"),
+    (lambda x, eps, now, before: now.sqrt() * schedule.x0_from_eps(x, eps, before) + (1 - now).sqrt() * eps, "swapped"),
+    (lambda x, eps, now, before: before.sqrt() * schedule.x0_from_eps(x, eps, now)
+     + (1 - before).sqrt() * torch.randn_like(eps), "drew random numbers"),
 ]
 
 
@@ -195,6 +259,15 @@ def check_gaussian_eps(fn):
                 (1 - abar).sqrt() * (x - abar.sqrt() * mean) / (abar * std + 1 - abar),
             "the mean is forgotten: what counts is how far x_t lies from its own mean, √ᾱ·mean":
                 (1 - abar).sqrt() * x / total,
+            "this is the covariance times the deviation; divide by the variance of x_t":
+                (1 - abar).sqrt() * (x - abar.sqrt() * mean),
+            "the covariance of ε and x_t is √(1−ᾱ), not 1 − ᾱ": (1 - abar) * (x - abar.sqrt() * mean) / total,
+            "this has the covariance of x_0 and x_t, √ᾱ·std²; ε and x_t have √(1−ᾱ)":
+                abar.sqrt() * std**2 * (x - abar.sqrt() * mean) / total,
+            "Var(x_t): x_0 has the factor √ᾱ, so its variance has ᾱ": [
+                (1 - abar).sqrt() * (x - abar.sqrt() * mean) / (abar.sqrt() * std**2 + 1 - abar),
+                (1 - abar).sqrt() * (x - abar.sqrt() * mean) / (std**2 + 1 - abar),
+            ],
             "the sign is wrong: where x_t lies above its mean, the noise was probably positive": -right,
             "Var(x_t) lacks the noise, 1 − ᾱ": (1 - abar).sqrt() * (x - abar.sqrt() * mean) / (abar * std**2),
             "the mean of x_t is √ᾱ·mean, not mean": (1 - abar).sqrt() * (x - mean) / total,
@@ -216,4 +289,11 @@ WRONG["gaussian_eps"] = [
     (lambda x, abar, mean, std: (1 - abar).sqrt() * (x - abar.sqrt() * mean) / (abar * std + 1 - abar), "std²"),
     (lambda x, abar, mean, std: (1 - abar).sqrt() * x / (abar * std**2 + 1 - abar), "forgotten"),
     (lambda x, abar, mean, std: (1 - abar).sqrt() * (abar.sqrt() * mean - x) / (abar * std**2 + 1 - abar), "the sign"),
+    (lambda x, abar, mean, std: (1 - abar).sqrt() * (x - abar.sqrt() * mean), "divide by the variance"),
+    (lambda x, abar, mean, std: (1 - abar) * (x - abar.sqrt() * mean) / (abar * std**2 + 1 - abar), "not 1 − ᾱ"),
+    (lambda x, abar, mean, std: (1 - abar).sqrt() * (x - abar.sqrt() * mean) / (abar * std**2 + 1 - abar).sqrt(),
+     "not by its standard deviation"),
+    (lambda x, abar, mean, std: abar.sqrt() * std**2 * (x - abar.sqrt() * mean) / (abar * std**2 + 1 - abar),
+     "covariance of x_0 and x_t"),
+    (lambda x, abar, mean, std: (1 - abar).sqrt() * (x - abar.sqrt() * mean) / (std**2 + 1 - abar), "has ᾱ"),
 ]

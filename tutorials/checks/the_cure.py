@@ -36,6 +36,8 @@ WRONG["noisy_sigma1"] = [
     (lambda d, tau: math.sqrt(d), "without noise"),
     (lambda d, tau: math.sqrt(d) + tau, "do not add up"),
     (lambda d, tau: math.sqrt(d + tau), "variances add up"),
+    (lambda d, tau: math.sqrt(d**2 + tau**2), "mean square already"),
+    (lambda d, tau: math.sqrt(abs(d - tau**2)), "makes it worse"),
 ]
 RIGHT["noisy_sigma1"] = [lambda d, tau: torch.tensor(d + tau**2).sqrt()]
 
@@ -54,6 +56,8 @@ def check_noisy_trust(fn):
             "this shrinks k by a factor, as a price on its square would; here the price is 2σ²·uv, linear in it":
                 trust / (1 + sigma**2),
             "this would be the law if only one factor were noisy and the other 1": trust / (1 + 2 * sigma**2),
+            "the product uv is asked, and its law is linear in k_D and σ²; this is a law of the single factors":
+                (math.sqrt(trust) - sigma) ** 2,
             "the price lowers the product: k_D minus, not plus": trust + sigma**2,
             "E of the product is uv itself: no σ² is added to the mean": trust + 2 * sigma**2,
             "σ⁴ does not depend on u and v: it moves nothing": trust - sigma**2 - sigma**4,
@@ -76,6 +80,10 @@ WRONG["noisy_trust"] = [
     (lambda k, s: abs(k - s**2), "absolute value"),
     (lambda k, s: k, "costs something"),
     (lambda k, s: k / (1 + s**2), "by a factor"),
+    (lambda k, s: k + s**2, "minus, not plus"),
+    (lambda k, s: max(0.0, k - s**2 - s**4), "σ⁴ does not depend"),
+    (lambda k, s: max(0.0, k / (1 + 2 * s**2)), "only one factor"),
+    (lambda k, s: max(0.0, math.sqrt(k) - s) ** 2, "law of the single factors"),
 ]
 RIGHT["noisy_trust"] = [lambda k, s: torch.tensor(k - s**2).clamp(min=0)]
 
@@ -103,6 +111,10 @@ def _check_sampled_weight(fn):
             "σ is the standard deviation: do not square it, θ = μ + σ∘ε": mu + sigma**2 * eps,
             "this is μ alone: add σ∘ε": mu,
             "the noise is added: μ + σ∘ε": mu - sigma * eps,
+            "ε is normal, torch.randn, not uniform, torch.rand":
+                mu + sigma * torch.rand(mu.shape, generator=torch.Generator().manual_seed(seed)),
+            "the noise is added to μ, not to 1: θ = μ + σ∘ε": mu * (1 + sigma * eps),
+            "σ is the standard deviation: no root, θ = μ + σ∘ε": mu + sigma.sqrt() * eps,
             "every weight needs an ε of its own":
                 mu + sigma * torch.randn(1, generator=torch.Generator().manual_seed(seed)),
         },
@@ -120,7 +132,11 @@ def _check_sampled_weight(fn):
             grad * eps,
             {
                 "∂θ/∂σ is ε: a factor ε is missing": grad,
-                "∂θ/∂σ is ε, not σ∘ε": grad * sigma * eps,
+                "∂θ/∂σ is ε; σ∘ε would be the derivative for log σ": grad * sigma * eps,
+                "∂θ/∂σ is ε, not σ: θ = μ + σ∘ε is linear in σ, with the slope ε": grad * sigma,
+                "∂θ/∂σ is ε: do not divide by σ": grad * eps / sigma,
+                "this is the derivative for the variance σ²; for σ it is ε": grad * eps / (2 * sigma),
+                "∂θ/∂σ is ε, with its sign": grad * eps.abs(),
             },
             "∂L/∂σ (was ε drawn from another seed than in the forward pass? it must be the same ε)",
         )
@@ -141,6 +157,14 @@ def _sampled(mu, sigma, seed, later=0):
         return torch.randn(mu.shape, generator=torch.Generator().manual_seed(s))
 
     return mu + sigma * eps(seed), lambda grad: (grad, grad * eps(seed + later))
+
+
+def _with_slope(mu, sigma, seed, slope):
+    """The right θ, and a backward that takes slope(ε) for ∂θ/∂σ."""
+    def backward(grad):
+        return grad, grad * slope(torch.randn(mu.shape, generator=torch.Generator().manual_seed(seed)))
+
+    return _sampled(mu, sigma, seed)[0], backward
 
 
 def _global_generator(mu, sigma, seed):
@@ -168,6 +192,13 @@ WRONG["sampled_weight"] = [
     (lambda mu, sigma, seed: _sampled(mu, sigma, seed)[0], "two values"),
     (_keeps_the_noise, "keep the seed"),
     (_seeds_when_going_back, "there, too"),
+    (lambda mu, sigma, seed: _with_slope(mu, sigma, seed, lambda eps: sigma), "not σ"),
+    (lambda mu, sigma, seed: _with_slope(mu, sigma, seed, lambda eps: sigma * eps), "for log σ"),
+    (lambda mu, sigma, seed: _with_slope(mu, sigma, seed, lambda eps: eps / sigma), "do not divide by σ"),
+    (lambda mu, sigma, seed: _with_slope(mu, sigma, seed, lambda eps: eps / sigma / 2), "for the variance"),
+    (lambda mu, sigma, seed: _with_slope(mu, sigma, seed, torch.ones_like), "a factor ε is missing"),
+    (lambda mu, sigma, seed: (mu + sigma * torch.rand(mu.shape, generator=torch.Generator().manual_seed(seed)), None),
+     "not uniform"),
 ]
 
 
@@ -197,6 +228,10 @@ def check_noisy_loss(fn):
             "the loss at μ is missing": 0.5 * terms.sum(),
             "a positive curvature makes the loss larger: plus, not minus": loss - 0.5 * terms.sum(),
             "one number is asked: add the terms up": loss + 0.5 * terms,
+            "each weight's variance meets its own curvature: multiply first, then add up":
+                loss + 0.5 * (sigma**2).sum() * curvature.sum(),
+            "the curvature is the second derivative already, not its square":
+                loss + 0.5 * (sigma * curvature).square().sum(),
         },
         "the expected loss",
     )
@@ -206,6 +241,11 @@ WRONG["noisy_loss"] = [
     (lambda loss, sigma, curvature: loss + (sigma**2 * curvature).sum(), "½"),
     (lambda loss, sigma, curvature: loss + 0.5 * (sigma * curvature).sum(), "not σ"),
     (lambda loss, sigma, curvature: loss + 0.5 * (sigma**2 * curvature).mean(), "not their mean"),
+    (lambda loss, sigma, curvature: loss - 0.5 * (sigma**2 * curvature).sum(), "minus"),
+    (lambda loss, sigma, curvature: 0.5 * (sigma**2 * curvature).sum(), "the loss at μ is missing"),
+    (lambda loss, sigma, curvature: loss + 0.5 * sigma**2 * curvature, "one number"),
+    (lambda loss, sigma, curvature: loss + 0.5 * (sigma**2).sum() * curvature.sum(), "its own curvature"),
+    (lambda loss, sigma, curvature: loss + 0.5 * (sigma**2 * curvature**2).sum(), "not its square"),
 ]
 
 

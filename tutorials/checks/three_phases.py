@@ -26,6 +26,11 @@ def check_dreambooth_loss(fn):
             "the subject has the first n rows, not half of the batch":
                 squares[:half].mean() + weight * squares[half:].mean(),
             "this is one mean over both halves: take the mean of each, then the weight has a meaning": squares.mean(),
+            "take the mean of each part over its own rows, not over all rows of the batch":
+                (squares[:n].sum() + weight * squares[n:].sum()) / squares.numel(),
+            "DreamBooth divides by no sum of the weights: mean + w · mean":
+                (subject.mean() + weight * rest.mean()) / (1 + weight),
+            "the mean of the squares, not its root": subject.mean().sqrt() + weight * rest.mean().sqrt(),
             "the weight belongs to the class pictures (rows from n on), not to the subject":
                 weight * subject.mean() + rest.mean(),
             "the class pictures' half counts fully: multiply it by the weight": subject.mean() + rest.mean(),
@@ -63,6 +68,13 @@ WRONG["dreambooth_loss"] = [
     (lambda predicted, target, n, weight: _loss(predicted, target, len(predicted) // 2, weight), "not half"),
     (lambda predicted, target, n, weight: _loss(predicted, target, n, weight).item(), "nothing can learn"),
     (lambda predicted, target, n, weight: _loss(predicted, target, n, weight).detach(), "nothing can learn"),
+    (lambda predicted, target, n, weight: (((predicted - target) ** 2)[:n].sum()
+     + weight * ((predicted - target) ** 2)[n:].sum()) / predicted.numel(), "its own rows"),
+    (lambda predicted, target, n, weight: F.l1_loss(predicted[:n], target[:n])
+     + weight * F.l1_loss(predicted[n:], target[n:]), "absolute values"),
+    (lambda predicted, target, n, weight: F.mse_loss(predicted[:n], target[:n])
+     + F.mse_loss(predicted[n:], target[n:]), "counts fully"),
+    (lambda predicted, target, n, weight: _loss(predicted, target, n, weight) / (1 + weight), "no sum of the weights"),
 ]
 
 
@@ -103,6 +115,8 @@ def check_follow(fn):
         {
             "D is the mean of the squares; σ₁ follows its root": sigma1 + trust * (square.mean() - sigma1),
             "D is the *mean* of the squared distances, not their sum": sigma1 + trust * (square.sum().sqrt() - sigma1),
+            "take the mean over the photos first, then the root of it":
+                sigma1 + trust * (square.mean((1, 2, 3)).sqrt().mean() - sigma1),
             "D is that of the memory before the step": sigma1 + trust * (after - sigma1),
             "D is the mean over the distances to *all* photos, not the distance to their mean":
                 sigma1 + trust * (away.square().mean().sqrt() - sigma1),
@@ -132,6 +146,12 @@ WRONG["follow"] = [
     (lambda m, s, p, r, k: _followed(m, s, p, r, k, root=(p.mean(0) - m).square().mean().sqrt()), "*all* photos"),
     (_followed_late, "before the step"),
     (lambda m, s, p, r, k: (_followed(m, s, p, -r, k)[0], 0), "away from them"),
+    (lambda m, s, p, r, k: (r * (p.mean(0) - m), 0), "add it to where the mode was"),
+    (lambda m, s, p, r, k: (m + r @ (p.mean(0) - m), 0), "element by element"),
+    (lambda m, s, p, r, k: _followed(m, s, p, r, k, root=(p - m).square().sum().sqrt()), "not their sum"),
+    (lambda m, s, p, r, k: _followed(m, s, p, r, k, root=(p - m).square().mean((1, 2, 3)).sqrt().mean()),
+     "then the root of it"),
+    (lambda m, s, p, r, k: (_followed(m, s, p, r, k)[0], (p - m).square().mean().sqrt()), "√D itself"),
 ]
 
 
@@ -144,10 +164,17 @@ def _followed_in_place(modes, sigma1, photos, rates, trust):
 RIGHT["follow"] = [_followed_in_place]
 
 
-def _immerkaer(picture, measure=torch.abs, margin=2, factor=(math.pi / 2) ** 0.5, divisor=6):
-    mask = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]], dtype=picture.dtype)
-    response = F.conv2d(picture[None, None], mask[None, None])
+MASK = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]], dtype=torch.float64)
+LAPLACIAN = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
+
+
+def _immerkaer(
+    picture, measure=torch.abs, margin=2, factor=(math.pi / 2) ** 0.5, divisor=6, mask=MASK, around=None
+):
+    """The estimate, or with another argument a wrong one; around: the kind of padding, if there is one."""
     h, w = picture.shape
+    picture = picture[None, None]
+    response = F.conv2d(F.pad(picture, (1, 1, 1, 1), mode=around) if around else picture, mask[None, None])
     return factor * measure(response).sum() / (divisor * (h - margin) * (w - margin))
 
 
@@ -155,7 +182,6 @@ def _immerkaer(picture, measure=torch.abs, margin=2, factor=(math.pi / 2) ** 0.5
 def check_immerkaer(fn):
     slope = torch.arange(9.0)[:, None] * 0.3 - torch.arange(12.0)[None] * 0.2
     picture = slope + 0.1 * random(9, 12)
-    padded = F.pad(picture, (1, 1, 1, 1))
     compare(
         fn(picture),
         _immerkaer(picture),
@@ -171,7 +197,17 @@ def check_immerkaer(fn):
             "divide by 6, the root of the sum of the squares in the mask, or the mask's gain counts as noise":
                 _immerkaer(picture, divisor=1),
             "the root of the sum of the squares in the mask is 6, not 36": _immerkaer(picture, divisor=36),
-            "no padding: at the border zeros from outside look like noise": _immerkaer(padded),
+            "no padding: at the border zeros from outside look like noise":
+                [_immerkaer(picture, margin=margin, around="constant") for margin in (0, 2)],
+            "no padding: at the border there are no neighbours, and repeated pixels are none": [
+                _immerkaer(picture, margin=margin, around=kind)
+                for margin in (0, 2) for kind in ("reflect", "replicate")
+            ],
+            "this mask is Laplace's; Immerkær's takes one Laplacian from the other, so that edges count less":
+                [_immerkaer(picture, mask=LAPLACIAN, divisor=d) for d in (6, 20**0.5)],
+            "the mean of the absolute values, not the standard deviation of the responses":
+                [F.conv2d(picture[None, None], MASK[None, None]).std(correction=c) / 6 for c in (0, 1)],
+            "divide the sum by the number of responses, (H−2)(W−2)": _immerkaer(picture) * 7 * 10,
         },
         "the estimate",
     )
@@ -181,7 +217,20 @@ WRONG["immerkaer"] = [
     (lambda picture: _immerkaer(picture, torch.square), "not their squares"),
     (lambda picture: _immerkaer(picture, margin=0), "not H·W"),
     (lambda picture: _immerkaer(picture, factor=1), "√(π/2) is missing"),
-    (lambda picture: _immerkaer(F.pad(picture, (1, 1, 1, 1))), "no padding"),
+    (lambda picture: _immerkaer(F.pad(picture, (1, 1, 1, 1)), margin=4), "no padding"),
+    (lambda picture: _immerkaer(F.pad(picture, (1, 1, 1, 1)), margin=2), "no padding"),
+    (lambda picture: _immerkaer(picture, around="reflect"), "no padding"),
+    (lambda picture: _immerkaer(picture, margin=0, around="replicate"), "no padding"),
+    (lambda picture: _immerkaer(picture, lambda x: x), "*absolute*"),
+    (lambda picture: _immerkaer(picture, divisor=36), "not 36"),
+    (lambda picture: _immerkaer(picture, factor=math.sqrt(2 / math.pi)), "not √(2/π)"),
+    (lambda picture: _immerkaer(picture, mask=LAPLACIAN), "Laplace's"),
+    (lambda picture: F.conv2d(picture[None, None], MASK[None, None]).std() / 6, "not the standard deviation"),
+    (lambda picture: _immerkaer(picture.float(), mask=MASK.float()), "float32"),
+]
+RIGHT["immerkaer"] = [
+    lambda picture: (math.pi / 2) ** 0.5 / 6 * F.conv2d(picture[None, None], -MASK[None, None]).abs().mean(),
+    lambda picture: (math.pi / 2) ** 0.5 / 6 * (picture.diff(n=2, dim=0).diff(n=2, dim=1)).abs().mean(),
 ]
 
 
@@ -203,6 +252,8 @@ def check_gain(fn):
             "in the sum of the pair the noise cancels, and the picture stays; take the difference":
                 along(plus + minus) / 2 / energy,
             "half the difference: between ε and −ε lie two ε": along(plus - minus) / energy,
+            "divide by ⟨ε, ε⟩ itself, which is not just the number of its elements":
+                along(plus - minus) / 2 / eps.numel(),
             "divide by ⟨ε, ε⟩, so that a prediction that is ε has gain 1": along(plus - minus) / 2,
             "this is the size of the answer; project it on ε: ⟨½(ε̂₊ − ε̂₋), ε⟩":
                 ((plus - minus).square().sum() / 4 / energy).sqrt(),
@@ -224,6 +275,11 @@ WRONG["gain"] = [
     (lambda plus, minus, eps: ((plus + minus) / 2 * eps).sum() / (eps * eps).sum(), "picture stays"),
     (lambda plus, minus, eps: 1 - ((plus - minus) / 2 * eps).sum() / (eps * eps).sum(), "left in"),
     (lambda plus, minus, eps: (plus - minus).norm() / 2 / eps.norm(), "project it"),
+    (lambda plus, minus, eps: ((plus - minus) * eps).mean() / 2, "number of its elements"),
+    (lambda plus, minus, eps: F.cosine_similarity((plus - minus).flatten(), eps.flatten(), dim=0), "correlation"),
+    (lambda plus, minus, eps: (((plus - minus) / 2 * eps).flatten(1).sum(1) / (eps * eps).flatten(1).sum(1)).mean(),
+     "mean of the draws"),
+    (lambda plus, minus, eps: ((minus - plus) / 2 * eps).sum() / (eps * eps).sum(), "the sign"),
 ]
 RIGHT["gain"] = [lambda plus, minus, eps: plus.sub_(minus).mul_(eps).sum() / eps.square_().sum() / 2]
 
@@ -254,14 +310,20 @@ def check_noise_left(fn):
             "this is what is taken away at each step; what is left is 1 minus that":
                 sigmas[0] * (guided * (1 - ratio)).prod(),
             "a step goes from σ_i to σ_{i+1}: divide the later by the earlier": after(guided, 1 / ratio),
+            "one number is asked, the deviation at the end, not that after each step":
+                sigmas[0] * (1 - guided * (1 - ratio)).cumprod(0),
             "with gain 1 everywhere this is right; what is missing of 1 stays": sigmas[-1],
         },
         "the noise that is left",
     )
 
 
+def _left_factors(gains, sigmas):
+    return 1 - gains * (1 - sigmas[1:] / sigmas[:-1])
+
+
 def _left(gains, sigmas):
-    return sigmas[0] * (1 - gains * (1 - sigmas[1:] / sigmas[:-1])).prod()
+    return sigmas[0] * _left_factors(gains, sigmas).prod()
 
 
 WRONG["noise_left"] = [
@@ -270,6 +332,10 @@ WRONG["noise_left"] = [
     (lambda c, u, s, sigmas: _left(s * u - (s - 1) * c, sigmas), "exchanged"),
     (lambda c, u, s, sigmas: _left(s * c - (s - 1) * u, sigmas) / sigmas[0], "begins with σ_0"),
     (lambda c, u, s, sigmas: sigmas[0] * (1 - s * c + (s - 1) * u).prod(), "not g"),
+    (lambda c, u, s, sigmas: _left(s * (c - u), sigmas), "only what guidance adds"),
+    (lambda c, u, s, sigmas: sigmas[0] * (1 - _left_factors(s * c - (s - 1) * u, sigmas)).prod(), "taken away"),
+    (lambda c, u, s, sigmas: sigmas[0] * _left_factors(s * c - (s - 1) * u, sigmas).sum(), "not a sum"),
+    (lambda c, u, s, sigmas: sigmas[0] * _left_factors(s * c - (s - 1) * u, sigmas).cumprod(0), "deviation at the end"),
 ]
 
 
@@ -321,6 +387,10 @@ def check_paired_interval(fn):
         },
         "the half width",
     )
+    for other, n in ((1.96, 4), (2.776, 4), (4.0, 5)):  # another quantile, another number of pairs
+        half = pair(fn(a[:n], b[:n], other), "the mean and the half width")[1]
+        if not equal(half, other * difference[:n].std() / math.sqrt(n)):
+            raise Mistake(f"right for five pairs with t975 = 2.776, wrong for {n} with {other}: use len(a) and t975")
 
 
 WRONG["paired_interval"] = [
@@ -333,4 +403,14 @@ WRONG["paired_interval"] = [
     (lambda a, b, t975: ((a - b).mean(), t975 * (a - b).std() / len(a) ** 0.5 / 2), "half of the half"),
     (lambda a, b, t975: ((a - b).mean() - t975 * (a - b).std() / len(a) ** 0.5,
                          (a - b).mean() + t975 * (a - b).std() / len(a) ** 0.5), "ends of the interval"),
+    (lambda a, b, t975: ((a - b).mean(), t975 * (a - b).std() / len(a)), "not by n"),
+    (lambda a, b, t975: ((a - b).mean(), 1.96 * (a - b).std() / len(a) ** 0.5), "many pairs"),
+    (lambda a, b, t975: ((a - b).mean(), (a - b).std() / len(a) ** 0.5), "t975 is missing"),
+    (lambda a, b, t975: ((a - b).mean(), 2.776 * (a - b).std() / len(a) ** 0.5), "use len(a) and t975"),
+    (lambda a, b, t975: ((a - b).mean(), t975 * (a - b).std() / 5**0.5), "use len(a) and t975"),
+]
+RIGHT["paired_interval"] = [
+    lambda a, b, t975: (
+        a.mean() - b.mean(), t975 * (((a - b - (a - b).mean()) ** 2).sum() / (len(a) - 1) / len(a)).sqrt()
+    ),
 ]
