@@ -123,6 +123,8 @@ MUTATIONS = (
              "The monitor advises a step for photographs, by measures that know drawings alone."),
     Mutation("photographs-unknown", "minibnn/runs.py", '"photographs": of_photographs(options, pictures)',
              '"photographs": False', "test_report.py", "A run's folder does not tell that it learned photographs."),
+    Mutation("textured-places", "minibnn/world/captions.py", 'if model == "textured":', 'if model == "other":',
+             "test_subjects.py", "The textured model is asked for places, of which it knows none."),
     Mutation("page-stale-looks", "minibnn/page/record.py", "if step in there]", "]", "test_report.py",
              "The page shows looks that a resumed run has forgotten."),
     Mutation("curves-level", "minibnn/lab/curves.py", 'rows[0]["noise"] + RISEN', 'rows[-1]["noise"] + RISEN',

@@ -19,6 +19,7 @@ from minibnn.finetune.methods import make_trainable
 from minibnn.options.parsing import parse
 from minibnn.options.training import TrainOptions
 from minibnn.train import Batches
+from minibnn.world.captions import elsewhere
 
 
 @pytest.fixture
@@ -176,6 +177,22 @@ def test_samples_show_the_subject_places_and_the_class():
     assert one == ["a sks dog"] * 4 + places + ["a dog"]
     two = sample_prompts(TrainOptions(images=["p", "q"], prompt=["a sks dog", "a zwx cat"], samples=5))
     assert two == ["a sks dog", "a zwx cat", "a sks dog on the beach", "a zwx cat on the beach", places[1]]
+
+
+def test_samples_of_the_textured_model_name_what_it_knows():
+    """Bug of an earlier version: places, of which it knows none, and for which its prompts have no room."""
+    textured = StableDiffusion.load("textured")
+    recipe = textured.recipe
+    prompts = sample_prompts(TrainOptions(images="p", model="textured", prompt=recipe["prompt"],
+                                          class_prompt=recipe["class_prompt"]))
+    assert prompts == [recipe["prompt"]] * 4 + [
+        "a warm photo of sks from afar", "a cold photo of sks from afar", "a plain photo of sks close up",
+        recipe["class_prompt"],
+    ]
+    for prompt in prompts:
+        assert all(f"{word}</w>" in textured.tokenizer.vocab for word in prompt.split())
+        assert len(prompt.split()) + 2 <= textured.tokenizer.max_length
+    assert elsewhere("my cat", "textured") == ["my cat"] * 3
 
 
 # --- what may change on resume ----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from ..files import headers
 from ..finetune import methods
 from ..finetune.adapter_files import KOHYA
 from ..lab import curves
+from ..world.captions import elsewhere
 from . import programs
 
 
@@ -106,6 +107,6 @@ def about_result(options, kind, page, drawn):
     shown += f", {page} how it went" if page else ""
     advice = curves.advice_of(out)
     model = out / advice["model"] if advice and advice["model"] else out
-    prompt = shlex.quote(f"{options.prompt[0]} in the snow")
+    prompt = shlex.quote(elsewhere(options.prompt[0], options.model)[1])
     return (f"done: {out} is {kind}{shown}. Draw with another prompt:\n"
             f"  python -m minibnn sample --model {shlex.quote(str(model))} --prompt {prompt} --out picture.png")

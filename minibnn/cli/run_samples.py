@@ -8,6 +8,7 @@ from .. import data
 from ..lab.captioned import Group, save_sheet
 from ..pictures import to_pil
 from ..train import at_the_mean
+from ..world.captions import elsewhere
 
 GIVEN = 8  # training pictures that are shown
 
@@ -45,15 +46,15 @@ def given(images, captions):
 
 
 def sample_prompts(options):
-    """The prompts of samples.png: those of --sample-prompts; or the training prompt four times, the same with other
-    places, the class, and so on. Several subjects take turns, each beginning with its prompt and then the places."""
+    """The prompts of samples.png: those of --sample-prompts; or the training prompt four times, the same
+    elsewhere, the class, and so on. Several subjects take turns, each beginning with its prompt and then elsewhere."""
     if options.sample_prompts:
         prompts = data.read_prompts(options.sample_prompts, "--sample-prompts")
         number = len(prompts)
     else:
-        places, of_each, number = ("on the beach", "in the snow", "on a wooden floor"), [], 8
+        of_each, number = [], 8
         for i, prompt in enumerate(options.prompt):
-            own = [prompt] * (4 if len(options.prompt) == 1 else 1) + [f"{prompt} {place}" for place in places]
+            own = [prompt] * (4 if len(options.prompt) == 1 else 1) + elsewhere(prompt, options.model)
             of_each.append([*own, options.class_prompt[i] if options.class_prompt else prompt])
         prompts = [prompt for turn in zip(*of_each, strict=True) for prompt in turn]
     return [prompts[i % len(prompts)] for i in range(number if options.samples is None else options.samples)]

@@ -38,6 +38,7 @@ from ..pictures import save_png, to_pil, to_tensor
 from ..runs import find_config
 from ..train import at_the_mean
 from ..world import measures as world_measures
+from ..world.captions import elsewhere
 from ..world.classifier import reconstruct
 from ..world.drawing import SIZE
 from . import curves, gain_advice, gains, plot, sigma1_estimate
@@ -49,10 +50,9 @@ DRAWS = 2
 PAIRS = 2  # of noise at each time at which gains are measured
 KEPT = 2
 LOOKS = 6  # in a run after the first, if --monitor-every is not given
-PLACES = ("on the beach", "in the snow", "on a wooden floor")
 NOTHING_KNOWN = ("fidelity and noise were learned from drawings alone and say nothing of photographs, so that the "
                  "monitor advises no step")
-EVALUATIONS = 2 * len(PLACES) * STEPS  # for the pictures of a look
+EVALUATIONS = 6 * STEPS  # for the six pictures of a look
 
 
 def settle(options):
@@ -126,7 +126,7 @@ class Monitor:
     def look(self, sd, step):
         """Draw six pictures, show and measure them, and measure σ₁ and the gains: {name of the curve: number}."""
         prompt = self.options.prompt[0]  # of several subjects the first is watched
-        prompts = [prompt] * 3 + [f"{prompt} {place}" for place in PLACES]
+        prompts = [prompt] * 3 + elsewhere(prompt, self.options.model)
         size, at_once = self.options.resolution, 6 if self.world else 1
         with at_the_mean(sd, getattr(torch, self.options.dtype)):
             pictures = sd.generate(prompts, STEPS, seed=0, size=size, batch_size=at_once, progress=False)

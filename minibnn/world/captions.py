@@ -11,6 +11,8 @@ from ..networks.tokenizer import END, START, Tokenizer, byte_symbols
 from . import scenes as world
 
 RARE_WORDS = ("sks", "zwx", "ohwx", "qxv", "vlk", "ruq")  # no caption has them: they are free to name a new subject
+PLACES = ("on the beach", "in the snow", "on a wooden floor")
+VIEWS = (("plain", "warm"), ("plain", "cold"), ("from afar", "close up"))  # of `textured`: a light or distance, another
 SPARE_WORDS = ("photo", "of", "picture", "drawing", "the", "and", "my", "small", "big")
 
 
@@ -33,6 +35,17 @@ def make_vocabulary(words, folder):
     write_text(folder / "vocab.json", json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False))
     write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n")
     return Tokenizer(folder)
+
+
+def elsewhere(prompt, model):
+    """Three prompts that ask for the subject of a prompt under other circumstances which the model knows.
+
+    model: as --model names it. `textured` was trained on no places and has no room for more words than its captions
+    have: it takes another light or distance, where the prompt names one. All others take places.
+    """
+    if model == "textured":
+        return [prompt.replace(*view) for view in VIEWS]
+    return [f"{prompt} {place}" for place in PLACES]
 
 
 def caption_words():
