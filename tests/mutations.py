@@ -98,7 +98,7 @@ MUTATIONS = (
     Mutation("config-unchecked", "minibnn/options/of_runs.py",
              'fitting(config, record(SCHEMA | {"options": record(fields_of(options_class))}), path)', "pass",
              "test_options.py", "A run's config.json is believed whatever it holds."),
-    Mutation("config-method", "minibnn/options/configs.py", "MACHINE + (OF_METHOD if other else ())", "MACHINE",
+    Mutation("config-method", "minibnn/options/configs.py", "*(OF_METHOD if other else ()), ", "",
              "test_options.py", "--config RUN --method lora brings the rate and the layers of DreamBooth along."),
     Mutation("options-one-prompt", "minibnn/options/kinds.py", "value = [value]", "value = list(value)",
              "test_options.py", "A prompt from Python is taken letter by letter."),
