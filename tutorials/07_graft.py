@@ -167,9 +167,9 @@ for value in (0.9, 0.5, 0.2, 0.05):
     print(f"ᾱ = {value:4}: ceiling {ceiling(a):.3f}, variance of the reward left at x_t {(a * (1 - a)).mean():.4f}")
 
 # %% [markdown]
-# The variance that is left grows with the noise (Lemma 4.3 of the first version): the noisier the state at the switch,
-# the less it says about the reward. One warning: with a *deterministic* sampler the end is a function of $x_t$, then
-# $a$ is 0 or 1 and nothing is lost.
+# The variance that is left grows with the noise (Lemma 4.3 in the first version of the GRAFT paper): the noisier the
+# state at the switch, the less it says about the reward. One warning: with a *deterministic* sampler the end is a
+# function of $x_t$, then $a$ is 0 or 1 and nothing is lost.
 #
 # ## Exercise 4 · training on noisy states (15 minutes, hard)
 #
@@ -374,8 +374,8 @@ for i, switch in enumerate(SWITCHES):
 # dozens scatter by 0.06 to 0.2, so that six trainings do not tell their means apart (at switch 0 0.22 ± 0.12, at 200
 # 0.14 ± 0.06). What is shown is the gain at switch 200 with 180 samples, 0.080 ± 0.008 against 0.111 ± 0.015, and
 # with 3,059, 0.078 ± 0.002 against 0.104 ± 0.011, and there it is *training* that gains, not variance: the copy has
-# less to learn in its 300 steps. One training for each point, as an earlier version of this page had, would have shown
-# half or double of it by chance. At switch 400 and beyond the bias outweighs everything.
+# less to learn in its 300 steps. One training for each point would have shown half or double of it by chance. At switch
+# 400 and beyond the bias outweighs everything.
 #
 # ## Experiment 2: red things on the grass
 #
