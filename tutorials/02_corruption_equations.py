@@ -341,13 +341,19 @@ for t in (20, 100, 200, 400, 800):
     same, of_eq2 = constant(error) / loss, share**2 / loss
     print(f"  t = {t:3}: {same:4.0%} / {of_eq2:4.0%} / {1 - same - of_eq2:4.0%}   of a loss of {loss:.3f}")
 
+noise = torch.randn(others.shape, generator=torch.Generator().manual_seed(0)).float()
+captions = sd.encode_prompts([world.caption(scene) for scene in scenes])
+with torch.no_grad():
+    predicted = sd.predict_eps(schedule.q_sample(others, noise, abar[20]), torch.full((len(others),), 20), captions)
+print(f"the loss at t = 20 on the {len(others)} drawings of other things: {(predicted - noise).square().mean():.2f}")
+
 # %% [markdown]
 # Three surprises. $\sigma_{1,t}$ is **not one number**: it grows with $t$ by a factor of five or six, and the paper's
 # average over $t$ is mostly about large $t$. Only **a small part of the error**, less than a tenth for $t\ge100$, has
 # Eq. 2's form. Most of it does not depend on $\epsilon$ at all: the network expects another dog, which is a wrong
 # picture and not noise. And the rest, a quarter and more at $t\ge400$, is neither: answers to $\epsilon$ that are no
 # multiple of it. The loss at $t=20$ is even larger than 1, which is what "there is no noise" ($\hat\epsilon=0$) would
-# cost; on ordinary drawings it is about 0.36. This dog lies far outside of what the bundled model knows.
+# cost; on the drawings of other things it is 0.32. This dog lies far outside of what the bundled model knows.
 #
 # The growth has a reason that has nothing to do with fine-tuning. Least squares measures the average of $k_t$ over all
 # directions (by Stein's lemma, the mean of $\partial\hat x_0/\partial x_t$'s diagonal). Real pictures vary much in a
