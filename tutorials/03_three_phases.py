@@ -538,8 +538,10 @@ for step in looked:
 
 # %%
 views = store.read_json(TUTORIALS / "results" / "stage_views.json")
-figure, axis = plt.subplots(figsize=(6.4, 5.6))
-axis.imshow(plt.imread(TUTORIALS / "results" / "stage_views.png"))
+sheet = plt.imread(TUTORIALS / "results" / "stage_views.png")
+figure = plt.figure(figsize=(sheet.shape[1] / 80, sheet.shape[0] / 80))  # `show` saves 80 pixels for an inch
+axis = figure.add_axes((0, 0, 1, 1))
+axis.imshow(sheet)
 axis.axis("off")
 show(
     figure,
