@@ -2,6 +2,7 @@
 
 
 import json
+import math
 
 import numpy as np
 import torch
@@ -19,6 +20,17 @@ def to_pil(images):
     """(B, 3, H, W) in [-1, 1] -> list of RGB pictures, rounded as diffusers rounds."""
     array = ((images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().float().numpy() * 255).round().astype(np.uint8)
     return [Image.fromarray(a) for a in array]
+
+
+def columns_of(prompts, count):
+    """How many pictures stand side by side, for a number of prompts and of pictures for each.
+
+    Several pictures of several prompts: a row for each prompt. Otherwise four, or as many as make the grid a square.
+    """
+    if prompts > 1 and count > 1:
+        return count
+    pictures = prompts * count
+    return min(pictures, max(4, math.ceil(math.sqrt(pictures))))
 
 
 def grid(pictures, columns, zoom=1):

@@ -17,7 +17,7 @@ from minibnn.files.store import write_json
 from minibnn.files.weights import write_tensors
 from minibnn.finetune import adapters, bayes
 from minibnn.options.results import SampleOptions
-from minibnn.pictures import grid
+from minibnn.pictures import columns_of, grid
 
 
 @pytest.fixture(scope="module")
@@ -272,6 +272,14 @@ def test_sample_writes_pictures_with_their_settings(tmp_path):
         sample(options)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "count", "columns"),
+    [(1, 1, 1), (1, 3, 3), (1, 4, 4), (1, 6, 4), (1, 16, 4), (1, 17, 5), (3, 1, 3), (5, 1, 4), (20, 1, 5), (2, 6, 6)],
+)
+def test_many_pictures_make_a_grid_and_no_strip(prompts, count, columns):
+    assert columns_of(prompts, count) == columns
+
+
 def test_a_strength_without_an_adapter_is_refused(tmp_path):
     with pytest.raises(UserError, match="--adapter-scale is the strength of --adapter, and none is given"):
         sample(SampleOptions(prompt="a dog", adapter_scale=0.3, out=str(tmp_path / "a.png")))
@@ -295,3 +303,5 @@ def test_pictures_beyond_the_first_thousand(tmp_path, monkeypatch):
         (folder / name).write_bytes((folder / "1001.png").read_bytes())
     sample(dataclasses.replace(options, count=1))
     assert sorted(p.name for p in folder.iterdir()) == sorted(["000.png", "001.png", *own])
+    sample(dataclasses.replace(options, prompt=["a dog"], count=16))
+    assert Image.open(tmp_path / "grid.png").size == (4 * 2 + 3 * 2, 4 * 2 + 3 * 2)

@@ -1,8 +1,9 @@
 """The command `python -m minibnn sample --model runs/dog --prompt "…" --out dog.png`: opens any model, writes pictures.
 
-One picture is written as it is; several make a grid and stand one by one in a folder beside it. Each PNG holds its
-settings as text ("minibnn"), so that it can be drawn again. `--posterior-samples K` draws every prompt with the mean
-weights and with K draws of the weights, and shows the mean and the deviation of those K (`posterior.py`).
+One picture is written as it is; several make a grid (`pictures.columns_of`) and stand one by one in a folder beside
+it. Each PNG holds its settings as text ("minibnn"), so that it can be drawn again. `--posterior-samples K` draws every
+prompt with the mean weights and with K draws of the weights, and shows the mean and the deviation of those K
+(`posterior.py`).
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from ..devices import check_compiler, choose_device, choose_threads, compile_in_
 from ..errors import UserError
 from ..lab import curves
 from ..neighbours import graft_run, guidance
-from ..pictures import grid, save_png
+from ..pictures import columns_of, grid, save_png
 from ..pipeline import StableDiffusion
 from ..world import words
 
@@ -57,7 +58,7 @@ def sample(options):
             options.eta, options.batch_size, predictor=predictor,
         )
 
-    columns = options.count if options.count > 1 else min(4, len(prompts))
+    columns = columns_of(len(options.prompt), options.count)
     if options.posterior_samples:
         columns = options.posterior_samples + 3
         draws = posterior.generate_with_draws(sd, random, options.posterior_samples, options.seed, generate)

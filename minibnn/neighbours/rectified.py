@@ -36,7 +36,7 @@ from ..files.weights import load_state, read_tensors, write_tensors
 from ..networks.unet import UNet, UNetConfig
 from ..options import unfinished
 from ..options.kinds import refuse
-from ..pictures import grid, save_png, to_pil
+from ..pictures import columns_of, grid, save_png, to_pil
 from ..pipeline import StableDiffusion
 from ..progress import progress_bar
 from ..runs import fingerprint
@@ -274,7 +274,7 @@ def train_there(sd, options, out):
 
 
 def draw_rows(sd, options, out, device):
-    """Write one picture: a row of all prompts without correction and, with --corrector, two rows with it.
+    """Write one picture: all prompts without correction or, with --corrector, a row without and two rows with it.
 
     sd: in float32, of which the corrector knows a fingerprint.
     """
@@ -294,7 +294,8 @@ def draw_rows(sd, options, out, device):
         for picture in draw(sd, prompts, steps, guidance, options.seed, size, options.batch_size, kind,
                             options.corrector_steps)
     ]
-    save_png(grid(pictures, len(prompts)), out, {"prompts": json.dumps(prompts), "steps": steps, "guidance": guidance})
+    columns = len(prompts) if corrector else columns_of(len(options.prompt), options.count)
+    save_png(grid(pictures, columns), out, {"prompts": json.dumps(prompts), "steps": steps, "guidance": guidance})
     rows = f": rows {', '.join(ROWS)}, from the same noise" if corrector else ""
     print(f"{out}: {steps} Euler steps, guidance {guidance:g}{rows}")
     return pictures

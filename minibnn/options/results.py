@@ -32,7 +32,7 @@ class SampleOptions:
     seed: int = seed_option("drawing", "the same pictures on every device, up to rounding")
     dtype: str = option(None, "precision of the weights [float32; CUDA: float16]", "drawing", choices=DTYPES)
     device: str = device_option("drawing")
-    out: str = option("sample.png", "a PNG file; several pictures make a grid, and a folder of the same name", "output", means="a file", metavar="PNG")
+    out: str = option("sample.png", "a PNG file; several pictures make a grid, near to a square or with a row for each prompt, and a folder of the same name", "output", means="a file", metavar="PNG")
     overwrite: bool = option(False, "replace OUT if it exists", "output")
 
     def __post_init__(self):
