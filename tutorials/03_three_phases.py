@@ -533,8 +533,10 @@ for step in looked:
 # where the cat is clean, as at step 800, where it is not. Something escapes it.
 #
 # Look at the *columns* of the sheet, then. Here are the weights of step 800 with eight starting noises
-# (`python -m minibnn experiment stage-views`). **Before you read on:** what decides whether a picture is clean, the
-# row or the column?
+# (`python -m minibnn experiment stage-views`). With "eta = 1" each step adds fresh noise, as DDPM does; "pretrained
+# null" takes guidance's unconditional prediction from the pretrained model; "photo's colour" gives the starting noise
+# the mean colour of the photo, and "strength" scales it to a standard deviation of 1. **Before you read on:** what
+# decides whether a picture is clean, the row or the column?
 
 # %%
 views = store.read_json(TUTORIALS / "results" / "stage_views.json")
