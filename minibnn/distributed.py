@@ -68,11 +68,11 @@ def one_of_several(command):
                 take_gpu(options.device)
                 return command(options, *arguments)
             except (Exception, KeyboardInterrupt) as error:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, once one has ended: let this one say why
                 if dist.distributed_c10d._get_default_store().add("minibnn/said", 1) > 1:
                     time.sleep(2)  # another process is saying it, and torchrun would kill that if this one ended first
                     raise SystemExit(2) from None
-                if is_lost(error) or is_lost(error.__context__):
-                    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's to those that are left
+                if is_lost(error):
                     raise UserError("another of the processes has ended without a word, perhaps killed for lack of "
                                     "memory: --resume goes on from the last checkpoint") from None
                 raise
@@ -81,8 +81,10 @@ def one_of_several(command):
 
 
 def is_lost(error):
-    """Whether an exception says that another process of the group is gone."""
-    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
+    """Whether an exception, or one that it interrupted, says that another process of the group is gone."""
+    while error and not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
+        error = error.__context__
+    return error is not None
 
 
 def join(device):
