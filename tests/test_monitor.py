@@ -22,6 +22,7 @@ from minibnn.options.training import TrainOptions
 from minibnn.pictures import to_tensor
 from minibnn.train import at_the_mean
 from minibnn.world import measures as world_measures
+from minibnn.world.captions import PLACES
 from minibnn.world.classifier import reconstruct
 
 NAMES = {"step", "fidelity", "noise", "sigma1 at 100", "sigma1 at 500", "sigma1 at 900"}
@@ -394,7 +395,7 @@ def test_photographs_without_dino(quick, options, tmp_path):
     assert [row["fidelity"] for row in rows] == [None] * 2 and all(0.2 < row["noise"] < 20 for row in rows)
     assert Image.open(tmp_path / "run" / "curves.png").size == (2 * 440, 600)
     sd = StableDiffusion.load(tmp_path / "run")
-    prompts = ["a photo of a sks dog"] * 3 + [f"a photo of a sks dog {place}" for place in monitor.PLACES]
+    prompts = ["a photo of a sks dog"] * 3 + [f"a photo of a sks dog {place}" for place in PLACES]
     drawn = sd.generate(prompts, 3, seed=0, batch_size=6, progress=False)
     greys = np.stack([np.asarray(picture) for picture in drawn]).astype(float)
     n = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]])

@@ -26,6 +26,7 @@ from minibnn.photo import measures as photo
 from minibnn.photo.loading import load_clip, load_clip_iqa, load_dino, load_lpips
 from minibnn.photo.networks import Lpips
 from minibnn.pictures import to_pil, to_tensor
+from minibnn.world.captions import PLACES
 
 transformers = pytest.importorskip("transformers")
 RECORDED = json.loads((DATA / "photo.json").read_text())
@@ -399,7 +400,7 @@ def test_the_monitor_sees_photographs_as_dino_does(folders, tmp_path, dog, monke
     rows = [json.loads(line) for line in (run / "curves.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1]
 
-    prompts = ["a photo of a sks dog"] * 3 + [f"a photo of a sks dog {place}" for place in monitor.PLACES]
+    prompts = ["a photo of a sks dog"] * 3 + [f"a photo of a sks dog {place}" for place in PLACES]
     sd, eyes = StableDiffusion.load("tiny"), load_dino(dino)
     drawn = sd.generate(prompts, monitor.STEPS, seed=0, batch_size=1, progress=False)
     photos = to_pil(data.load_pictures(data.list_pictures(dog), 64))
