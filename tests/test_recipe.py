@@ -124,8 +124,9 @@ def test_picture_has_every_picture_of_a_strip_below_its_label():
     assert all((sheet[:30, start : start + 60] < 128).any() for start in starts), "labels"
 
 
-def test_the_committed_runs_give_the_committed_table():
-    results = Path(__file__).parents[1] / "tutorials" / "results"
+@pytest.mark.parametrize("folder", [".", "recipe_lora"])
+def test_the_committed_runs_give_the_committed_table(folder):
+    results = Path(__file__).parents[1] / "tutorials" / "results" / folder
     lines = read_rows(results / "recipe.jsonl", trainings.LINE, trainings.LINE)
     written = cells((results / "recipe.md").read_text(encoding="utf-8"))
     table = cells(trainings.markdown(lines, list(written), {}, 1.0, LEAST))

@@ -224,7 +224,8 @@ def test_the_recipe_of_a_bundled_model_decides_batch_and_steps(options, model, b
 
 
 @pytest.mark.parametrize(
-    ("method", "expected"), [("dreambooth", (3.0, "pretrained", 0.98)), ("lora", (0.0, "noise", 0.0))],
+    ("method", "expected"),
+    [("dreambooth", (3.0, "pretrained", 0.98)), ("lora", (1.0, "pretrained", 0.98)), ("oft", (0.0, "noise", 0.0))],
 )
 def test_the_recipe_of_tiny_v2_says_who_teaches_the_class(method, expected):
     given = TrainOptions(images="x", out="y", method=method)
@@ -233,6 +234,17 @@ def test_the_recipe_of_tiny_v2_says_who_teaches_the_class(method, expected):
     asked = dataclasses.replace(given, prior_weight=1.0, prior_target="noise", ema=0.5)
     settled = settle(asked, StableDiffusion.load("tiny-v2"), 6)
     assert (settled.prior_weight, settled.prior_target, settled.ema) == (1.0, "noise", 0.5)
+
+
+@pytest.mark.parametrize(("model", "rank"), [("tiny", 4), ("tiny-v2", 8)])
+def test_the_recipe_may_say_the_rank_of_a_lora(model, rank):
+    given = TrainOptions(images="x", out="y", method="lora")
+    sd = StableDiffusion.load(model)
+    settled = settle(given, sd, 6)
+    assert (settled.rank, settled.alpha) == (rank, float(rank))
+    settled = settle(dataclasses.replace(given, rank=2), sd, 6)
+    assert (settled.rank, settled.alpha) == (2, 2.0)
+    assert settle(dataclasses.replace(given, method="oft"), sd, 6).rank is None
 
 
 def test_batches_hold_subject_first_then_class(options, dog):

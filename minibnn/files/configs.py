@@ -45,7 +45,7 @@ RECIPE_KINDS = NUMBERS | {
     "class_pictures_per_picture": integer(1), "class_guidance": number(), "prior_target": one_of(*PRIOR_TARGETS),
     "sigma": number(above=0),
     "sample_steps": integer(1, 1000), "guidance": number(), "dtype": optional(one_of("float32", "bfloat16", "float16")),
-    "methods": mapping(record(NUMBERS)),
+    "methods": mapping(record(NUMBERS | {"rank": integer(1)})),
 }
 
 

@@ -40,7 +40,8 @@ def settle(options, recipe):
     if unknown:
         raise UserError(f"--export: {min(unknown)!r} is not one of {', '.join(EXPORTS)}")
     recipe = recipe | recipe["methods"].get(options.method, {})
-    defaults = OWN[options.method] | {name: recipe[name] for name in SETTLED}
+    named = {name: recipe[name] for name in OWN[options.method] if name in recipe}
+    defaults = OWN[options.method] | named | {name: recipe[name] for name in SETTLED}
     still_open = {name: default for name, default in defaults.items() if getattr(options, name) is None}
     asked, options = options.prior_target, dataclasses.replace(options, **still_open)
     if not options.prior_weight:

@@ -27,7 +27,7 @@ class GraftOptions:
     deduplicate: bool = option(False, "keep one of pictures that look alike", "choosing")
 
     method: str = option("dreambooth", "what is trained: all of the UNet, or a low-rank correction of chosen layers (lora)", "training", choices=("dreambooth", "lora"))
-    rank: int = option(None, "lora: rank r of the correction [4]", "training", type=whole)
+    rank: int = option(None, "lora: rank r of the correction [4; tiny-v2: 8]", "training", type=whole)
     layers: str = option(None, "lora: ends of the names of the linear layers that are adapted, joined by commas [to_q,to_k,to_v,to_out.0]", "training", metavar="NAMES")
     switch: int = option(0, "time 0..999 at which the base takes over; 0: never, which is GRAFT", "training", type=natural)
     steps: int = option(300, "optimiser steps", "training", type=whole)

@@ -34,7 +34,7 @@ class TrainOptions:
     method: str = option("dreambooth", "what is trained: all of the UNet; a low-rank correction (lora) or a rotation (oft) of chosen layers", "method", choices=("dreambooth", "lora", "oft"))
     bayes: bool = option(True, "random weights, or the plain baseline", "method")
     where: str = option(None, "dreambooth: which layers are random, joined by commas: paper (those of the authors' scripts; the paper's text has paper,time), norm, cross-attention, time, projections (of SD v2), conv, all; up, mid, down restrict them to those blocks; time-embedding, which lies in none [paper]; oft: up, mid, down: the blocks whose Q is random [all]", "method", metavar="WHERE")
-    rank: int = option(None, "lora: rank r of the correction [4]", "method", type=whole)
+    rank: int = option(None, "lora: rank r of the correction [4; tiny-v2: 8]", "method", type=whole)
     alpha: float = option(None, "lora: the correction is scaled by ALPHA/RANK [RANK]", "method", type=positive)
     blocks: int = option(None, "oft: number of blocks of the rotation; each layer's inputs must divide by it [4]", "method", type=whole)
     coft: float = option(None, "oft: keep each block's rotation within X/√BLOCKS (constrained OFT)", "method", type=positive, metavar="X")

@@ -27,7 +27,7 @@ TINY_V2_RECIPE = TINY_RECIPE | {
     "steps_per_picture": 120, "batch_size": 4, "lr": 3e-4, "prior_weight": 3.0, "prior_target": "pretrained",
     "ema": 0.98,
     "methods": {
-        "lora": {"steps_per_picture": 100, "lr": 3e-3, "prior_weight": 0.0, "ema": 0.0},
+        "lora": {"steps_per_picture": 100, "lr": 3e-3, "prior_weight": 1.0, "rank": 8},
         "oft": {"steps_per_picture": 100, "lr": 2e-3, "prior_weight": 0.0, "ema": 0.0},
     },
 }
