@@ -305,7 +305,7 @@ def test_advice_names_the_cause_and_remedies_that_fit(tmp_path):
         "where 0.03 is seen; draw with --eta 1 or --guidance 2, or train with --null-dropout 0.1"
     )
     watch.options.null_dropout, watch.options.bayes = 0.1, False  # what was done is not advised
-    assert watch.advice().endswith("draw with --eta 1 or --guidance 2, or train with --bayes")
+    assert watch.advice().endswith("draw with --eta 1 or --guidance 2")
     watch.visible = math.inf  # a decoder that hides all noise
     assert watch.advice().splitlines()[1].startswith("guidance is not the cause: guidance 7.5 adds noise to latents")
 
