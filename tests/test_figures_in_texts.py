@@ -12,6 +12,7 @@ from minibnn.experiments import graft
 from minibnn.experiments.bps import anchors as bps_anchors
 from minibnn.experiments.bps import places as bps_places
 from minibnn.experiments.corruption import report
+from minibnn.experiments.guidance import trainings as guidance
 from minibnn.experiments.inverse_noise.report import by_seed, contests
 from minibnn.experiments.stage import report as stage_report
 from minibnn.experiments.stage import settings as stage_settings
@@ -207,6 +208,17 @@ def rewards(method, other, measure="reward"):
     return interval([seed[method][measure] - seed[other][measure] for seed in seeds])
 
 
+def rewarded(method):
+    seeds = json.loads((RESULTS / "graft.json").read_text())["seeds"].values()
+    return np.mean([seed[method]["reward"] for seed in seeds])
+
+
+def below_ceiling(switch):
+    """By how much the reward of P-GRAFT is below what the base makes of the accepted states."""
+    seeds = json.loads((RESULTS / "graft.json").read_text())["seeds"].values()
+    return interval([seed[f"P-GRAFT {switch}"]["ceiling"] - seed[f"P-GRAFT {switch}"]["reward"] for seed in seeds])
+
+
 def seconds(place):
     return json.loads((RESULTS / "where.json").read_text())["rows"][place]["seconds"]
 
@@ -329,6 +341,20 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
         *(-100 * anchored("base", "own", "7.5", "place")[i] for i in (0, 2, 1))], 0),
     "guided by the base, control": ("tutorials/results/guidance", "differ in fidelity by {} [{}, {}]", lambda: [
         *anchored("base", "base class", "1.5", "fidelity")], 3),
+    "guided by the base, places at 3": ("tutorials/results/guidance", "pictures and at 3 in {} [{}, {}];", lambda: [
+        100 * x for x in falls(anchored("base", "own", "3", "place"))], 0),
+    "guided by the base, subject": (
+        "tutorials/results/guidance", "is seen in {} [{}, {}], {} [{}, {}] and {} [{}, {}] points fewer at 1.5,",
+        lambda: [100 * x for w in ("1.5", "3", "7.5") for x in falls(anchored("base", "own", w, "subject"))], 0),
+    "GRAFT, random choice": ("tutorials/results/graft", "no change of the reward is shown ({} [{}, {}])", lambda: [
+        *rewards("random choice", "base")], 2),
+    "GRAFT, ceiling": ("tutorials/results/graft", "at 250 it stays below its ceiling by {} [{}, {}], at 500", lambda: [
+        *below_ceiling(250)], 2),
+    "GRAFT, diversity": ("tutorials/results/graft", "(GRAFT), {} [{}, {}] below the accepted samples", lambda: [
+        *rewards("accepted samples", "GRAFT", "diversity")], 3),
+    "GRAFT, switch": ("tutorials/results/graft", "{} with the former and {} with the latter, {} [{}, {}] less",
+                      lambda: [rewarded("P-GRAFT 250"), rewarded("P-GRAFT 750"),
+                               *rewards("P-GRAFT 250", "P-GRAFT 750")], 2),
     "GRAFT": ("RESULTS", "raises the reward by {} [{}, {}]", lambda: [*rewards("GRAFT", "base")], 2),
     "P-GRAFT": ("RESULTS", "the switch at 250 differs from it by {} [{}, {}]", lambda: [
         *rewards("P-GRAFT 250", "GRAFT")], 2),
@@ -584,6 +610,22 @@ def test_the_gains_of_guidance_are_means_of_its_trainings():
     assert f"$u={means['base'][1]:.2f}$ against $c={means['c'][1]:.2f}$ at $t=100$" in lesson
     first, second = (7.5 * means["c"][1] - 6.5 * means[name][1] for name in ("base", "own"))
     assert f"{first:.2f} at $w=7.5$" in lesson and f"({second:.2f} at 7.5)" in lesson
+
+
+def test_at_the_later_switches_no_distance_to_the_ceiling_is_shown():
+    assert all(low < 0 < high for _, low, high in map(below_ceiling, (500, 750)))
+
+
+@pytest.mark.parametrize("question", [name for name in guidance.QUESTIONS if "subject" in name or "place" in name])
+def test_the_rows_of_subject_and_place_are_those_of_the_trainings(question):
+    rows = [json.loads(line) for line in (RESULTS / "guidance.jsonl").read_text().splitlines()]
+    name, (one, scale), (other, at) = guidance.QUESTIONS[question]
+    cells = []
+    for kind in ("dog", "cat", "fish", None):
+        own = [row["cells"] for row in rows if kind in (None, row["subject"])]
+        mean, low, high = interval([row[one][scale][name] - row[other][at][name] for row in own])
+        cells.append(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+    assert f"| {plainly(question)} | {' | '.join(cells)} |" in page_of("guidance")
 
 
 def test_the_trainings_that_chose_the_teacher_of_lora():

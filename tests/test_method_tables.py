@@ -54,12 +54,15 @@ def test_differences_pair_the_same_pictures():
         np.testing.assert_allclose(differences["LoRA + BNN"][what], (0.1, 0.1, 0.1), atol=1e-12)  # no spread left
         mean, low, high = rows["LoRA + BNN"][what]
         assert high - low > 0.2
-    text = methods.markdown(rows, differences)
+    text = methods.markdown(rows, differences, "with − without")
     assert text.count("**+0.100 (+0.100 … +0.100)**") == 3 * len(methods.MEASURES)
-    _, differences = methods.summarise("where", found, (0, 1, 2))
+    for column in (*methods.MEASURES, *methods.SPENT):
+        assert f"**{column}**" in text.partition("\n| ")[0]
+    rows, differences = methods.summarise("where", found, (0, 1, 2))
+    assert "\n| minus *none* | fidelity |" in methods.markdown(rows, differences, methods.COMPARED["where"])
     assert set(differences) == {"paper", "up", "norm", "cross-attention", "conv", "all"}
     np.testing.assert_allclose(differences["up"]["noise"], (0, 0, 0), atol=1e-12)
-    text = methods.markdown(*methods.summarise("methods", found, (0,)))
+    text = methods.markdown(*methods.summarise("methods", found, (0,)), "with − without")
     assert "inf" not in text and text.count(" | +0.100 |") and "…" not in text  # one seed has no interval
 
 
@@ -120,7 +123,8 @@ def test_the_committed_runs_give_the_committed_tables():
     assert all(line["settings"] == methods.settings_of(options) for line in found.values())
     for name in methods.TABLES:
         rows, differences = methods.summarise(name, found, (0, 1, 2))
-        assert methods.markdown(rows, differences).strip() in (folder / f"{name}.md").read_text()
+        text = methods.markdown(rows, differences, methods.COMPARED[name])
+        assert text.strip() in (folder / f"{name}.md").read_text(encoding="utf-8")
         committed = json.loads((folder / f"{name}.json").read_text())
         assert committed["settings"]["images"] == methods.settings_of(options)["images"]
         for row, cells in committed["with − without"].items():

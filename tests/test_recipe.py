@@ -97,6 +97,14 @@ def test_page_explains_its_columns_and_shows_options_where_they_differ():
     assert [row["options of `train`"] for row in table.values()] == ["the recipe's", "`--no-bayes`"]
 
 
+def test_page_names_the_command_of_each_set_of_seeds():
+    lines = [line("four-captions", seed) for seed in (1, 0)] + [line("plain", 0), line("noise-target", 0)]
+    lines += [line("noise-target", 1), line("plain", 0, "cat")]
+    text = trainings.markdown(lines, ["four-captions", "plain", "noise-target"], {}, 1.0, LEAST)
+    first = "The command is `python -m minibnn experiment recipe --settings four-captions noise-target --seeds 0 1`"
+    assert f"{first}, and the same with `--settings plain --seeds 0`." in text
+
+
 def test_what_is_clipped_is_counted_in_percent():
     images = torch.zeros(2, 3, 4, 5)
     images[0, :, 0] = 0.98  # 15 values of 120
@@ -134,6 +142,8 @@ def test_the_committed_runs_give_the_committed_table(folder):
         for column in ("runs", "captions", "subject", "place", "both", "told", "leak", "noise", "s"):
             assert row[column] == table[name][column], (name, column)
     assert sum(int(row["runs"]) for row in written.values()) == len(lines)
+    runs = {name: [each for each in lines if each["setting"] == name] for name in written}
+    assert trainings.commands(runs) in (results / "recipe.md").read_text(encoding="utf-8")
 
 
 def test_plan_counts_what_is_missing_and_refuses_other_settings(tmp_path, capsys):

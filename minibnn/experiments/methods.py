@@ -7,15 +7,7 @@ a table says merely which method is slower.
 
 Every run is a training command of its own, one thread, so that its processor time and peak memory are its own. Its
 pictures are drawn at θ = μ: 8 of the training prompt, and one or more of each of twelve other prompts, from the same
-noise for every run.
-
-    fidelity          cosine to the training pictures (as the VAE decodes them), of the training prompt (−1 … 1)
-    fidelity, others  the same, of other prompts (−1 … 1)
-    noise             energy above that of clean drawings, other prompts (10⁻³)
-    dog, place        share of pictures of other prompts that show a dog; that show the place asked for (0 … 1)
-    diversity         1 − mean cosine between the pictures of the training prompt (0 … 2)
-    CPU s, peak MB    of the whole training process, of which some 5 s and 500 MB are Python and PyTorch
-    state MB, file MB what is trained with Adam's two moments; what the run leaves to be used
+noise for every run. `MEASURES` and `SPENT` say what is measured.
 
 Intervals are two-sided 95 % t-intervals over seeds (`lab/intervals.py`) of each seed's mean over its pictures.
 Differences "with − without" pair the same seed, prompt and noise. With three seeds they are wide; one seed has none.
@@ -52,6 +44,7 @@ from ..runs import fingerprint, read_config
 from ..world import measures as world_measures
 from ..world.classifier import reconstruct
 from .children import train_apart
+from .legends import LIKE_THE_LAST, explained
 from .prompts import world_prompts
 from .records import check_alike, figure
 
@@ -77,12 +70,32 @@ PAIRS = {  # {with: without}
     "methods": {"DreamBooth + BNN": "DreamBooth", "LoRA + BNN": "LoRA", "OFT + BNN": "OFT"},
     "where": {name: "none" for name in TABLES["where"] if name != "none"},
 }
-MEASURES = ("fidelity", "fidelity, others", "noise", "dog", "place", "diversity")
+COMPARED = {"methods": "with − without", "where": "minus *none*"}  # the differences of PAIRS
+MEASURES = {
+    "fidelity": f"cosine of {TRAINING_PICTURES} pictures of the training prompt to the training pictures, as the VAE "
+                "decodes them, in the features of a small network, between −1 and 1",
+    "fidelity, others": "the same of the pictures of twelve other prompts",
+    "noise": "energy of those pictures above that of clean drawings with the same background (10⁻³)",
+    "dog": "share of those pictures on which a classifier sees a dog",
+    "place": "share of those that were asked for one of ten places on which it sees that place",
+    "diversity": "1 − mean cosine between the pictures of the training prompt, between 0 and 2",
+}
+SPENT = {
+    "CPU s": "processor time and peak memory of the whole training command, of which some 5 s and 500 MB are Python "
+             "and PyTorch",
+    "peak MB": LIKE_THE_LAST,
+    "state MB": "what is trained, with Adam's two moments",
+    "file MB": "what the run leaves to be used",
+}
 LINE = {  # of runs.jsonl
     "row": one_of(*ROWS), "seed": integer(0), "settings": record({}), "steps": integer(1), "seconds": number(0),
     "memory": number(0), "state": number(0), "stored": number(0),
     "values": record(dict.fromkeys(MEASURES, items(figure))),
 }
+LEGEND = (
+    "A cell is the mean over the seeds, of pictures with its 95 % t-interval. The differences below pair the same "
+    "seed, prompt and noise, and are bold where the interval excludes 0."
+)
 COSTS = ("seconds", "memory", "state", "stored")
 
 
@@ -170,21 +183,22 @@ def summarise(table, found, seeds):
     return rows, differences
 
 
-def markdown(rows, differences):
-    """Two tables in Markdown: the rows, then with − without; bold where the interval excludes 0."""
+def markdown(rows, differences, compared):
+    """What the columns mean and two tables in Markdown: the rows, then the differences, which are `compared`."""
     head = " | ".join(MEASURES)
-    lines = [f"| | {head} | CPU s | peak MB | state MB | file MB |", "|---" * (len(MEASURES) + 5) + "|"]
+    lines = [f"| | {head} | {' | '.join(SPENT)} |", "|---" * (len(MEASURES) + len(SPENT) + 1) + "|"]
     for name, row in rows.items():
         cells = [in_cell(row[what], "") for what in MEASURES]
         costs = f"{row['seconds']:.0f} | {row['memory']:.0f} | {row['state'] / 1e6:.3g} | {row['stored'] / 1e6:.2g}"
         lines.append(f"| {name} | {' | '.join(cells)} | {costs} |")
-    lines += ["", f"| with − without | {head} |", "|---" * (len(MEASURES) + 1) + "|"]
+    absolute = explained("\n".join(lines), [*MEASURES.values(), *SPENT.values()])
+    lines = [f"| {compared} | {head} |", "|---" * (len(MEASURES) + 1) + "|"]
     for name, row in differences.items():
         told = [low > 0 or high < 0 for _, low, high in (row[what] for what in MEASURES)]
         shown = [in_cell(row[what], "+") for what in MEASURES]
         cells = [f"**{cell}**" if bold else cell for cell, bold in zip(shown, told, strict=True)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return f"{absolute}\n\n{LEGEND}\n\n" + "\n".join(lines) + "\n"
 
 
 def in_cell(figures, sign):
@@ -250,7 +264,8 @@ def make_table(name, options):
         "seeds": list(options.seeds), "each": options.each, "images": settings["images"],
     }
     write_json(out / f"{name}.json", {"settings": described, "rows": rows, "with − without": differences})
-    write_text(out / f"{name}.md", markdown(rows, differences))
+    text = markdown(rows, differences, COMPARED[name])
+    write_text(out / f"{name}.md", text)
     strips = [[Image.open(out / "strips" / f"{row}.png")] for row in TABLES[name].values()]
     save_png(sheet(strips, list(TABLES[name]), [""]).quantize(256), out / f"{name}.png", optimize=True)
-    print(markdown(rows, differences))
+    print(text)

@@ -79,11 +79,15 @@ QUESTIONS = {  # what is asked: (measure, anchor and scale, anchor and scale of 
     "base − no guidance, w = 1.5": ("fidelity", ("base", "1.5"), ("none", "1")),
     "base class − own, w = 1.5": ("fidelity", ("base class", "1.5"), ("own", "1.5")),
     "place: base − own, w = 1.5": ("place", ("base", "1.5"), ("own", "1.5")),
+    "place: base − own, w = 3": ("place", ("base", "3"), ("own", "3")),  # asked when the results were there
     "place: base − own, w = 7.5": ("place", ("base", "7.5"), ("own", "7.5")),
     "noise: base − own, w = 1.5": ("noise", ("base", "1.5"), ("own", "1.5")),
     "noise: base − own, w = 3": ("noise", ("base", "3"), ("own", "3")),
     "noise: base − own, w = 7.5": ("noise", ("base", "7.5"), ("own", "7.5")),
     "clipped: base − own, w = 7.5": ("clipped", ("base", "7.5"), ("own", "7.5")),
+    "subject: base − own, w = 1.5": ("subject", ("base", "1.5"), ("own", "1.5")),  # these three afterwards, too
+    "subject: base − own, w = 3": ("subject", ("base", "3"), ("own", "3")),
+    "subject: base − own, w = 7.5": ("subject", ("base", "7.5"), ("own", "7.5")),
 }
 
 

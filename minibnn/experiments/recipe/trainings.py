@@ -180,8 +180,7 @@ def markdown(lines, names, right, whole, least):
         "A run fine-tunes the bundled model on six drawings of a spotted animal, with one subject and one seed. Its "
         "pictures are judged by a network that was trained on drawings alone. On new drawings this judge is right "
         f"{', '.join(f'about the {name} in {share:.1%}' for name, share in right.items())}, and of new drawings of the "
-        f"few-shot subjects in all places it gets {whole:.1%} right in all three. The command is "
-        f"`python -m minibnn experiment recipe --settings {' '.join(ran)}`.", "",
+        f"few-shot subjects in all places it gets {whole:.1%} right in all three. {commands(ran)}", "",
         "- **captions**: so many of the six training pictures have a caption that names the place",
         *(f"- **{name}**: {text.format(least=least.get(name))}" for name, text in MEASURES.items()),
         "- **s**: seconds of the whole command", "",
@@ -195,6 +194,16 @@ def markdown(lines, names, right, whole, least):
         cells += [more.get(name, "the recipe's")] if more else []
         rows.append(f"| {name} | {SETTINGS[name].captions} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
+
+
+def commands(ran):
+    """The commands that make the runs {setting: its lines}, one for each set of seeds, as a sentence."""
+    named = {}
+    for name, own in ran.items():
+        named.setdefault(tuple(sorted({line["seed"] for line in own})), []).append(name)
+    words = [f"--settings {' '.join(names)} --seeds {' '.join(map(str, seeds))}" for seeds, names in named.items()]
+    others = "".join(f", and the same with `{each}`" for each in words[1:])
+    return f"The command is `python -m minibnn experiment recipe {words[0]}`{others}."
 
 
 def cell(what, values):
