@@ -90,23 +90,42 @@ def textured():
     return stage_report.read_runs([RESULTS])
 
 
-def of_stage(setting, name, beside=None, view=stage_settings.MAIN, step=None):
+def of_stage(setting, name, beside=None, view=stage_settings.MAIN, step=None, group="training"):
     """A measure of the textured model, mean over the late steps or at one, minus that of the setting beside it."""
     def of_run(rows):
         if step is None:
-            return stage_tables.late(rows, view, "training", name)
-        return stage_tables.at(rows, step, view, "training", name)
+            return stage_tables.late(rows, view, group, name)
+        return stage_tables.at(rows, step, view, group, name)
 
     own, other = (stage_tables.of(textured(), each, "textured") for each in (setting, beside))
-    return interval([of_run(own[run]) - (of_run(other[run]) if beside else 0) for run in sorted(own)
-                     if not beside or run in other])
+    return stage_tables.over_seeds({run: of_run(own[run]) - (of_run(other[run]) if beside else 0) for run in own
+                                    if not beside or run in other})
 
 
 def between(setting, first, last, group="other"):
     """By how much fidelity changes from one step to another in the textured model."""
-    at = [[stage_tables.at(rows, step, stage_settings.MAIN, group, "fidelity")
-           for rows in stage_tables.of(textured(), setting, "textured").values()] for step in (last, first)]
-    return interval(np.array(at[0]) - np.array(at[1]))
+    def at(rows, step):
+        return stage_tables.at(rows, step, stage_settings.MAIN, group, "fidelity")
+
+    runs = stage_tables.of(textured(), setting, "textured")
+    return stage_tables.over_seeds({run: at(rows, last) - at(rows, first) for run, rows in runs.items()})
+
+
+def rises_of_null(seeds):
+    """From step 400 to 800, of each run with the empty prompt and one of these seeds."""
+    runs = stage_tables.of(textured(), "null", "textured")
+    both = [[stage_tables.at(rows, step, stage_settings.MAIN, "training", "fidelity")
+             for (_, seed), rows in runs.items() if seed in seeds] for step in (800, 400)]
+    return np.subtract(*both)
+
+
+def at_equal_loss(setting, name):
+    """A measure minus that of plain runs, where these had the same loss."""
+    own, plain = (stage_tables.of(textured(), each, "textured") for each in (setting, "plain"))
+    i = ("fidelity", "noise").index(name)
+    return stage_tables.over_seeds({run: stage_tables.late(rows, stage_settings.MAIN, "training", name)
+                                    - stage_tables.equal_loss(plain[run], stage_tables.loss_late(rows))[i]
+                                    for run, rows in own.items()})
 
 
 def of_subject(setting, name, subject):
@@ -119,8 +138,9 @@ def of_subject(setting, name, subject):
 
 def from_early(setting, name):
     """From step 250 to the mean of 400 to 800 in the textured model."""
-    runs = stage_tables.of(textured(), setting, "textured").values()
-    return interval([stage_tables.change(rows, stage_settings.MAIN, "training", name) for rows in runs])
+    runs = stage_tables.of(textured(), setting, "textured")
+    return stage_tables.over_seeds({run: stage_tables.change(rows, stage_settings.MAIN, "training", name)
+                                    for run, rows in runs.items()})
 
 
 def recipe_rows(setting):
@@ -244,17 +264,37 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
         *from_early("plain", "noise")], 1),
     "textured, fall": ("RESULTS", "a fall of fidelity is not shown ({} [{}, {}])", lambda: [
         *(-from_early("plain", "fidelity")[i] for i in (0, 2, 1))], 3),
-    "textured, noise at each step": ("RESULTS", "| .48, .44, .43, .56 | {}, {}, {}, {} |", lambda: [
-        of_stage("offset-spread", "noise", step=step)[0] for step in (250, 400, 600, 800)], 1),
-    "textured, other prompts": ("RESULTS", "shown, by {} [{}, {}], and no recovery from it ({} [{}, {}])", lambda: [
+    "textured, other prompts": ("RESULTS", "to step 400 ({} [{}, {}]), nor a recovery after it ({} [{}, {}])", lambda: [
         *(-between("plain", 250, 400)[i] for i in (0, 2, 1)), *between("plain", 400, 800)], 3),
     "textured, subjects": ("RESULTS", "rocket {} [{}, {}], cat {} [{}, {}], coffee {} [{}, {}]", lambda: [
         figure for subject in ("rocket", "cat", "coffee") for figure in of_subject("offset", "noise", subject)], 1),
     "textured, least subject": ("RESULTS", "Fidelity is higher for each ({} [{}, {}] for coffee", lambda: [
         *of_subject("offset", "fidelity", "coffee")], 3),
-    "textured, rise": ("RESULTS", "by {} [{}, {}] (six runs), but that it had fallen before is not shown ({} [{}, {}])",
-                       lambda: [*between("null", 400, 800, "training"),
-                                *(-between("null", 250, 400, "training")[i] for i in (0, 2, 1))], 3),
+    "textured, six runs": ("RESULTS", "a rise of fidelity after step 400, by {} [{}, {}], which would be", lambda: [
+        *interval(rises_of_null((0, 1)))], 3),
+    "textured, nine more": ("RESULTS", "fell instead, by {} [{}, {}] by the same count", lambda: [
+        *(-interval(rises_of_null((2, 3, 4)))[i] for i in (0, 2, 1))], 3),
+    "textured, all seeds": ("RESULTS", "Over the five seeds nothing is shown (+{} [{}, {}])", lambda: [
+        *between("null", 400, 800, "training")], 3),
+    "textured, null": ("RESULTS", "neither falls from step 250 to 400 ({} [{}, {}])", lambda: [
+        *(-between("null", 250, 400, "training")[i] for i in (0, 2, 1))], 3),
+    "textured, no recovery": (
+        "RESULTS", "neither under plain fine-tuning (+{} [{}, {}]) nor with an offset (+{} [{}, {}])", lambda: [
+            *between("plain", 400, 800, "training"), *between("offset", 400, 800, "training")], 3),
+    "textured, equal loss": ("RESULTS", "({} [{}, {}] at equal loss) and on other prompts ({} [{}, {}])", lambda: [
+        *at_equal_loss("offset", "fidelity"), *of_stage("offset", "fidelity", "plain", group="other")], 3),
+    "textured, its noise there": ("RESULTS", "(at equal loss {} [{}, {}], on other prompts {} [{}, {}])", lambda: [
+        *at_equal_loss("offset", "noise"), *of_stage("offset", "noise", "plain", group="other")], 1),
+    "textured, weight noise, noise at equal loss": ("RESULTS", "more noise is shown (+{} [{}, {}])", lambda: [
+        *at_equal_loss("bnn", "noise")], 1),
+    "textured, weight noise at equal loss": ("RESULTS", "and less fidelity not ({} [{}, {}])", lambda: [
+        *at_equal_loss("bnn", "fidelity")], 3),
+    "textured, empty prompt": ("RESULTS", "by the criterion: fidelity is {} [{}, {}] higher", lambda: [
+        *of_stage("null", "fidelity", "plain")], 3),
+    "textured, empty prompt, noise": ("RESULTS", "higher and the noise {} [{}, {}] lower. At equal loss", lambda: [
+        *(-of_stage("null", "noise", "plain")[i] for i in (0, 2, 1))], 1),
+    "textured, empty prompt elsewhere": ("RESULTS", "no difference of fidelity (+{} [{}, {}])", lambda: [
+        *of_stage("null", "fidelity", "plain", group="other")], 3),
     "README, coat": ("README", "the subject's coat, as perhaps here, in {} % [{}, {}] of them", lambda: [
         *recipe("four-captions", "leak")], 1),
     "textured, offset": ("RESULTS", "by an offset of the noise, raises fidelity by {} [{}, {}]", lambda: [
@@ -263,13 +303,13 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
         *(-of_stage("bnn", "fidelity", "plain")[i] for i in (0, 2, 1))], 3),
     "textured, its noise": ("RESULTS", "and the noise higher by {} [{}, {}]. (Five seeds", lambda: [
         *of_stage("bnn", "noise", "plain")], 1),
-    "textured, plain": ("RESULTS", "| plain | 15 | {}, {}, {}, {} |", lambda: [
-        of_stage("plain", "fidelity", step=step)[0] for step in (250, 400, 600, 800)], 2),
-    "textured, levels": ("RESULTS", "| noise offset of .1 | 15 | {}, {}, {}, {} |", lambda: [
-        of_stage("offset", "fidelity", step=step)[0] for step in (250, 400, 600, 800)], 2),
-    "textured, strength": ("RESULTS", "fidelity is {} [{}, {}] and {} [{}, {}] higher, and the noise", lambda: [
+    "textured, strength": ("RESULTS", "At guidance 1 the noise is {} [{}, {}] lower", lambda: [
+        *(-of_stage("offset-spread", "noise", "offset", UNGUIDED)[i] for i in (0, 2, 1))], 1),
+    "textured, fidelity": ("RESULTS", "there (+{} [{}, {}]), and at guidance 3 neither is (+{} [{}, {}]", lambda: [
         *of_stage("offset-spread", "fidelity", "offset", UNGUIDED),
         *of_stage("offset-spread", "fidelity", "offset", stage_settings.SIDE_VIEWS[0])], 3),
+    "textured, strength at 3": ("RESULTS", "and {} [{}, {}]), nor at 7.5 (table)", lambda: [
+        *of_stage("offset-spread", "noise", "offset", stage_settings.SIDE_VIEWS[0])], 1),
     "half-way": ("RESULTS", "fidelity has fallen by {} [{}, {}] on its way", lambda: [
         *(-change("base", 0, 50, view=PRETRAINED)[i] for i in (0, 2, 1))], 3),
     "samplers": ("RESULTS", "draw curves that differ by at most {} of fidelity", lambda: [
@@ -489,6 +529,38 @@ def test_the_table_of_what_class_pictures_teach(row, setting):
     assert f"| {row} | {' | '.join(cells)} |" in words("docs/training")
 
 
+@pytest.mark.parametrize(
+    ("what", "setting"),
+    [
+        ("plain", "plain"), ("weight noise, σ = .01 held, the paper's linear layers", "bnn"),
+        ("the empty prompt in 10 % of the steps", "null"), ("noise offset of .1", "offset"),
+        ("noise offset and weight noise", "offset-bnn"),
+        ("noise offset, and strength varied by 10 %", "offset-spread"),
+        ("weight noise, σ trained from .01", "bnn-trained"),
+    ],
+)
+def test_the_table_of_the_textured_model(what, setting):
+    runs = stage_tables.of(textured(), setting, "textured")
+    beside = stage_settings.SETTINGS[setting].beside
+    cells = [what, str(len(runs)), str(len({seed for _, seed in runs}))]
+    for name, digits in (("fidelity", 2), ("noise", 1)):
+        means = [of_stage(setting, name, step=step)[0] for step in (250, 400, 600, 800)]
+        cells.append(", ".join(briefly(mean, digits) for mean in means))
+    for name, digits in (("fidelity", 3), ("noise", 1)):
+        if not beside:
+            cells.append("")
+            continue
+        mean, low, high = of_stage(setting, name, beside)
+        said = f"{briefly(mean, digits, '+')} [{briefly(low, digits)}, {briefly(high, digits)}]"
+        said = f"**{said}**" if low > 0 or high < 0 else said
+        if np.isinf(low):
+            said = f"{briefly(mean, digits, '+')} (one seed)"
+        before = {"offset": "minus offset: ", "bnn": "minus σ held: "}.get(beside, "")
+        cells.append(before + said if name == "fidelity" else said)
+    cells.append(briefly(np.mean([stage_tables.colour_gain(rows, 800) for rows in runs.values()]), 2))
+    assert " ".join(f"| {' | '.join(cells)} |".split()) in words("RESULTS")
+
+
 CURES = {  # in the table of RESULTS.md: the weights, and how they are drawn
     "plain": "plain", "weight noise": "bnn", "the empty prompt in 10 % of the steps": "null",
     "noise offset of .1": "offset", "offset, strength varied": "offset-spread",
@@ -594,6 +666,26 @@ def test_the_tables_of_bps_are_those_of_its_runs():
     assert len(rows) == 3
     for row in rows:
         assert plainly(" | ".join([row[0], *row[2:]])) in page_of("bps")
+
+
+def test_what_guidance_shows_over_trainings_it_shows_over_seeds():
+    """Subjects of one seed share their random numbers; guidance.md names the differences that this changes."""
+    rows = [json.loads(line) for line in (RESULTS / "guidance.jsonl").read_text().splitlines()]
+    asked = [("base", "own", scale, measure) for scale in ("1.5", "3", "7.5")
+             for measure in ("fidelity", "place", "subject", "noise")]
+    asked += [("base", "own", "7.5", "clipped"), ("base", "base class", "1.5", "fidelity"),
+              ("base class", "own", "1.5", "fidelity")]
+    undone = {}
+    for one, other, scale, measure in asked:
+        found = {(row["subject"], row["seed"]): row["cells"][one][scale][measure] - row["cells"][other][scale][measure]
+                 for row in rows}
+        runs, seeds = interval(list(found.values())), stage_tables.over_seeds(found)
+        if (runs[1] > 0 or runs[2] < 0) != (seeds[1] > 0 or seeds[2] < 0):
+            undone[other, scale, measure] = "({:+.3f} [{:+.3f}, {:+.3f}])".format(*seeds)
+    drift = {(row["subject"], row["seed"]): row["drift"]["own"] - row["drift"]["base"] for row in rows}
+    assert stage_tables.over_seeds(drift)[1] > 0
+    assert undone.keys() == {("own", "3", "place"), ("base class", "1.5", "fidelity")}
+    assert all(said in page_of("guidance") for said in undone.values())
 
 
 def test_the_gains_of_guidance_are_means_of_its_trainings():

@@ -167,6 +167,18 @@ def test_the_criterion_is_a_fall_and_a_rise_beyond_their_intervals():
     assert EARLY < min(LATE)
 
 
+def test_runs_of_one_seed_are_no_runs_of_their_own():
+    """Bug: three subjects of two seeds, which rise together, counted as six, and showed a rise that others had not."""
+    rises = {0: (0.27, 0.29, 0.25), 1: (0.20, 0.22, 0.24), 2: (-0.2, -0.22, -0.21)}
+    values = {(subject, seed): rise for seed, own in rises.items() for subject, rise in zip("abc", own, strict=True)}
+    values["a", 3] = 0.1  # a seed of which one subject is there
+    units = [np.mean(own) for own in rises.values()] + [0.1]
+    expected = np.mean(units), *stats.t.interval(0.95, 3, np.mean(units), stats.sem(units))
+    assert tables.over_seeds(values) == pytest.approx(expected)
+    assert tables.over_seeds({("a", 0): 0.5, ("b", 0): 0.6}) == (pytest.approx(0.55), -np.inf, np.inf)
+    assert tables.words(tables.over_seeds({("a", 0): 0.5})) == "+0.500 (one seed)"
+
+
 def test_levels_are_means_over_runs():
     runs = {("plain", "textured", "cat", seed): made_up(lambda step, seed=seed: step / 1000 + seed, lambda step: step)
             for seed in (0, 1)}

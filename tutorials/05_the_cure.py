@@ -614,7 +614,7 @@ show(
 # **What this run shows.** The offset, one line of the training loop, lifts fidelity at step 800 from 0.40 to 0.68, and
 # the tint is gone (0.03 instead of 0.15). The noise that is left, 2.6, is that of the plain run: the strength of the
 # noise is another direction, which an offset does not train. (`--noise-spread 0.1`, which varies the strength in
-# training, takes it away at guidance 1 and 3, but not at 7.5: [RESULTS.md](RESULTS.md).) Fresh noise ($\eta=1$) takes
+# training, lowers it at guidance 1; at 3 and 7.5 that is not shown: [RESULTS.md](RESULTS.md).) Fresh noise ($\eta=1$) takes
 # that away, in all three, and with the offset fidelity is 0.78. The trained empty prompt lowers the noise to 1.3, but
 # at step 800 only; before, its pictures are noisier than plain ones. Random weights do not help in this run; their
 # pictures have more noise than plain ones, and the same tint. They act on every direction a little, and the disease is

@@ -14,8 +14,9 @@ SHARED_BY_ALL = f"""\
 # The corruption stage in the textured model
 
 `python -m minibnn experiment stage-report` makes this page; what it says is in [RESULTS.md](../RESULTS.md). A cell
-"a [b, c]" is a mean over runs with its 95 % t-interval, and is bold where that excludes 0. In all tables, unless the
-list above one says otherwise, these words mean:
+"a [b, c]" is a mean over runs with its 95 % t-interval over seeds, whose runs of several subjects share their random
+numbers and are averaged first; it is bold where the interval excludes 0. In all tables, unless the list above one says
+otherwise, these words mean:
 
 - **setting**, **weights**: how the model was fine-tuned (below)
 - **pretrained**: the model with which the training began, the bundled one or one that was pretrained on photographs

@@ -13,8 +13,9 @@ Reads the .jsonl files of --runs and writes into --out
 (`settings.py`), over all runs of a setting at guidance 7.5 and the training prompt: there is a corruption stage
 if fidelity falls and noise rises, each by more than its 95 % t-interval. A setting cures if, paired by subject and seed
 with the one beside it ("plain", mostly), its fidelity over the LATE steps is higher and its noise lower, each by more
-than its interval. Runs are the unit: intervals are over subject and seed together, and the tables name how many there
-are.
+than its interval. Seeds are the unit of the intervals (`tables.over_seeds`). That was changed after the runs: at first
+it was a run, a pair of subject and seed, until a change along the runs that six runs of two seeds had shown was not
+found in nine runs of three others.
 
 But: no correction for many comparisons. The questions of `settings.py` were asked first; all else are leads.
 Three subjects are three subjects: the intervals say nothing of a fourth.
@@ -30,7 +31,7 @@ from ...errors import UserError
 from ...files.rows import read_rows
 from ...files.store import write_text
 from ...lab import plot
-from ...lab.intervals import interval, require_scipy
+from ...lab.intervals import require_scipy
 from ...lab.sheets import sheet
 from ...pictures import save_png
 from ...world.textured import SIDE
@@ -38,7 +39,7 @@ from ..legends import explained
 from . import legends
 from .law import law, law_plot
 from .settings import MAIN, SETTINGS
-from .tables import at, colour_gain, companions, cures, drawings, gain_at, levels, of, phases, stages
+from .tables import at, colour_gain, companions, cures, drawings, gain_at, levels, of, over_seeds, phases, stages
 from .trainings import ZOOM
 
 DRAWN = {  # the curves of stage.png, and what they are called there
@@ -71,9 +72,9 @@ def read_runs(folders):
 
 
 def curve(runs, setting, model, value):
-    """A plot.Line of the mean over runs with its interval; value: (rows, step) -> number."""
+    """A plot.Line of the mean with its interval over seeds; value: (rows, step) -> number."""
     own, looks = of(runs, setting, model), SETTINGS[setting].looks
-    found = [interval([value(rows, step) for rows in own.values()]) for step in looks]
+    found = [over_seeds({run: value(rows, step) for run, rows in own.items()}) for step in looks]
     mean, low, high = map(list, zip(*found, strict=True))
     return plot.Line(f"{DRAWN[setting]} ({len(own)})", list(looks), mean, low, high)
 

@@ -1,6 +1,7 @@
 """The tables of the stage experiment, which `report.py` writes, of {(setting, model, subject, seed): lines}.
 
-Runs are the unit of every interval. What each table asks stands in its docstring, and the criterion in the report's.
+Seeds are the unit of every interval (`over_seeds`). What each table asks stands in its docstring, and the criterion in
+the report's.
 """
 
 
@@ -45,6 +46,18 @@ def of(runs, setting, model):
     return {key[2:]: rows for key, rows in runs.items() if key[:2] == (setting, model)}
 
 
+def over_seeds(values):
+    """(mean, low, high) of {(subject, seed): value}, where the unit of the interval is a seed's mean over its subjects.
+
+    Runs of one seed share the times and noises of their steps and the starting noise of their pictures, and rise and
+    fall together from look to look. Taken as independent, they gave too narrow intervals of changes along a run.
+    """
+    of_seed = {}
+    for (_, seed), value in values.items():
+        of_seed.setdefault(seed, []).append(value)
+    return interval([np.mean(each) for each in of_seed.values()])
+
+
 def settings_of(runs):
     """All (setting, model), the bundled model first, in the order of SETTINGS."""
     order = list(SETTINGS)
@@ -71,7 +84,7 @@ def stages(runs):
         tints = [np.mean([at(rows, step, MAIN, "training", "tint") for rows in own.values()])
                  for step in (EARLY, LATE[-1])]
         for view in views_at(EARLY, None):
-            moved = [interval([change(rows, view, "training", name) for rows in own.values()])
+            moved = [over_seeds({run: change(rows, view, "training", name) for run, rows in own.items()})
                      for name in ("fidelity", "noise")]
             last = [gain_at(rows, max(LATE), 100, g) for g in (1, 0, view.guidance) for rows in own.values()]
             c, u, g = np.array(last).reshape(3, -1).mean(1)
@@ -114,9 +127,9 @@ def phases(runs):
             cells = []
             for name, digits in (("fidelity", 3), ("noise", 1), ("tint", 3)):
                 for begin, end in ((EARLY, first), (first, last)):
-                    moved = [at(rows, end, MAIN, group, name) - at(rows, begin, MAIN, group, name)
-                             for rows in own.values()]
-                    cells.append(words(interval(moved), digits))
+                    moved = {run: at(rows, end, MAIN, group, name) - at(rows, begin, MAIN, group, name)
+                             for run, rows in own.items()}
+                    cells.append(words(over_seeds(moved), digits))
             text.append(f"| {setting} | {model} | {len(own)} | {group} | {' | '.join(cells)} |")
     return "\n".join(text)
 
@@ -143,9 +156,12 @@ def equal_loss(rows, loss):
 
 
 def difference(pairs, group, name, digits=3, view=MAIN):
-    """In words: the first of each pair of runs minus the second, mean over LATE, at guidance 7.5 or as `view` draws."""
-    found = [late(one, view, group, name) - late(other, view, group, name) for one, other in pairs]
-    return words(interval(found), digits)
+    """In words: the first of each pair of runs minus the second, mean over LATE, at guidance 7.5 or as `view` draws.
+
+    pairs: {(subject, seed): two runs}.
+    """
+    found = {run: late(one, view, group, name) - late(other, view, group, name) for run, (one, other) in pairs.items()}
+    return words(over_seeds(found), digits)
 
 
 def cures(runs):
@@ -164,16 +180,16 @@ def cures(runs):
         common = sorted(own.keys() & other.keys())
         if not common:
             continue
-        pairs = [(own[key], other[key]) for key in common]
+        pairs = {run: (own[run], other[run]) for run in common}
         cells = [difference(pairs, "training", "fidelity"), difference(pairs, "training", "noise", 1)]
-        matched = [equal_loss(b, loss_late(a)) for a, b in pairs]
+        matched = {run: equal_loss(b, loss_late(a)) for run, (a, b) in pairs.items()}
         for number, (name, digits) in enumerate((("fidelity", 3), ("noise", 1))):
-            found = [late(a, MAIN, "training", name) - m[number] for (a, _), m in zip(pairs, matched, strict=True)]
-            cells.append(words(interval(found), digits))
-        cells.append(words(interval([best(a)[0] - best(b)[0] for a, b in pairs])))
+            found = {run: late(own[run], MAIN, "training", name) - matched[run][number] for run in common}
+            cells.append(words(over_seeds(found), digits))
+        cells.append(words(over_seeds({run: best(a)[0] - best(b)[0] for run, (a, b) in pairs.items()})))
         cells += [difference(pairs, "other", "fidelity"), difference(pairs, "other", "noise", 1)]
         cells.append(difference(pairs, "other", "spread"))
-        losses = [np.mean([loss_late(rows) for rows in side]) for side in zip(*pairs, strict=True)]
+        losses = [np.mean([loss_late(rows) for rows in side]) for side in zip(*pairs.values(), strict=True)]
         cells.append(f"{losses[0]:.4f} ({losses[1]:.4f})")
         for view in SIDE_VIEWS:
             cells.append(difference(pairs, "training", "fidelity", view=view))
@@ -210,14 +226,14 @@ def drawings(runs):
         "|" + "---|" * 10,
     ]
     for setting, model in settings_of(runs):
-        own, last = of(runs, setting, model).values(), SETTINGS[setting].looks[-1]
+        own, last = of(runs, setting, model), SETTINGS[setting].looks[-1]
         for view in views_at(last, last):
             cells, moved = [], []
             for name, digits in (("fidelity", 3), ("noise", 1)):
-                values = [at(rows, last, view, "training", name) for rows in own]
-                main = [at(rows, last, MAIN, "training", name) for rows in own]
-                cells.append(f"{np.mean(values):.{digits}f}")
-                moved.append("" if view == MAIN else words(interval(np.subtract(values, main)), digits))
+                values = {run: at(rows, last, view, "training", name) for run, rows in own.items()}
+                beyond_main = {run: values[run] - at(rows, last, MAIN, "training", name) for run, rows in own.items()}
+                cells.append(f"{np.mean(list(values.values())):.{digits}f}")
+                moved.append("" if view == MAIN else words(over_seeds(beyond_main), digits))
             beyond = [cure(runs, setting, model, view, name) for name in ("fidelity", "noise")]
             moved += [words(found, digits) if found else "" for found, digits in zip(beyond, (3, 1), strict=True)]
             text.append(f"| {setting} | {model} | {len(own)} | {view.name} | {' | '.join(cells + moved)} |")
@@ -233,5 +249,5 @@ def cure(runs, setting, model, view, name):
     both = sorted(own.keys() & plain.keys())
     if not both or (setting == "plain" and view == MAIN):
         return None
-    return interval([at(own[run], last, view, "training", name)
-                     - at(plain[run], SETTINGS["plain"].looks[-1], MAIN, "training", name) for run in both])
+    return over_seeds({run: at(own[run], last, view, "training", name)
+                       - at(plain[run], SETTINGS["plain"].looks[-1], MAIN, "training", name) for run in both})
