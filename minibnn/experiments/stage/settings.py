@@ -15,7 +15,8 @@ guidance 7.5 and the training prompt:
 4. Is the BNN better than plain, and with an offset better than the offset alone?
 5. Does the empty prompt in 10 % of the steps lower the noise, as it did on the earlier pretraining?
 
-Asked after those runs and before its own, of "offset-spread" on the same subjects, seeds 0 to 2:
+Asked after those runs and before its own, of "offset-spread" on the same subjects, seeds 0 to 2 (3 and 4 were added
+when seeds had become the unit of the intervals):
 
 6. Trained with noise whose strength varies by 10 %, too, is the gain of the strength higher than with the offset alone,
    and the noise lower, at guidance 1 and at 7.5? A trial by hand (cat, seed 100) said yes at 1, and not at 7.5.
