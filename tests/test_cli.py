@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import inspect
 import os
 import signal
 import subprocess
@@ -54,8 +55,9 @@ def test_every_command_has_a_function_that_takes_its_options(name):
     _, options, function, *leading = COMMANDS[name]
     module, function = function.split(":")
     function = getattr(import_module(f"minibnn.{module}"), function)
-    wanted = function.__code__.co_argcount - len(function.__defaults__ or ())
-    assert wanted == len(leading) + 1 and dataclasses.is_dataclass(options) and options.__doc__
+    parameters = inspect.signature(function).parameters.values()  # of the function beneath its decorators
+    wanted = [each for each in parameters if each.default is each.empty]
+    assert len(wanted) == len(leading) + 1 and dataclasses.is_dataclass(options) and options.__doc__
 
 
 @pytest.mark.parametrize("name", COMMANDS)
