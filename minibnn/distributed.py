@@ -68,11 +68,12 @@ def one_of_several(command):
                 take_gpu(options.device)
                 return command(options, *arguments)
             except (Exception, KeyboardInterrupt) as error:
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, once one has ended: let this one say why
+                if lost := is_lost(error):
+                    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's to those that are left
                 if dist.distributed_c10d._get_default_store().add("minibnn/said", 1) > 1:
                     time.sleep(2)  # another process is saying it, and torchrun would kill that if this one ended first
                     raise SystemExit(2) from None
-                if is_lost(error):
+                if lost:
                     raise UserError("another of the processes has ended without a word, perhaps killed for lack of "
                                     "memory: --resume goes on from the last checkpoint") from None
                 raise

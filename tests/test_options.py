@@ -192,10 +192,12 @@ def test_a_run_can_be_repeated_from_its_config(run):
 def test_another_method_takes_what_it_needs_and_leaves_what_was_settled_for_the_runs_own(run):
     """Bug of an earlier version: --where and the rate of DreamBooth came along, and LoRA was refused."""
     config = json.loads((run / "config.json").read_text())
-    config["options"] |= {"where": "paper", "device": "cuda:1", "kernel": "triton", "seed": 5, "batch_size": 2}
+    config["options"] |= {"where": "paper", "device": "cuda:1", "kernel": "triton", "seed": 5, "batch_size": 2,
+                          "prior_weight": 3.0, "prior_target": "pretrained", "ema": 0.98}
     (run / "config.json").write_text(json.dumps(config))
     options = parse(TrainOptions, "x", ["--config", str(run), "--method", "lora", "--out", "b"])
     assert (options.where, options.lr, options.steps) == (None, None, None)
+    assert (options.prior_weight, options.prior_target, options.ema) == (None, None, None)
     assert (options.method, options.seed, options.batch_size, options.prompt) == ("lora", 5, 2, ["a dog"])
     assert (options.device, options.kernel) == (None, "auto")  # those of this machine
     same = parse(TrainOptions, "x", ["--config", str(run), "--method", "dreambooth", "--out", "b"])

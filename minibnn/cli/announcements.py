@@ -62,7 +62,7 @@ def about_class_pictures(asked, options):
 
 def about_photographs(options, files):
     """A warning to whoever gives photographs to a bundled model; None where there is nothing to say."""
-    return runs.TOO_MUCH.format(options.resolution) if runs.of_photographs(options, files) else None
+    return runs.TOO_MUCH if runs.of_photographs(options, files) else None
 
 
 def describe(options, unet, captions):

@@ -46,8 +46,8 @@ def given(images, captions):
 
 
 def sample_prompts(options):
-    """The prompts of samples.png: those of --sample-prompts; or the training prompt four times, the same
-    elsewhere, the class, and so on. Several subjects take turns, each beginning with its prompt and then elsewhere."""
+    """The prompts of samples.png: those of --sample-prompts; or the training prompt four times, the same in
+    other places or another light, the class, and so on. Several subjects take turns, beginning with their prompts."""
     if options.sample_prompts:
         prompts = data.read_prompts(options.sample_prompts, "--sample-prompts")
         number = len(prompts)

@@ -97,7 +97,7 @@ class Monitor:
         self.path = self.out / "curves.jsonl"
         self.rows = read_rows(self.path, curves.LOOK, curves.LOOK) if options.resume else []
         self.world = is_world(options.model, options.resolution)
-        self.photographs = (find_config(self.out) or {}).get("photographs", False)
+        self.photographs = self.world and (find_config(self.out) or {}).get("photographs", False)
         self.dino = self.seen = self.visible = None
         self.drawing = sd.alphas_cumprod.cpu(), sd.recipe["sample_steps"], sd.recipe["guidance"]
         with at_the_mean(sd):
@@ -178,7 +178,7 @@ class Monitor:
     def faithful(self):
         """The steps to keep, the most faithful first; never step 0, which is the pretrained model.
 
-        None where the bundled model learns photographs, whose fidelity and noise its measures do not know.
+        Empty where a model of the world learns photographs, whose fidelity and noise its measures do not know.
         """
         if self.photographs:
             return []

@@ -25,6 +25,7 @@ from .typed import typed
 MACHINE = ("device", "kernel")  # what a run settled for the machine that it ran on
 OF_METHOD = (  # what a run settled for its method
     "where", "rank", "alpha", "blocks", "coft", "layers", "lr", "steps", "prior_weight", "class_count",
+    "prior_target", "ema",
 )
 OF_RANDOM = ("where", "sigma", "lambda_kl", "kl", "prior_sigma", "keep_posterior")  # options of random weights
 OF_CLASS = ("prior_target", "class_count", "class_guidance", "class_images")

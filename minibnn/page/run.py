@@ -45,8 +45,8 @@ def summary(record):
     """What was trained, how far it is, and what the monitor advises; first what makes all of it worth little."""
     options = record.options
     pictures = sum(not name.endswith(".txt") for name in record.config["pictures"])
-    too_much = runs.TOO_MUCH.format(options.resolution)
-    found = [html.paragraph(html.element("strong", sentence(too_much)))] if record.config.get("photographs") else []
+    warning = html.paragraph(html.element("strong", sentence(runs.TOO_MUCH)))
+    found = [warning] if record.config.get("photographs") else []
     found += [html.paragraph(
         f"{pictures} picture{'s' * (pictures > 1)} in {', '.join(options.images)}, learned by the model "
         f"{options.model}: {record.done} of {options.steps} steps are done, at a rate of {options.lr:g}."
