@@ -40,7 +40,7 @@ def backend(monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(devices, "COMPILER", counting := Counting())
     monkeypatch.setattr(devices, "check_compiler", lambda _: None)
-    for module in ("train", "sample"):
+    for module in ("settle", "sample"):
         monkeypatch.setattr(f"minibnn.cli.{module}.check_compiler", lambda _: None)
     yield counting
     torch._dynamo.reset()
