@@ -611,14 +611,14 @@ show(
 )
 
 # %% [markdown]
-# **What this run shows.** The offset, one line of the training loop, lifts fidelity at step 800 from 0.40 to 0.68, and
-# the tint is gone (0.03 instead of 0.15). The noise that is left, 2.6, is that of the plain run: the strength of the
-# noise is another direction, which an offset does not train. (`--noise-spread 0.1`, which varies the strength in
-# training, lowers it at guidance 1; at 3 and 7.5 that is not shown: [RESULTS.md](RESULTS.md).) Fresh noise ($\eta=1$) takes
-# that away, in all three, and with the offset fidelity is 0.78. The trained empty prompt lowers the noise to 1.3, but
-# at step 800 only; before, its pictures are noisier than plain ones. Random weights do not help in this run; their
-# pictures have more noise than plain ones, and the same tint. They act on every direction a little, and the disease is
-# in two.
+# **What this run shows.** The offset, one line of the training loop, lifts fidelity at step 800 from 0.40 to 0.68,
+# and the tint is gone (0.03 instead of 0.15). The noise that is left, 2.6, is that of the plain run: the strength of
+# the noise is another direction, which an offset does not train. (`--noise-spread 0.1`, which varies the strength in
+# training, lowers it at guidance 1; at 3 and 7.5 that is not shown: [RESULTS.md](RESULTS.md).) Fresh noise ($\eta=1$)
+# takes that away, in all three, and with the offset fidelity is 0.78. The trained empty prompt lowers the noise to
+# 1.3, but at step 800 only; before, its pictures are noisier than plain ones. Random weights do not help in this run;
+# their pictures have more noise than plain ones, and the same tint. They act on every direction a little, and the
+# disease is in two.
 #
 # It is one subject and one seed, so it shows what can happen. What holds over subjects and seeds, with intervals and at
 # equal learning, is in [RESULTS.md](RESULTS.md).
