@@ -13,7 +13,6 @@ import pytest
 from minibnn import StableDiffusion, UserError
 from minibnn.__main__ import COMMANDS, recipes
 from minibnn.cli.settle import settle
-from minibnn.finetune import methods
 from minibnn.neighbours.rewards import NETWORKS
 from minibnn.options import aliases, configs
 from minibnn.options.examples import EXAMPLES
@@ -309,14 +308,6 @@ def test_the_path_in_a_reward_is_looked_for_beside_the_file(tmp_path):
                            ("aesthetic:nowhere", "aesthetic:nowhere"), ("redness", "redness")):
         assert read(f'reward = "{text}"', tmp_path, options_class=GraftOptions).reward == expected
     assert set(configs.REWARD_FOLDERS) == set(NETWORKS)
-
-
-def test_the_options_of_a_method_are_those_of_the_training():
-    owners = {}
-    for method, own in methods.OWN.items():
-        for name in own:
-            owners[name] = (*owners.get(name, ()), method)
-    assert owners == configs.OWNERS
 
 
 @pytest.mark.parametrize(

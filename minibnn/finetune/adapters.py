@@ -9,12 +9,11 @@ import contextlib
 import torch
 from torch import nn
 
+from ..options.of_methods import LAYERS
 from .bayes import REGIONS
 from .lora import Adapter, LoraLinear
 from .oft import OftLinear, project
 from .weight_noise import WeightNoise
-
-LAYERS = "to_q,to_k,to_v,to_out.0"
 
 
 def select(network, layers=LAYERS):

@@ -16,26 +16,21 @@ import torch
 from ..errors import UserError
 from ..files.headers import about_run, lora_header, model_header
 from ..files.weights import write_tensors
+from ..options.of_methods import OWN, OWNED, owners_of
 from . import adapter_files, adapters, bayes
 from .kernel import room_at_once
 from .weight_noise import WeightNoise, draw_at_once
 
-OWN = {  # the options that belong to one method, and their defaults
-    "dreambooth": {"where": "paper"},
-    "lora": {"rank": 4, "alpha": None, "layers": adapters.LAYERS, "export": None},
-    "oft": {"blocks": 4, "coft": None, "layers": adapters.LAYERS, "where": None},
-}
 EXPORTS = ("kohya", "peft")
 SETTLED = ("prior_weight", "prior_target", "sigma", "lr", "ema")  # by the recipe, where the command line says nothing
 
 
 def settle(options, recipe):
     """Fill in what depends on the method, in TrainOptions and the model's recipe; returns both. Raises UserError."""
-    for name in dict.fromkeys(name for own in OWN.values() for name in own):
-        if name not in OWN[options.method] and getattr(options, name) is not None:
-            owners = " or ".join(method for method, own in OWN.items() if name in own)
+    for name in OWNED:
+        if options.method not in owners_of(name) and getattr(options, name) is not None:
             why = "; what is random in lora is fixed (paper, App. D)" if name == "where" else ""
-            raise UserError(f"--{name} belongs to --method {owners}{why}")
+            raise UserError(f"--{name} belongs to --method {' or '.join(owners_of(name))}{why}")
     unknown = set((options.export or EXPORTS[0]).split(",")) - set(EXPORTS)
     if unknown:
         raise UserError(f"--export: {min(unknown)!r} is not one of {', '.join(EXPORTS)}")

@@ -18,6 +18,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..files.store import read_text
 from .kinds import BUNDLED
+from .of_methods import OWNED, owners_of
 from .of_runs import training_options
 from .outputs import OUTPUTS
 from .typed import typed
@@ -34,10 +35,6 @@ IN_VAIN = (  # (option, its value on the command line, what of a file does nothi
     ("monitor", False, ("monitor_every", "monitor_dino")),
 )
 REWARD_FOLDERS = ("clip", "aesthetic")  # rewards whose networks come from a folder, as in `neighbours/rewards.py`
-OWNERS = {  # the methods to which an option belongs, as in `finetune/methods.py`
-    "where": ("dreambooth", "oft"), "rank": ("lora",), "alpha": ("lora",), "export": ("lora",), "blocks": ("oft",),
-    "coft": ("oft",), "layers": ("lora", "oft"),
-}
 
 
 def config_options(path, options_class, given):
@@ -70,7 +67,7 @@ def in_vain(given):
     """The names of the options that do nothing beside those that are given, {name: value}."""
     names = {name for option, value, others in IN_VAIN if given.get(option) == value for name in others}
     method = given.get("method")
-    return names | {name for name, owners in OWNERS.items() if method and method not in owners}
+    return names | {name for name in OWNED if method and method not in owners_of(name)}
 
 
 def read_toml(path, options_class):
