@@ -126,7 +126,7 @@ class StableDiffusion:
         if not own_recipe.exists():  # SD v2's 768 models say 96
             fitting(configs["unet"], record({"sample_size": integer(1, 2**13)}), folder / "unet" / "config.json")
             recipe["resolution"] = configs["unet"].get("sample_size", 64) * parts["vae"].factor
-        check_tokenizer(tokenizer, text)
+        tokenizer.check_fits(text.vocab_size, text.max_position_embeddings)
         return cls(**parts, tokenizer=tokenizer, configs=configs, recipe=recipe)
 
     @classmethod
@@ -150,8 +150,8 @@ class StableDiffusion:
         configs = {part: known[part] for part in FILES} if about.configs else official_configs(**parts)
         own = about.configs["recipe"] if about.configs else {}
         recipe = complete_recipe({"resolution": 768 if predicts == "v_prediction" else 512} | own)
-        tokenizer = Tokenizer(tokenizer)
-        check_tokenizer(tokenizer, parts["text_encoder"].config)
+        tokenizer, text = Tokenizer(tokenizer), parts["text_encoder"].config
+        tokenizer.check_fits(text.vocab_size, text.max_position_embeddings)
         return cls(**parts, tokenizer=tokenizer, configs=configs | {"scheduler": scheduler}, recipe=recipe)
 
     def merge_adapter(self, path: Path | str, strength: float = 1.0) -> Self:
@@ -271,16 +271,6 @@ def place_of(model):
         return path
     raise UserError(f'no model at {path}: give a folder, a .safetensors file, or "{DEFAULT}" for the bundled model; '
                     "minibnn downloads nothing, and docs/training.md#getting-stable-diffusion says how to fetch one")
-
-
-def check_tokenizer(tokenizer, config):
-    """Raises UserError when a tokenizer gives ids or lengths that the text encoder of this TextEncoderConfig lacks."""
-    known = {"ids": (max(tokenizer.vocab.values()) + 1, config.vocab_size)}
-    known["positions"] = (tokenizer.max_length, config.max_position_embeddings)
-    for what, (given, there) in known.items():
-        if given > there:
-            raise UserError(f"the tokenizer in {tokenizer.folder} has {given} {what}, the text encoder only {there}: "
-                            "they belong to different models")
 
 
 def open_base(run, tokenizer=None, dtype=None, prediction_type=None):

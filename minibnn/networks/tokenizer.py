@@ -133,6 +133,15 @@ class Tokenizer:
             rows.append(ids + [self.vocab[self.pad]] * (self.max_length - len(ids)))
         return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), self.max_length)
 
+    def check_fits(self, ids: int, positions: int) -> None:
+        """Raises UserError when it gives other ids, or more of them, than a text encoder with these numbers takes."""
+        for what, own, there in (
+            ("ids", max(self.vocab.values()) + 1, ids), ("positions", self.max_length, positions),
+        ):
+            if own > there:
+                raise UserError(f"the tokenizer in {self.folder} has {own} {what}, the text encoder only {there}: "
+                                "they belong to different models")
+
 
 ID = integer(0, 10**7)
 PAIR = either(text, items(text, 2, 2))
