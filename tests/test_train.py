@@ -469,7 +469,7 @@ def test_nan_names_the_step_and_the_good_checkpoint(options, tmp_path, monkeypat
         (["--resume", "--overwrite"], "exclude each other"),
         (["--device", "meta"], "--device meta is not one of cpu, cuda"),
         (["--prompt", "a sks cat"], "--class-prompt is required"),
-        (["--no-bayes", "--sigma", "0.3"], "--sigma belongs to random weights: leave out either it or --no-bayes"),
+        (["--no-bayes", "--sigma", "0.3"], "--sigma belongs to random weights: leave it out, or add --bayes"),
         (["--no-bayes", "--where", "all"], "--where belongs to random weights"),
         (["--no-bayes", "--kernel", "reference"], "--kernel belongs to random weights"),
         (["--no-bayes", "--kl", "p-q"], "--kl belongs to random weights"),

@@ -13,6 +13,7 @@ from ..finetune import methods
 from ..finetune.kernel import choose_kernel
 from ..lab import monitor
 from ..options.kinds import refuse
+from ..options.of_methods import OWN
 
 
 def settle(options, sd, pictures):
@@ -68,10 +69,10 @@ def refuse_ignored(options, recipe):
     What config.json of a run without random weights holds all the same, the recipe's σ for instance, is let through.
     """
     if not options.bayes:
-        usual = {"where": methods.OWN[options.method].get("where"), "sigma": recipe["sigma"], "kernel": "torch"}
+        usual = {"where": OWN[options.method].get("where"), "sigma": recipe["sigma"], "kernel": "torch"}
         names = [name for name in ("sigma", "where", "kernel", "kl", "prior_sigma")
                  if getattr(options, name) != usual.get(name)]
-        refuse(options, names, "belongs to random weights: leave out either it or --no-bayes")
+        refuse(options, names, "belongs to random weights: leave it out, or add --bayes")
     if not options.lambda_kl:
         refuse(options, ("kl", "prior_sigma"), "belongs to the KL divergence: leave it out, or add --lambda-kl")
 

@@ -31,7 +31,7 @@ from ..errors import UserError
 from ..files.rows import read_rows
 from ..files.store import write_json, write_text
 from ..finetune import ema, methods
-from ..options.kinds import WORLD
+from ..options.kinds import WORLD, refuse
 from ..photo import measures as photo_measures
 from ..photo.loading import load_dino
 from ..pictures import save_png, to_pil, to_tensor
@@ -56,10 +56,10 @@ EVALUATIONS = 6 * STEPS  # for the six pictures of a look
 
 
 def settle(options):
-    """TrainOptions with `monitor` decided. Raises UserError for options that contradict each other or cannot be met."""
+    """TrainOptions with `monitor` decided. Raises UserError for options that would be ignored or cannot be met."""
     asked = options.monitor_dino is not None or options.monitor_every is not None
-    if options.monitor is False and asked:
-        raise UserError("--monitor-dino and --monitor-every contradict --no-monitor")
+    if options.monitor is False:
+        refuse(options, ("monitor_dino", "monitor_every"), "belongs to the monitor: leave it out, or add --monitor")
     if options.monitor_dino is not None:
         if is_world(options.model, options.resolution):
             raise UserError("--monitor-dino is for photographs: what the bundled model draws is measured without it")
