@@ -75,7 +75,9 @@ def fine_tune_there(options, observers):
     sources = [(images, captions), *class_source(options, sd, classes)]
     first = distributed.rank() == 0
     watching = [monitor.Monitor(options, sd, images[: len(folders[0])])] if options.monitor and first else []
-    keep = train_watched(options, sd, sources, samples, observers, watching)
+    pages = [lambda training: write_page(options, training.step, watching[0])] if watching else []
+    seen_by = [samples, *observers, *watching, *pages] if first else []
+    keep = train_watched(options, sd, sources, seen_by, course(options, sd, samples, watching))
     if not first:
         return
     try:
@@ -84,10 +86,10 @@ def fine_tune_there(options, observers):
         raise KeyboardInterrupt(f"stopped while writing the result; to go on: {runs.to_go_on(options.out)}") from None
 
 
-def train_watched(options, sd, sources, samples, observers, watching):
-    """Train to the last step, or on to it, with all observers. Returns whether the checkpoint stays.
+def train_watched(options, sd, sources, observers, timed):
+    """Train to the last step, or on to it, with these observers, progress and checkpoints; returns whether they stay.
 
-    sources: of `Batches`. samples: Samples of the run. observers: the caller's. watching: [Monitor], or none.
+    sources: of `Batches`. timed: the Course of the steps.
     """
     class_null = max(options.null_dropout, CLASS_NULL) if options.prior_target == "pretrained" else None
     batches = Batches(sd, sources, options.batch_size, options.seed, options.null_dropout, class_null)
@@ -96,13 +98,10 @@ def train_watched(options, sd, sources, samples, observers, watching):
         load_checkpoint(Path(options.out), training)
     keep = is_kept(options, training)
     announcements.before_the_first_step(options, training, captions=sources[0][1], keep=keep)
-    pages = [lambda training: write_page(options, training.step, watching[0])] if watching else []
-    drawing = [samples, *observers, *watching, *pages] if distributed.rank() == 0 else []
-    timed = course(options, sd, samples, watching)
     with Progress(Path(options.out), training, options.steps, course=timed) as progress, CtrlC() as stop:
         checkpoints = Checkpoints(options, stop, training.step, progress, keep=keep)
         try:
-            train(training, options, batches, [progress, *drawing, checkpoints])
+            train(training, options, batches, [progress, *observers, checkpoints])
         except (Diverged, NotFinite) as error:
             last = f"the last checkpoint, after {checkpoints.saved} steps, is good"
             raise UserError(f"{error}; {last if checkpoints.saved else 'there is no checkpoint'}") from None
