@@ -41,8 +41,8 @@ MAY_CHANGE = (  # on --resume: what leaves the weights as they would be. Picture
     "monitor_every", "monitor_dino", "single_file", "export", "keep_posterior", "keep_optimiser",
 )
 SAME_WEIGHTS = ("reference", "triton")  # values of --kernel that draw the same
-TOO_MUCH = ("the bundled model knows drawings of 64 x 64 pixels, and photographs are too much for it: "
-            "give Stable Diffusion as --model, with --prompt and --class-prompt")
+TOO_MUCH = ("pictures of this size are taken for photographs, and the bundled model knows drawings of 64 x 64 pixels "
+            "alone: for photographs give Stable Diffusion as --model, with --prompt and --class-prompt")
 
 log = logging.getLogger("minibnn")
 

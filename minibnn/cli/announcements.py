@@ -108,5 +108,5 @@ def about_result(options, kind, page, drawn):
     advice = curves.advice_of(out)
     model = out / advice["model"] if advice and advice["model"] else out
     prompt = shlex.quote(elsewhere(options.prompt[0], options.model)[1])
-    return (f"done: {out} is {kind}{shown}. Draw with another prompt:\n"
+    return (f"done: {out} is {kind}{shown}. Draw more pictures, also with other prompts:\n"
             f"  python -m minibnn sample --model {shlex.quote(str(model))} --prompt {prompt} --out picture.png")

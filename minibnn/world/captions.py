@@ -41,7 +41,8 @@ def elsewhere(prompt, model):
     """Three prompts that ask for the subject of a prompt under other circumstances which the model knows.
 
     model: as --model names it. `textured` was trained on no places and has no room for more words than its captions
-    have: it takes another light or distance, where the prompt names one. All others take places.
+    have: it takes another light or distance; a prompt that names none is returned as it is, three times. All others
+    take places.
     """
     if model == "textured":
         return [prompt.replace(*view) for view in VIEWS]
