@@ -107,14 +107,18 @@ def check_unchanged(options, out, may_change, pictures=None):
     for field in dataclasses.fields(options):
         name = field.name
         now, was = getattr(options, name), before.get(name, field.default)
-        whole = lambda value: with_paths(value, field, lambda path: Path(path).resolve())  # noqa: B023, E731
-        same = now == was or (now and was and whole(now) == whole(was))
+        same = now == was or (now and was and _resolved(now, field) == _resolved(was, field))
         if name not in may_change and not same:
             raise UserError(f"--{name.replace('_', '-')} is not what {place(out)} began with, which decides what "
                             "comes out: leave it out, or begin anew with --overwrite")
     if (pictures or {}) != pictures_before:
         raise UserError(f"the pictures or captions are not those that {place(out)} began with: put them back, or begin "
                         "anew with --overwrite")
+
+
+def _resolved(value, field):
+    """An option's value with its path, if it holds one, as it is from the root on."""
+    return with_paths(value, field, lambda path: Path(path).resolve())
 
 
 @contextlib.contextmanager
