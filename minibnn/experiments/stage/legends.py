@@ -14,8 +14,8 @@ SHARED_BY_ALL = f"""\
 # The corruption stage in the textured model
 
 `python -m minibnn experiment stage-report` makes this page; what it says is in [RESULTS.md](../RESULTS.md). A cell
-"a [b, c]" is a mean over runs with its 95 % t-interval over seeds, whose runs of several subjects share their random
-numbers and are averaged first; it is bold where the interval excludes 0. In all tables, unless the list above one says
+"a [b, c]" is a mean over seeds with its 95 % t-interval; the runs of one seed share their random numbers, so that its
+subjects are averaged first. It is bold where the interval excludes 0. In all tables, unless the list above one says
 otherwise, these words mean:
 
 - **setting**, **weights**: how the model was fine-tuned (below)
