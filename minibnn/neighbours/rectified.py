@@ -52,9 +52,7 @@ TRAINING, DRAWING = ("images", "channels", "steps", "lr", "resume"), ("corrector
 ROWS = ("plain", "factor", "network")  # of the picture that is drawn
 ANY_TIME = {"out", "resume", "overwrite", "device", "batch_size", "steps", "lr", "channels"}  # may change on --resume
 
-
 log = logging.getLogger("minibnn")
-
 
 # --- the flow and its corrector ---------------------------------------------------------------------------------------
 
