@@ -14,6 +14,7 @@ from minibnn.experiments.bps import places as bps_places
 from minibnn.experiments.corruption import report
 from minibnn.experiments.guidance import trainings as guidance
 from minibnn.experiments.inverse_noise.report import by_seed, contests
+from minibnn.experiments.stage import law as stage_law
 from minibnn.experiments.stage import report as stage_report
 from minibnn.experiments.stage import settings as stage_settings
 from minibnn.experiments.stage import tables as stage_tables
@@ -252,6 +253,15 @@ def minutes(method="dreambooth", class_count=None, photos=6):
 
 STEPS, EVALUATIONS = 5, 25  # in a second
 UNGUIDED = stage_settings.SIDE_VIEWS[-1]
+
+@cache
+def law_by_view():
+    """{way of drawing: agreement of predicted and measured noise} in the textured model."""
+    points = stage_law.law_points(textured())
+    return {name: stage_law.agreement([point for point in points if point[3].name == name])
+            for name in {point[3].name for point in points}}
+
+
 SAMPLERS = [[f"{sampler}-g{g}" for sampler in ("ddim-25", "ddim-50", "pndm-50")] for g in ("1", "3", "7.5")]
 SAMPLERS[2].append("ddim-250-g7.5")
 
@@ -484,6 +494,8 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "options, fresh noise": ("docs/training", "in the textured model ({} → {})", lambda: [
         of_stage("plain", "noise", None, view, 800)[0] for view in stage_settings.views_at(800, 800)
         if view.name in ("ddim-20-g7.5", "ddim-20-g7.5-eta1")], 1),
+    "gain law": ("docs/training", "in every way of drawing, rank correlation {} at 7.5)", lambda: [
+        law_by_view()[stage_settings.MAIN.name][2]], 2),
     "README, class": ("README", "from the pretrained model's in none of the {} trainings", lambda: [
         taught("four-captions")[1] + 100 * taught("four-captions")[0]], 0),
 }
@@ -702,6 +714,11 @@ def test_the_gains_of_guidance_are_means_of_its_trainings():
     assert f"$u={means['base'][1]:.2f}$ against $c={means['c'][1]:.2f}$ at $t=100$" in lesson
     first, second = (7.5 * means["c"][1] - 6.5 * means[name][1] for name in ("base", "own"))
     assert f"{first:.2f} at $w=7.5$" in lesson and f"({second:.2f} at 7.5)" in lesson
+
+
+def test_the_law_is_poor_in_every_way_of_drawing():
+    """As docs/training.md says."""
+    assert all(own < 0 for own, *_ in law_by_view().values())
 
 
 def test_at_the_later_switches_no_distance_to_the_ceiling_is_shown():
