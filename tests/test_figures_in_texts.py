@@ -185,6 +185,14 @@ def taught(setting):
     return sum(p < 0.05 for p in drifted), len(drifted), means["drift"], means["clipped"], 100 * means["leak"]
 
 
+@cache
+def law_by_view():
+    """{way of drawing: agreement of predicted and measured noise} in the textured model."""
+    points = stage_law.law_points(textured())
+    return {name: stage_law.agreement([point for point in points if point[3].name == name])
+            for name in {point[3].name for point in points}}
+
+
 def sketches(pairs, steps=60, other="base 0"):
     """By how much BPS with so many pairs follows sketches better than the base, or another run."""
     found = json.loads((RESULTS / "bps.json").read_text())[f"{steps} steps"]
@@ -253,15 +261,6 @@ def minutes(method="dreambooth", class_count=None, photos=6):
 
 STEPS, EVALUATIONS = 5, 25  # in a second
 UNGUIDED = stage_settings.SIDE_VIEWS[-1]
-
-@cache
-def law_by_view():
-    """{way of drawing: agreement of predicted and measured noise} in the textured model."""
-    points = stage_law.law_points(textured())
-    return {name: stage_law.agreement([point for point in points if point[3].name == name])
-            for name in {point[3].name for point in points}}
-
-
 SAMPLERS = [[f"{sampler}-g{g}" for sampler in ("ddim-25", "ddim-50", "pndm-50")] for g in ("1", "3", "7.5")]
 SAMPLERS[2].append("ddim-250-g7.5")
 
