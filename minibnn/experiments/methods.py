@@ -32,7 +32,7 @@ from .. import class_pictures, data
 from ..devices import choose_threads, threads_kept
 from ..errors import UserError
 from ..files.locks import locked
-from ..files.rows import read_rows
+from ..files.rows import read_rows, write_rows
 from ..files.schema import fitting, integer, items, number, one_of, record
 from ..files.store import write_json, write_text
 from ..lab.intervals import interval, require_scipy
@@ -223,7 +223,7 @@ def make_runs(todo, found, options, settings):
         if seed == options.seeds[0]:
             save_png(grid(pictures, len(pictures)), out / "strips" / f"{row}.png")
         found[row, seed] = line
-        write_text(out / "runs.jsonl", "".join(json.dumps(each) + "\n" for each in found.values()))
+        write_rows(out / "runs.jsonl", found.values())
 
 
 @threads_kept()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from .schema import fitting, record
-from .store import read_text
+from .store import read_text, write_text
 
 
 def read_rows(path, schema=None, required=()):
@@ -24,6 +24,11 @@ def read_rows(path, schema=None, required=()):
             raise UserError(f"{path}, line {i}: not valid JSON ({error})") from None
         rows.append(fitting(row, kind, f"{path}, line {i}"))
     return rows
+
+
+def write_rows(path, rows):
+    """Write dicts as the lines of a .jsonl file, the whole file or nothing. Raises UserError as `store.write_whole`."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def is_whole(line):

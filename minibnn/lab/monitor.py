@@ -20,7 +20,6 @@ But: the pictures are drawn at θ = μ with few steps of DDIM. That shows a tren
 """
 
 import dataclasses
-import json
 import math
 import shutil
 from pathlib import Path
@@ -28,8 +27,8 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError
-from ..files.rows import read_rows
-from ..files.store import write_json, write_text
+from ..files.rows import read_rows, write_rows
+from ..files.store import write_json
 from ..finetune import ema, methods
 from ..options.kinds import WORLD, refuse
 from ..photo import measures as photo_measures
@@ -114,7 +113,7 @@ class Monitor:
             return
         self.rows = [row for row in self.rows if row["step"] < step]  # a resumed run looks again at its checkpoint
         self.rows.append({"step": step} | self.look(training.sd, step))
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        write_rows(self.path, self.rows)
         save_png(self.chart(), self.out / "curves.png")
         self.keep(training.sd)
         self.write_advice()

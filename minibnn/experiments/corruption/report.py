@@ -10,7 +10,6 @@ Reads the .jsonl files of --runs, applies the criterion of `stages.py` to each s
     corruption-NAME.webp    pictures of one run, a row for each step
 """
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -21,7 +20,7 @@ import torch
 from PIL import Image
 
 from ...errors import UserError
-from ...files.rows import read_rows
+from ...files.rows import read_rows, write_rows
 from ...files.schema import anything, fitting, integer, items, number, record, text
 from ...files.store import write_text, write_whole
 from ...lab import plot
@@ -263,7 +262,7 @@ def report(options):
     """Write all of it."""
     require_scipy()
     rows, out = read_all(options.runs), Path(options.out)
-    write_text(out / "corruption.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_rows(out / "corruption.jsonl", rows)
     for setting, n, view in sorted({(s, n, v) for s, n, _, v in cases(rows)}):
         if max(len(table(rows, setting, n, kind, view, "other", "noise")[1]) for kind in KINDS) >= 3:
             path = out / f"corruption-{setting}-{n}-{view}.png"  # the tables hold those with fewer seeds

@@ -12,7 +12,6 @@ weights, and is measured from where it stopped.
 
 import contextlib
 import dataclasses
-import json
 import multiprocessing
 import os
 import shutil
@@ -29,9 +28,8 @@ from ...cli.train import fine_tune
 from ...devices import training_dtype
 from ...errors import UserError
 from ...files.locks import locked
-from ...files.rows import read_rows
+from ...files.rows import read_rows, write_rows
 from ...files.schema import integer
-from ...files.store import write_text
 from ...lab import sigma1_estimate
 from ...neighbours import guidance
 from ...options.training import TrainOptions
@@ -108,7 +106,7 @@ class Observer:
         strips = [Image.open(path) for path in sorted(self.strips.iterdir())]
         save_png(grid(strips, 1), self.path.with_suffix(".png"), optimize=True)
         self.rows += rows
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        write_rows(self.path, self.rows)
 
     def generate(self, sd, view, prompts):
         """Pictures of the prompts as the view draws them, with the same seed at every checkpoint."""

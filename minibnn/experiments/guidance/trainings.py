@@ -32,7 +32,6 @@ holds their lines. Leaves guidance.jsonl (a line for each training; what is ther
 and seed guidance-samples.png, and guidance.png with curves of means.
 """
 
-import json
 import shutil
 from pathlib import Path
 
@@ -42,9 +41,8 @@ from ... import data
 from ...cli.train import fine_tune
 from ...devices import choose_threads, threads_kept
 from ...files.locks import locked
-from ...files.rows import read_rows
+from ...files.rows import read_rows, write_rows
 from ...files.schema import integer, items, mapping, number, one_of, record
-from ...files.store import write_text
 from ...lab import gains
 from ...lab.intervals import in_words, interval, require_scipy
 from ...lab.plot import Line, Panel, chart
@@ -200,7 +198,7 @@ def experiment_there(options):
                 continue
             line, shown = one_run(base, options, kind, seed)
             rows.append(rounded(line))
-            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+            write_rows(path, rows)
             if (kind, seed) == (options.subjects[0], options.seeds[0]):
                 columns = [f"w = {scale:g}" if i == 0 else "" for scale in SCALES for i in range(4)]
                 picture = sheet(shown, list(ANCHORS), columns).quantize(256, dither=Image.Dither.NONE)

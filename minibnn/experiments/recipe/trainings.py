@@ -9,7 +9,6 @@ runs that are there are not repeated), recipe.md and recipe.png (of the command'
 training prompt, six places, the class prompt twice).
 """
 
-import json
 import shutil
 from functools import cache
 from pathlib import Path
@@ -21,7 +20,7 @@ from PIL import Image
 from ...devices import choose_threads, threads_kept
 from ...errors import UserError
 from ...files.locks import locked
-from ...files.rows import read_rows
+from ...files.rows import read_rows, write_rows
 from ...files.schema import integer, number, one_of, record
 from ...files.store import write_text
 from ...lab.energy_distance import permutation_test
@@ -246,7 +245,7 @@ def make(todo, found, options):
             strip = strip_of(world.draw(next(world.animal_scenes(kind))), pictures)
             save_png(strip, out / "strips" / f"{name}-{kind}.png")
         found[name, kind, seed] = line
-        write_text(out / "recipe.jsonl", "".join(json.dumps(each) + "\n" for each in found.values()))
+        write_rows(out / "recipe.jsonl", found.values())
     paths = [out / "strips" / f"{name}-{kind}.png" for name in options.settings for kind in options.subjects]
     strips = {path.stem: Image.open(path) for path in paths if path.exists()}
     least = untrained(options.model, judge, options.subjects)

@@ -14,7 +14,6 @@ there is not measured again; an interrupted arm goes on from its last checkpoint
 But: one seed and one photograph, no interval. It has not been run on SD yet.
 """
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -28,8 +27,8 @@ from ...cli.train import fine_tune
 from ...devices import training_dtype
 from ...errors import UserError
 from ...files.locks import locked
-from ...files.rows import read_rows
-from ...files.store import write_json, write_text
+from ...files.rows import read_rows, write_rows
+from ...files.store import write_json
 from ...lab import gain_advice, gain_law, gains, monitor, sheets
 from ...lab.sigma1_estimate import latents_of
 from ...options.training import TrainOptions
@@ -71,7 +70,7 @@ class Look:
 
     def keep(self, row):
         self.rows.append(row)
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        write_rows(self.path, self.rows)
 
     def start(self, sd):
         """What is needed once: the photograph as latents, how much noise in them is seen, and Dino if it is given."""

@@ -22,13 +22,12 @@ Three subjects are three subjects: the intervals say nothing of a fourth.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 from PIL import Image
 
 from ...errors import UserError
-from ...files.rows import read_rows
+from ...files.rows import read_rows, write_rows
 from ...files.store import write_text
 from ...lab import plot
 from ...lab.intervals import require_scipy
@@ -139,7 +138,7 @@ def report(options):
     """Write all of it."""
     require_scipy()
     runs, out = read_runs(options.runs), Path(options.out)
-    write_text(out / "stage.jsonl", "".join(json.dumps(row) + "\n" for rows in runs.values() for row in rows))
+    write_rows(out / "stage.jsonl", (row for rows in runs.values() for row in rows))
     text = page(runs)
     write_text(out / "stage.md", text)
     save_png(curves(runs), out / "stage.png", optimize=True)

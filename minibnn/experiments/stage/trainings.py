@@ -14,7 +14,6 @@ leaves nothing.
 
 import copy
 import dataclasses
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,8 @@ from ...cli.settle import settle
 from ...devices import threads_kept
 from ...errors import UserError
 from ...files.locks import locked
-from ...files.store import read_json, write_json, write_text
+from ...files.rows import write_rows
+from ...files.store import read_json, write_json
 from ...files.weights import write_tensors
 from ...finetune import bayes
 from ...lab import gains, sigma1_estimate
@@ -194,8 +194,7 @@ def perform(run, options):
         write_tensors(Path(options.out) / f"{run.name}.safetensors", means)
     strip = to_pil(torch.cat(observer.strips))
     save_png(grid(strip, 2 * PICTURES, ZOOM), Path(options.out) / f"{run.name}.png", optimize=True)
-    lines = "".join(json.dumps(row) + "\n" for row in observer.rows)
-    write_text(Path(options.out) / f"{run.name}.jsonl", lines)  # last: it says that the run is done
+    write_rows(Path(options.out) / f"{run.name}.jsonl", observer.rows)  # last: it says that the run is done
 
 
 def planned(options):
