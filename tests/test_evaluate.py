@@ -8,6 +8,8 @@ from torch import nn
 
 from minibnn.errors import UserError
 from minibnn.experiments.bps.judge import train_judge
+from minibnn.experiments.recipe.trainings import experiment
+from minibnn.options.experiments import RecipeOptions
 from minibnn.options.world import EvaluateOptions
 from minibnn.world import scenes as world
 from minibnn.world.classifier import ATTRIBUTES, accuracy, fit_on_world, labels, random_scenes, right, train_classifier
@@ -73,6 +75,14 @@ def test_a_file_in_the_place_of_the_folder_is_refused_before_minutes_of_work(tmp
     (tmp_path / "out").touch()
     with pytest.raises(UserError, match="out is a file; name a folder"):
         evaluate(EvaluateOptions(out=str(tmp_path / "out")))
+
+
+def test_a_model_of_another_size_is_refused_before_minutes_of_work(tmp_path):
+    with pytest.raises(UserError, match="--model textured draws 24 x 24 pixels"):
+        evaluate(EvaluateOptions(model="textured", out=str(tmp_path / "out")))
+    with pytest.raises(UserError, match="--model textured draws 24 x 24 pixels"):
+        experiment(RecipeOptions(model="textured", out=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
 
 
 def test_edge_energy_of_a_wave_and_of_its_blur():

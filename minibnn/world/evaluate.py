@@ -16,6 +16,7 @@ import torch
 from ..devices import choose_threads, threads_kept
 from ..errors import UserError
 from ..files.store import write_json
+from ..options.kinds import WORLD
 from ..pictures import grid, save_png, to_pil, to_tensor
 from ..pipeline import StableDiffusion
 from . import measures
@@ -33,13 +34,23 @@ def edge_energy(images):
     return sum(images.diff(dim=dim).square().mean().item() for dim in (2, 3))
 
 
+def open_model(model):
+    """A model that draws pictures of the world's size, which these measures take. Raises UserError for another one."""
+    sd = StableDiffusion.load(model)
+    side = sd.recipe["resolution"]
+    if side != world.SIZE:
+        raise UserError(f"--model {model} draws {side} x {side} pixels, and what is measured are the drawings of "
+                        f"{world.SIZE} x {world.SIZE} of {' and '.join(WORLD)}: name one of these or a run of theirs")
+    return sd
+
+
 @threads_kept()
 def evaluate(options):
     """Measure the model of EvaluateOptions, print and write the figures. Raises UserError."""
     out = Path(options.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder")
-    sd = StableDiffusion.load(options.model)
+    sd = open_model(options.model)
     choose_threads("cpu", sd.unet)
     classifier = train_classifier(out / "classifier.safetensors") if options.train_classifier else measures.classifier()
 

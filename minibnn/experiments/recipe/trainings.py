@@ -31,6 +31,7 @@ from ...pipeline import StableDiffusion
 from ...progress import progress_bar
 from ...world import measures as world_measures
 from ...world import scenes as world
+from ...world.evaluate import open_model
 from ...world.judge import judged, train_judge, validated
 from ..children import train_apart
 from ..records import check_alike
@@ -220,6 +221,7 @@ def experiment(options):
     for name in options.settings:
         if name not in SETTINGS:
             raise UserError(f"--settings {name}: there are {', '.join(SETTINGS)}")
+    network = open_model(options.model).unet
     path = out / "recipe.jsonl"
     found = {(line["setting"], line["subject"], line["seed"]): line for line in read_rows(path, LINE, tuple(LINE))}
     for (name, kind, seed), line in found.items():
@@ -230,6 +232,7 @@ def experiment(options):
     if options.plan:
         return
     require_scipy()
+    choose_threads("cpu", network)
     with locked(out):
         make(todo, found, options)
 
@@ -237,7 +240,6 @@ def experiment(options):
 def make(todo, found, options):
     """Perform these runs, add them to found {run: line}, and write the table; --out is ours alone."""
     out = Path(options.out)
-    choose_threads("cpu", StableDiffusion.load(options.model).unet)
     judge = train_judge(out / "judge.safetensors")
     for name, kind, seed in progress_bar(todo, desc="runs"):
         line, pictures = perform(name, kind, seed, options, judge)
