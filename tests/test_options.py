@@ -16,6 +16,7 @@ from minibnn.cli.settle import settle
 from minibnn.neighbours.rewards import NETWORKS
 from minibnn.options import aliases, configs
 from minibnn.options.examples import EXAMPLES
+from minibnn.options.experiments import PaperOptions
 from minibnn.options.lab import Eq2Options, GainsOptions, ProbeOptions
 from minibnn.options.neighbours import BpsOptions, GraftOptions, RectifiedOptions
 from minibnn.options.parsing import build, is_word, meanings, parse, recipe_notes
@@ -321,6 +322,17 @@ def test_resuming_nothing_is_refused(words, message, capsys):
     with pytest.raises(SystemExit):
         parse(TrainOptions, "x", words)
     assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_what_an_experiment_is_told_twice_it_does_once():
+    """Bug of an earlier version: a seed that was named twice was trained twice, and counted twice in intervals."""
+    asked = parse(PaperOptions, "x", ["--seeds", "0", "1", "0", "--sigmas", "0.01", "0.01", "--lambdas", "0", "0.0"])
+    assert (asked.seeds, asked.sigmas, asked.lambdas) == ([0, 1], [0.01], [0.0])
+    classes = {options for _, options, *_ in COMMANDS.values() if options.__module__ == PaperOptions.__module__}
+    lists = [(options, f.name) for options in classes for f in dataclasses.fields(options) if f.type is list]
+    assert len(lists) > 20
+    for options, name in lists:
+        assert getattr(options(**{name: ["a", "b", "a"]}), name) == ["a", "b"], (options, name)
 
 
 # --- names of other programs ------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .kinds import DEFAULT, nonnegative, option, positive, seed_number, whole, words
+from .kinds import DEFAULT, each_once, nonnegative, option, positive, seed_number, whole, words
 from .shared import DTYPES, device_option, prediction_type_option, seed_option, tokenizer_option
 
 
@@ -25,6 +25,8 @@ class CorruptionOptions:
     processes: int = option(1, "runs at once, one thread each", "how", type=whole)
     plan: bool = option(False, "say what would be done, and stop", "how")
     out: str = option("runs/corruption", "folder of what is measured", "how", metavar="DIR")
+
+    __post_init__ = each_once
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class PaperOptions:
     keep_pictures: bool = option(True, "keep all pictures that were measured, and not only the best, average and worst", "how")
     out: str = option("runs/paper", "folder, which all processes must see", "how", metavar="DIR")
 
+    __post_init__ = each_once
+
 
 @dataclass(frozen=True)
 class SdGainsOptions:
@@ -80,6 +84,8 @@ class SdGainsOptions:
     plan: bool = option(False, "say what would be done, and stop", "output")
     out: str = option("runs/sd-gains", "folder of what is measured", "output", metavar="DIR")
 
+    __post_init__ = each_once
+
 
 @dataclass(frozen=True)
 class ReportOptions:
@@ -87,6 +93,8 @@ class ReportOptions:
 
     runs: list = option(("runs/corruption",), "folders of the .jsonl files", "what", nargs="+", metavar="DIR")
     out: str = option("tutorials/results", "folder of tables and pictures", "what", metavar="DIR")
+
+    __post_init__ = each_once
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,8 @@ class StageOptions:
     plan: bool = option(False, "say what would be done, and stop", "how")
     out: str = option("runs/stage", "folder of what is measured", "how", metavar="DIR")
 
+    __post_init__ = each_once
+
 
 @dataclass(frozen=True)
 class StageReportOptions:
@@ -109,6 +119,8 @@ class StageReportOptions:
     runs: list = option(("runs/stage",), "folders of the .jsonl files", "what", nargs="+", metavar="DIR")
     seed: int = option(0, "seed of the pictures", "what", type=seed_number)
     out: str = option("tutorials/results", "folder of tables and pictures", "what", metavar="DIR")
+
+    __post_init__ = each_once
 
 
 @dataclass(frozen=True)
@@ -135,6 +147,8 @@ class StageStartsOptions:
     seed: int = seed_option("what", "seed of the starting noise")
     out: str = option("tutorials/results", "folder of what is measured", "how", metavar="DIR")
 
+    __post_init__ = each_once
+
 
 @dataclass(frozen=True)
 class MethodsOptions:
@@ -146,6 +160,8 @@ class MethodsOptions:
     each: int = option(2, "pictures for each of the other prompts", "what", type=whole)
     plan: bool = option(False, "say what would be done, and stop", "how")
     out: str = option("runs/methods", "folder of what is measured", "how", metavar="DIR")
+
+    __post_init__ = each_once
 
 
 @dataclass(frozen=True)
@@ -159,6 +175,8 @@ class RecipeOptions:
     plan: bool = option(False, "say what would be done, and stop", "how")
     out: str = option("runs/recipe", "folder of what is measured", "how", metavar="DIR")
 
+    __post_init__ = each_once
+
 
 @dataclass(frozen=True)
 class GuidanceOptions:
@@ -170,6 +188,8 @@ class GuidanceOptions:
     steps: int = option(400, "optimiser steps of each run", "what", type=whole)
     work: str = option("runs/experiments/guidance", "folder of the trainings", "how", metavar="DIR")
     out: str = option("tutorials/results", "folder of guidance.jsonl and its pictures", "how", metavar="DIR")
+
+    __post_init__ = each_once
 
 
 @dataclass(frozen=True)
@@ -183,6 +203,8 @@ class GraftExperimentOptions:
     sample_steps: int = option(15, "sampling steps of DDIM with η = 1", "what", type=whole)
     fresh: int = option(4, "fresh samples for each prompt", "what", type=whole)
     out: str = option("tutorials/results", "folder of what is measured", "how", metavar="DIR")
+
+    __post_init__ = each_once
 
 
 @dataclass(frozen=True)
@@ -200,6 +222,8 @@ class InverseNoiseOptions:
     work: str = option("runs/experiments/inverse_noise", "folder of the inverse noises", "how", metavar="DIR")
     out: str = option("tutorials/results", "folder of what is measured", "how", metavar="DIR")
 
+    __post_init__ = each_once
+
 
 @dataclass(frozen=True)
 class BpsExperimentOptions:
@@ -211,3 +235,5 @@ class BpsExperimentOptions:
     variants: list = option(("base", "bps", "skip", "encoder"), "what the part pairs compares", "what", nargs="+", choices=("base", "bps", "skip", "encoder"))
     work: str = option("runs/experiments/bps", "folder of single runs", "how", metavar="DIR")
     out: str = option("tutorials/results", "folder of bps.json, bps_anchors.json, bps_places.json and bps_STEPS.png", "how", metavar="DIR")
+
+    __post_init__ = each_once

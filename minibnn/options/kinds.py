@@ -39,6 +39,15 @@ def as_asked(options):
         object.__setattr__(options, each.name, value)  # they are frozen
 
 
+def each_once(options):
+    """For __post_init__ of an experiment: as `as_asked`, and what a list names twice is done once. In place."""
+    as_asked(options)
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if isinstance(value, (list, tuple)):
+            object.__setattr__(options, each.name, type(value)(dict.fromkeys(value)))
+
+
 def refuse(options, names, why):
     """Raises UserError "--NAME why" for the first of these options that has another value than its default.
 

@@ -99,7 +99,7 @@ def open_bench(options, local=0):
     people = tuple(dataset.find_people(options.celeba)) if options.celeba else ()
     device = device_of(options.device, local)
     half = training_dtype(device) if options.as_ == "paper" else "float32"
-    study = Study(recipes["main"], options.as_, tuple(paths), found, people, tuple(dict.fromkeys(options.seeds)),
+    study = Study(recipes["main"], options.as_, tuple(paths), found, people, tuple(options.seeds),
                   tuple(items), tuple(options.sigmas), tuple(options.lambdas), not tiny)
     return Bench(options, study, paths, device, options.dtype or half)
 

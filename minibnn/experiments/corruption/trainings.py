@@ -185,11 +185,10 @@ def planned(options):
     there = len(data.list_pictures(options.images))
     if max(options.pictures) > there or min(options.pictures) < 1:
         raise UserError(f"--pictures {' '.join(map(str, options.pictures))}: {options.images} holds {there}")
-    runs = [
+    return [
         Run(name, n, bayes, seed)
         for name in names for seed in options.seeds for n in options.pictures for bayes in SETTINGS[name].bayes
     ]
-    return list(dict.fromkeys(runs))  # what is named twice is done once
 
 
 def claim(options):

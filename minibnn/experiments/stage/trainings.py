@@ -210,7 +210,7 @@ def planned(options):
         for subject in options.images:
             for setting in options.settings:
                 runs.append(Run(setting, subject, seed, options.model))
-    return list(dict.fromkeys(runs))
+    return runs
 
 
 @threads_kept()
