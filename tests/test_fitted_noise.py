@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from minibnn.errors import UserError
 from minibnn.experiments.inverse_noise import report as inverse_noise_report
 from minibnn.experiments.inverse_noise import trainings as inverse_noise_trainings
 from minibnn.neighbours import fitted_noise
@@ -45,6 +46,13 @@ def test_the_noise_has_mean_and_covariance_of_what_it_was_fitted_to():
     latents = normal(6, 4, 3, 2, seed=7).float()
     assert fitted_noise.gaussian_noise(latents, *fitted_noise.gaussian_of(latents)).shape == latents.shape
     assert fitted_noise.scale_of(torch.tensor([[3.0, -4.0]])) == pytest.approx(12.5**0.5)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_too_few_samples_are_refused(n):
+    """Of two samples the estimate is the plain covariance, which is singular."""
+    with pytest.raises(UserError, match=f"{n} samples of 8 values are too few"):
+        fitted_noise.gaussian_of(normal(n, 8))
 
 
 def test_the_rivals_cost_nothing_or_one_product():

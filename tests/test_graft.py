@@ -16,12 +16,13 @@ from torch import nn
 from minibnn import StableDiffusion, UserError, observers, ownership, runs, schedule
 from minibnn.cli.export import export
 from minibnn.cli.sample import sample
-from minibnn.experiments.graft import diversity, kept_seeds, path_kl
+from minibnn.experiments.graft import check_enough, diversity, experiment, kept_seeds, path_kl
 from minibnn.files import folders
 from minibnn.files.weights import write_tensors
 from minibnn.neighbours import candidates, graft, graft_run, guidance, rejection, rewards
 from minibnn.networks.unet import UNet
 from minibnn.observers import CtrlC
+from minibnn.options.experiments import GraftExperimentOptions
 from minibnn.options.neighbours import GraftOptions
 from minibnn.options.parsing import parse
 from minibnn.options.results import ExportOptions, SampleOptions
@@ -791,6 +792,23 @@ def test_path_kl_is_the_kl_between_two_ddim_steps():
 def test_diversity_compares_pictures_of_the_same_prompt_only():
     grey = [Image.new("RGB", (4, 4), (v, v, v)) for v in (0, 51, 255, 255)]
     assert diversity(grey, ["a", "a", "b", "b"]) == pytest.approx((0.2 + 0.0) / 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"fresh": 1}, "--fresh 1: diversity compares"), ({"groups": 1, "sample_steps": 1}, "0 of .* earn the reward")],
+)
+def test_the_experiment_refuses_what_has_no_figures(changes, message, tmp_path):
+    """Bugs of an earlier version: NaN in its file, which it then refused, and a traceback."""
+    with pytest.raises(UserError, match=message):
+        experiment(GraftExperimentOptions(seeds=[0], out=str(tmp_path), **changes))
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_two_of_one_prompt_are_enough():
+    check_enough(torch.tensor([True, False, True, True]), ["a", "a", "b", "b"])
+    with pytest.raises(UserError, match="2 of 4 candidates earn the reward, but no two of one prompt"):
+        check_enough(torch.tensor([True, False, True, False]), ["a", "a", "b", "b"])
 
 
 def test_the_experiment_loses_no_seeds_to_other_settings(tmp_path):

@@ -13,9 +13,10 @@ from torch import nn
 from minibnn import StableDiffusion, UserError, posterior, schedule
 from minibnn.cli.sample import sample
 from minibnn.experiments.guidance import corruption_runs
-from minibnn.experiments.guidance.trainings import ANCHORS, MEASURES, QUESTIONS, SCALES, measure, report
+from minibnn.experiments.guidance.trainings import ANCHORS, MEASURES, QUESTIONS, SCALES, experiment, measure, report
 from minibnn.files.weights import write_tensors
 from minibnn.neighbours import guidance
+from minibnn.options.experiments import GuidanceOptions
 from minibnn.options.results import SampleOptions
 from minibnn.pictures import to_tensor
 from minibnn.sample import guide
@@ -428,18 +429,19 @@ def test_the_experiment_measures_what_it_says(dog):
     assert white["clipped"] == 1 and white["place"] == 0 and white["fidelity"] < figures["fidelity"]
 
 
+def row(seed, kind="cat"):
+    """A training in which the base is better by .1 · (seed + 1) at 1.5, and by nothing that can be told elsewhere."""
+    def cells(shift):
+        return {f"{w:g}": dict.fromkeys(MEASURES, 0.0) | {"fidelity": shift * (w == 1.5)} for w in SCALES}
+
+    all_cells = {name: cells(0.1 * (seed + 1) if name == "base" else 0.0) for name in ANCHORS}
+    all_cells["none"] = {"1": dict.fromkeys(MEASURES, 0.0)}
+    gains = {"t": [20, 100, 300, 600, 900]} | dict.fromkeys(("c", *ANCHORS), [0.9] * 5)
+    return {"method": "lora", "subject": kind, "seed": seed, "steps": 1, "cells": all_cells, "gains": gains,
+            "drift": {"own": 0.5, "base": 0.25}}
+
+
 def test_the_experiments_report_pairs_seeds_and_names_what_it_can_tell():
-    """Three seeds in which the base is better by .1, .2, .3 at 1.5 and by nothing that can be told elsewhere."""
-    def row(seed, kind="cat"):
-        def cells(shift):
-            return {f"{w:g}": dict.fromkeys(MEASURES, 0.0) | {"fidelity": shift * (w == 1.5)} for w in SCALES}
-
-        all_cells = {name: cells(0.1 * (seed + 1) if name == "base" else 0.0) for name in ANCHORS}
-        all_cells["none"] = {"1": dict.fromkeys(MEASURES, 0.0)}
-        gains = {"t": [20, 100, 300, 600, 900]} | dict.fromkeys(("c", *ANCHORS), [0.9] * 5)
-        return {"method": "lora", "subject": kind, "seed": seed, "steps": 1, "cells": all_cells, "gains": gains,
-                "drift": {"own": 0.5, "base": 0.25}}
-
     text = report([row(seed) for seed in (2, 0, 1)])
     assert "### lora, cat, 3 runs" in text and len(QUESTIONS) >= 12 and "all subjects" not in text
     assert "| base − own, w = 1.5 | +0.200 [-0.048, +0.448] | not shown |" in text  # ± 4.303 · 0.1/√3
@@ -448,6 +450,13 @@ def test_the_experiments_report_pairs_seeds_and_names_what_it_can_tell():
     both = report([row(seed, kind) for seed in (0, 1, 2) for kind in ("cat", "dog")])
     assert "### lora, all subjects, 6 runs" in both  # twice the same: sd .1·√(4/5) = .0894, ± 2.5706 · .0894/√6 = .094
     assert "| base − own, w = 1.5 | +0.200 [+0.106, +0.294] | more |" in both.partition("all subjects")[2]
+
+
+def test_the_page_of_loras_alone_has_no_curves(tmp_path, capsys):
+    """Bug of an earlier version: after its trainings, whose curves are drawn of DreamBooth, it divided by zero."""
+    (tmp_path / "guidance.jsonl").write_text(json.dumps(row(0)) + "\n")
+    experiment(GuidanceOptions(method="lora", subjects=["cat"], seeds=[0, 0], steps=1, out=str(tmp_path)))
+    assert "### lora, cat, 1 runs" in capsys.readouterr().out and not (tmp_path / "guidance.png").exists()
 
 
 def test_the_laboratorys_lines_are_paired_by_seed():

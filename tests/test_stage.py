@@ -294,6 +294,15 @@ def test_the_report_is_written_from_lines_and_again_from_its_own(tmp_path):
     }
 
 
+def test_a_report_of_other_settings_has_no_curves_of_the_usual_ones(tmp_path):
+    """Bug of an earlier version: an IndexError after the tables."""
+    rows = made_up(lambda step: step / 1000, lambda step: step / 100)
+    extra = {"run": "four-cat-textured-0", "setting": "four", "model": "textured", "subject": CAT, "seed": 0}
+    (tmp_path / "four-cat-textured-0.jsonl").write_text("".join(json.dumps(row | extra) + "\n" for row in rows))
+    report.report(StageReportOptions(runs=[str(tmp_path)], out=str(tmp_path / "out")))
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"stage.jsonl", "stage.md", "gain_law.png"}
+
+
 def test_every_setting_is_a_way_of_training():
     assert all(isinstance(setting, Setting) and setting.looks[0] == 0 for setting in SETTINGS.values())
     assert {EARLY, *LATE} <= set(SETTINGS["plain"].looks)
@@ -313,6 +322,11 @@ def test_the_starting_noise_predicts_the_noise_of_a_picture(tmp_path):
     assert np.std(other["levels"]) < np.std(own["levels"]) / 2
     noise = torch.randn(8, 3, 24, 24, generator=torch.Generator().manual_seed(1))
     assert found["strengths"] == pytest.approx(noise.std((2, 3), correction=0).square().mean(1).sqrt().tolist())
+
+
+def test_weights_of_one_name_are_refused(tmp_path):
+    with pytest.raises(UserError, match="two files are called stage_cat"):
+        starts.starts(StageStartsOptions(out=str(tmp_path), images=CAT, weights=[WEIGHTS, f"elsewhere/{WEIGHTS}"]))
 
 
 def test_the_law_of_a_surplus_is_that_of_its_own_gain():

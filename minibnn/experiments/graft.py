@@ -21,6 +21,7 @@ import copy
 import dataclasses
 import itertools
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from PIL import Image
 
 from .. import schedule
 from ..devices import choose_threads, threads_kept
+from ..errors import UserError
 from ..files.locks import locked
 from ..files.schema import mapping, number, record
 from ..files.store import read_json, write_json
@@ -92,10 +94,19 @@ def diversity(pictures, prompts):
     return float(np.mean([math.sqrt(((arrays[a] - arrays[b]) ** 2).mean()) for a, b in pairs]))
 
 
+def check_enough(kept, prompts):
+    """Raises UserError unless two pictures of a prompt are kept (n,), which diversity needs."""
+    number = Counter(prompt for prompt, k in zip(prompts, kept, strict=True) if k)
+    if max(number.values(), default=0) < 2:
+        raise UserError(f"{number.total()} of {len(prompts)} candidates earn the reward, but no two of one prompt: "
+                        "raise --groups or --sample-steps")
+
+
 def successes(base, prompts, options, seed):
     """Features (n, 128) of the base's successes among candidates of their own seed: what GRAFT should draw."""
     pictures = graft.pictures_of(base, graft.draw_latents(base, prompts, options, seed)[0])
     kept = rewards_of(red_thing_on_grass, pictures, prompts) > 0
+    check_enough(kept, prompts)
     return world_measures.features(to_tensor([picture for picture, k in zip(pictures, kept, strict=True) if k]))
 
 
@@ -109,6 +120,7 @@ def one_seed(seed, options, fresh_for_each):
     candidates = graft.pictures_of(base, x0)
     rewards = rewards_of(red_thing_on_grass, candidates, prompts)
     chosen = graft.accept(rewards, options)
+    check_enough(chosen, prompts)
     fresh = [prompt for prompt in options.prompt for _ in range(fresh_for_each)]
     accepted = chosen.nonzero()[:, 0].tolist()
     goal = successes(base, prompts, options, 4000 + seed)
@@ -162,6 +174,8 @@ def kept_seeds(path, settings):
 def experiment(options):
     """Do what GraftExperimentOptions ask for: every seed that is not there yet, and the table of all."""
     require_scipy()
+    if options.fresh < 2:
+        raise UserError("--fresh 1: diversity compares the pictures of one prompt, of which at least 2 are needed")
     with locked(options.out, ".graft.lock"):
         experiment_there(options)
 

@@ -1,6 +1,7 @@
 """Prompts that keep the subject and ask for something new, drawn at every checkpoint beside the training prompt.
 
-They are those of the paper's Table 5, in which [V] is the rare word and [object] the class word.
+Those for photographs are the paper's Table 5, in which [V] is the rare word and [object] the class word; the bundled
+models, which do not know their words, get some of their own.
 """
 
 from ..world import scenes as world

@@ -13,6 +13,8 @@ But: whatever of z is not Gaussian (several modes, curved edges) is lost; that i
 
 import torch
 
+from ..errors import UserError
+
 
 def scale_of(z):
     """The root mean square of all values of z (N, …): a number."""
@@ -37,10 +39,16 @@ def shrunk_covariance(x):
 
 
 def gaussian_of(z):
-    """Mean (D,) and Cholesky factor (D, D) of the Gaussian fitted to z (N, …), D values each; float64 inside."""
+    """Mean (D,) and Cholesky factor (D, D) of the Gaussian fitted to z (N, …), D values each; float64 inside.
+
+    Raises UserError where so few samples have no Gaussian.
+    """
     flat = z.flatten(1).double()
     covariance, _ = shrunk_covariance(flat)
-    return flat.mean(0).to(z.dtype), torch.linalg.cholesky(covariance).to(z.dtype)
+    factor, singular = torch.linalg.cholesky_ex(covariance)
+    if singular or not factor.isfinite().all():
+        raise UserError(f"{len(z)} samples of {flat.shape[1]} values are too few to fit a Gaussian: take more")
+    return flat.mean(0).to(z.dtype), factor.to(z.dtype)
 
 
 def gaussian_noise(e, mean, factor):

@@ -275,11 +275,12 @@ def train_both(sd, out, options):
     (out / "corrector.safetensors").unlink(missing_ok=True)  # it belonged to another flow
     save_flow(out / "flow.safetensors", flow.requires_grad_(False), note)  # now, because the inversion may be refused
     try:
-        z, residual = inverse_noise(flow, latents[: options.inverted], n, lost=LOST)
+        chosen = latents[: options.inverted]
+        z, residual = inverse_noise(flow, chosen, n, lost=LOST)
     except UserError as error:
         again = f"{shlex.join(('--train', '--flow', str(out), '--out', str(out), '--overwrite'))} goes on from there"
         raise UserError(f"{error}; the flow is in {out}: {again}") from None
-    print(f"{len(z)} of {options.inverted} drawings inverted: largest residual {residual.max():.1e}, "
+    print(f"{len(z)} of {len(chosen)} drawings inverted: largest residual {residual.max():.1e}, "
           f"mean {z.mean():+.3f}, standard deviation {z.std():.3f}")
     fit(corrector, z, options.steps, options.lr, 64, options.seed + 1, "corrector")
     save_flow(out / "corrector.safetensors", corrector, {"euler_steps": str(n), "seed": str(options.seed)})

@@ -204,7 +204,8 @@ def experiment_there(options):
                 picture = sheet(shown, list(ANCHORS), columns).quantize(256, dither=Image.Dither.NONE)
                 suffix = "" if options.method == "dreambooth" else f"-{options.method}"
                 save_png(picture, out / f"guidance-samples{suffix}.png", optimize=True)
-    save_png(curves([row for row in rows if row["method"] == "dreambooth"]), out / "guidance.png")
+    if plain := [row for row in rows if row["method"] == "dreambooth"]:
+        save_png(curves(plain), out / "guidance.png")
     print(report(rows))
     if laboratory := read_rows(out / "corruption.jsonl"):
         print(corruption_runs.table(laboratory))

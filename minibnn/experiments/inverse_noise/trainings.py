@@ -233,6 +233,8 @@ def experiment(options):
         refuse(options, of_world, "is for the part world: leave it out, or add world to --parts")
     if options.bundle and 0 not in options.seeds:
         raise UserError("--bundle keeps the corrector of seed 0: add 0 to --seeds")
+    if min(options.tests, options.inverted) < 3:
+        raise UserError("--tests and --inverted: at least 3, since samples are compared as distributions")
     if "world" in options.parts:
         flow_hash(options)  # a missing or damaged file is told now, and not after the plane
         flow.load_flow(flow_file(options), flow.MAIN)

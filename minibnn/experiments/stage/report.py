@@ -141,7 +141,8 @@ def report(options):
     write_rows(out / "stage.jsonl", (row for rows in runs.values() for row in rows))
     text = page(runs)
     write_text(out / "stage.md", text)
-    save_png(curves(runs), out / "stage.png", optimize=True)
+    if any(of(runs, name, "textured") for name in DRAWN):
+        save_png(curves(runs), out / "stage.png", optimize=True)
     save_png(law_plot(runs), out / "gain_law.png", optimize=True)
     for subject in sorted({key[2] for key in runs}):
         for folder in options.runs:

@@ -53,7 +53,7 @@ PLAIN = {"bayes": False, "lr": 5e-4, "batch_size": 4, "prior_weight": 0.0}  # op
 
 
 MAIN = View(steps=20, guidance=7.5)
-SIDE_VIEWS = (replace(MAIN, guidance=3.0), replace(MAIN, guidance=1.0))  # where the criterion looks
+SIDE_VIEWS = (replace(MAIN, guidance=3.0), replace(MAIN, guidance=1.0))  # only where the criterion compares
 LAST_VIEWS = (  # at the last look
     replace(MAIN, sampler="pndm"), replace(MAIN, eta=1.0), replace(MAIN, average=True), replace(MAIN, base=True),
     replace(MAIN, colour=True), replace(MAIN, guidance=1.0, colour=True),

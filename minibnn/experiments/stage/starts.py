@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from ... import data
+from ...errors import UserError
 from ...files.store import write_json
 from ...files.weights import load_state, read_tensors
 from ...lab import gain_law, gains, plot, sigma1_estimate
@@ -91,16 +92,19 @@ def of_weights(sd, picture, options):
 def starts(options):
     """Draw, measure and write. Raises UserError for weights that do not fit the model."""
     require_scipy()
+    names = [Path(path).stem for path in options.weights]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"--weights: two files are called {twice}; rename one of them")
     sd = StableDiffusion.load(options.model)
     picture = data.load_pictures(data.list_pictures(options.images)[:1], sd.recipe["resolution"])
     results = {}
-    for path in options.weights:
+    for name, path in zip(names, options.weights, strict=True):
         load_state(sd.unet, {name: p.float() for name, p in read_tensors(path).items()}, f"{path}: {NO_UNET}")
-        results[Path(path).stem] = found = of_weights(sd, picture, options)
+        results[name] = found = of_weights(sd, picture, options)
         print(f"{path}: gains at t = 300: {found['all c'][2]:.2f}, of the mean colour {found['colour c'][2]:.2f}, "
               f"of the strength {found['strength c'][2]:.2f}")
-        for name, row in found["drawn"].items():
-            line = f"  {name:34s} fidelity {row['fidelity']:.2f}, noise {row['noise']:+.1f}, tint {row['tint']:.3f}"
+        for way, row in found["drawn"].items():
+            line = f"  {way:34s} fidelity {row['fidelity']:.2f}, noise {row['noise']:+.1f}, tint {row['tint']:.3f}"
             if "R2" in row:
                 line += f", R² of the law {row['R2']:.2f}, rank correlation {row['rank correlation']:.2f}"
             print(line)
