@@ -54,7 +54,7 @@ LESS = {
     "bps --hints others": "--sample-steps 1",
 }
 UNDONE = {  # {the beginning of a command: why it is not given here}
-    "evaluate": "trains its classifier first, which takes minutes",
+    "evaluate": "draws 750 pictures, which takes minutes",
     "pretrain": "takes hours",
     "pretrain-textured": "takes hours",
     "world-measures": "takes half a minute; tests/test_metrics.py measures the same",

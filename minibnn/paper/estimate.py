@@ -68,7 +68,7 @@ def class_pictures(bench, runs):
 
 
 def time_step(bench, run):
-    """Seconds of a training step of this run's kind; returns also its model, in training."""
+    """(seconds of a training step of this run's kind, the model in training, its pictures)."""
     sd = open_model(bench, run.model)
     options = settle(train_options(bench, run, WARM_UP), sd, 1)
     images = data.load_pictures(images_of(bench, run)[:1], options.resolution)

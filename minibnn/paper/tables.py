@@ -190,7 +190,7 @@ def number(value, deviation=None):
 
 
 def pivoted(lines):
-    """(measures, columns, rows) of what `rows_of` gives; rows: [(row, column, [a cell for each measure])]."""
+    """(measures, rows) of what `rows_of` gives; rows: [(row, column, [a cell for each measure])]."""
     measures = list(dict.fromkeys(line["measure"] for line in lines))
     cells = {(line["row"], line["column"], line["measure"]): line for line in lines}
     keys = dict.fromkeys((line["row"], line["column"]) for line in lines)
