@@ -63,7 +63,7 @@ def generate(sd: Any, prompts: str | Iterable[str], steps: int | None = None,
     every device: `torch.randn(n, 4, h, w, generator=torch.Generator().manual_seed(seed))`.
     predictor: what takes the place of `guided_eps`, for instance that of `guidance.one_condition`.
     start(noise, ᾱ_T): what takes the place of the starting noise (n, C, h, w), for instance `schedule.with_mean`.
-    Raises UserError for sizes that are no multiples of the network's factor and for bad numbers.
+    Raises UserError for sizes that are not multiples of the network's factor and for bad numbers.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     steps = sd.recipe["sample_steps"] if steps is None else steps

@@ -345,7 +345,7 @@ def test_weights_of_something_else_are_refused(tmp_path, command):
     assets = TUTORIALS.parent / "minibnn" / "assets"
     path = str(assets / "textured" / "vae" / "diffusion_pytorch_model.safetensors")
     given = {"images": CAT, "out": str(tmp_path)}
-    with pytest.raises(UserError, match="no weights of --model's UNet"):
+    with pytest.raises(UserError, match="not weights of --model's UNet"):
         if command == "views":
             stage_views.views(StageViewsOptions(weights=path, **given))
         else:

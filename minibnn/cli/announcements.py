@@ -46,7 +46,7 @@ def quoted(prompts):
 
 
 def about_class_pictures(asked, options):
-    """A note to whoever asks for something of class pictures where none are used; None where there is nothing to say.
+    """A note where options of class pictures are given and none are used; None where there is nothing to say.
 
     asked: the options before they were settled.
     """

@@ -2,12 +2,12 @@
 
 A process claims a piece of work by making the file NAME.1, which only one process can make. It keeps touching the file.
 When it dies, the next one makes NAME.2, which again only one process can make, and so on: nothing is ever renamed or
-deleted that another process may own. Who claims a piece looks afterwards whether it has been done meanwhile.
+deleted that another process may own. Whoever claims a piece then checks whether it has been done in the meantime.
 
     claims, failures = Claims("out/claims"), Failures("out/failed")
     left_out = perform(tasks, claims, failures=failures)
 
-A claim is dead when its process does not live any more on this machine, or when it has not been touched for `patience`
+A claim is dead when its process no longer runs on this machine, or when it has not been touched for `patience`
 seconds: that is what is seen of another machine's process.
 
 What fails is noted (`failures.py`) and left out, so that one broken piece of work stops nobody. A process in which

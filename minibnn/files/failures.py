@@ -18,7 +18,7 @@ FAILURE = {"name": text, "why": text, "tries": integer(1), "where": text, "trace
 
 
 class Failures:
-    """The files NAME.json in a folder. Only who has claimed a piece of work writes its file, and deletes it."""
+    """The files NAME.json in a folder. Only the process that has claimed a piece of work writes or deletes its file."""
 
     def __init__(self, folder):
         self.folder, self.own = Path(folder), set()

@@ -51,7 +51,7 @@ def check_config(config_class, values, component):
 
 
 def _is_implemented(config_class, key, value):
-    """Whether the networks compute what this setting, which is no field of the class, asks for."""
+    """Whether the networks compute what this setting, which is not a field of the class, asks for."""
     if key in config_class.FIXED:
         return value is None or value == config_class.FIXED[key]
     ignored = config_class.IGNORED is None or key in config_class.IGNORED or key.startswith("_")

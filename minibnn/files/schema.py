@@ -31,7 +31,7 @@ def _unfit(value, name, kind):
 
 
 def integer(low=-(2**63), high=2**63 - 1):
-    """A whole number low … high; true and 3.0 are none."""
+    """A whole number low … high; true and 3.0 do not count."""
     kind = f"a whole number from {low} to {high}" if low > -(2**63) else "a whole number"
 
     def check(value, name):
@@ -42,7 +42,7 @@ def integer(low=-(2**63), high=2**63 - 1):
 
 
 def number(low=-math.inf, high=math.inf, above=-math.inf):
-    """A finite number, low … high and greater than `above`; true is none."""
+    """A finite number, low … high and greater than `above`; true does not count."""
     bounds = ((f"of at least {low:g}", low > -math.inf), (f"above {above:g}", above > -math.inf),
               (f"of at most {high:g}", high < math.inf))
     kind = " ".join(["a finite number", *(words for words, given in bounds if given)])

@@ -44,7 +44,7 @@ def read_text(path):
 
 
 def parse_json(text, place):
-    """The value that a JSON text holds; NaN and Infinity, which are no JSON, are refused. Raises UserError.
+    """The value that a JSON text holds; NaN and Infinity, which are not JSON, are refused. Raises UserError.
 
     place: what the text is, for the message.
     """
@@ -55,7 +55,7 @@ def parse_json(text, place):
 
 
 def _no_constant(word):
-    raise ValueError(f"{word} is no JSON number")
+    raise ValueError(f"{word} is not a JSON number")
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def append_text(path, text):
 
 
 def write_json(path, value):
-    """Write a JSON file whole, readable by people. NaN and infinite numbers, which are no JSON, become null."""
+    """Write a JSON file whole, readable by people. NaN and infinite numbers, which are not JSON, become null."""
     write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 

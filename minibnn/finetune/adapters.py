@@ -29,7 +29,7 @@ def select(network, layers=LAYERS):
 def regions(where):
     """How the names of the layers begin that lie in the blocks `where`: regions("up,mid") is ("up_blocks.", …).
 
-    Raises ValueError for words that are no blocks.
+    Raises ValueError for words that are not blocks.
     """
     for word in where.split(","):
         if word not in REGIONS:

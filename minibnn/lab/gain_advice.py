@@ -76,8 +76,8 @@ def remedies(reading, guidance, visible):
 def training_remedies(options):
     """The options of `train`, so far not used, that keep the unconditional prediction below the conditional one.
 
-    options: of a run, with the attribute null_dropout; None for a model that is no run. Random weights are no remedy:
-    in the textured model no change of the guided gain is shown with them, and noise rises.
+    options: of a run, with the attribute null_dropout; None for a model that is not a run. Random weights are not a
+    remedy: in the textured model no change of the guided gain is shown with them, and noise rises.
     """
     return [] if getattr(options, "null_dropout", 0.0) else [f"--null-dropout {NULL_DROPOUT}"]
 

@@ -17,8 +17,8 @@ Seen at the scale x_t/√ᾱ_t, whose noise is σ = √((1−ᾱ)/ᾱ), all of t
 
 **η = 0.** f = 1 − g·(1 − σ′/σ). A perfect gain, 1, shrinks the noise exactly as σ shrinks; whatever is missing stays
 for ever: in small steps a constant gain leaves σ_0·(σ_T/σ_0)^(1−g), and a changing one σ_0·exp(∫(1−g) d ln σ). For SD
-σ falls by a factor of 500, so that g = 0.8 leaves 3.5 times the noise of g = 1. That is no matter of few steps, and no
-later step repairs it. In a large step a gain above 1 can leave noise too: f changes its sign beyond g = 1/(1 − σ′/σ).
+σ falls by a factor of 500, so that g = 0.8 leaves 3.5 times the noise of g = 1. More steps do not help, and no later
+step repairs it. In a large step a gain above 1 can leave noise too: f changes its sign beyond g = 1/(1 − σ′/σ).
 
 **η = 1.** f = 1 − g·(1 − σ′²/σ²): the deviation shrinks twice as fast, and fresh noise of the right size takes its
 place. Too much noise is forgotten: V tends to σ²/(2g − 1), which is 1.29 times the standard deviation at g = 0.8.
@@ -36,11 +36,11 @@ Two have next to no part in a training loss: the mean colour, and the strength o
 `strength_of` in `gains.py`). Of a starting noise that is s times too strong a sample keeps (s − 1)·Πf. In
 `experiments/stage/starts.py` that predicts the noise of single pictures where the mean gain, of 1, does not.
 
-But: a network is linear only near x′, and the mean gain predicts the noise of the mean direction, which is less than
-the mean noise. Noise that has become stronger than x_t should have at its time
-is outside of what was measured. A model that knows more than one picture leaves deviations that are no noise but
-variety: compare with the same model without guidance, as the monitor does. And guidance strengthens the texture of the
-remembered picture too, which a measure of noise in single pictures cannot tell from noise: `noise_between` can.
+But: a network is linear only near x′, and the mean gain predicts the noise of the mean direction, which is less
+than the mean noise. Noise that has become stronger than x_t should have at its time is outside of what was measured. A
+model that knows more than one picture leaves deviations that are variety and not noise: compare with the same model
+without guidance, as the monitor does. And guidance strengthens the texture of the remembered picture too, which a
+measure of noise in single pictures cannot tell from noise: `noise_between` can.
 """
 
 import math

@@ -71,7 +71,7 @@ def resumed_options(out, options_class):
 
 
 def moved(value, home):
-    """A relative path, or a list of them, from another working folder. A bundled model's name is no path."""
+    """A relative path, or a list of them, from another working folder. A bundled model's name is not a path."""
     if isinstance(value, list):
         return [moved(each, home) for each in value]
     return value if value in BUNDLED else str(home / value)

@@ -31,7 +31,7 @@ class _Parser(argparse.ArgumentParser):
         fail(message.removeprefix("argument "))
 
     def unknown(self, words, flags):
-        """Complain about the first word that is no option, and suggest one. flags: as `meanings` gives them."""
+        """Complain about the first word that is not an option, and suggest one. flags: as `meanings` gives them."""
         wrong = next((word for word in words if word.startswith("-")), words[0]).split("=")[0]
         if advice := aliases.instead(wrong, flags):
             self.error(f"no option {wrong}; {advice}")

@@ -27,7 +27,7 @@ SCHEMA = CONTENT | {"folder": text}  # the folder is missing in those of earlier
 def place(out):
     """OUT.unfinished, for the folder OUT."""
     out = Path(out)
-    return Path(f"{out if out.name.strip('.') else out.resolve()}.unfinished")  # "." and ".." are no names
+    return Path(f"{out if out.name.strip('.') else out.resolve()}.unfinished")  # "." and ".." are not names
 
 
 def read(out, options_class):

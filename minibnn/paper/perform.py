@@ -7,7 +7,7 @@ that was interrupted gives the same weights when it is done again.
     OUT/runs/NAME/000800/00-0.png …   the pictures: number of the prompt, number of the picture
     OUT/runs/NAME/000800/measures.json   written last: {"run", "steps", "prompts", "values": {measure: one for each
                                          picture}, "cases": {"best", "average", "worst": number of the picture}}
-    OUT/runs/NAME/diverged.json       in place of the rest, if the loss is no number any more
+    OUT/runs/NAME/diverged.json       in place of the rest, if the loss became NaN or infinite
     OUT/costs/NAME.json               seconds of a step, memory, random parameters; not the same twice
     OUT/failed/NAME.json              why it, or the drawing of the class pictures that it needs, failed
 """

@@ -161,7 +161,7 @@ def cost_rows(bench, found, read):
 
 
 def diverged(bench, found):
-    """The names of the runs whose loss was no number any more."""
+    """The names of the runs whose loss became NaN or infinite."""
     runs = dict.fromkeys(cell.run for cell, _, _ in found)
     return [run.name for run in runs if (folder_of(bench, run) / "diverged.json").exists()]
 

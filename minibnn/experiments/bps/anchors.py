@@ -6,7 +6,7 @@ sketches from the same noise, guided by
 
     own           ε(∅, y): the steered model with the empty prompt, as BPS draws
     base          ε(∅): the frozen model without the branch, which is the base's unconditional prediction
-    base caption  ε(c): the frozen model with the caption, a control. It is no unconditional prior and guides on the
+    base caption  ε(c): the frozen model with the caption, a control. It is not an unconditional prior and guides on the
                   sketch alone. If it does as well as "base", what helps is more of the sketch's part, not the prior.
 
 Criterion (settled before the runs): for each scale w the differences "base − own" of each measure, paired by seed, with

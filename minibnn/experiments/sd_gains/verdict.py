@@ -50,9 +50,8 @@ def judge(found):
     if result["mechanism"]:
         said = "this is the paper's stage by this mechanism"
     else:
-        said = "this is not the paper's stage by this mechanism, since it is not so that " + " or ".join(
-            name for name, held in checks.items() if not held
-        )
+        missed = "; ".join(name for name, held in checks.items() if not held)
+        said = f"this is not the paper's stage by this mechanism, because these conditions are not met: {missed}"
     result["verdict"] = (
         f"{said}: at step {worst['step']} noise rose by {rise:.1f} grey levels, guidance 1 leaves "
         f"{left['guidance 1, eta 0']:+.1f}, eta 1 {left[f'guidance {GUIDANCE:g}, eta 1']:+.1f}, and starting noise of "

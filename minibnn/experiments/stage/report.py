@@ -17,8 +17,8 @@ than its interval. Seeds are the unit of the intervals (`tables.over_seeds`). Th
 it was a run, a pair of subject and seed, until a change along the runs that six runs of two seeds had shown was not
 found in nine runs of three others.
 
-But: no correction for many comparisons. The questions of `settings.py` were asked first; all else are leads.
-Three subjects are three subjects: the intervals say nothing of a fourth.
+But: no correction for many comparisons. The questions of `settings.py` were asked first; everything else is only a
+lead. Three subjects are three subjects: the intervals say nothing of a fourth.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ DRAWN = {  # the curves of stage.png, and what they are called there
     "plain": "plain", "bnn": "BNN", "null": "empty prompt in 10 %", "offset": "noise offset",
     "offset-spread": "offset and varied strength",
 }
-OTHER_COLOURS = ("#7f7f7f", "#8c564b", "#17becf")  # of what is no setting
+OTHER_COLOURS = ("#7f7f7f", "#8c564b", "#17becf")  # of what is not a setting
 ROW = {"run", "setting", "model", "subject", "seed", "step", "view", "group"}  # what tells the lines apart
 
 

@@ -24,7 +24,7 @@ from ...world.texture_measures import noise_level, ssim
 from ..corruption.settings import View
 
 PICTURES, STEPS = 8, 50
-NO_UNET = "these are no weights of --model's UNet; take those that `experiment stage --keep` left"
+NO_UNET = "these are not weights of --model's UNet; take those that `experiment stage --keep` left"
 WAYS = {
     "guidance 1": View(guidance=1.0), "guidance 3": View(guidance=3.0), "guidance 7.5": View(guidance=7.5),
     "guidance 7.5, eta = 1": View(guidance=7.5, eta=1.0),
