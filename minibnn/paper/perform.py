@@ -151,7 +151,6 @@ def class_task(folder):
 def train_options(bench, run, steps):
     """The TrainOptions of a run, as the command `train` takes them."""
     options, (prompt, class_prompt) = bench.options, captions_of(bench, run.subject)
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
     own = {
         "images": [str(images_of(bench, run)[0].parent)], "model": bench.paths[run.model],
         "tokenizer": options.tokenizer, "prediction_type": options.prediction_type,
@@ -170,7 +169,7 @@ def train_options(bench, run, steps):
         own["where"] = WHERE[bench.study.source][run.where]
     if run.method == "oft" and run.bayes:
         own["where"] = OFT_WHERE[bench.study.source]
-    return TrainOptions(**(defaults | own))
+    return TrainOptions(**own)
 
 
 def draw_class_pictures(bench, run, count):

@@ -11,7 +11,6 @@ weights, and is measured from where it stopped.
 """
 
 import contextlib
-import dataclasses
 import multiprocessing
 import os
 import shutil
@@ -140,9 +139,8 @@ def steps_of(it, options):
 
 def train_options(it, options, folder):
     """The options with which the command `train` makes this run; folder: the first n pictures."""
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
     prompt, class_prompt, _ = prompts_of(it, options)
-    return TrainOptions(**(defaults | SETTINGS[it.setting].options | {
+    return TrainOptions(**(SETTINGS[it.setting].options | {
         "images": str(folder), "model": "tiny", "bayes": it.bayes, "seed": it.seed,
         "steps": steps_of(it, options), "prompt": prompt, "class_prompt": class_prompt,
         "class_images": str(Path(options.out) / "class_images"), "samples": 0, "monitor": False, "overwrite": True,

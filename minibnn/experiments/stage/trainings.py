@@ -163,8 +163,7 @@ def pictures_of(run, resolution):
 def train_options(run, sd, options):
     """TrainOptions of this run, settled."""
     setting = SETTINGS[run.setting]
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
-    asked = TrainOptions(**(defaults | PLAIN | setting.options | {
+    asked = TrainOptions(**(PLAIN | setting.options | {
         "images": [run.subject], "model": run.model, "seed": run.seed, "steps": setting.looks[-1], "device": "cpu",
         "monitor": False, "samples": 0, "out": str(Path(options.out) / run.name), "class_count": CLASS_PICTURES,
         "class_images": str(Path(options.out) / f"class-{Path(run.model).name}"),
