@@ -127,7 +127,7 @@ def images_of(bench, run):
 def has_prior(bench, run):
     """Does the run learn class pictures too? In the paper only DreamBooth does, in the authors' scripts all do."""
     recipe = bench.study.recipe
-    own = (recipe | recipe["methods"].get(run.method, {})).get("prior_weight", 1.0)
+    own = (recipe | recipe["methods"].get(run.method, {}))["prior_weight"]
     return bool(own) or bench.study.source == "authors"
 
 

@@ -214,8 +214,6 @@ def markdown(lines):
 
 def markdown_differences(lines):
     """With − without in Markdown; bold where the interval excludes 0."""
-    if not lines:
-        return ""
     measures, rows = pivoted(lines)
     text = [f"| with − without | | {' | '.join(measures)} | interval over |", "|---" * (len(measures) + 3) + "|"]
     for row, column, cells in rows:

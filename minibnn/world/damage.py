@@ -9,10 +9,10 @@ def white_noise(images, amount, generator):
     return images + amount * torch.randn(images.shape, generator=generator)
 
 
-def blotches(images, amount, generator, cell=8):
-    """Add smooth coloured blotches, `cell` pixels wide, as from wrong latents. amount: their standard deviation."""
+def blotches(images, amount, generator):
+    """Add smooth coloured blotches, 8 pixels wide, as from wrong latents. amount: their standard deviation."""
     b, c, h, w = images.shape
-    coarse = torch.randn((b, c, -(-h // cell), -(-w // cell)), generator=generator)
+    coarse = torch.randn((b, c, -(-h // 8), -(-w // 8)), generator=generator)
     noise = F.interpolate(coarse, (h, w), mode="bicubic", align_corners=False)
     return images + amount * noise / noise.std()
 

@@ -115,7 +115,7 @@ def random_batch(rng, count, photographs=None):
 
 
 @torch.no_grad()
-def bag_of_words(tokenizer, seed=0):
+def bag_of_words(tokenizer):
     """A text encoder whose weights are set by hand: the context of a prompt is a vector for each of its words.
 
     A word's vector is random, and the same wherever it stands; those of STOP_WORDS and of the mark before the prompt
@@ -128,7 +128,7 @@ def bag_of_words(tokenizer, seed=0):
     for name, parameter in encoder.named_parameters():
         parameter.fill_(float("norm" in name and name.endswith("weight")))
     words = encoder.text_model.embeddings.token_embedding.weight
-    words.normal_(generator=torch.Generator().manual_seed(seed))
+    words.normal_(generator=torch.Generator().manual_seed(0))
     silent = [START, *(word + "</w>" for word in STOP_WORDS)]
     words[[tokenizer.vocab[token] for token in silent]] = 0
     return encoder.requires_grad_(False).eval()

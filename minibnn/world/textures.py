@@ -48,16 +48,16 @@ def grid(angle=0.0):
     return y * np.cos(angle) - x * np.sin(angle), y * np.sin(angle) + x * np.cos(angle)
 
 
-def cells(rng, count, stretch=1.0):
+def cells(rng, count):
     """Voronoi cells: number of the nearest of `count` points, and how near the second one is (0 on the borders)."""
     points = rng.uniform(0, SIDE, (count, 2))
     y, x = grid()
-    distance = np.hypot((y[..., None] - points[:, 0]) * stretch, x[..., None] - points[:, 1])
+    distance = np.hypot(y[..., None] - points[:, 0], x[..., None] - points[:, 1])
     two = np.sort(np.partition(distance, 1, axis=-1)[..., :2], axis=-1)
     return distance.argmin(-1), two[..., 1] - two[..., 0]
 
 
-def strokes(rng, background, colours, count, length, angle, spread, width=1):
+def strokes(rng, background, colours, count, length, angle, spread):
     """Short lines of random colour, painted over each other like grass and hair; `angle` in radians from upright."""
     image = Image.fromarray((background * 255).astype(np.uint8))
     pen = ImageDraw.Draw(image)
@@ -66,7 +66,7 @@ def strokes(rng, background, colours, count, length, angle, spread, width=1):
         turn, size = angle + spread * rng.standard_normal(), length * rng.uniform(0.5, 1.5)
         colour = colours[rng.integers(len(colours))] * rng.uniform(0.6, 1.25)
         end = (x + size * np.sin(turn), y - size * np.cos(turn))
-        pen.line((x, y, *end), tuple(int(c) for c in np.clip(colour, 0, 255)), width)
+        pen.line((x, y, *end), tuple(int(c) for c in np.clip(colour, 0, 255)), 1)
     return np.asarray(image) / 255.0
 
 

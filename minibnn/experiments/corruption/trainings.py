@@ -53,7 +53,7 @@ class Observer:
     def __init__(self, it, options):
         self.it, self.options = it, options
         self.views = SETTINGS[it.setting].views
-        self.prompt, _, self.prompts = prompts_of(it, options)
+        self.prompt, _, self.prompts = prompts_of(options)
         self.steps = log_spaced(steps_of(it, options))
         self.path = Path(options.out) / f"{it.name}.jsonl"
         self.strips = work_folder(it, options, "strips")  # a picture for each measured step
@@ -126,7 +126,7 @@ class Observer:
             torch._foreach_copy_(weights, own)
 
 
-def prompts_of(it, options):
+def prompts_of(options):
     """(training prompt, class prompt, [(other prompt, what it shows)], each `each` times)."""
     word, kind = options.word, options.kind
     return f"a photo of a {word} {kind}", f"a photo of a {kind}", world_prompts(word, kind) * options.each
@@ -139,7 +139,7 @@ def steps_of(it, options):
 
 def train_options(it, options, folder):
     """The options with which the command `train` makes this run; folder: the first n pictures."""
-    prompt, class_prompt, _ = prompts_of(it, options)
+    prompt, class_prompt, _ = prompts_of(options)
     return TrainOptions(**(SETTINGS[it.setting].options | {
         "images": str(folder), "model": "tiny", "bayes": it.bayes, "seed": it.seed,
         "steps": steps_of(it, options), "prompt": prompt, "class_prompt": class_prompt,

@@ -100,17 +100,15 @@ def curves(runs, model="textured"):
     panels.append(plot.Panel(f"gains of {DRAWN[there[0]]} at t = 100", gains))
     guided_gains = [curve(runs, s, model, lambda rows, step: gain_at(rows, step, 100, 7.5)) for s in there]
     panels.append(plot.Panel("guided gain at t = 100, guidance 7.5", guided_gains))
-    panels.append(plot.Panel("gain of the mean colour at t = 300", [
-        curve(runs, s, model, lambda rows, step: colour_gain(rows, step)) for s in there
-    ]))
+    panels.append(plot.Panel("gain of the mean colour at t = 300", [curve(runs, s, model, colour_gain) for s in there]))
     return plot.chart(panels)
 
 
-def strips(folder, subject, seed, model="textured"):
+def strips(folder, subject, seed):
     """One seed's pictures at guidance 7.5: a row for each setting, a column for each look. None if there are none."""
     rows, labels = [], []
     for setting in SETTINGS:
-        path = Path(folder) / f"{setting}-{subject}-{model}-{seed}.png"
+        path = Path(folder) / f"{setting}-{subject}-textured-{seed}.png"
         if not path.exists() or SETTINGS[setting].looks != SETTINGS["plain"].looks:
             continue
         strip = Image.open(path)

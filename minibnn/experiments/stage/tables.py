@@ -35,10 +35,10 @@ def gain_at(rows, step, time, guidance):
     return guided(row, guidance)[row["times"].index(time)]
 
 
-def colour_gain(rows, step, time=300):
-    """The gain of the mean colour with the prompt, at one step and time."""
+def colour_gain(rows, step):
+    """The gain of the mean colour with the prompt at t = 300, at one step."""
     row = next(r for r in rows if r["step"] == step)
-    return row["colour_c"][row["times"].index(time)]
+    return row["colour_c"][row["times"].index(300)]
 
 
 def of(runs, setting, model):
