@@ -21,8 +21,9 @@ from minibnn.cli.settle import settle
 from minibnn.experiments import legends, prompts
 from minibnn.experiments.corruption import report, trainings
 from minibnn.experiments.corruption.measures import WorldMeasures
-from minibnn.experiments.corruption.settings import SETTINGS, Run, View, log_spaced
+from minibnn.experiments.corruption.settings import SETTINGS, Run, log_spaced
 from minibnn.experiments.corruption.stages import MARGIN, corruption_stage, noise_stage, verdict
+from minibnn.experiments.views import View
 from minibnn.files.rows import read_rows
 from minibnn.finetune import bayes
 from minibnn.lab.intervals import in_words, interval
@@ -389,7 +390,7 @@ def test_views_draw_with_the_mean_and_with_the_bases_prediction(watching, monkey
     look(1)
     drawn = []
 
-    def generate(self, prompts, steps, scale, seed, sampler, eta, batch_size, progress, predictor):
+    def generate(self, prompts, steps, scale, seed, sampler, eta, batch_size, progress, predictor, start):
         drawn.append((steps, scale, seed, sampler, self.unet.conv_in.weight.detach().clone(), predictor))
         return ["picture"] * len(prompts)
 

@@ -6,39 +6,9 @@ Every setting that was tried is listed here, whether it showed something or not.
 import dataclasses
 from dataclasses import dataclass
 
-from ... import schedule
+from ..views import View
 
 ALONE = {"prior_weight": 0.0}  # no class pictures: half the time, and the paper's §3.3 does without
-
-
-@dataclass(frozen=True)
-class View:
-    """How a checkpoint draws. average: with the running mean of μ; base: with ε(∅) of the pretrained model; colour:
-    from noise whose mean colour is that of the training pictures, seen through the noise (`schedule.with_mean`);
-    strength: from noise of a standard deviation of exactly 1 (`schedule.with_strength`)."""
-
-    sampler: str = "ddim"
-    steps: int = 25
-    guidance: float = 3.0
-    average: bool = False
-    base: bool = False
-    eta: float = 0.0
-    colour: bool = False
-    strength: bool = False
-
-    @property
-    def name(self):
-        extra = f"-eta{self.eta:g}" * bool(self.eta) + "-average" * self.average + "-base" * self.base
-        extra += "-colour" * self.colour + "-strength" * self.strength
-        return f"{self.sampler}-{self.steps}-g{self.guidance:g}{extra}"
-
-    def start(self, mean):
-        """What `sample.generate` takes as `start`: mean (C,), that of the training pictures' latents."""
-        def changed(noise, abar_t):
-            noise = schedule.with_mean(mean, noise, abar_t) if self.colour else noise
-            return schedule.with_strength(noise) if self.strength else noise
-
-        return changed
 
 
 @dataclass(frozen=True)

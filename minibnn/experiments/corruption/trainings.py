@@ -30,7 +30,6 @@ from ...files.locks import locked
 from ...files.rows import read_rows, write_rows
 from ...files.schema import integer
 from ...lab import sigma1_estimate
-from ...neighbours import guidance
 from ...options.training import TrainOptions
 from ...pictures import grid, save_png
 from ...pipeline import StableDiffusion
@@ -39,6 +38,7 @@ from ...runs import fingerprint
 from ...train import at_the_mean
 from ..prompts import world_prompts
 from ..records import note_shared
+from ..views import draw
 from .measures import WorldMeasures
 from .settings import SETTINGS, Run, log_spaced
 
@@ -110,9 +110,7 @@ class Observer:
     def generate(self, sd, view, prompts):
         """Pictures of the prompts as the view draws them, with the same seed at every checkpoint."""
         with self.averaged(sd) if view.average else contextlib.nullcontext():
-            predictor = guidance.one_condition(sd, guidance.unconditional_of(self.base, sd)) if view.base else None
-            return sd.generate(prompts, view.steps, view.guidance, seed=1, sampler=view.sampler, eta=view.eta,
-                               batch_size=16, progress=False, predictor=predictor)
+            return draw(sd, view, prompts, seed=1, batch_size=16, base=self.base)
 
     @contextlib.contextmanager
     def averaged(self, sd):

@@ -16,6 +16,7 @@ But: one seed and one photograph, no interval. It has not been run on SD yet.
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -38,6 +39,7 @@ from ...pictures import grid, save_png, to_pil, to_tensor
 from ...runs import fingerprint
 from ...train import at_the_mean
 from ..records import note_shared
+from ..views import draw
 from .verdict import DRAWINGS, GUIDANCE, curves, judge
 
 ARMS = {
@@ -103,8 +105,8 @@ class Look:
         shown = []
         start_mean = self.latents.float().cpu().mean((0, 2, 3))
         for name, view in DRAWINGS.items():
-            pictures = sd.generate([self.options.prompt] * self.options.count, steps, view.guidance, seed=1,
-                                   eta=view.eta, batch_size=4, progress=False, start=view.start(start_mean))
+            pictures = draw(sd, replace(view, steps=steps), [self.options.prompt] * self.options.count, seed=1,
+                            batch_size=4, mean=start_mean)
             alike = photo.mean_similarity(photo.dino_pictures(pictures, self.dino), self.seen) if self.dino else None
             images = to_tensor(pictures)
             row["drawings"][name] = {

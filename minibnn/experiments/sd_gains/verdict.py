@@ -12,7 +12,7 @@ The criterion, fixed before any run on SD, looks at the plain arm at guidance 7.
 import numpy as np
 
 from ...lab import monitor, plot
-from ..corruption.settings import View
+from ..views import View
 
 GUIDANCE = 7.5
 BY_PLAIN, BY_COLOUR = f"guidance {GUIDANCE:g}, eta 0", f"guidance {GUIDANCE:g}, own colour"

@@ -39,7 +39,7 @@ And of "four" and "bnn-four" (four pictures of each subject), seeds 0 to 2, befo
 import dataclasses
 from dataclasses import dataclass, replace
 
-from ..corruption.settings import View
+from ..views import View
 
 LOOKS = (0, 100, 250, 400, 600, 800)  # optimiser steps
 EARLY, LATE = 250, (400, 600, 800)  # the steps that the criterion compares

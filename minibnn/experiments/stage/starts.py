@@ -35,7 +35,7 @@ from ...pictures import save_png, to_tensor
 from ...pipeline import StableDiffusion
 from ...schedule import noise_strength, timesteps
 from ...world.texture_measures import noise_level, ssim
-from ..corruption.settings import View
+from ..views import View, draw
 from .law import GREY
 from .trainings import tint
 from .views import NO_UNET
@@ -74,8 +74,8 @@ def of_weights(sd, picture, options):
     for guidance in SCALES:
         for name, changes in STARTS.items():
             view = View(steps=STEPS, guidance=guidance, **changes)
-            pictures = to_tensor(sd.generate([options.prompt] * options.count, STEPS, guidance, options.seed,
-                                             batch_size=16, progress=False, start=view.start(latents.mean((0, 2, 3)))))
+            pictures = to_tensor(draw(sd, view, [options.prompt] * options.count, options.seed, batch_size=16,
+                                      mean=latents.mean((0, 2, 3))))
             level = noise_level(pictures).numpy()
             row = {"fidelity": ssim(pictures, picture).mean().item(), "noise": float(100 * (level - own).mean()),
                    "tint": tint(pictures, picture), "levels": level.tolist()}

@@ -30,7 +30,6 @@ from ...files.store import read_json, write_json
 from ...files.weights import write_tensors
 from ...finetune import bayes
 from ...lab import gains, sigma1_estimate
-from ...neighbours import guidance
 from ...options.training import TrainOptions
 from ...pictures import grid, save_png, to_pil, to_tensor
 from ...pipeline import StableDiffusion, place_of
@@ -40,6 +39,7 @@ from ...train import Batches, at_the_mean, fine_tuning, train
 from ...world import scenes, textures
 from ...world.texture_measures import noise_level, ssim
 from ..records import check_alike
+from ..views import draw
 from .settings import MAIN, OTHER_PROMPTS, PICTURES, PLAIN, SETTINGS, views_at
 
 GAIN_DRAWS = 8  # pairs of noises at each time
@@ -131,11 +131,8 @@ class Observer:
         kept = [p.detach().clone() for p in own]
         if view.average:
             torch._foreach_copy_(own, list(self.average.values()))
-        predictor = guidance.one_condition(sd, guidance.unconditional_of(self.base, sd)) if view.base else None
         try:
-            return sd.generate(prompts, view.steps, view.guidance, 9000 + self.run.seed, sampler=view.sampler,
-                               eta=view.eta, batch_size=len(prompts), progress=False, predictor=predictor,
-                               start=view.start(self.latents.mean((0, 2, 3))))
+            return draw(sd, view, prompts, 9000 + self.run.seed, len(prompts), self.base, self.latents.mean((0, 2, 3)))
         finally:
             torch._foreach_copy_(own, kept)
 

@@ -10,6 +10,7 @@ Leaves in --out stage_views.png, a row for each way, and stage_views.json: fidel
 and the gains c and u that explain them.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from ... import data
@@ -17,11 +18,10 @@ from ...files.store import write_json
 from ...files.weights import load_state, read_tensors
 from ...lab import gains, sigma1_estimate
 from ...lab.sheets import sheet
-from ...neighbours import guidance
 from ...pictures import save_png, to_pil, to_tensor
 from ...pipeline import StableDiffusion
 from ...world.texture_measures import noise_level, ssim
-from ..corruption.settings import View
+from ..views import View, draw
 
 PICTURES, STEPS = 8, 50
 NO_UNET = "these are not weights of --model's UNet; take those that `experiment stage --keep` left"
@@ -44,12 +44,10 @@ def views(options):
     picture = data.load_pictures(data.list_pictures(options.images)[:1], sd.recipe["resolution"])
     latents = sigma1_estimate.latents_of(sd, picture)
     found = gains.measure(sd, latents, options.prompt, draws=16)
-    predictor = guidance.one_condition(sd, guidance.unconditional_of(base, sd))
     rows, numbers = [], {"times": found.times, "c": gains.mean(found.c), "u": gains.mean(found.u), "ways": {}}
     for name, view in WAYS.items():
-        drawn = sd.generate([options.prompt] * PICTURES, STEPS, view.guidance, options.seed, eta=view.eta,
-                            batch_size=PICTURES, progress=False, predictor=predictor if view.base else None,
-                            start=view.start(latents.mean((0, 2, 3))))
+        drawn = draw(sd, replace(view, steps=STEPS), [options.prompt] * PICTURES, options.seed, PICTURES, base,
+                     latents.mean((0, 2, 3)))
         rows.append([*to_pil(picture), *drawn])
         pictures = to_tensor(drawn)
         numbers["ways"][name] = {
