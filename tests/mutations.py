@@ -340,6 +340,8 @@ MUTATIONS = (
              "options.seeds, tests)", "options.seeds, validation)",
              "test_bps.py::TestTheExperiment::test_each_set_of_places_enters_at_its_best",
              "The places are compared on the sketches on which they were tuned."),
+    Mutation("bold-above-alone", "minibnn/lab/intervals.py", "if low > 0 or high < 0 else text", "if low > 0 else text",
+             "test_experiments.py::test_an_interval_in_words", "A difference that is surely below 0 is not bold."),
     Mutation("rows-without-end", "minibnn/files/rows.py", '"".join(json.dumps(row) + "\\n" for row in rows)',
              '"\\n".join(json.dumps(row) for row in rows)', "test_rows.py",
              "The last row of a file has no end, so that the next one is written onto the same line."),

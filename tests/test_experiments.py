@@ -26,7 +26,8 @@ from minibnn.experiments.corruption.stages import MARGIN, corruption_stage, nois
 from minibnn.experiments.views import View
 from minibnn.files.rows import read_rows
 from minibnn.finetune import bayes
-from minibnn.lab.intervals import in_words, interval
+from minibnn.lab import intervals
+from minibnn.lab.intervals import bold, in_words, interval
 from minibnn.options.experiments import CorruptionOptions, ReportOptions
 from minibnn.pictures import to_tensor
 from minibnn.sample import guide
@@ -56,6 +57,10 @@ def test_scipy_is_asked_for_only_where_an_interval_is(monkeypatch):
 def test_an_interval_in_words():
     assert in_words(0.05, 0.01, 0.09) == "+0.050 [+0.010, +0.090]"
     assert in_words(*interval([-0.5]), 4) == "-0.5000 (one seed)"
+    for (low, high), said in {(0.01, 0.09): "more", (-0.09, -0.01): "less", (-0.01, 0.09): "not shown",
+                              (0.0, 0.0): "not shown", interval([-0.5])[1:]: "not shown"}.items():
+        assert intervals.verdict(low, high, "more", "less") == said
+        assert bold("it", low, high) == ("it" if said == "not shown" else "**it**")
 
 
 def test_one_seed_says_nothing():

@@ -35,7 +35,7 @@ from ..files.locks import locked
 from ..files.rows import read_rows, write_rows
 from ..files.schema import fitting, integer, items, number, one_of, record
 from ..files.store import write_json, write_text
-from ..lab.intervals import interval, require_scipy
+from ..lab.intervals import bold, interval, require_scipy
 from ..lab.sheets import sheet
 from ..pictures import grid, save_png, to_tensor
 from ..pipeline import StableDiffusion
@@ -194,9 +194,7 @@ def markdown(rows, differences, compared):
     absolute = explained("\n".join(lines), [*MEASURES.values(), *SPENT.values()])
     lines = [f"| {compared} | {head} |", "|---" * (len(MEASURES) + 1) + "|"]
     for name, row in differences.items():
-        told = [low > 0 or high < 0 for _, low, high in (row[what] for what in MEASURES)]
-        shown = [in_cell(row[what], "+") for what in MEASURES]
-        cells = [f"**{cell}**" if bold else cell for cell, bold in zip(shown, told, strict=True)]
+        cells = [bold(in_cell(row[what], "+"), *row[what][1:]) for what in MEASURES]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return f"{absolute}\n\n{LEGEND}\n\n" + "\n".join(lines) + "\n"
 

@@ -30,6 +30,16 @@ def interval(differences):
     return mean, mean - half, mean + half
 
 
+def bold(text, low, high):
+    """The text, in Markdown's bold where the interval [low, high] excludes 0."""
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def verdict(low, high, above, below):
+    """`above` or `below` where the whole interval [low, high] lies on that side of 0; else "not shown"."""
+    return above if low > 0 else below if high < 0 else "not shown"
+
+
 def in_words(mean, low, high, digits=3):
     """"+0.050 [+0.010, +0.090]" of a difference and its interval; with a single seed, "+0.050 (one seed)"."""
     if not math.isfinite(low):

@@ -15,7 +15,7 @@ from collections import defaultdict
 from dataclasses import replace
 
 from ..errors import UserError
-from ..lab.intervals import interval
+from ..lab.intervals import bold, interval
 from .judges import PHOTO, ROLES, WORLD
 from .perform import class_folder, class_task, folder_of, has_prior, is_done, measures_of, read_measures
 from .plan import trainings
@@ -227,7 +227,7 @@ def difference(line):
     if line["low"] is None:
         return f"{line['difference']:+.4f}"
     text = f"{line['difference']:+.4f} [{line['low']:+.4f}, {line['high']:+.4f}]"
-    return f"**{text}**" if line["low"] > 0 or line["high"] < 0 else text
+    return bold(text, line["low"], line["high"])
 
 
 def csv_text(lines):

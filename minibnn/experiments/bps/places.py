@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ...files.schema import mapping
 from ...files.store import write_json
-from ...lab.intervals import in_words, interval
+from ...lab.intervals import in_words, interval, verdict
 from ...progress import progress_bar
 from ..records import kept
 from .judge import RESULT
@@ -94,6 +94,5 @@ def table(tuned, tested):
     for a, b in CONTRASTS:
         ours, theirs = found[a][1], found[b][1]
         middle, low, high = interval([ours[seed]["IoU"] - theirs[seed]["IoU"] for seed in ours if seed in theirs])
-        verdict = "better" if low > 0 else "worse" if high < 0 else "not shown"
-        lines.append(f"| {a} − {b} | {in_words(middle, low, high)} | {verdict} |")
+        lines.append(f"| {a} − {b} | {in_words(middle, low, high)} | {verdict(low, high, 'better', 'worse')} |")
     return "\n".join(lines)

@@ -5,7 +5,7 @@ same seeds at guidance 1, 3 and 7.5, with their own unconditional prediction and
 lines are paired by seed, so that the answer costs no new training: at guidance 3 from six seeds, elsewhere from three.
 """
 
-from ...lab.intervals import in_words, interval
+from ...lab.intervals import bold, in_words, interval
 
 STEPS = (100, 400, 800)
 GROUPS = {"training": "training prompt", "other": "other prompts"}
@@ -45,8 +45,6 @@ def table(rows):
                 found = [difference(rows, pair, step, group, measure) for pair in PAIRS]
                 if None in found:
                     continue
-                cells = [f"{in_words(*answer)} ({n})" for n, *answer in found]
-                told = [low > 0 or high < 0 for _, _, low, high in found]
-                shown = [f"**{cell}**" if bold else cell for cell, bold in zip(cells, told, strict=True)]
-                lines.append(f"| {words} | {measure} | {step} | {' | '.join(shown)} |")
+                cells = [bold(f"{in_words(mean, low, high)} ({n})", low, high) for n, mean, low, high in found]
+                lines.append(f"| {words} | {measure} | {step} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -44,7 +44,7 @@ from ...files.locks import locked
 from ...files.rows import read_rows, write_rows
 from ...files.schema import integer, items, mapping, number, one_of, record
 from ...lab import gains
-from ...lab.intervals import in_words, interval, require_scipy
+from ...lab.intervals import in_words, interval, require_scipy, verdict
 from ...lab.plot import Line, Panel, chart
 from ...lab.sheets import sheet
 from ...lab.sigma1_estimate import latents_of, predictor
@@ -254,7 +254,8 @@ def report(rows):
             differences = [row["cells"][a][at][key] - row["cells"][b][bt][key] for row in own]
             lines.append(f"| {name} | {answer(differences)} |")
         lines.append(f"| class drift: own − base | {answer([r['drift']['own'] - r['drift']['base'] for r in own])} |")
-        lines += ["", "| gain at t | " + " | ".join(str(t) for t in own[0]["gains"]["t"]) + " |", "|---|" + "---|" * 5]
+        times = own[0]["gains"]["t"]
+        lines += ["", f"| gain at t | {' | '.join(map(str, times))} |", "|---|" + "---|" * len(times)]
         for name in ("c", *ANCHORS):
             of_each = zip(*(row["gains"][name] for row in own), strict=True)
             lines.append(f"| {name} | " + " | ".join(f"{mean(values):.3f}" for values in of_each) + " |")
@@ -276,5 +277,4 @@ def mean(values):
 def answer(differences):
     """Mean, interval and verdict of differences paired by seed, as two cells of a table."""
     middle, low, high = interval(differences)
-    verdict = "more" if low > 0 else "less" if high < 0 else "not shown"
-    return f"{in_words(middle, low, high)} | {verdict}"
+    return f"{in_words(middle, low, high)} | {verdict(low, high, 'more', 'less')}"

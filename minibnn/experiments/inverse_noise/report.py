@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from ...lab.intervals import in_words, interval
+from ...lab.intervals import in_words, interval, verdict
 from ...lab.plot import Line, Panel, chart
 
 
@@ -86,5 +86,5 @@ def report(result):
                   f"MFLOPs {row['MFLOPs'] or 0:9.3f}  distance {row['distance']:.4f} ± {row['±']:.4f} ({row['seeds']})")
     print("paired differences of the distance to 20 steps of the corrector; above 0: the network is better")
     for name, n, what, middle, low, high, count in contests(result.get("plane", {}), result.get("world", [])):
-        verdict = "network better" if low > 0 else "network worse" if high < 0 else "not shown"
-        print(f"{name:8s} n {n:2}  {what} − corrected: {in_words(middle, low, high, 4)} ({count}) {verdict}")
+        said = verdict(low, high, "network better", "network worse")
+        print(f"{name:8s} n {n:2}  {what} − corrected: {in_words(middle, low, high, 4)} ({count}) {said}")

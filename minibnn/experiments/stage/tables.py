@@ -7,7 +7,7 @@ the report's.
 
 import numpy as np
 
-from ...lab.intervals import in_words, interval, require_scipy
+from ...lab.intervals import bold, in_words, interval, require_scipy
 from .law import guided
 from .settings import EARLY, LATE, MAIN, SETTINGS, SIDE_VIEWS, views_at
 
@@ -67,8 +67,7 @@ def settings_of(runs):
 def words(triple, digits=3):
     """mean [low, high], bold where the interval excludes 0."""
     _, low, high = triple
-    text = in_words(*triple, digits)
-    return f"**{text}**" if low > 0 or high < 0 else text
+    return bold(in_words(*triple, digits), low, high)
 
 
 def stages(runs):
