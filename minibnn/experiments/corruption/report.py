@@ -73,9 +73,8 @@ NAME = re.compile(r".+-\d{1,9}-(plain|bnn)-\d{1,19}")
 ROW = {"run": text, "step": integer(0), "view": text, "group": text, "seconds": number(0), "sigma1": anything}
 ROW |= dict.fromkeys(KEPT, figure)
 FIGURES = items(figure, 1)
-MEASURED = {"sigma1": record(dict.fromkeys(("t", "sigma1", "loss", "explained"), FIGURES),
-                             ("t", "sigma1", "loss", "explained"))}
 SHORTENED = dict.fromkeys(("t", "sigma1", "loss", "explained"), FIGURES)
+MEASURED = {"sigma1": record(SHORTENED, required=SHORTENED)}
 
 
 def shorten(row):
