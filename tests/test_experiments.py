@@ -24,7 +24,7 @@ from minibnn.experiments.corruption.measures import WorldMeasures
 from minibnn.experiments.corruption.settings import SETTINGS, Run, log_spaced
 from minibnn.experiments.corruption.stages import MARGIN, corruption_stage, noise_stage, verdict
 from minibnn.experiments.views import View
-from minibnn.files.rows import read_rows
+from minibnn.files.rows import read_rows, write_rows
 from minibnn.finetune import bayes
 from minibnn.lab import intervals
 from minibnn.lab.intervals import bold, in_words, interval
@@ -214,8 +214,14 @@ def test_every_setting_makes_options_that_training_accepts(dog, tmp_path):
 def test_plan_says_what_would_be_done_and_leaves_nothing(dog, tmp_path, capsys):
     changes = {"settings": ("main", "sigma-0.1"), "pictures": (1, 4), "seeds": (0, 1), "steps": 100}
     trainings.experiment(options(dog, tmp_path, **changes, plan=True))
-    assert capsys.readouterr().out == "12 runs, 1200 steps, 48 measurements of a checkpoint\n"
+    said = "12 of 12 runs are to be made: 1200 steps, 48 measurements of a checkpoint\n"
+    assert capsys.readouterr().out == said
     assert not (tmp_path / "out").exists()
+
+    for name, steps in {"main-1-plain-0": (0, 25, 50, 100), "main-1-bnn-0": (0, 25)}.items():  # done; interrupted
+        write_rows(tmp_path / "out" / f"{name}.jsonl", [{"step": step} for step in steps])
+    trainings.experiment(options(dog, tmp_path, **changes, plan=True))
+    assert capsys.readouterr().out == "11 of 12 runs are to be made: 1100 steps, 42 measurements of a checkpoint\n"
 
 
 @pytest.mark.parametrize(
@@ -466,7 +472,7 @@ def test_the_command_measures_a_run_in_a_process_of_its_own(dog, tmp_path):
     command = [sys.executable, "-m", "minibnn", "experiment", "corruption", *words, "--images", str(dog)]
     done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "1 runs, 1 steps, 2 measurements of a checkpoint\n"
+    assert done.stdout == "1 of 1 runs are to be made: 1 steps, 1 measurements of a checkpoint\n"
     rows = read_rows(lines)
     assert [(row["step"], row["group"]) for row in rows] == [(0, "training"), (1, "training"), (1, "other")]
     assert rows[1]["sigma1"]["t"] == list(trainings.SIGMA1_TIMES)

@@ -13,6 +13,13 @@ def figure(value, name):
         raise Unfit(f"{name} is {value!r:.60}, but must be a number")
 
 
+def check_settings(names, known):
+    """Raises UserError for the first of the names of --settings that is not known."""
+    for name in names:
+        if name not in known:
+            raise UserError(f"--settings {name}: there are {', '.join(known)}")
+
+
 def check_alike(before, settings, what):
     """Refuse to mix results made with other settings. before, settings: {name: value}; what: the earlier results.
 

@@ -37,7 +37,7 @@ from ...progress import progress_bar
 from ...runs import fingerprint
 from ...train import at_the_mean
 from ..prompts import world_prompts
-from ..records import note_shared
+from ..records import check_settings, note_shared
 from ..views import draw
 from .measures import WorldMeasures
 from .settings import SETTINGS, Run, log_spaced
@@ -55,9 +55,9 @@ class Observer:
         self.views = SETTINGS[it.setting].views
         self.prompt, _, self.prompts = prompts_of(options)
         self.steps = log_spaced(steps_of(it, options))
-        self.path = Path(options.out) / f"{it.name}.jsonl"
+        self.path = path_of(it, options)
         self.strips = work_folder(it, options, "strips")  # a picture for each measured step
-        self.rows = read_rows(self.path, {"step": integer(0)}, required=("step",))
+        self.rows = measured(it, options)
         self.done = {row["step"] for row in self.rows}
         self.average, self.base, self.latents, self.measures = {}, None, None, None
         self.began = time.monotonic()
@@ -146,6 +146,16 @@ def train_options(it, options, folder):
     }))
 
 
+def path_of(it, options):
+    """The file of a run's lines."""
+    return Path(options.out) / f"{it.name}.jsonl"
+
+
+def measured(it, options):
+    """The lines of a run that are there."""
+    return read_rows(path_of(it, options), {"step": integer(0)}, required=("step",))
+
+
 def work_folder(it, options, purpose):
     """Where a run keeps something until it is done. Its name may hold a dot, as sigma-0.003 does."""
     return Path(options.out) / "training" / f"{it.name}.{purpose}"
@@ -175,9 +185,7 @@ def planned(options):
     names = options.settings
     if list(names) == ["all"]:
         names = list(SETTINGS)
-    for name in names:
-        if name not in SETTINGS:
-            raise UserError(f"--settings {name}: there are {', '.join(SETTINGS)}")
+    check_settings(names, SETTINGS)
     there = len(data.list_pictures(options.images))
     if max(options.pictures) > there or min(options.pictures) < 1:
         raise UserError(f"--pictures {' '.join(map(str, options.pictures))}: {options.images} holds {there}")
@@ -200,23 +208,27 @@ def _start_worker(folder):
 
 def experiment(options):
     """Perform all runs that are not yet there."""
-    todo, out = planned(options), Path(options.out)
-    steps = {it: steps_of(it, options) for it in todo}
-    measurements = sum(len(log_spaced(steps[it])) * len(SETTINGS[it.setting].views) for it in todo)
-    print(f"{len(todo)} runs, {sum(steps.values())} steps, {measurements} measurements of a checkpoint")
+    runs, out, steps, measurements = planned(options), Path(options.out), [], 0
+    for it in runs:
+        looks, done = log_spaced(steps_of(it, options)), {row["step"] for row in measured(it, options)}
+        if looks[-1] not in done:  # an interrupted run is trained again, but measured from where it stopped
+            steps.append(looks[-1])
+            measurements += len(set(looks) - done) * len(SETTINGS[it.setting].views)
+    print(f"{len(steps)} of {len(runs)} runs are to be made: "
+          f"{sum(steps)} steps, {measurements} measurements of a checkpoint")
     if options.plan:
         return
     with locked(out):
         claim(options)
-        perform_all(todo, options)
+        perform_all(runs, options)
 
 
-def perform_all(todo, options):
+def perform_all(runs, options):
     """Perform runs in worker processes. Raises KeyboardInterrupt, after which no worker lives."""
     out = Path(options.out)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.processes, spawn, _start_worker, (out,)) as pool:
-        waiting = [pool.submit(perform, it, options) for it in todo]
+        waiting = [pool.submit(perform, it, options) for it in runs]
         try:
             for done in progress_bar(waiting, desc="runs"):
                 done.result()

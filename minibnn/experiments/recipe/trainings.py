@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 
 from ...devices import choose_threads, threads_kept
-from ...errors import UserError
 from ...files.locks import locked
 from ...files.rows import read_rows, write_rows
 from ...files.schema import integer, number, one_of, record
@@ -34,7 +33,7 @@ from ...world import scenes as world
 from ...world.evaluate import open_model
 from ...world.judge import judged, train_judge, validated
 from ..children import train_apart
-from ..records import check_alike
+from ..records import check_alike, check_settings
 from .settings import SETTINGS
 
 EACH, TOLD, CLASS = 4, 8, 48  # pictures of each place, of the training prompt and of the class prompt
@@ -218,9 +217,7 @@ def cell(what, values):
 def experiment(options):
     """Perform the runs of RecipeOptions that are not there yet; write the table. Raises UserError."""
     out = Path(options.out)
-    for name in options.settings:
-        if name not in SETTINGS:
-            raise UserError(f"--settings {name}: there are {', '.join(SETTINGS)}")
+    check_settings(options.settings, SETTINGS)
     network = open_model(options.model).unet
     path = out / "recipe.jsonl"
     found = {(line["setting"], line["subject"], line["seed"]): line for line in read_rows(path, LINE, tuple(LINE))}
