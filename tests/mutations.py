@@ -430,7 +430,7 @@ MUTATIONS = (
              "Grey levels are truncated: pictures are darker by half a level."),
     Mutation("pipeline-v-as-eps", PIPELINE, "if self.v_prediction:\n", "if False:\n",
              "test_pipeline.py::test_velocity_prediction", "A v-prediction is taken for ε."),
-    Mutation("guidance-negative-prompt", GUIDANCE, "base.encode_prompts([prompt])", 'base.encode_prompts([""])',
+    Mutation("guidance-negative-prompt", GUIDANCE, "predictor(base, prompt)", 'predictor(base, "")',
              "test_guidance_oracle.py", "The base ignores the negative prompt."),
     Mutation("flow-conditions", "minibnn/neighbours/flow.py", "condition(active))",
              "condition(torch.arange(len(active))))",
@@ -484,7 +484,7 @@ MUTATIONS = (
              "The sample covariance is not shrunk: with few samples its small directions are far too small."),
     Mutation("edges-one-direction", EDGES, "[across, across.T]", "[across, across]", "test_edges.py",
              "A sketch of a photo has vertical lines only."),
-    Mutation("guidance-time-map", GUIDANCE, "tau[t], device", "t, device", "test_guidance.py",
+    Mutation("guidance-time-map", GUIDANCE, "eps(x, tau[t])", "eps(x, t)", "test_guidance.py",
              "A base of another schedule sees a wrong time."),
     # --- the kernels
     Mutation("reference-nine-rounds", REFERENCE, "for _ in range(10):", "for _ in range(9):", "test_kernels.py",

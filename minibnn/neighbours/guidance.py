@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import UserError
+from ..lab.sigma1_estimate import predictor
 from ..sample import guide
 
 SAME_LATENTS = 0.05  # relative; float16 moves the bundled VAE's latents by 0.0004, bfloat16 by 0.004
@@ -78,14 +79,8 @@ def unconditional_of(base, sd, prompt=""):
     """
     if base is not sd:
         check_same_latents(sd, base)
-    tau = schedule_map(sd.alphas_cumprod, base.alphas_cumprod).tolist()
-    context = base.encode_prompts([prompt])
-
-    def predict(x, t):
-        times = torch.full((len(x),), tau[t], device=x.device)
-        return base.predict_eps(x.to(context.dtype), times, context.expand(len(x), -1, -1)).float()
-
-    return predict
+    eps, tau = predictor(base, prompt), schedule_map(sd.alphas_cumprod, base.alphas_cumprod).tolist()
+    return lambda x, t: eps(x, tau[t])
 
 
 def share_weights(base, sd):
