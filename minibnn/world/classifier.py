@@ -102,6 +102,13 @@ def train_classifier(path, steps=1200, batch=48):
 
 
 @torch.no_grad()
+def words_seen(classifier, images, attributes=ATTRIBUTES):
+    """What a classifier of these attributes sees on each of B pictures: {attribute: list of B of its values}."""
+    logits = [classifier(part) for part in images.split(64)]
+    return {name: [words[i] for part in logits for i in part[name].argmax(1)] for name, words in attributes.items()}
+
+
+@torch.no_grad()
 def accuracy(classifier, images, scenes):
     """{attribute: the share of the pictures, 0..1, that the classifier recognises as what their scene shows}."""
     parts = [classifier(part) for part in images.split(100)]

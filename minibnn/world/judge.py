@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from ..pictures import to_tensor
 from . import scenes as world
-from .classifier import ATTRIBUTES, Classifier, blur_and_noise, fit_on_world, random_scenes
+from .classifier import ATTRIBUTES, Classifier, blur_and_noise, fit_on_world, random_scenes, words_seen
 
 COATS = (*world.COLOURS, "spotted", "other")
 JUDGED = {"subject": ATTRIBUTES["subject"], "coat": COATS, "background": ATTRIBUTES["background"]}
@@ -57,11 +57,9 @@ def train_judge(path, steps=1500, batch=48):
     return fit_on_world(partial(Classifier, JUDGED), path, steps, batch, 12, 2e-3, loss_of)
 
 
-@torch.no_grad()
 def judged(judge, images):
     """What the judge sees on each picture: {"subject", "coat", "background": list of B words}."""
-    logits = [judge(part) for part in images.split(64)]
-    return {name: [words[i] for part in logits for i in part[name].argmax(1)] for name, words in JUDGED.items()}
+    return words_seen(judge, images, JUDGED)
 
 
 def validated(judge, count=400, seed=13):

@@ -34,7 +34,7 @@ from ..files.weights import read_tensors
 from ..pictures import to_tensor
 from ..pipeline import StableDiffusion
 from . import scenes as world
-from .classifier import ATTRIBUTES, Classifier, random_scenes, reconstruct
+from .classifier import ATTRIBUTES, Classifier, random_scenes, reconstruct, words_seen
 from .damage import blotches, blur, white_noise
 from .eye import bundled_eye
 
@@ -71,11 +71,9 @@ def classifier():
     return network.eval().requires_grad_(False)
 
 
-@torch.no_grad()
 def recognise(images):
     """What the classifier sees on each picture: {"subject", "colour", "background": list of B words}."""
-    logits = [classifier()(part) for part in images.split(64)]
-    return {name: [words[i] for part in logits for i in part[name].argmax(1)] for name, words in ATTRIBUTES.items()}
+    return words_seen(classifier(), images)
 
 
 def prompt_fidelity(images, wanted):
