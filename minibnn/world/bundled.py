@@ -8,6 +8,8 @@ latents of 8 × 8. It has seen animals with spots in many colours, but not the f
 
 from dataclasses import dataclass, replace
 
+from ..files.configs import SD_SCHEDULER, official_configs
+from ..networks.tokenizer import END, START
 from ..networks.unet import UNetConfig
 from ..networks.vae import VAEConfig
 
@@ -73,3 +75,13 @@ TINY_V2 = Bundled(
     steps={"vae_steps": 3000, "decoder_steps": 3000, "text_steps": 1500, "unet_steps": 6500, "pictures": 24000},
 )
 WORLD_MODELS = {"tiny": TINY, "tiny-v2": TINY_V2}
+
+
+def configs_of(unet, vae, text_encoder, tokenizer, latent_side, side):
+    """The official configs of networks that were trained here. latent_side, side: of their latents and pictures."""
+    configs = official_configs(unet, vae, text_encoder)
+    configs["unet"]["sample_size"], configs["vae"]["sample_size"] = latent_side, side
+    tokens = {"bos_token_id": START, "eos_token_id": END, "pad_token_id": END}
+    configs["text_encoder"] |= {key: tokenizer.vocab[token] for key, token in tokens.items()}
+    configs["scheduler"] = SD_SCHEDULER | {"_class_name": "DDIMScheduler"}
+    return configs

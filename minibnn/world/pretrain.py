@@ -30,18 +30,18 @@ from torch import nn
 
 from .. import schedule
 from ..errors import UserError
-from ..files.configs import RECIPE, SD_SCHEDULER, official_configs
+from ..files.configs import RECIPE
 from ..files.locks import locked
 from ..files.weights import open_weights
 from ..networks.text_encoder import TextEncoder, TextEncoderConfig
-from ..networks.tokenizer import END, START, Tokenizer
+from ..networks.tokenizer import END, Tokenizer
 from ..networks.unet import UNet
 from ..networks.vae import VAE, sample_latents
 from ..pictures import to_tensor
 from ..pipeline import StableDiffusion
 from ..progress import progress_bar
 from . import scenes as world
-from .bundled import LATENT_SIDE, TEXT_CONFIG, WORLD_MODELS
+from .bundled import LATENT_SIDE, TEXT_CONFIG, WORLD_MODELS, configs_of
 from .captions import RARE_WORDS, SPARE_WORDS, all_words, make_vocabulary, random_caption
 from .optimise import all_matrices, bfloat16, generator_of_rng, inner_matrices, load_ema, optimise, residuals_from_zero
 
@@ -255,11 +255,7 @@ def assemble(work, out, bundled):
     if (work / "decoder.safetensors").exists():
         load_ema(decoding_parts(vae), work / "decoder.safetensors")
     vae.config = dataclasses.replace(vae.config, scaling_factor=latent_scale(vae))
-    configs = official_configs(unet, vae, encoder)
-    configs["unet"]["sample_size"], configs["vae"]["sample_size"] = LATENT_SIDE, world.SIZE
-    tokens = {"bos_token_id": START, "eos_token_id": END, "pad_token_id": END}
-    configs["text_encoder"] |= {key: tokenizer.vocab[token] for key, token in tokens.items()}
-    configs["scheduler"] = SD_SCHEDULER | {"_class_name": "DDIMScheduler"}
+    configs = configs_of(unet, vae, encoder, tokenizer, LATENT_SIDE, world.SIZE)
     StableDiffusion(unet, vae, encoder, tokenizer, configs, RECIPE | bundled.recipe).save(out, torch.float16)
 
 

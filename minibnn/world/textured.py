@@ -26,14 +26,15 @@ from torch import nn
 from .. import data, schedule
 from ..devices import threads_kept
 from ..errors import UserError
-from ..files.configs import RECIPE, SD_SCHEDULER, official_configs
+from ..files.configs import RECIPE
 from ..files.locks import locked
 from ..networks.text_encoder import TextEncoder, TextEncoderConfig
-from ..networks.tokenizer import END, START, Tokenizer
+from ..networks.tokenizer import START, Tokenizer
 from ..networks.unet import UNet, UNetConfig
 from ..options.world import PretrainOptions
 from ..pipeline import StableDiffusion
 from . import textures
+from .bundled import configs_of
 from .captions import RARE_WORDS, make_vocabulary
 from .optimise import bfloat16, generator_of_rng, inner_matrices, load_ema, optimise, residuals_from_zero
 from .pixel_vae import pixel_vae
@@ -182,9 +183,5 @@ def assemble(work, out):
     tokenizer.max_length = TOKENS
     unet = load_ema(untrained_unet(), work / "textured.safetensors")
     encoder, vae = bag_of_words(tokenizer), pixel_vae()
-    configs = official_configs(unet, vae, encoder)
-    configs["unet"]["sample_size"], configs["vae"]["sample_size"] = SIDE, SIDE
-    tokens = {"bos_token_id": START, "eos_token_id": END, "pad_token_id": END}
-    configs["text_encoder"] |= {key: tokenizer.vocab[token] for key, token in tokens.items()}
-    configs["scheduler"] = SD_SCHEDULER | {"_class_name": "DDIMScheduler"}
+    configs = configs_of(unet, vae, encoder, tokenizer, SIDE, SIDE)
     StableDiffusion(unet, vae, encoder, tokenizer, configs, RECIPE | TEXTURED_RECIPE).save(out, torch.float16)
