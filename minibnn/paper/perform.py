@@ -25,7 +25,7 @@ from ..cli.class_source import class_folders, class_source
 from ..cli.settle import settle
 from ..devices import autocast, choose_threads, make_deterministic
 from ..experiments.prompts import world_prompts
-from ..files.schema import integer, items, mapping, number, record, text
+from ..files.schema import integer, items, mapping, number, optional, record, text
 from ..files.store import read_json, write_json
 from ..finetune import bayes
 from ..observers import Progress
@@ -41,6 +41,8 @@ MEASURED = {
     "run": text, "steps": integer(0), "prompts": items(text, 1), "values": mapping(items(number(), 1)),
     "cases": mapping(integer(0)),
 }
+COST = {"run": text, "seconds of a step": number(0), "random share": number(0, 1), "trained bytes": number(0),
+        "peak bytes": optional(number(0)), "device": text}
 AUTHORS_CLASS_PICTURES = 200  # for each class in all; the paper: 200 for each training picture
 
 
@@ -76,6 +78,11 @@ def measures_of(bench, run, steps):
 def read_measures(path):
     """What a file of `measures_of` holds. Raises UserError when it is damaged."""
     return read_json(path, record(MEASURED, required=MEASURED))
+
+
+def read_costs(path):
+    """What a file of a run's costs holds. Raises UserError when it is damaged."""
+    return read_json(path, record(COST, required=COST))
 
 
 def failures_folder(bench):

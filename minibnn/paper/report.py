@@ -16,8 +16,7 @@ from importlib.metadata import version
 
 from .. import __version__
 from ..files.failures import Failures
-from ..files.schema import number, optional, record, text
-from ..files.store import read_json, write_json, write_text
+from ..files.store import write_json, write_text
 from ..lab import plot, sheets
 from ..pictures import save_png
 from . import deviations, tables, web
@@ -26,8 +25,6 @@ from .pictures import case_pictures, panels
 from .plan import ITEMS
 from .statements import statements
 
-COST = {"run": text, "seconds of a step": number(0), "random share": number(0, 1), "trained bytes": number(0),
-        "peak bytes": optional(number(0)), "device": text}
 CURVES = {"fig2": ("fidelity",), "fig7": ("fidelity", "quality"), "fig8": ("fidelity", "quality"),
           "fig9": ("fidelity", "quality", "diversity")}
 
@@ -51,8 +48,7 @@ def gather(bench, cells):
     found = {item: tables.collect(bench, [cell for cell in cells if cell.item == item]) for item in items}
     rows = {item: tables.rows_of(item, each) for item, each in found.items()}
     pairs = {item: tables.differences(item, each) for item, each in found.items()}
-    read = record(COST, required=COST)
-    costs = tables.cost_rows(bench, found["table3"], lambda path: read_json(path, read)) if "table3" in found else []
+    costs = tables.cost_rows(bench, found["table3"]) if "table3" in found else []
     drawn = {}
     for item, roles in CURVES.items():
         measures = {line["measure"] for line in rows.get(item, ())}
@@ -109,7 +105,7 @@ def markdown(bench, contents, figures):
             words.append(tables.markdown_differences(pairs))
         if item == "table1" and rows:
             cases = tables.case_rows(found)
-            for case in ("best", "average", "worst"):
+            for case in tables.ALL_CASES:
                 own = [line for line in cases if line["case"] == case]
                 words += [f"### The {case} picture of each run (App. I)\n", tables.markdown(own)]
         if item == "table3" and contents.costs:

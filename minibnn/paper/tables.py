@@ -17,7 +17,7 @@ from dataclasses import replace
 from ..errors import UserError
 from ..lab.intervals import bold, interval
 from .judges import PHOTO, ROLES, WORLD
-from .perform import class_folder, class_task, folder_of, has_prior, is_done, measures_of, read_measures
+from .perform import class_folder, class_task, folder_of, has_prior, is_done, measures_of, read_costs, read_measures
 from .plan import trainings
 
 TITLES = {
@@ -26,9 +26,8 @@ TITLES = {
     "fig7": "Figure 7: steps per picture", "fig8": "Figure 8: number of training pictures",
     "fig9": "Figure 9: σ₀ and λ", "fig13": "Figure 13: the worst pictures",
 }
-PRINTED = {  # shares of the parameters that the paper's text gives for its Table 3
-    ("table3", "up", "random parameters"): "about 13.8 %", ("table3", "norm", "random parameters"): "about 0.02 %",
-}
+ALL_CASES = ("best", "average", "worst")  # of App. I
+PRINTED = {"up": "about 13.8 %", "norm": "about 0.02 %"}  # random shares that the paper's text gives for its Table 3
 
 
 def collect(bench, cells):
@@ -134,19 +133,19 @@ def differences(item, found):
 def case_rows(found):
     """App. I: the measures of the best, average and worst picture of each run, as `rows_of` with a "case" each."""
     lines = []
-    for case in ("best", "average", "worst"):
+    for case in ALL_CASES:
         of_case = [(cell, chosen and chosen[case], None) for cell, _, chosen in found]
         lines += [line | {"case": case} for line in rows_of("cases", of_case)]
     return lines
 
 
-def cost_rows(bench, found, read):
-    """What training cost, by row: means over its runs. read(path) -> a file of costs; empty where there are none."""
+def cost_rows(bench, found):
+    """What training cost, by row: means over its runs; empty where there are none."""
     by_row = defaultdict(list)
     for cell, _, _ in found:
         path = bench.out / "costs" / f"{cell.run.name}.json"
         if path.exists():
-            by_row[cell.row].append((cell.steps, read(path)))
+            by_row[cell.row].append((cell.steps, read_costs(path)))
     lines = []
     for row, costs in by_row.items():
         peaks = [each["peak bytes"] for _, each in costs if each["peak bytes"]]
@@ -155,7 +154,7 @@ def cost_rows(bench, found, read):
             "trained GB": statistics.fmean(each["trained bytes"] for _, each in costs) / 1e9,
             "peak GB": max(peaks) / 1e9 if peaks else None,
             "minutes": statistics.fmean(steps * each["seconds of a step"] for steps, each in costs) / 60,
-            "device": costs[0][1]["device"], "printed": PRINTED.get(("table3", row, "random parameters")),
+            "device": costs[0][1]["device"], "printed": PRINTED.get(row),
         })
     return lines
 

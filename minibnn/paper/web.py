@@ -55,7 +55,7 @@ def of_item(bench, contents, item):
                       html.picture_table(places, labels, names)]
     if item == "table1":
         cases = tables.case_rows(found)
-        own = {case: [line for line in cases if line["case"] == case] for case in ("best", "average", "worst")}
+        own = {case: [line for line in cases if line["case"] == case] for case in tables.ALL_CASES}
         shown = [table(lines, "runs", counted, valued, case) for case, lines in own.items()]
         parts.append(html.details("Best, average and worst pictures in numbers (App. I)", *shown))
     if item == "table3" and contents.costs:
