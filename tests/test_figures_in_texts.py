@@ -120,9 +120,9 @@ def rises_of_null(seeds):
     return np.subtract(*both)
 
 
-def at_equal_loss(setting, name):
-    """A measure minus that of plain runs, where these had the same loss."""
-    own, plain = (stage_tables.of(textured(), each, "textured") for each in (setting, "plain"))
+def at_equal_loss(setting, name, other="plain"):
+    """A measure minus that of plain or other runs, where these had the same loss."""
+    own, plain = (stage_tables.of(textured(), each, "textured") for each in (setting, other))
     i = ("fidelity", "noise").index(name)
     return stage_tables.over_seeds({run: stage_tables.late(rows, stage_settings.MAIN, "training", name)
                                     - stage_tables.equal_loss(plain[run], stage_tables.loss_late(rows))[i]
@@ -304,6 +304,13 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
         *(-of_stage("null", "noise", "plain")[i] for i in (0, 2, 1))], 1),
     "textured, empty prompt elsewhere": ("RESULTS", "no difference of fidelity (+{} [{}, {}])", lambda: [
         *of_stage("null", "fidelity", "plain", group="other")], 3),
+    "textured, σ trained, equal loss": ("RESULTS", "nor at equal loss ({} [{}, {}] and +{} [{}, {}])", lambda: [
+        *at_equal_loss("bnn-trained", "fidelity", "bnn"),
+        *np.round(at_equal_loss("bnn-trained", "noise", "bnn"), 1)], 3),
+    "textured, four pictures, noise": ("RESULTS", "by the criterion either: noise rises by {} [{}, {}]", lambda: [
+        *from_early("four", "noise")], 1),
+    "textured, four pictures": ("RESULTS", "(it is {} [{}, {}] higher in the later steps)", lambda: [
+        *from_early("four", "fidelity")], 3),
     "README, coat": ("README", "the subject's coat, as perhaps here, in {} % [{}, {}] of them", lambda: [
         *recipe("four-captions", "leak")], 1),
     "textured, offset": ("RESULTS", "by an offset of the noise, raises fidelity by {} [{}, {}]", lambda: [
@@ -543,7 +550,8 @@ def test_the_table_of_what_class_pictures_teach(row, setting):
         ("the empty prompt in 10 % of the steps", "null"), ("noise offset of .1", "offset"),
         ("noise offset and weight noise", "offset-bnn"),
         ("noise offset, and strength varied by 10 %", "offset-spread"),
-        ("weight noise, σ trained from .01", "bnn-trained"),
+        ("weight noise, σ trained from .01", "bnn-trained"), ("four pictures of the subject", "four"),
+        ("four pictures and weight noise", "bnn-four"),
     ],
 )
 def test_the_table_of_the_textured_model(what, setting):
@@ -560,9 +568,7 @@ def test_the_table_of_the_textured_model(what, setting):
         mean, low, high = of_stage(setting, name, beside)
         said = f"{briefly(mean, digits, '+')} [{briefly(low, digits)}, {briefly(high, digits)}]"
         said = f"**{said}**" if low > 0 or high < 0 else said
-        if np.isinf(low):
-            said = f"{briefly(mean, digits, '+')} (one seed)"
-        before = {"offset": "minus offset: ", "bnn": "minus σ held: "}.get(beside, "")
+        before = {"offset": "minus offset: ", "bnn": "minus σ held: ", "four": "minus four pictures: "}.get(beside, "")
         cells.append(before + said if name == "fidelity" else said)
     cells.append(briefly(np.mean([stage_tables.colour_gain(rows, 800) for rows in runs.values()]), 2))
     assert " ".join(f"| {' | '.join(cells)} |".split()) in words("RESULTS")

@@ -14,7 +14,7 @@ from ..options.plain import plain
 
 WIDTH, HEIGHT = 440, 300  # of a panel, in pixels
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 34, 44
-COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f")
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f", "#e377c2", "#bcbd22")
 
 
 @dataclass

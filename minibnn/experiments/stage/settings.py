@@ -21,7 +21,7 @@ when seeds had become the unit of the intervals):
 6. Trained with noise whose strength varies by 10 %, too, is the gain of the strength higher than with the offset alone,
    and the noise lower, at guidance 1 and at 7.5? A trial by hand (cat, seed 100) said yes at 1, and not at 7.5.
 
-And of "bnn-trained", seeds 0 and 1:
+And of "bnn-trained", seeds 0 and 1 (2 to 4 were added together with the runs of question 9):
 
 7. Does it change anything that σ is trained, as in the paper, instead of held at 0.01?
 
