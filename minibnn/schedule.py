@@ -112,7 +112,8 @@ def training_noise(shape, offset, spread, generator):
 def min_snr_weight(abar_t, gamma, v_prediction):
     """The weight of a squared error at time t: min(SNR, γ)/SNR for ε, min(SNR, γ)/(SNR + 1) for v; shape of ᾱ_t.
 
-    SNR = ᾱ_t / (1 − ᾱ_t). Late, noisy times keep their weight; early ones no longer outweigh them.
+    SNR = ᾱ_t / (1 − ᾱ_t). For ε late, noisy times keep the weight 1, and early ones are weighed down to
+    γ/SNR. For v the weight also vanishes at late times; both are the same weighting of the error in x̂_0.
     (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", §3.4)
     """
     snr = abar_t / (1 - abar_t)
@@ -173,7 +174,9 @@ def plms_eps(eps):
 def timesteps(steps, offset=1):
     """The falling times of a sampler with that many steps, in SD's "leading" spacing. (steps,) int64.
 
-    Example: timesteps(4) is [751, 501, 251, 1]. Raises UserError unless 1 ≤ steps ≤ 999 (1000 without the offset).
+    Example: timesteps(4) is [751, 501, 251, 1]. Between two times lie ⌊1000/steps⌋, as in diffusers. If `steps` does
+    not divide 1000, sampling starts earlier than it could: with 600 steps at t = 600, where the network expects to see
+    something of a picture. Raises UserError unless 1 ≤ steps ≤ 999 (1000 without the offset).
     """
     if not 1 <= steps <= TRAIN_STEPS - offset:
         raise UserError(f"steps = {steps} is outside 1..{TRAIN_STEPS - offset}")
@@ -181,9 +184,10 @@ def timesteps(steps, offset=1):
 
 
 def pairs(times, abar, final):
-    """(t, ᾱ_t, ᾱ of the next, less noisy time) of each step; after the last comes `final`."""
-    gap = TRAIN_STEPS // len(times)
-    return [(t, abar[t], abar[t - gap] if t >= gap else final) for t in times.tolist()]
+    """(t, ᾱ_t, ᾱ of the next, less noisy time) of each step of falling times; after the last comes `final`."""
+    times = times.tolist()
+    following = [*(abar[t] for t in times[1:]), final]
+    return [(t, abar[t], abar_prev) for t, abar_prev in zip(times, following, strict=True)]
 
 
 def sample_ddim(model, x, times, abar, eta=0.0, noise=None):

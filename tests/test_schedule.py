@@ -160,6 +160,21 @@ def test_plms_is_adams_bashforth():
             assert s.plms_eps([float(n) ** power for n in nodes]) == pytest.approx(exact, abs=1e-12)
 
 
+@pytest.mark.parametrize("steps", [1, 7, 500, 501, 999])
+def test_an_exact_model_draws_its_one_picture_exactly(steps):
+    """Bug of an earlier version: above 500 steps the last one ended at ᾱ_0 and left noise."""
+    times, noise = s.timesteps(steps), lambda i: random(2, 4, 3, 3, seed=i)
+
+    def model(x, t):
+        return (x - ABAR[t].sqrt() * 0.7) / (1 - ABAR[t]).sqrt()
+
+    drawn = s.sample_ddpm(model, noise(5000), times, ABAR, noise)
+    torch.testing.assert_close(drawn, torch.full_like(drawn, 0.7), rtol=1e-9, atol=0)
+    some = s.pairs(times[: -(-steps // 2)], ABAR, 1.0)  # not all of them
+    assert [t for t, *_ in some] == times[: len(some)].tolist() and some[-1][2] == 1.0
+    assert all(now[2] == following[1] for now, following in zip(some, some[1:], strict=False))
+
+
 def test_timesteps():
     assert s.timesteps(4).tolist() == [751, 501, 251, 1]
     assert s.timesteps(50)[0] == 981
