@@ -60,7 +60,8 @@ def generate(sd: Any, prompts: str | Iterable[str], steps: int | None = None,
 
     steps, guidance, size (pixels, or (width, height)): None takes the recipe's (50, 7.5 and 512 for SD).
     sampler: "ddim" (with η = `eta`) or "pndm". The starting noise is made on the CPU, so that a seed means the same on
-    every device: `torch.randn(n, 4, h, w, generator=torch.Generator().manual_seed(seed))`.
+    every device: `torch.randn(n, C, h, w, generator=torch.Generator().manual_seed(seed))`,
+    with C latent channels: 4 in SD, 16 in tiny-v2.
     predictor: what takes the place of `guided_eps`, for instance that of `guidance.one_condition`.
     start(noise, ᾱ_T): what takes the place of the starting noise (n, C, h, w), for instance `schedule.with_mean`.
     Raises UserError for sizes that are not multiples of the network's factor and for bad numbers.
@@ -121,5 +122,5 @@ def check_numbers(sampler, eta, guidance, seed):
         raise UserError(f"eta = {eta}: a number from 0 to 1, for the sampler ddim only")
     if not math.isfinite(guidance):
         raise UserError(f"guidance = {guidance} is not a finite number")
-    if not 0 <= seed < 2**63:
-        raise UserError(f"seed = {seed} is outside 0..2**63 - 1")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed = {seed} is outside 0..2**32 - 1")

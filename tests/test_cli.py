@@ -155,11 +155,11 @@ def test_seeds_are_those_that_every_generator_takes(options_class, capsys):
     name = "seed" if "seed" in fields else "seeds"
     required = [f.name for f in fields.values() if f.metadata["argparse"].get("required")]
     words = [word for each in required for word in (f"--{each.replace('_', '-')}", "a")]
-    assert getattr(parse(options_class, "x", [*words, f"--{name}", str(2**63 - 1)]), name) in (2**63 - 1, [2**63 - 1])
-    for seed in (str(2**63), "-1", "1.5"):
+    assert getattr(parse(options_class, "x", [*words, f"--{name}", str(2**32 - 1)]), name) in (2**32 - 1, [2**32 - 1])
+    for seed in (str(2**32), "-1", "1.5"):
         with pytest.raises(SystemExit):
             parse(options_class, "x", [*words, f"--{name}", seed])
-        expected = f"error: --{name}: {seed!r} is not a whole number from 0 to 2^63 - 1\n"
+        expected = f"error: --{name}: {seed!r} is not a whole number from 0 to 2^32 - 1\n"
         # where several numbers may stand, argparse takes -1 for an option and complains about that
         assert capsys.readouterr().err == expected or (name, seed) == ("seeds", "-1")
 

@@ -56,7 +56,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path
         ("out = 3", "out = 3 is not a text"),
         ("images = []", "images = [] is not a text"),
         ('prompt = ["a", ""]', "prompt = ['a', ''] is not a text with at least one word in it"),
-        ("seed = -1", "seed = -1 is not a whole number from 0 to 2^63 - 1"),
+        ("seed = -1", "seed = -1 is not a whole number from 0 to 2^32 - 1"),
         ("[what]\nimages = 1", "no option what\n"),
         ("lr = ", "is not valid TOML"),
     ],

@@ -125,7 +125,7 @@ def bad_values(field):
     if kind in (str, list) or kind.__name__ == "words":
         return [] if kind is str else [" "]
     numbers = ["x", "", "nan", "inf", "1e999", "--"]
-    outside = {"whole": "0", "positive": "0", "share": "1.5", "seed_number": str(2**63)}
+    outside = {"whole": "0", "positive": "0", "share": "1.5", "seed_number": str(2**32)}
     return numbers if kind is float else [*numbers, "-1", outside.get(kind.__name__, "-0.5")]
 
 

@@ -73,8 +73,8 @@ def natural(text):
 
 
 def seed_number(text):
-    """An integer 0 ≤ n < 2⁶³, which every generator takes."""
-    if not 0 <= int(text) < 2**63:
+    """An integer 0 ≤ n < 2³²: PyTorch's generator on a CPU reads no more bits of a seed."""
+    if not 0 <= int(text) < 2**32:
         raise ValueError
     return int(text)
 
@@ -109,7 +109,7 @@ def words(text):
 
 KINDS = {
     whole: "a whole number of at least 1", natural: "a whole number of at least 0",
-    seed_number: "a whole number from 0 to 2^63 - 1", positive: "a number above 0",
+    seed_number: "a whole number from 0 to 2^32 - 1", positive: "a number above 0",
     nonnegative: "a number of at least 0", share: "a number from 0 to 1", words: "a text with at least one word in it",
     int: "a whole number", float: "a number",
 }
