@@ -191,9 +191,9 @@ def check_same_run(options, pictures):
         stopped = f"the run in {options.out} was stopped after its last step, {done}, and without --keep-optimiser"
         raise UserError(f"--steps {options.steps}: {stopped} none can follow; to write its result: "
                         f"{to_go_on(options.out)}")
-    if config.get("pictures") != fingerprint(pictures):
+    if config.get("pictures") != fingerprint(pictures, options.captions):
         began = f"those that the run in {options.out} began with"
-        raise UserError(f"--images {' '.join(options.images)}: the pictures are not {began}")
+        raise UserError(f"--images {' '.join(options.images)}: the pictures or their captions are not {began}")
 
 
 def check_class_folder(options, config):
@@ -222,7 +222,8 @@ def start(options, pictures, folder=None):
     write_json(Path(folder or options.out) / "config.json", {
         "format": FORMAT, "options": dataclasses.asdict(options), "base": full_name(options.model),
         "base_tokenizer": options.tokenizer and str(Path(options.tokenizer).resolve()), "folder": os.getcwd(),
-        "processes": distributed.world(), "threads": torch.get_num_threads(), "pictures": fingerprint(pictures),
+        "processes": distributed.world(), "threads": torch.get_num_threads(),
+        "pictures": fingerprint(pictures, options.captions),
         "photographs": of_photographs(options, pictures),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "numpy", "safetensors", "pillow")},

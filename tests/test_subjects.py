@@ -111,8 +111,11 @@ def test_a_caption_beside_a_picture_replaces_the_prompt(folders, options, tmp_pa
     assert data.captions(pictures, "a dog") == ["a sks dog on the beach", "a dog"] and not caplog.records
     fine_tune(options("--prior-weight", "0", images=[str(rex)]))
     assert "2 pictures, 1 with a caption of its own, 2 steps" in capsys.readouterr().out
+    without = ("--prior-weight", "0", "--no-captions", "--out", str(tmp_path / "without"))
+    fine_tune(options(*without, images=[str(rex)]))
     first.with_suffix(".txt").write_text("another")
-    with pytest.raises(UserError, match="the pictures are not those that the run"):
+    fine_tune(options(*without, "--resume", images=[str(rex)]))  # bug of an earlier version: it was refused
+    with pytest.raises(UserError, match="the pictures or their captions are not those that the run"):
         fine_tune(options("--prior-weight", "0", "--resume", images=[str(rex)]))
 
 

@@ -594,7 +594,7 @@ def test_a_moved_run_resumes_but_not_with_other_pictures(options, tmp_path, dog)
     (tmp_path / "run").rename(tmp_path / "moved")
     fine_tune(options("--images", str(photos), "--steps", "2", "--resume", out="moved"))
     (photos / "00.png").write_bytes((dog / "01.png").read_bytes())
-    with pytest.raises(UserError, match="the pictures are not those that the run .* began with"):
+    with pytest.raises(UserError, match="the pictures or their captions are not those that the run .* began with"):
         fine_tune(options("--images", str(photos), "--steps", "3", "--resume", out="moved"))
 
 
