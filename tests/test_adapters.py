@@ -282,6 +282,17 @@ def test_merge(vectors, call, kind):
         assert not torch.equal(unet.get_submodule(name).weight, adapter.weight)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_after_merging_nothing_is_drawn(vectors, call, kind):
+    """Bug of an earlier version: the noise of all removed adapters was drawn before each forward in training."""
+    unet, noise = vectors.network("unet"), bayes.WeightNoise()
+    KINDS[kind][0](unet, sigma=0.01, noise=noise)
+    weight_noise.draw_at_once(unet, noise)
+    adapters.merge(unet)
+    call(unet.train())
+    assert not noise.drawn and not unet._forward_pre_hooks and not hasattr(unet, "random_weights")
+
+
 @pytest.mark.parametrize(("kind", "trained", "random"), [("lora", 797_184, 399_360), ("oft", 23_304_192, 23_304_192)])
 def test_sizes_for_sd15(kind, trained, random):
     """Rank 4, four blocks, on the 128 attention projections."""

@@ -13,7 +13,7 @@ from ..options.of_methods import LAYERS
 from .bayes import REGIONS
 from .lora import Adapter, LoraLinear
 from .oft import OftLinear, project
-from .weight_noise import WeightNoise
+from .weight_noise import WeightNoise, draw_no_more
 
 
 def select(network, layers=LAYERS):
@@ -98,9 +98,10 @@ def switched_off(network):
 
 
 def merge(network):
-    """Replace every adapter by an ordinary layer with the merged weight, in place."""
+    """Replace every adapter by an ordinary layer with the merged weight, in place; nothing is random any longer."""
     for name, adapter in adapters(network).items():
         network.set_submodule(name, adapter.merged())
+    draw_no_more(network)
 
 
 @torch.no_grad()

@@ -20,8 +20,9 @@ import torch
 class WeightNoise:
     """The seed of the current forward and the source of ε (`kernel`), shared by all random layers of a network.
 
-    at_once: may a network's weights be drawn all at once? static: `renew` writes into the tensor `seed` instead of
-    making a new one, as a CUDA graph needs it; then a backward must come before the next `renew`, or else it raises.
+    at_once: may a network's weights be drawn all at once? static: `renew` writes into the tensor `seed`, once that is
+    on the network's device, instead of making a new one, as a CUDA graph needs it; then a backward must come before the
+    next `renew`, or else it raises.
     """
 
     def __init__(self, kernel: str = "torch") -> None:
@@ -50,7 +51,7 @@ class WeightNoise:
         if self.kernel == "triton" and torch.device(device).type == "cuda":
             seed = seed.pin_memory().to(device, non_blocking=True)  # waits for nothing
         self.drawn = {}
-        if self.static:
+        if self.static and self.seed.device == seed.device:
             self.seed.copy_(seed)
             return
         self._earlier = [ref for ref in (*self._earlier, weakref.ref(self.seed)) if ref() is not None]
@@ -242,4 +243,11 @@ def draw_at_once(network, noise):
     """
     layers = [layer for layer in network.modules() if getattr(layer, "noise", None) is noise]
     network.random_weights = noise, layers
-    network.register_forward_pre_hook(_before_forward)
+    network.random_weights_hook = network.register_forward_pre_hook(_before_forward)
+
+
+def draw_no_more(network):
+    """Undo `draw_at_once`, if it was done: for a network without random layers."""
+    if hasattr(network, "random_weights"):
+        network.random_weights_hook.remove()
+        del network.random_weights, network.random_weights_hook
