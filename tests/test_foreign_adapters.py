@@ -429,6 +429,11 @@ def test_infinite_numbers_rotations_with_a_strength_and_folders_of_several(ours,
     save_file(tensors, tmp_path / "b.safetensors")
     with pytest.raises(WeightsError, match="lora_up.weight holds NaN"):
         sd.merge_adapter(tmp_path / "b.safetensors")
+    before = sd.unet.half().state_dict()
+    kept = {name: tensor.clone() for name, tensor in before.items()}
+    with pytest.raises(WeightsError, match="after it was added, holds"):  # 65504 is the largest number of float16
+        sd.merge_adapter(tmp_path / "a.safetensors", 1e7)
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in before.items())
     with pytest.raises(WeightsError, match="no adapter in .*name one of its 2 .safetensors files"):
         sd.merge_adapter(tmp_path)
     config = peft.OFTConfig(r=2, oft_block_size=0, target_modules=["to_q"])

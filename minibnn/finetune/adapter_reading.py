@@ -46,8 +46,9 @@ def merge_file(parts, path, strength=1.0):
     weights = []
     for (part, name), (layer, names) in found.items():
         values = [tensors[n].float() for n in names]
-        weights.append(merged(layer.weight, values, settings.get(part, {}), name, path, strength))
-        check_finite({f"{name} with it": weights[-1]}, path)
+        weight = merged(layer.weight, values, settings.get(part, {}), name, path, strength)
+        weights.append(weight.to(layer.weight.dtype))  # float16 ends at 65504
+        check_finite({f"{name}, after it was added,": weights[-1]}, path)
     for (layer, _), weight in zip(found.values(), weights, strict=True):
         layer.weight.copy_(weight)
 
@@ -73,7 +74,7 @@ def find_file(path):
 
 
 def _lora_of(part, name, layer, config, tensors):
-    """{name in the file: shape that fits} of a layer's down and up matrix and α (None where there is none); {} else."""
+    """{name in the file: shape that fits} of a layer's down and up matrix, and of α if there is one; {}: no LoRA."""
     names = lora_names(part, name, config, tensors)
     if names is None:
         return {}
@@ -81,7 +82,9 @@ def _lora_of(part, name, layer, config, tensors):
     out, into, *kernel = layer.weight.shape
     rank = max(1, len(tensors[down]) if tensors[down].ndim else 1)
     wanted = {down: (rank, into, *kernel), up: (out, rank)}
-    return wanted | {alpha: tuple(tensors[alpha].shape) if tensors[alpha].numel() == 1 else ()} if alpha else wanted
+    if alpha:  # in any shape of a single element
+        wanted[alpha] = tuple(tensors[alpha].shape) if tensors[alpha].numel() == 1 else ()
+    return wanted
 
 
 def _with_lora(weight, values, settings, name, path, strength):
