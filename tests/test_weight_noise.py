@@ -220,6 +220,7 @@ def test_sd15_is_drawn_at_once_where_24_gb_are_free(gibibytes, fits):
     assert fits_at_once(gibibytes * 2**30, 1_057_800_000, 198_300_000) == fits
     assert fits_at_once(int(16.57 * 2**30), 1_057_800_000, 198_300_000)
     assert not fits_at_once(int(16.55 * 2**30), 1_057_800_000, 198_300_000)
+    assert not fits_at_once(int(17 * 2**30), 1_057_800_000, 198_300_000, itemsize=4)
     assert fits_at_once(2**30, 1_200_000, 400_000)  # a LoRA, on a card where nothing but activations is left
 
 

@@ -77,7 +77,7 @@ def make_trainable(unet, options):
         noise = bayes.bayesianize(unet, options.where, sigma, options.kernel)
     if options.bayes:
         draw_at_once(unet, noise)
-        noise.at_once = room_at_once(unet, options.ema, options.lambda_kl)
+        noise.at_once = room_at_once(unet, options.ema, options.lambda_kl, 4 if options.dtype == "float32" else 2)
     return noise
 
 
