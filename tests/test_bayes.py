@@ -245,6 +245,7 @@ def test_kl_to_the_starting_point_is_zero():
     prior = {name: mu.detach().clone() for name, (mu, _) in bayes.sigmas(layer).items()}
     for direction in ("q-p", "p-q"):
         assert abs(bayes.kl(layer, prior, 0.01, direction).item()) < 1e-5
+    assert bayes.kl(nn.Linear(3, 4), {}, 0.01).item() == 0  # without random layers: a tensor, too
 
 
 # --- a loop of one's own ----------------------------------------------------------------------------------------------

@@ -49,9 +49,6 @@ class BayesLayer(nn.Module):
         """(weight, bias) of this forward: a sample in training, the means otherwise."""
         if not self.training:
             return self.weight, self.bias
-        drawn = self.noise.taken(self.stream)
-        if drawn is not None:
-            return drawn
         weight = sample_tensor(self.weight, self.weight_sigma, self.noise, self.stream)
         if self.bias is None:
             return weight, None
@@ -228,7 +225,7 @@ def kl(network: nn.Module, prior_means: dict[str, torch.Tensor], prior_sigma: fl
     direction "q-p": KL(Q_W(θ) ‖ P(θ)), as in the paper's Eq. 3; "p-q": KL(P ‖ Q), as in its Algorithm 1 and in the
     authors' code. The prior is P(θ) = N(θ_0, σ²): prior_means is {name of μ: θ_0}, prior_sigma is its σ.
     """
-    total = 0.0
+    total = next(network.parameters()).new_zeros(())
     for name, (mu, sigma) in sigmas(network).items():
         if direction == "q-p":
             terms = gaussian_kl(mu, sigma, prior_means[name], prior_sigma)
