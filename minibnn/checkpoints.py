@@ -26,7 +26,7 @@ SCALER = {  # of GradScaler's state; {} where it is not used
 }
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STATE_OF_ADAM = ("step", *MOMENTS)
-SMALL = 10**9  # bytes: a checkpoint below is kept when its run is finished
+SMALL = 10**9  # bytes; a smaller checkpoint is kept when its run is finished
 HEADER = {"completed_steps": integer(0), "scaler": record(SCALER)}  # of the file, as JSON
 
 
@@ -42,9 +42,10 @@ def size_of(training):
 
 
 def is_kept(options, training):
-    """Does the checkpoint of a Training stay when its TrainOptions are done? By --keep-optimiser, else if it is small.
+    """Whether a finished run keeps its checkpoint: as --keep-optimiser says, or else if it is smaller than SMALL.
 
-    Ask before the first step. One that holds the weights alone has done its work when the result is written.
+    To be called before the first step. A checkpoint that was loaded without the optimiser's state is not kept, because
+    no step can follow it.
     """
     if training.step == options.steps and not training.optimiser.state:
         return False

@@ -2,8 +2,8 @@
 
 Follows: PyTorch's DistributedDataParallel (Li et al. 2020). Every process holds the whole model and trains it on
 pictures, times, noise and random weights of its own. The gradients are added up while backward still runs, so that all
-processes take the same step. Forwards are numbered over all processes, and its number seeds a forward: N processes with
-`--accumulate 1` do what one process does with `--accumulate N`, on a CPU bit for bit.
+processes take the same step. Forwards are numbered over all processes, and each is seeded by its number: N processes
+with `--accumulate 1` do what one process does with `--accumulate N`, on a CPU bit for bit.
 
     process r of W, forward a of A in step s  →  forward number (s·A + a)·W + r
 

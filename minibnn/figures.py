@@ -1,8 +1,8 @@
 """What a training step tells about itself, read without making the host wait for the GPU.
 
 A GPU computes a step while the host already prepares the next one. Reading a number of the step at hand would make the
-host wait until the GPU has nothing left to do. So the numbers of a step are sent to the host behind its work and read a
-step later; then they have arrived.
+host wait until the GPU has nothing left to do. So the copy of a step's numbers to the host is queued after the step's
+own work, and they are read a step later; then they have arrived.
 """
 
 import torch

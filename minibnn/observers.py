@@ -87,7 +87,9 @@ class Progress:
 
 
 class CtrlC:
-    """`with CtrlC() as stop:` turns the first Ctrl-C, SIGTERM or SIGHUP into `stop.asked`: a step ends before training.
+    """`with CtrlC() as stop:` turns the first Ctrl-C, SIGTERM or SIGHUP into `stop.asked`.
+
+    The step at hand is finished before the training ends.
 
     A second Ctrl-C interrupts at once. SIGTERM and SIGHUP may come several times, and then mean nothing more.
     """

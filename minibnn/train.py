@@ -73,7 +73,10 @@ class Training:
             self.check_figures(self.figures)
 
     def check_figures(self, figures):
-        """The same of the figures of a step. Overflows of the gradient are expected under loss scaling."""
+        """Raises Diverged if a step's loss or gradient is not finite.
+
+        With loss scaling the norm of the gradient may be infinite: the step is skipped then.
+        """
         read = figures.read()
         loss = sum(read[name] for name in LOSSES)
         if not math.isfinite(loss):
@@ -93,7 +96,8 @@ def train(training, options, batches, observers=()):
     before the first step and after each step. All that is random in forward i comes from a generator seeded by (seed,
     i), so that a resumed training repeats nothing. Raises Diverged, a step late, when the loss is not finite.
 
-    The host never waits for a GPU here but for the figures of the step before, so that it stays ahead.
+    The host never waits for a GPU here but for the figures of the step before, so that it stays ahead; with
+    float16 and adamw-bf16 also for the check of overflows.
     """
     sd, network, optimiser, scaler = training.sd, training.network, training.optimiser, training.scaler
     abar, forwards = sd.alphas_cumprod.to(sd.device), options.accumulate * distributed.world()

@@ -176,7 +176,10 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(Level):
-    """A level that adds a skip to the input of each residual block, and upsamples to `size` unless it is the last."""
+    """A level whose residual blocks each get a skip beside their input, along the channels; all but the last upsample.
+
+    size: (h, w) to which it upsamples.
+    """
 
     def __init__(self, in_channels, skip_channels, channels, heads, attend, last, config):
         before = [in_channels] + [channels] * (len(skip_channels) - 1)
@@ -192,10 +195,10 @@ class UpBlock(Level):
 class UNet(Network):
     """ε̂ = unet(x, t, context), or v̂ for a network that was trained to predict v.
 
-    x (B, 4, h, w) are noisy latents of any height and width, t (B,) int64 are times in 0..999, and context (B, L, D) is
-    the text encoder's output. Returns (B, 4, h, w).
+    x (B, C, h, w) are noisy latents of any height and width (C: 4 in SD, 16 in tiny-v2), t (B,) int64 are times in
+    0..999, and context (B, L, D) is the text encoder's output. Returns (B, C, h, w).
     With `gradient_checkpointing = True`, backward computes each block again instead of keeping its inner results;
-    `checkpoint_settings` are those of torch's `checkpoint`, as a context in which that is done.
+    `checkpoint_settings` are further arguments of `torch.utils.checkpoint.checkpoint`, such as `context_fn`.
     """
 
     Config, official_class, part = UNetConfig, "UNet2DConditionModel", "unet"

@@ -5,8 +5,9 @@ Follows: diffusers' `AutoencoderKL` as configured by Stable Diffusion v1.x and v
 
 But: no tiling or slicing, no discriminator.
 
-Shapes: B pictures of 3 colours in [-1, 1] and H × W pixels; latents have 4 channels and H/f × W/f positions with
-f = 2^(levels−1), 8 in SD. Everything here is *unscaled*: the diffusion model sees latents × `config.scaling_factor`.
+Shapes: B pictures of 3 colours in [-1, 1] and H × W pixels; latents have C channels, 4 in SD and 16 in tiny-v2, and
+H/f × W/f positions with f = 2^(levels−1), 8 in SD. Everything here is *unscaled*: the diffusion model sees latents ×
+`config.scaling_factor`.
 """
 
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (B, 4, h, w) after `post_quant_conv` -> pictures (B, 3, f·h, f·w)."""
+    """Latents (B, C, h, w) after `post_quant_conv` -> pictures (B, 3, f·h, f·w)."""
 
     def __init__(self, config):
         super().__init__()
@@ -163,7 +164,7 @@ class VAE(Network):
         return mean, logvar.clamp(-30, 20)
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """Unscaled latents z (B, 4, h, w) -> pictures (B, 3, f·h, f·w), about [-1, 1], not clipped."""
+        """Unscaled latents z (B, C, h, w) -> pictures (B, 3, f·h, f·w), about [-1, 1], not clipped."""
         return self.decoder(self.post_quant_conv(z))
 
 
