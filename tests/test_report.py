@@ -192,7 +192,7 @@ def test_photographs_on_a_bundled_model_get_a_warning_and_no_verdict(tmp_path, m
     shutil.rmtree(photos)  # what is known of them stays with the run
     write_report(out)
     texts = [text for text, around in page_of(out).texts if around in ("p", "strong")]
-    assert texts[0].startswith("The bundled model knows drawings of 64 x 64 pixels, and photographs are too much")
+    assert texts[0].startswith("Pictures of this size are taken for photographs, and the bundled model knows drawings")
     said = "\n".join([*texts, capsys.readouterr().out])
     assert said.count(monitor.NOTHING_KNOWN[1:]) == 2 and "faithful" not in said and "use step" not in said
     advice = curves.advice_of(out)
