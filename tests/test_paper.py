@@ -160,9 +160,9 @@ def in_a_child(function):
     return child
 
 
-def wait_for(path):
+def wait_for(happened):
     end = time.monotonic() + 60
-    while not path.exists():
+    while not happened():
         assert time.monotonic() < end
         time.sleep(0.01)
 
@@ -183,17 +183,17 @@ def test_the_claim_of_a_dead_process_is_taken_over_by_one_alone(tmp_path):
         with Claims(tmp_path).take("a"):
             time.sleep(60)
 
-    child = in_a_child(hold)
-    wait_for(tmp_path / "a.1")
-    claims = Claims(tmp_path)
+    child, claims = in_a_child(hold), Claims(tmp_path)
+    wait_for(lambda: (claims.holder("a") or "").startswith(f"process {child} "))
     assert claims.take("a") is None
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    wait_for(lambda: claims.holder("a") is None)  # the child is not waited for: bug: it counts as alive for that
     taken = claims.take("a")
     assert taken.path.name == "a.2" and claims.take("a") is None and Claims(tmp_path).take("a") is None
     with taken:
         pass
     assert not list(tmp_path.glob("a.*"))
+    os.waitpid(child, 0)
 
 
 def test_of_another_machine_only_the_touch_is_seen(tmp_path):
@@ -205,6 +205,9 @@ def test_of_another_machine_only_the_touch_is_seen(tmp_path):
     assert claims.holder("a") is None and claims.take("a").path.name == "a.2"
     (tmp_path / "b.1").write_text('{"proc')  # just begun
     assert claims.take("b") is None
+    killed = time.time() - 11  # before it had written who it is
+    os.utime(tmp_path / "b.1", (killed, killed))
+    assert claims.take("b").path.name == "b.2"
 
 
 def test_machines_of_one_name_are_told_apart(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from minibnn import UserError, runs
+from minibnn import UserError, progress, runs
 from minibnn.errors import visible
 from minibnn.files.store import parse_json, read_json
 from minibnn.files.weights import open_weights
@@ -80,10 +80,15 @@ def test_a_signal_that_is_ignored_stays_ignored(dog, micro, tmp_path):
     assert process.wait()[0] == 0 and steps_saved(out) == 12
 
 
+def often():
+    """Have it say how far it is ten times a second instead of once a minute."""
+    progress.EVERY = 0.1
+
+
 def test_training_is_saved_when_nobody_reads_its_output_any_more(dog, micro, tmp_path):
     reading, writing = os.pipe()
     out = tmp_path / "run"
-    process = train(dog, micro, out, "--steps", "4000", output=writing)
+    process = train(dog, micro, out, "--steps", "4000", output=writing, before=often)
     os.close(writing)
     wait_for_step(out, process)
     os.close(reading)

@@ -8,7 +8,8 @@ deleted that another process may own. Whoever claims a piece then checks whether
     left_out = perform(tasks, claims, failures=failures)
 
 A claim is dead when its process no longer runs on this machine, or when it has not been touched for `patience`
-seconds: that is what is seen of another machine's process.
+seconds: that is what is seen of another machine's process. One that was killed before it had written who it is, is dead
+after ten seconds.
 
 What fails is noted (`failures.py`) and left out, so that one broken piece of work stops nobody. A process in which
 several pieces fail one after the other has itself to blame, and ends.
@@ -33,6 +34,7 @@ from .failures import describe
 from .locks import lives
 
 PATIENCE = 300.0  # seconds without a touch after which another machine's process counts as dead
+BEGINNING = 10.0  # seconds in which a process that makes a claim has also written who it is
 CLAIM = re.compile(r"(.+)\.(\d+)")
 IN_A_ROW = 3  # failures one after the other that end a process
 
@@ -94,9 +96,9 @@ class Claims:
         if idle > self.patience:
             return False
         who = _read(path)
-        if who.get("where") == here():
-            return lives(who["process"])
-        return True
+        if not who:
+            return idle <= BEGINNING
+        return lives(who["process"]) if who.get("where") == here() else True
 
     def _now(self):
         """The time by the clock of the file system, which may be another machine's."""

@@ -104,7 +104,11 @@ def remove_leftovers(folder):
 
 
 def lives(process):
-    """Whether a process of this machine lives; where that cannot be asked, True."""
+    """Whether a process of this machine lives; where that cannot be asked, True.
+
+    One that was killed, and that its parent has not asked about yet, is dead, although it still has its number. In a
+    container whose first process never asks, it keeps the number for good.
+    """
     if os.name == "nt":  # where asking would end the process
         return True
     try:
@@ -113,4 +117,7 @@ def lives(process):
         return False
     except PermissionError:
         pass
+    with contextlib.suppress(OSError):  # Linux
+        state = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[0]
+        return state not in (b"Z", b"X")
     return True
