@@ -288,9 +288,17 @@ def test_after_merging_nothing_is_drawn(vectors, call, kind):
     unet, noise = vectors.network("unet"), bayes.WeightNoise()
     KINDS[kind][0](unet, sigma=0.01, noise=noise)
     weight_noise.draw_at_once(unet, noise)
+    other = copy.deepcopy(unet)
     adapters.merge(unet)
     call(unet.train())
     assert not noise.drawn and not unet._forward_pre_hooks and not hasattr(unet, "random_weights")
+    call(other.train())  # a copy made before draws on, until it is merged itself
+    drawn = other.random_weights[0].drawn
+    assert len(drawn) == len(adapters.adapters(other)) > 0
+    drawn.clear()
+    adapters.merge(other)
+    call(other)
+    assert not drawn and not other._forward_pre_hooks
 
 
 @pytest.mark.parametrize(("kind", "trained", "random"), [("lora", 797_184, 399_360), ("oft", 23_304_192, 23_304_192)])

@@ -295,12 +295,15 @@ def test_the_report_is_written_from_lines_and_again_from_its_own(tmp_path):
 
 
 def test_a_report_of_other_settings_has_no_curves_of_the_usual_ones(tmp_path):
-    """Bug of an earlier version: an IndexError after the tables."""
+    """Bugs of earlier versions: an IndexError after the tables, and R² = −∞ where one run gives nothing to predict."""
     rows = made_up(lambda step: step / 1000, lambda step: step / 100)
     extra = {"run": "four-cat-textured-0", "setting": "four", "model": "textured", "subject": CAT, "seed": 0}
     (tmp_path / "four-cat-textured-0.jsonl").write_text("".join(json.dumps(row | extra) + "\n" for row in rows))
     report.report(StageReportOptions(runs=[str(tmp_path)], out=str(tmp_path / "out")))
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"stage.jsonl", "stage.md", "gain_law.png"}
+    page = (tmp_path / "out" / "stage.md").read_text(encoding="utf-8")
+    assert "| ddim-20-g3 | 4 | 0.029 | 0.089 |  |  |  |" in page  # all gains are 1: they can explain no difference
+    assert "| pndm-20-g7.5 | 1 | 0.029 | 0.139 |  |  |  |" in page
 
 
 def test_every_setting_is_a_way_of_training():

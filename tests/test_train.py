@@ -518,6 +518,14 @@ def test_the_kernel_needs_a_gpu(options, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_mac_has_no_float64_for_the_reference(options, monkeypatch):
+    monkeypatch.setattr("minibnn.cli.settle.choose_device", lambda wanted: wanted)
+    sd = StableDiffusion.load("tiny")
+    with pytest.raises(UserError, match="--kernel reference computes in float64, which mps does not have; say --k"):
+        settle(options("--kernel", "reference", "--device", "mps"), sd, 6)
+    assert settle(options("--device", "mps"), sd, 6).kernel == "torch"
+
+
 def test_the_kernel_is_settled_by_the_device(options, tmp_path, monkeypatch):
     sd = StableDiffusion.load("tiny")
     assert settle(options("--device", "cpu"), sd, 6).kernel == "torch"

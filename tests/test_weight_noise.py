@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from minibnn_kernels import reference
 
 from minibnn.finetune import bayes, methods
 from minibnn.finetune.adapters import attach_lora, attach_oft
-from minibnn.finetune.kernel import fits_at_once
+from minibnn.finetune.kernel import fits_at_once, room_at_once
 from minibnn.finetune.weight_noise import WeightNoise, draw_at_once, draw_weights
 from minibnn.networks.unet import UNet, UNetConfig
 from minibnn.options.parsing import parse
@@ -222,6 +223,23 @@ def test_sd15_is_drawn_at_once_where_24_gb_are_free(gibibytes, fits):
     assert not fits_at_once(int(16.55 * 2**30), 1_057_800_000, 198_300_000)
     assert not fits_at_once(int(17 * 2**30), 1_057_800_000, 198_300_000, itemsize=4)
     assert fits_at_once(2**30, 1_200_000, 400_000)  # a LoRA, on a card where nothing but activations is left
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_other_programs_do_not_decide_where_every_run_is_to_give_the_same_bits(deterministic, monkeypatch):
+    """Of 24 GiB this process holds 1 and keeps 2 more; the others leave 20 or 3. The drawing wants some 16."""
+    gpu = SimpleNamespace(device=torch.device("cuda"), requires_grad=True, numel=lambda: 859_500_000)
+    sigma = SimpleNamespace(numel=lambda: 198_300_000, requires_grad=True)
+    names = [("weight", gpu), ("weight_sigma", sigma)]
+    network = SimpleNamespace(parameters=lambda: (p for _, p in names), named_parameters=lambda: names)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1 * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * 2**30)
+    found = []
+    for free in (20, 3):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free * 2**30, 24 * 2**30))
+        found.append(room_at_once(network))
+    assert found == [True, deterministic]
 
 
 @pytest.mark.parametrize("room", [True, False])

@@ -54,7 +54,7 @@ def settle(options, sd, pictures):
     if options.kernel == "triton" and not (device.startswith("cuda") or os.environ.get("TRITON_INTERPRET") == "1"):
         raise UserError("--kernel triton needs a GPU; on a CPU --kernel reference draws the same weights")
     if options.kernel == "reference" and device.startswith("mps"):
-        raise UserError("--kernel reference computes in float64, which mps has not: say --kernel torch")
+        raise UserError("--kernel reference computes in float64, which mps does not have; say --kernel torch")
     if not options.bayes and (options.lambda_kl or options.keep_posterior):
         raise UserError("--lambda-kl and --keep-posterior need --bayes")
     if options.compile and distributed.world() > 1:

@@ -87,8 +87,9 @@ def fine_tune_there(options, observers):
 
 
 def train_watched(options, sd, sources, observers, timed):
-    """Train to the last step, or on to it, with these observers, progress and checkpoints; returns whether they stay.
+    """Train to the last step, or on to it, with these observers, progress and checkpoints.
 
+    Returns whether the checkpoint stays after the last step.
     sources: of `Batches`. timed: the Course of the steps.
     """
     class_null = max(options.null_dropout, CLASS_NULL) if options.prior_target == "pretrained" else None

@@ -20,6 +20,12 @@ def check_settings(names, known):
             raise UserError(f"--settings {name}: there are {', '.join(known)}")
 
 
+def check_names(names, what):
+    """Refuse two of a name, by which results are kept. what: "--images: two folders". Raises UserError."""
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"{what} are called {twice}; results are kept by these names, so rename one of them")
+
+
 def check_alike(before, settings, what):
     """Refuse to mix results made with other settings. before, settings: {name: value}; what: the earlier results.
 

@@ -70,7 +70,7 @@ def noise_left(gains, times, abar, eta=0.0):
     V′ = f²·V + σ_η² from V = 1. gains: one for each of the falling `times`; abar: (1000,). Perfect gains of 1 leave
     about √(1−ᾱ_0), 0.029 for SD, because SD's last step ends at ᾱ_0.
     """
-    variance, abar = 1.0, abar.double().tolist()  # Python's numbers are ten times as fast as tensors of one element
+    variance, abar = 1.0, abar.double().tolist()  # Python's numbers are several times as fast as tensors of one element
     steps = schedule.pairs(times, abar, abar[0])
     for gain, (_, abar_t, abar_prev) in zip(gains, steps, strict=True):
         factor = step_factor(float(gain), abar_t, abar_prev, eta)

@@ -49,9 +49,14 @@ def perfect():
 
 
 def agreement(points):
-    """(R² of the law itself, R² of the best line, rank correlation, n) of (predicted, measured, …)."""
+    """(R² of the law itself, R² of the best line, rank correlation, n) of (predicted, measured, …).
+
+    The first three are NaN where nothing differs that could be predicted, as with the looks of a single run.
+    """
     stats = require_scipy()
     predicted, measured = np.array([p[:2] for p in points]).T
+    if len(points) < 3 or np.ptp(predicted) == 0 or np.ptp(measured) == 0:
+        return math.nan, math.nan, math.nan, len(points)
     total = ((measured - measured.mean()) ** 2).sum()
     above = predicted - perfect()
     line = np.polyval(np.polyfit(predicted, measured, 1), predicted)
@@ -76,7 +81,8 @@ def law_plot(runs):
             x, y = zip(*[p[:2] for p in own if p[4] == setting] or [((), ())], strict=True)
             colour = plot.COLOURS[i % len(plot.COLOURS)]
             lines.append(plot.Line(setting, list(x), list(y), colour=colour, joined=False))
-        title = f"noise, {name}; R² of the law {agreement(own)[0]:.2f}"
+        explained = agreement(own)[0]
+        title = f"noise, {name}" + ("" if math.isnan(explained) else f"; R² of the law {explained:.2f}")
         panels.append(plot.Panel(title, lines, "predicted from the mean gains"))
     return plot.chart(panels)
 
@@ -90,7 +96,8 @@ def law(runs):
     ]
     names = dict.fromkeys(p[3].name for p in points)
     for label, chosen in [("all", points), *((name, [p for p in points if p[3].name == name]) for name in names)]:
-        own, line, rank, n = agreement(chosen)
+        *agreed, n = agreement(chosen)
         predicted, measured = np.mean([p[:2] for p in chosen], axis=0)
-        text.append(f"| {label} | {n} | {predicted:.3f} | {measured:.3f} | {own:.2f} | {line:.2f} | {rank:.2f} |")
+        own, line, rank = ("" if math.isnan(value) else f"{value:.2f}" for value in agreed)
+        text.append(f"| {label} | {n} | {predicted:.3f} | {measured:.3f} | {own} | {line} | {rank} |")
     return "\n".join(text)

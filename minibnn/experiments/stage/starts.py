@@ -26,7 +26,6 @@ import numpy as np
 import torch
 
 from ... import data
-from ...errors import UserError
 from ...files.store import write_json
 from ...files.weights import load_state, read_tensors
 from ...lab import gain_law, gains, plot, sigma1_estimate
@@ -35,6 +34,7 @@ from ...pictures import save_png, to_tensor
 from ...pipeline import StableDiffusion
 from ...schedule import noise_strength, timesteps
 from ...world.texture_measures import noise_level, ssim
+from ..records import check_names
 from ..views import View, draw
 from .law import GREY
 from .trainings import tint
@@ -93,8 +93,7 @@ def starts(options):
     """Draw, measure and write. Raises UserError for weights that do not fit the model."""
     require_scipy()
     names = [Path(path).stem for path in options.weights]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"--weights: two files are called {twice}; rename one of them")
+    check_names(names, "--weights: two files")
     sd = StableDiffusion.load(options.model)
     picture = data.load_pictures(data.list_pictures(options.images)[:1], sd.recipe["resolution"])
     results = {}

@@ -23,7 +23,6 @@ import torch
 from ... import class_pictures, data
 from ...cli.settle import settle
 from ...devices import threads_kept
-from ...errors import UserError
 from ...files.locks import locked
 from ...files.rows import write_rows
 from ...files.store import read_json, write_json
@@ -38,7 +37,7 @@ from ...runs import fingerprint
 from ...train import Batches, at_the_mean, fine_tuning, train
 from ...world import scenes, textures
 from ...world.texture_measures import noise_level, ssim
-from ..records import check_alike, check_settings
+from ..records import check_alike, check_names, check_settings
 from ..views import draw
 from .settings import MAIN, OTHER_PROMPTS, PICTURES, PLAIN, SETTINGS, views_at
 
@@ -196,9 +195,7 @@ def perform(run, options):
 def planned(options):
     """The runs that the options name, the seeds in the outer loop. Raises UserError for what cannot be."""
     check_settings(options.settings, SETTINGS)
-    names = [Path(subject).name for subject in options.images]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"--images: two folders are called {twice}; runs have the folder's name, so rename one of them")
+    check_names([Path(subject).name for subject in options.images], "--images: two folders")
     runs = []
     for seed in options.seeds:
         for subject in options.images:
