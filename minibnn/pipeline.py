@@ -28,6 +28,7 @@ from .files.configs import (
     official_configs,
 )
 from .files.headers import family_of
+from .files.hollow import hollow
 from .files.layouts import single_file_tensors
 from .files.schema import fitting, integer, record
 from .files.store import ASSETS, read_json, write_json
@@ -197,7 +198,7 @@ class StableDiffusion:
 
     def _check_plain(self):
         """Raises UserError if the UNet holds what its official layout has not, because nothing could open the file."""
-        with torch.device("meta"):
+        with hollow():
             official = type(self.unet)(self.unet.config).state_dict()
         other = next((name for name in self.unet.state_dict() if name not in official), None)
         if other:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import math
+import subprocess
+import sys
 
 import pytest
 import small_sd
@@ -11,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from minibnn import StableDiffusion, UserError, WeightsError, pipeline
 from minibnn.__main__ import COMMANDS
 from minibnn.files import single_file
+from minibnn.files.hollow import hollow
 from minibnn.files.weights import open_weights
 
 
@@ -174,3 +178,25 @@ def test_weights_in_several_files_that_do_not_fit_together(sharded):
     (sharded / "unet" / piece).unlink()
     with pytest.raises(WeightsError, match=f"{piece}: no such file"):
         StableDiffusion.load(sharded)
+
+
+def test_drawing_starts_without_pytorchs_compiler():
+    """It takes two seconds to import, and PyTorch does so to initialise weights on the device "meta"."""
+    script = (
+        "import sys\n"
+        "from minibnn import StableDiffusion\n"
+        "before = 'torch._dynamo' in sys.modules\n"
+        "StableDiffusion.load('tiny').generate(['a dog'], 1, progress=False)\n"
+        "assert ('torch._dynamo' in sys.modules) == before"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_hollow_networks_have_shapes_and_the_next_ones_weights_again():
+    with hollow():
+        layer = torch.nn.Linear(3, 2)
+    assert layer.weight.device.type == layer.bias.device.type == "meta" and layer.weight.shape == (2, 3)
+    torch.manual_seed(0)
+    after = torch.nn.Linear(3, 2).weight
+    torch.manual_seed(0)
+    torch.testing.assert_close(after, torch.nn.init.kaiming_uniform_(torch.empty(2, 3), math.sqrt(5)))

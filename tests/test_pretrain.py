@@ -40,6 +40,8 @@ def options(tmp_path):
 
 
 def test_a_model_from_nothing_and_a_damaged_checkpoint(options, spawned, tmp_path, monkeypatch):
+    for name in ("VAE_BATCH", "TEXT_BATCH", "UNET_BATCH"):
+        monkeypatch.setattr(f"minibnn.world.pretrain.{name}", 4)
     monkeypatch.setattr("minibnn.world.pretrain.SCALE_DRAWINGS", 16)
     pretrain(options)
     assert StableDiffusion.load(options.out).generate(["a dog"], 1)[0].size == (64, 64)

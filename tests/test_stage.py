@@ -17,7 +17,7 @@ from minibnn import StableDiffusion
 from minibnn.errors import UserError
 from minibnn.experiments.stage import law, report, settings, starts, tables, trainings
 from minibnn.experiments.stage import views as stage_views
-from minibnn.experiments.stage.settings import EARLY, LATE, MAIN, SETTINGS, Setting
+from minibnn.experiments.stage.settings import EARLY, LATE, MAIN, OTHER_PROMPTS, SETTINGS, Setting
 from minibnn.files.store import ASSETS
 from minibnn.lab import gain_law, gains
 from minibnn.options.experiments import StageOptions, StageReportOptions, StageStartsOptions, StageViewsOptions
@@ -35,6 +35,8 @@ def short(monkeypatch):
     views = (dataclasses.replace(MAIN, steps=2), dataclasses.replace(MAIN, steps=2, average=True),
              dataclasses.replace(MAIN, steps=2, base=True))
     monkeypatch.setattr(trainings, "MAIN", views[0])
+    monkeypatch.setattr(trainings, "PICTURES", 2)
+    monkeypatch.setattr(trainings, "OTHER_PROMPTS", OTHER_PROMPTS[:2])
     monkeypatch.setattr(trainings, "views_at", lambda step, last: views)
     monkeypatch.setattr(trainings, "GAIN_DRAWS", 1)
 
@@ -59,7 +61,7 @@ def test_a_run_leaves_its_lines_and_strip_and_is_not_repeated(short, tmp_path, c
     keys = ("fidelity", "noise", "c", "u", "loss")
     assert [rows[0][k] for k in keys] == [bayes[0][k] for k in keys]  # at θ = μ the BNN starts at the same network
     assert [rows[-1][k] for k in keys] != [bayes[-1][k] for k in keys]
-    assert Image.open(tmp_path / "bnn-cat-textured-3.png").size == (8 * 52 - 4, 2 * 52 - 4)
+    assert Image.open(tmp_path / "bnn-cat-textured-3.png").size == (4 * 52 - 4, 2 * 52 - 4)
     unet = StableDiffusion.load("textured").unet
     unet.load_state_dict(load_file(tmp_path / "bnn-cat-textured-3.safetensors"), strict=True)  # the means, by name
     written = (tmp_path / "plain-cat-textured-3.jsonl").stat().st_mtime_ns
@@ -312,8 +314,9 @@ def test_every_setting_is_a_way_of_training():
     assert torch.tensor(SETTINGS["long"].looks).diff().min() > 0
 
 
-def test_the_starting_noise_predicts_the_noise_of_a_picture(tmp_path):
+def test_the_starting_noise_predicts_the_noise_of_a_picture(tmp_path, monkeypatch):
     """One number of the starting noise, its strength, and three of its colour: in the bundled weights they decide."""
+    monkeypatch.setattr(starts, "SCALES", (1.0,))
     starts.starts(StageStartsOptions(out=str(tmp_path), images=CAT, weights=[WEIGHTS], count=8, seed=1))
     found = json.loads((tmp_path / "stage_starts.json").read_text())["weights"]["stage_cat"]
     assert found["strength c"][2] < 0.5 < 0.9 < found["all c"][2]  # the mean gain does not show it

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..errors import UserError
 from . import ldm
+from .hollow import hollow
 from .schema import fitting, integer, optional, record
 from .weights import WeightsError, check_finite, open_weights, shapes_of
 
@@ -154,7 +155,7 @@ class Network(nn.Module):
         the file's; tensors then stay mapped from the file and take no other memory. Raises WeightsError or UserError,
         naming the tensors or keys that do not fit.
         """
-        with torch.device("meta"):
+        with hollow():
             network = cls(check_config(cls.Config, config, cls.official_class))
         with open_weights(path) as file:
             shapes = shapes_of(file)

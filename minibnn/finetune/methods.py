@@ -11,10 +11,9 @@ Follows: the paper's App. D and H.1. The training in `train.py` calls `make_trai
 
 import dataclasses
 
-import torch
-
 from ..errors import UserError
 from ..files.headers import about_run, lora_header, model_header
+from ..files.hollow import hollow
 from ..files.weights import write_tensors
 from ..options.of_methods import OWN, OWNED, owners_of
 from . import adapter_files, adapters, bayes
@@ -59,7 +58,7 @@ def check(unet, options):
                 at_fault = "--where"
                 adapters.regions(options.where)
             at_fault = "--rank" if options.method == "lora" else "--blocks"
-        with torch.device("meta"):
+        with hollow():
             make_trainable(type(unet)(unet.config), options)
     except ValueError as error:
         raise UserError(f"{at_fault}: {error}") from None
@@ -123,7 +122,7 @@ def _write_lora(sd, options, folder, program):
 
 def plain_unet(unet):
     """A UNet without random weights that shares the means of `unet`."""
-    with torch.device("meta"):
+    with hollow():
         plain = type(unet)(unet.config)
     plain.load_state_dict(bayes.posterior_mean(unet), strict=True, assign=True)
     return plain

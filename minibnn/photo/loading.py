@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import UserError
+from ..files.hollow import hollow
 from ..files.ldm import OPENCLIP, ldm_name
 from ..files.store import read_json
 from ..files.weights import WeightsError, open_weights, read_tensors
@@ -100,7 +101,7 @@ def load_lpips(folder, device="cpu"):
     """Read Lpips from torchvision's AlexNet and the linear layers of Lpips, two files of a folder. Raises UserError."""
     tensors, linear = (read_tensors(_find(folder, name, "--lpips", LPIPS_FILES)) for name in (ALEXNET, LINEAR))
     tensors |= {name.removesuffix(".model.1.weight"): tensor.flatten() for name, tensor in linear.items()}
-    with torch.device("meta"):
+    with hollow():
         network = Lpips()
     return _fill(network, tensors, f"--lpips {folder}").to(device)
 
@@ -108,7 +109,7 @@ def load_lpips(folder, device="cpu"):
 def load_aesthetic_head(folder):
     """Read LAION's head, in its published names, from a folder beside CLIP ViT-L/14. Raises UserError."""
     tensors = read_tensors(path := _find(folder, AESTHETIC, "the folder", AESTHETIC_FILES))
-    with torch.device("meta"):
+    with hollow():
         network = AestheticHead()
     return _fill(network, tensors, path)
 
@@ -121,7 +122,7 @@ def load_clip_iqa(folder, device="cpu"):
         raise WeightsError(f"{path} is not CLIP's RN50; {RN50_FILES} {folder}")
     visual = {name.removeprefix("visual."): tensor for name, tensor in tensors.items() if name.startswith("visual.")}
     blocks = [len({n.split(".")[1] for n in visual if n.startswith(f"layer{level}.")}) for level in range(1, 5)]
-    with torch.device("meta"):
+    with hollow():
         network = ClipResNet(blocks, len(visual["conv3.weight"]), len(visual["attnpool.c_proj.weight"]))
     anchors = F.normalize(clip_text(tensors, Tokenizer(folder)(QUALITY), path), dim=-1)
     return ClipIqa(_fill(network, visual, path), anchors, tensors["logit_scale"].exp().item()).eval().to(device)
@@ -136,7 +137,7 @@ def clip_text(tensors, ids, path):
         num_hidden_layers=len({name.split(".")[2] for name in tensors if name.startswith("transformer.resblocks.")}),
         num_attention_heads=width // 64, max_position_embeddings=length,
     )
-    with torch.device("meta"):
+    with hollow():
         encoder = TextEncoder(config)
     ours = {}
     for name in encoder.state_dict():

@@ -1,0 +1,28 @@
+"""Networks that are still hollow: they have names and shapes, and a file's tensors take the place of their weights."""
+
+import contextlib
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+
+class _WithoutInitialisation(TorchFunctionMode):
+    """Inside, the functions of `torch.nn.init` leave their tensor as it is."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """What PyTorch calls instead of its functions."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":  # some built-in functions have none
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def hollow():
+    """Inside, networks are made without memory for their weights, on the device "meta".
+
+    Nothing is initialised: for tensors without values that is no use, and the first time PyTorch would import its
+    compiler for it, which takes as long as importing PyTorch.
+    """
+    with torch.device("meta"), _WithoutInitialisation():
+        yield
