@@ -309,8 +309,20 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
         *np.round(at_equal_loss("bnn-trained", "noise", "bnn"), 1)], 3),
     "textured, four pictures, noise": ("RESULTS", "by the criterion either: noise rises by {} [{}, {}]", lambda: [
         *from_early("four", "noise")], 1),
-    "textured, four pictures": ("RESULTS", "(it is {} [{}, {}] higher in the later steps)", lambda: [
+    "textured, four pictures": ("RESULTS", "and fidelity rises, too, by {} [{}, {}]", lambda: [
         *from_early("four", "fidelity")], 3),
+    "textured, four pictures, weight noise": (
+        "RESULTS", "on other prompts as well ({} [{}, {}] and +{} [{}, {}])", lambda: [
+            *of_stage("bnn-four", "fidelity", "four", group="other"),
+            *np.round(of_stage("bnn-four", "noise", "four", group="other"), 1)], 3),
+    "textured, four pictures, weight noise, guidance 1": (
+        "RESULTS", "without guidance ({} [{}, {}] and +{} [{}, {}])", lambda: [
+            *of_stage("bnn-four", "fidelity", "four", view=stage_settings.SIDE_VIEWS[1]),
+            *np.round(of_stage("bnn-four", "noise", "four", view=stage_settings.SIDE_VIEWS[1]), 1)], 3),
+    "textured, four pictures, weight noise, equal loss": (
+        "RESULTS", "At equal loss neither is shown ({} [{}, {}] and +{} [{}, {}])", lambda: [
+            *at_equal_loss("bnn-four", "fidelity", "four"),
+            *np.round(at_equal_loss("bnn-four", "noise", "four"), 2)], 3),
     "README, coat": ("README", "the subject's coat, as perhaps here, in {} % [{}, {}] of them", lambda: [
         *recipe("four-captions", "leak")], 1),
     "textured, offset": ("RESULTS", "by an offset of the noise, raises fidelity by {} [{}, {}]", lambda: [
