@@ -39,7 +39,7 @@ def bayesian_net(kernel, device="cpu", sigma=0.1):
     return net.to(device), noise
 
 
-def losses(kernel, dtype, steps=10):
+def losses(kernel, dtype, steps=6):
     """Regression on a fixed batch, by Adam."""
     net, noise = bayesian_net(kernel, DEVICE)
     optimiser, generator = torch.optim.Adam(net.parameters(), 0.03), torch.Generator().manual_seed(1)
