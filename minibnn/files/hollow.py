@@ -21,8 +21,8 @@ class _WithoutInitialisation(TorchFunctionMode):
 def hollow():
     """Inside, networks are made without memory for their weights, on the device "meta".
 
-    Nothing is initialised: for tensors without values that is no use, and the first time PyTorch would import its
-    compiler for it, which takes as long as importing PyTorch.
+    Nothing is initialised: for tensors without values that would be of no use, and the first time PyTorch would import
+    its compiler for it, which takes as long as importing PyTorch itself.
     """
     with torch.device("meta"), _WithoutInitialisation():
         yield
