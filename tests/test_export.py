@@ -74,7 +74,8 @@ def test_a_single_file_is_the_whole_model(runs, small, run_export, tmp_path, met
     half, _ = run_export(runs[method], *words)
     halved = StableDiffusion.load(half, tokenizer)
     assert halved.unet.conv_in.weight.dtype == torch.float16 and 0.45 < half.stat().st_size / out.stat().st_size < 0.6
-    assert all(torch.equal(value, weights(expected)[key].half()) for key, value in weights(halved).items())
+    whole = weights(expected)
+    assert all(torch.equal(value, whole[key].half()) for key, value in weights(halved).items())
     header = header_of(out)
     assert header["modelspec.title"] == "rex" and header["modelspec.trigger_phrase"] == PROMPT
     assert header["modelspec.architecture"] == "minibnn" and header["modelspec.prediction_type"] == "epsilon"

@@ -3,6 +3,7 @@
 The vocabulary is the byte-pair encoding of Sennrich et al. 2016, learned until no word is split, in CLIP's file format.
 """
 
+import functools
 import json
 from collections import Counter
 
@@ -49,10 +50,11 @@ def elsewhere(prompt, model):
     return [f"{prompt} {place}" for place in PLACES]
 
 
+@functools.cache
 def caption_words():
-    """The set of the words of all captions."""
+    """The frozenset of the words of all captions."""
     captions = [world.caption(world.Scene(*c)) for c in world.combinations() + world.combinations(held_out=True)]
-    return {*" ".join(captions).split(), "a", "an", "photo", "of"}
+    return frozenset({*" ".join(captions).split(), "a", "an", "photo", "of"})
 
 
 def all_words():
