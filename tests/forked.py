@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -37,7 +38,7 @@ class Process:
         return self.code
 
     def wait(self, seconds=120):
-        """(exit code, stdout, stderr). A process that takes longer is killed, and its code is "hangs"."""
+        """(exit code, stdout, stderr), once. A process that takes longer is killed, and its code is "hangs"."""
         end = time.monotonic() + seconds
         while self.poll() is None:
             if time.monotonic() > end:
@@ -45,7 +46,9 @@ class Process:
                 os.waitpid(self.pid, 0)
                 self.code = "hangs"
             time.sleep(0.005)
-        return self.code, *(path.read_text(errors="replace") for path in (self.stdout, self.stderr))
+        said = [path.read_text(errors="replace") for path in (self.stdout, self.stderr)]
+        shutil.rmtree(self.stdout.parent)
+        return self.code, *said
 
     def send(self, number):
         """Send a signal to the command and the processes that it has started."""
