@@ -21,7 +21,8 @@ TAUGHT = ["--class-count", "6", "--prior-weight", "1", "--prior-target", "pretra
 CASES = {  # with random weights, each of its own in every process, and class pictures that the processes share out
     "full": ["--class-count", "6"],
     "lora": ["--method", "lora", "--lr", "0.01", *TAUGHT],
-    "oft": ["--method", "oft", "--lr", "0.01", "--coft", "0.01", "--monitor"],  # one looks, while the others wait
+    "oft": ["--method", "oft", "--lr", "0.01", "--coft", "0.01", "--monitor",  # one looks, the others wait
+            "--monitor-every", "3"],
 }
 SCRIPT = """
 import sys, torch
