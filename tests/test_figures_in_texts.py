@@ -145,8 +145,8 @@ def from_early(setting, name):
 
 
 def recipe_rows(setting):
-    files = (RESULTS / "recipe.jsonl", RESULTS / "recipe_lora" / "recipe.jsonl")
-    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    rows = [json.loads(line) for folder in (".", "recipe_lora", "recipe_oft")
+            for line in (RESULTS / folder / "recipe.jsonl").read_text().splitlines()]
     return [row for row in rows if row["setting"] == setting]
 
 
@@ -164,6 +164,12 @@ def recipe_runs(setting, name):
     return {(row["subject"], row["seed"]): row["values"][name] for row in recipe_rows(setting)}
 
 
+def searched(setting, name):
+    """{(subject, seed): a measure} of the trainings of a setting that chose a recipe."""
+    rows = [json.loads(line) for line in (RESULTS / "recipe_search.jsonl").read_text().splitlines()]
+    return {(row["subject"], row["seed"]): row["values"][name] for row in rows if row["setting"] == setting}
+
+
 def more(name, one="four-captions", other="noise-target"):
     """By how much a measure of the recipe's experiment is higher in one setting than in another."""
     ours, others = recipe_runs(one, name), recipe_runs(other, name)
@@ -171,6 +177,7 @@ def more(name, one="four-captions", other="noise-target"):
 
 
 LORA = ("lora-taught-1-rank-8", "lora-noise", "lora-alone")
+OFT = ("oft-taught-1-longer", "oft-noise", "oft-alone")
 
 
 def of_pretrained(name):
@@ -500,6 +507,24 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
         *recipe(LORA[0], "both")], 0),
     "LoRA, changes": ("CHANGELOG", "in {} % of the pictures of the class prompt, and not in {} %", lambda: [
         recipe(name, "leak")[0] for name in LORA[::2]], 0),
+    "OFT, distance": ("docs/training", "its distance is smaller by {} [{}, {}] than with noise", lambda: [
+        *(-more("drift", *OFT[:2])[i] for i in (0, 2, 1))], 3),
+    "OFT, coat": ("docs/training", "and the coat is seen {} [{}, {}] points more often. Again", lambda: [
+        *(100 * x for x in more("leak", *OFT[:2]))], 1),
+    "OFT, subject": ("docs/training", "noise: {} [{}, {}] points fewer; no class pictures: {} [{}, {}] fewer", lambda: [
+        *(100 * x for x in more("both", *OFT[:2])), *(100 * x for x in more("both", *OFT[::2]))], 1),
+    "OFT, LoRA": ("docs/training", "(with the teacher by {} [{}, {}] points)", lambda: [
+        *(100 * x for x in more("both", LORA[0], OFT[0]))], 1),
+    "OFT, card": ("minibnn/assets/tiny-v2/README", "{} % [{}, {}] and {} % ([nine each]", lambda: [
+        *recipe(OFT[0], "both"), recipe(OFT[0], "leak")[0]], 0),
+    "OFT, half": ("docs/training", "both are right as often ({} % [{}, {}])", lambda: [
+        100 * x for x in interval([*searched("oft-taught-1", "both").values()])], 0),
+    "OFT, half, place": ("docs/training", "the place is right {} [{}, {}] points more often, and", lambda: [
+        *(100 * x for x in interval([share - recipe_runs(OFT[0], "place")[run]
+                                     for run, share in searched("oft-taught-1", "place").items()]))], 1),
+    "OFT, half, told": ("docs/training", "shows the subject in {} % of the pictures instead of {}", lambda: [
+        100 * np.mean([*searched("oft-taught-1", "told").values()]), recipe(OFT[0], "told")[0]], 0),
+    "OFT, changes": ("CHANGELOG", "the coat is seen in {} % of those pictures", lambda: [recipe(OFT[0], "leak")[0]], 0),
     "LoRA, options": ("docs/training", "subject and place right in {} instead of {} % of the pictures", lambda: [
         recipe(name, "both")[0] for name in (LORA[0], "four-captions")], 0),
     "LoRA, price": ("docs/training", "in other places, {} [{}, {}] points fewer", lambda: [
@@ -545,6 +570,8 @@ def test_a_figure_of_the_text_is_that_of_the_committed_results(name):
         ("weight 4: their noise, drawn without guidance", "weight-four-noise"),
         ("LoRA: the pretrained model's prediction", "lora-taught-1-rank-8"),
         ("LoRA: their noise, drawn without guidance", "lora-noise"), ("LoRA: no class pictures", "lora-alone"),
+        ("OFT: the pretrained model's prediction", "oft-taught-1-longer"),
+        ("OFT: their noise, drawn without guidance", "oft-noise"), ("OFT: no class pictures", "oft-alone"),
     ],
 )
 def test_the_table_of_what_class_pictures_teach(row, setting):
@@ -750,10 +777,13 @@ def test_the_rows_of_subject_and_place_are_those_of_the_trainings(question):
     assert f"| {plainly(question)} | {' | '.join(cells)} |" in page_of("guidance")
 
 
-def test_the_trainings_that_chose_the_teacher_of_lora():
-    rows = [json.loads(line) for line in (RESULTS / "recipe_search.jsonl").read_text().splitlines()]
-    shares = [100 * np.mean([row["values"]["both"] for row in rows if row["setting"] == name])
-              for name in ("lora-taught-1", "lora-taught-3", "lora-taught-1-rank-8")]
-    said = "{:.1f} % with a weight of 1 and rank 4, {:.1f} % with a weight of 3 and 720 steps, {:.1f} % with a"
-    assert said.format(*shares) in words("docs/training")
-    assert {row["seed"] for row in rows} == {100} and len(rows) == 9
+@pytest.mark.parametrize(("said", "names", "seed"), [
+    ("{:.1f} % with a weight of 1 and rank 4, {:.1f} % with a weight of 3 and 720 steps, {:.1f} % with a weight of 1",
+     ("lora-taught-1", "lora-taught-3", "lora-taught-1-rank-8"), 100),
+    ("{:.1f} % with them, {:.1f} % with 600 steps and two blocks, {:.1f} % with 600 steps at a rate of 5e-3",
+     ("oft-taught-1-longer", "oft-taught-1-blocks-2", "oft-taught-1-rate"), 3),
+])
+def test_the_trainings_that_chose_the_teacher_of_an_adapter(said, names, seed):
+    found = [searched(name, "both") for name in names]
+    assert said.format(*(100 * np.mean([*runs.values()]) for runs in found)) in words("docs/training")
+    assert all(set(runs) == {(kind, seed) for kind in ("dog", "cat", "fish")} for runs in found)

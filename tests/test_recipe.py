@@ -115,7 +115,8 @@ def test_what_is_clipped_is_counted_in_percent():
 def test_settings_share_class_pictures_that_are_drawn_alike():
     settings = trainings.SETTINGS.items()
     folders = {name: trainings.class_folder(Path("out"), "cat", setting) for name, setting in settings}
-    others = dict.fromkeys(("noise-target", "weight-four-noise", "lora-noise", "unguided-class-pictures"), "1")
+    others = dict.fromkeys(("noise-target", "weight-four-noise", "lora-noise", "oft-noise", "unguided-class-pictures"),
+                           "1")
     others["noise-target-guided"] = "3"
     assert {name: folders.pop(name).name for name in others} == {n: f"cat-guidance-{g}" for n, g in others.items()}
     assert {folder.name for folder in folders.values()} == {"cat"}
@@ -132,7 +133,7 @@ def test_picture_has_every_picture_of_a_strip_below_its_label():
     assert all((sheet[:30, start : start + 60] < 128).any() for start in starts), "labels"
 
 
-@pytest.mark.parametrize("folder", [".", "recipe_lora"])
+@pytest.mark.parametrize("folder", [".", "recipe_lora", "recipe_oft"])
 def test_the_committed_runs_give_the_committed_table(folder):
     results = Path(__file__).parents[1] / "tutorials" / "results" / folder
     lines = read_rows(results / "recipe.jsonl", trainings.LINE, trainings.LINE)

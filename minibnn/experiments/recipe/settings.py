@@ -50,4 +50,10 @@ SETTINGS = {
     "lora-taught-1-longer": Setting((*LORA, *TAUGHT, "--prior-weight", "1", "--steps", "900")),
     "lora-taught-1-rank-8": Setting((*LORA, *TAUGHT, "--prior-weight", "1", "--steps", "600", *RANK)),
     "oft-taught-1": Setting((*OFT, *TAUGHT, "--prior-weight", "1", "--steps", "600")),
+    "oft-taught-1-longer": Setting((*OFT, *TAUGHT, "--prior-weight", "1", "--steps", "1200")),
+    "oft-taught-1-rate": Setting((*OFT, *TAUGHT, "--prior-weight", "1", "--steps", "600", "--lr", "5e-3")),
+    "oft-alone": Setting((*OFT, "--prior-weight", "0", "--ema", "0", "--steps", "1200")),
+    "oft-noise": Setting((*OFT, "--prior-target", "noise", "--ema", "0.98", "--prior-weight", "1", "--steps", "1200",
+                          "--class-guidance", "1")),
+    "oft-taught-1-blocks-2": Setting((*OFT, *TAUGHT, "--prior-weight", "1", "--steps", "600", "--blocks", "2")),
 }
