@@ -220,7 +220,7 @@ def test_the_recipe_of_a_bundled_model_decides_batch_and_steps(options, model, b
 
 @pytest.mark.parametrize(
     ("method", "expected"),
-    [("dreambooth", (3.0, "pretrained", 0.98)), ("lora", (1.0, "pretrained", 0.98)), ("oft", (0.0, "noise", 0.0))],
+    [(name, (weight, "pretrained", 0.98)) for name, weight in (("dreambooth", 3.0), ("lora", 1.0), ("oft", 1.0))],
 )
 def test_the_recipe_of_tiny_v2_says_who_teaches_the_class(method, expected):
     given = TrainOptions(images="x", out="y", method=method)
