@@ -34,6 +34,15 @@ before nine more of seeds 2 to 4, which alone are to answer it:
 And of "four" and "bnn-four" (four pictures of each subject), seeds 0 to 2, before any of their runs:
 
 9. Is there a corruption stage under plain fine-tuning with four pictures, and is the BNN better than plain there?
+
+And of "half-rate", "bnn-all", "prior" and "flat", seeds 0 to 4 as far as they are run, in this order, before any of
+their runs:
+
+10. Does half the rate change fidelity and noise as weight noise of 0.01 did, which lowered the one and raised the
+    other? Then slower learning would be enough to explain it.
+11. With random convolutions and norms, too, is the BNN better than plain, or than the BNN on the linear layers?
+12. Does prior preservation with pictures of other materials lower the noise?
+13. Does the noise rise on a flat drawing as it does on photographs?
 """
 
 import dataclasses
