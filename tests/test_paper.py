@@ -226,6 +226,14 @@ def test_a_claim_that_is_just_being_given_back_is_looked_at_again(tmp_path, monk
     claims = Claims(tmp_path)
     monkeypatch.setattr(claims, "_last", lambda name: 1)
     assert claims.take("a") is None and not list(tmp_path.glob("a.*"))
+    (tmp_path / "b.1").write_text("{}")
+    os.utime(tmp_path / "b.1", (time.time() - 11,) * 2)
+
+    def gone(path, encoding):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", gone)  # after its age was asked for
+    assert claims.take("b") is None and claims.holder("b").startswith("process ?")
 
 
 def test_a_living_claim_is_touched(tmp_path):

@@ -8,13 +8,13 @@ deleted that another process may own. Whoever claims a piece then checks whether
     left_out = perform(tasks, claims, failures=failures)
 
 A claim is dead when its process no longer runs on this machine, or when it has not been touched for `patience`
-seconds: that is what is seen of another machine's process. One that was killed before it had written who it is, is dead
-after ten seconds.
+seconds: that is what is seen of another machine's process. A claim that does not say whose it is, is dead after ten
+seconds: its process was killed before it had written that.
 
 What fails is noted (`failures.py`) and left out, so that one broken piece of work stops nobody. A process in which
 several pieces fail one after the other has itself to blame, and ends.
 
-But: a process that was suspended for longer than that goes on beside the one that took its place. Therefore work must
+But: a process that was suspended for longer than these times goes on beside the one that took its place. Therefore work must
 leave the same whole files however often it is done.
 """
 
@@ -81,7 +81,7 @@ class Claims:
         path = self.folder / f"{name}.{number}"
         if not number or not self._is_held(path):
             return None
-        who = _read(path)
+        who = _read(path) or {}
         return f"process {who.get('process', '?')} on {who.get('where', '?').split()[0]}"
 
     def _last(self, name):
@@ -96,6 +96,8 @@ class Claims:
         if idle > self.patience:
             return False
         who = _read(path)
+        if who is None:  # it has just been given back, or cannot be read: that it is touched says enough
+            return True
         if not who:
             return idle <= BEGINNING
         return lives(who["process"]) if who.get("where") == here() else True
@@ -110,12 +112,14 @@ class Claims:
 
 
 def _read(path):
-    """What a claim says; {} if its process has just begun to write it, or it is gone."""
+    """What a claim says; {} if its process has just begun to write it, None if it is gone or cannot be read."""
     try:
         who = json.loads(path.read_text(encoding="utf-8"))
-        return who if isinstance(who, dict) and type(who.get("process")) is int else {}
-    except (OSError, ValueError):
+    except OSError:
+        return None
+    except ValueError:
         return {}
+    return who if isinstance(who, dict) and type(who.get("process")) is int else {}
 
 
 class Claim:

@@ -7,7 +7,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class _WithoutInitialisation(TorchFunctionMode):
-    """Inside, the functions of `torch.nn.init` leave their tensor as it is."""
+    """Inside, the functions of `torch.nn.init` with which PyTorch's layers draw weights leave their tensor as it is."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """What PyTorch calls instead of its functions."""

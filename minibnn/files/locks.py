@@ -106,8 +106,9 @@ def remove_leftovers(folder):
 def lives(process):
     """Whether a process of this machine lives; where that cannot be asked, True.
 
-    One that was killed, and that its parent has not asked about yet, is dead, although it still has its number. In a
-    container whose first process never asks, it keeps the number for good.
+    One that was killed, and that its parent has not asked about yet, is dead, although it still has its number: so
+    Linux's /proc tells. In a container whose first process never asks, it keeps the number for good. Elsewhere it
+    counts as living until its parent asks.
     """
     if os.name == "nt":  # where asking would end the process
         return True
@@ -117,7 +118,7 @@ def lives(process):
         return False
     except PermissionError:
         pass
-    with contextlib.suppress(OSError):  # Linux
+    with contextlib.suppress(OSError, IndexError):  # there is no such file, or nothing in it
         state = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[0]
         return state not in (b"Z", b"X")
     return True

@@ -51,7 +51,7 @@ def perfect():
 def agreement(points):
     """(R² of the law itself, R² of the best line, rank correlation, n) of (predicted, measured, …).
 
-    The first three are NaN where nothing differs that could be predicted, as with the looks of a single run.
+    The first three are NaN for fewer than three points, as in the last views of a single run, or where nothing differs.
     """
     stats = require_scipy()
     predicted, measured = np.array([p[:2] for p in points]).T
