@@ -328,15 +328,35 @@ socket.getaddrinfo = socket.create_connection = refuse"""
 
 
 SHORTER = {  # long experiments of the lessons, done for a few steps: what is asked here is whether a notebook runs
-    "01_schedules": {"sample_ddim, 60, guidance": "sample_ddim, 4, guidance"},
-    "02_corruption_equations": {"for step in range(41):": "for step in range(7):"},
-    "03_three_phases": {"for _ in range(50):": "for _ in range(3):", "[cat_prompt] * 8, 20,": "[cat_prompt] * 2, 5,"},
-    "04_bayes_linear": {"steps=1500, draws": "steps=100, draws"},
-    "05_the_cure": {"steps=1500, draws": "steps=100, draws", "STEPS = 40": "STEPS = 3"},
-    "06_guidance": {", 1500, 0.2, 1)": ", 150, 0.2, 1)", ", 600, 0.2, 3)": ", 60, 0.2, 3)", ", 400, 0.1,": ", 9, 0.1,"},
-    "07_graft": {", 1500, 0, 1)": ", 150, 0, 1)", "data, 300, states": "data, 9, states", "700], 6": "700], 2"},
-    "09_bps": {"steps=100, lr=3e-4": "steps=2, lr=3e-4", "new_captions, steps=10)": "new_captions, steps=2)"},
-    "11_lora_and_oft": {"method, steps=60": "method, steps=3"},
+    "01_schedules": {
+        "20_000, generator": "200, generator", "100, 250, 500]": "100]", "rounds=6, size": "rounds=1, size",
+        "timesteps(steps), sd": "timesteps(steps // 5), sd",
+    },
+    "02_corruption_equations": {"for step in range(41):": "for step in range(4):", "draws=24": "draws=8"},
+    "03_three_phases": {
+        "for _ in range(50):": "for _ in range(3):", "def gains_at(t, draws=8)": "def gains_at(t, draws=1)",
+        "cat_prompt, draws=4, part": "cat_prompt, draws=1, part", "[cat_prompt] * 8, 20,": "[cat_prompt] * 2, 5,",
+    },
+    "04_bayes_linear": {"steps=1500, draws=4": "steps=100, draws=4", "steps=1500, draws=16": "steps=100, draws=16"},
+    "05_the_cure": {
+        "steps=1500, draws": "steps=100, draws", "STEPS = 40": "STEPS = 3", "seeds=2):": "seeds=1):",
+        "steps=12, seed=1": "steps=2, seed=1",
+    },
+    "06_guidance": {
+        "scale, steps=2000": "scale, steps=50", ", 1500, 0.2, 1)": ", 150, 0.2, 1)", ", 600, 0.2, 3)": ", 60, 0.2, 3)",
+        ", 400, 0.1,": ", 9, 0.1,", "range(199, -1, -4)": "range(199, -1, -40)",
+    },
+    "07_graft": {
+        ", 1500, 0, 1)": ", 150, 0, 1)", "data, 300, states": "data, 9, states", "700], 6": "700], 2",
+        "TIMES = schedule.timesteps(50)": "TIMES = schedule.timesteps(20)",
+    },
+    "08_inverse_noise": {"main, data, 1500": "main, data, 100", "corrector, z, 1500": "corrector, z, 100"},
+    "09_bps": {
+        "steps=100, lr=3e-4": "steps=2, lr=3e-4", "new_captions, steps=10)": "new_captions, steps=2)",
+        "world(40,": "world(12,", "range(40)": "range(12)", "full((40,)": "full((12,)", "randn(40,": "randn(12,",
+    },
+    "10_the_kernel": {"steps=300, lr": "steps=30, lr", "(32, 8), (8, 64)": "(64, 64)"},
+    "11_lora_and_oft": {"method, steps=60": "method, steps=3", "steps=12, seed=4": "steps=2, seed=4"},
 }
 
 
