@@ -152,8 +152,15 @@ def test_a_checkpoint_is_computed_again_with_its_own_weights_or_refused(kernel, 
     noise.renew(generator)
     with pytest.raises(RuntimeError, match="renewed between a checkpointed forward and its backward"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_forward_with_new_weights_does_not_make_an_old_checkpoint_right(at_once):
+    net, noise, x, generator = prepared("torch", at_once)
+    net.checkpointing = True
+    noise.renew(generator)
     y = net(x)
-    net(x)  # a forward with the new weights does not make it right
+    net(x)
     noise.renew(generator)
     net(x)
     with pytest.raises(RuntimeError, match="renewed between a checkpointed forward"):
