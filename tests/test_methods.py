@@ -258,7 +258,7 @@ def test_lambda_zero_keeps_no_second_copy_of_the_weights(options, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_adapter_learns_the_pictures(options, tmp_path, dog, method):
-    fine_tune(options("--method", method, "--steps", "30", "--lr", "0.01", "--batch-size", "4"))
+    fine_tune(options("--method", method, "--steps", "6", "--lr", "0.01", "--batch-size", "4"))
     before, after = (denoising_error(model, dog, "a photo of a sks dog") for model in ("tiny", tmp_path / "run"))
     assert after < 0.9 * before, (before, after)
 

@@ -193,7 +193,7 @@ def denoising_error(model, dog, prompt):
 
 
 def test_training_learns_the_pictures(options, tmp_path, dog):
-    fine_tune(options("--steps", "40", "--lr", "2e-4", "--prior-weight", "0", "--batch-size", "4", "--model", "tiny"))
+    fine_tune(options("--steps", "8", "--lr", "2e-4", "--prior-weight", "0", "--batch-size", "4", "--model", "tiny"))
     prompt = StableDiffusion.load("tiny").recipe["prompt"]
     before, after = (denoising_error(model, dog, prompt) for model in ("tiny", tmp_path / "run"))
     assert after < 0.9 * before, (before, after)
