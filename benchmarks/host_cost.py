@@ -22,7 +22,7 @@ from torch import nn
 
 from minibnn import StableDiffusion
 from minibnn.finetune import bayes
-from minibnn.finetune.weight_noise import draw_at_once
+from minibnn.finetune.all_at_once import draw_at_once
 from minibnn.networks.unet import UNet, UNetConfig
 
 FEW_CHANNELS = UNetConfig(block_out_channels=(32, 64, 64, 64), attention_head_dim=4, cross_attention_dim=32)

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from minibnn import StableDiffusion, train
-from minibnn.finetune import adamw_bf16, weight_noise
+from minibnn.finetune import adamw_bf16, all_at_once
 from minibnn.neighbours import bps, bps_branch
 from minibnn.networks.unet import UNet, UNetConfig
 from minibnn.options.training import TrainOptions
@@ -155,7 +155,7 @@ def as_on_cuda():
     """Inside, a training on the meta device takes the memory of one on CUDA."""
     from minibnn_kernels import network
 
-    draw_all, autocast = weight_noise._DrawAll.apply, CudaAutocast()
+    draw_all, autocast = all_at_once._DrawAll.apply, CudaAutocast()
 
     def in_half(noise, sources, dtype, *parameters):
         return draw_all(noise, sources, HALF, *parameters)
@@ -164,7 +164,7 @@ def as_on_cuda():
         (train, "autocast", lambda *_: autocast.forward()), (bps, "autocast", lambda *_: autocast.forward()),
         (train, "Figures", Figures),
         (torch.optim, "AdamW", FusedAdamW), (network, "_launch", lambda *_: None),
-        (weight_noise._DrawAll, "apply", in_half), (adamw_bf16, "generator_of", lambda *_: None),
+        (all_at_once._DrawAll, "apply", in_half), (adamw_bf16, "generator_of", lambda *_: None),
         *autocast.functions(),
     ]
     with contextlib.ExitStack() as stack:

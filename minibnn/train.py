@@ -34,8 +34,8 @@ from .errors import UserError
 from .figures import Figures
 from .finetune import adapters, bayes, ema, methods
 from .finetune.adamw_bf16 import AdamWBfloat16
+from .finetune.all_at_once import draw_weights
 from .finetune.kl_gradient import add_kl_gradient
-from .finetune.weight_noise import draw_weights
 from .networks.vae import sample_latents
 from .pipeline import StableDiffusion
 

@@ -36,7 +36,7 @@ class Mutation:
 SCHEDULE, TRAIN, SAMPLE, PIPELINE = (f"minibnn/{name}.py" for name in ("schedule", "train", "sample", "pipeline"))
 UNET, TRANSFORMER, TOKENIZER = (f"minibnn/networks/{name}.py" for name in ("unet", "transformer", "tokenizer"))
 BAYES, LORA, OFT, ADAPTERS = (f"minibnn/finetune/{name}.py" for name in ("bayes", "lora", "oft", "adapter_files"))
-NOISE = "minibnn/finetune/weight_noise.py"
+NOISE, AT_ONCE = "minibnn/finetune/weight_noise.py", "minibnn/finetune/all_at_once.py"
 ADAMW = "minibnn/finetune/adamw_bf16.py"
 SETTINGS, READING, SINGLE = (f"minibnn/{name}.py" for name in (
     "finetune/adapter_settings", "finetune/adapter_reading", "files/single_file"))
@@ -238,7 +238,7 @@ MUTATIONS = (
              "return grad, grad", "test_bayes.py", "The gradient of σ lacks its ε."),
     Mutation("bayes-stale-checkpoint", NOISE, "if any(ref() is not None for ref in self._earlier):", "if False:",
              "test_weight_noise.py", "A checkpoint is silently computed again with the next draw of the weights."),
-    Mutation("bayes-at-once-half-norms", NOISE, "and not layer.FULL_PRECISION", "", "test_weight_noise.py",
+    Mutation("bayes-at-once-half-norms", AT_ONCE, "and not layer.FULL_PRECISION", "", "test_weight_noise.py",
              "Random weights of normalisation are rounded to 16 bits under autocast."),
     Mutation("bayes-kl-direction", BAYES, 'if direction == "q-p":', "if True:", "test_bayes.py",
              "--kl p-q computes the other divergence."),

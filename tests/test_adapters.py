@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from minibnn import UNet
-from minibnn.finetune import adapters, bayes, lora, oft, weight_noise
+from minibnn.finetune import adapters, all_at_once, bayes, lora, oft, weight_noise
 
 D = torch.float64
 LORA = {"layers": "to_q,to_out.0", "rank": 3, "alpha": 5.0}
@@ -253,7 +253,7 @@ def test_switched_off_the_network_is_the_base_and_draws_nothing(vectors, call, k
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         before = call(unet)
         attach(unet, **settings, sigma=0.01, noise=noise)
-        weight_noise.draw_at_once(moved(unet).train(), noise)
+        all_at_once.draw_at_once(moved(unet).train(), noise)
         noise.renew(seeded())
         adapted, drawn, random = call(unet), dict(noise.drawn), torch.get_rng_state()
         assert drawn and not torch.equal(adapted, before)
@@ -287,7 +287,7 @@ def test_after_merging_nothing_is_drawn(vectors, call, kind):
     """Bug of an earlier version: the noise of all removed adapters was drawn before each forward in training."""
     unet, noise = vectors.network("unet"), bayes.WeightNoise()
     KINDS[kind][0](unet, sigma=0.01, noise=noise)
-    weight_noise.draw_at_once(unet, noise)
+    all_at_once.draw_at_once(unet, noise)
     other = copy.deepcopy(unet)
     adapters.merge(unet)
     call(unet.train())
@@ -362,7 +362,7 @@ def test_q_is_random_in_the_blocks_that_are_named(vectors, call, where, begins):
     assert random == {name for name in adapters.adapters(everywhere) if name.startswith(begins)}
     assert 0 < len(random) < len(adapters.adapters(unet)) and all(
         adapter.q.requires_grad for adapter in adapters.adapters(unet).values())
-    weight_noise.draw_at_once(unet, noise)
+    all_at_once.draw_at_once(unet, noise)
     drawn = []
     for at_once in (True, False):
         noise.at_once = at_once

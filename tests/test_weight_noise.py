@@ -14,8 +14,9 @@ from minibnn_kernels import reference
 
 from minibnn.finetune import bayes, methods
 from minibnn.finetune.adapters import attach_lora, attach_oft
+from minibnn.finetune.all_at_once import draw_at_once, draw_weights
 from minibnn.finetune.kernel import fits_at_once, room_at_once
-from minibnn.finetune.weight_noise import WeightNoise, draw_at_once, draw_weights
+from minibnn.finetune.weight_noise import WeightNoise
 from minibnn.networks.unet import UNet, UNetConfig
 from minibnn.options.parsing import parse
 from minibnn.options.training import TrainOptions

@@ -18,7 +18,7 @@ from torch import nn
 
 from minibnn.devices import autocast
 from minibnn.finetune import bayes
-from minibnn.finetune.weight_noise import draw_at_once
+from minibnn.finetune.all_at_once import draw_at_once
 
 from . import models, timing
 from .authors import RandLinear

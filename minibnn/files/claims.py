@@ -14,8 +14,8 @@ seconds: its process was killed before it had written that.
 What fails is noted (`failures.py`) and left out, so that one broken piece of work stops nobody. A process in which
 several pieces fail one after the other has itself to blame, and ends.
 
-But: a process that was suspended for longer than these times goes on beside the one that took its place. Therefore work must
-leave the same whole files however often it is done.
+But: a process that was suspended for longer than these times goes on beside the one that took its place. Therefore
+work must leave the same whole files however often it is done.
 """
 
 import contextlib

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from ..options.of_methods import LAYERS
+from .adapter_layer import Adapter
+from .all_at_once import draw_no_more
 from .bayes import REGIONS
-from .lora import Adapter, LoraLinear
+from .lora import LoraLinear
 from .oft import OftLinear, project
-from .weight_noise import WeightNoise, draw_no_more
+from .weight_noise import WeightNoise
 
 
 def select(network, layers=LAYERS):

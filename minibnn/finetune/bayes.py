@@ -33,7 +33,7 @@ class BayesLayer(nn.Module):
     """
 
     SETTINGS = ()  # what else it takes over from the ordinary layer
-    RANDOM, FULL_PRECISION = ("weight", "bias"), False  # for `weight_noise.draw_weights`
+    RANDOM, FULL_PRECISION = ("weight", "bias"), False  # for `all_at_once.draw_weights`
 
     def __init__(self, layer, sigma, noise, stream):
         super().__init__()
@@ -59,7 +59,7 @@ class BayesLinear(BayesLayer):
     """y = x θᵀ + b with random θ (out, in) and b (out,)."""
 
     def forward(self, x):
-        if self.training and self.noise.kernel == "triton" and self.noise.taken(self.stream) is None:
+        if self.training and self.noise.kernel == "triton" and self.noise.drawn_for(self.stream) is None:
             from minibnn_kernels.bayes_linear import bayes_linear
 
             parameters = (self.weight, self.weight_sigma, self.bias, self.bias_sigma)

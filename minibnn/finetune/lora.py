@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .adapter_layer import Adapter
 from .weight_noise import sample_tensor
 
 
@@ -23,37 +24,13 @@ def delta(down, up, scale):
     return scale * (up.float() @ down.float())
 
 
-class Adapter(nn.Module):
-    """A linear layer, (…, in) -> (…, out), whose weight and bias are frozen and keep their names.
-
-    A subclass adds what is trained, `adapted`, which computes with it, and `merged_weight`. While `off` is true, the
-    layer is the pretrained one. noise and stream are as in `weight_noise.sample_tensor`.
-    """
-
-    def __init__(self, layer, noise, stream):
-        super().__init__()
-        self.noise, self.stream, self.off = noise, stream, False
-        self.weight = nn.Parameter(layer.weight.detach(), requires_grad=False)
-        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
-
-    def forward(self, x):
-        return F.linear(x, self.weight, self.bias) if self.off else self.adapted(x)
-
-    def merged(self):
-        """An ordinary layer that computes the same as this one does at the mean."""
-        layer = nn.Linear(*reversed(self.weight.shape), bias=False, device="meta")
-        layer.weight = nn.Parameter(self.merged_weight().detach().to(self.weight.dtype))
-        layer.bias = None if self.bias is None else nn.Parameter(self.bias.detach())
-        return layer
-
-
 class LoraLinear(Adapter):
     """sigma: initial standard deviation of `up`, or None for plain weights. generator: for the start of `down`, CPU.
 
     Raises ValueError when rank exceeds the smaller side of the layer's weight.
     """
 
-    RANDOM, FULL_PRECISION = ("up",), False  # for `weight_noise.draw_weights`
+    RANDOM, FULL_PRECISION = ("up",), False  # for `all_at_once.draw_weights`
 
     def __init__(self, layer, rank, alpha, sigma, noise, stream, generator):
         if rank > min(layer.weight.shape):
@@ -70,7 +47,7 @@ class LoraLinear(Adapter):
         low = F.linear(x, self.down)  # (…, in) -> (…, r)
         if self.up_sigma is None or not self.training:
             change = F.linear(low, self.up)
-        elif self.noise.kernel == "triton" and self.noise.taken(self.stream) is None:
+        elif self.noise.kernel == "triton" and self.noise.drawn_for(self.stream) is None:
             from minibnn_kernels.bayes_linear import bayes_linear
 
             change = bayes_linear(low, self.up, self.up_sigma, None, None, seed=self.noise.seed, stream=self.stream)

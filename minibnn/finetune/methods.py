@@ -17,8 +17,9 @@ from ..files.hollow import hollow
 from ..files.weights import write_tensors
 from ..options.of_methods import OWN, OWNED, owners_of
 from . import adapter_files, adapters, bayes
+from .all_at_once import draw_at_once
 from .kernel import room_at_once
-from .weight_noise import WeightNoise, draw_at_once
+from .weight_noise import WeightNoise
 
 EXPORTS = ("kohya", "peft")
 SETTLED = ("prior_weight", "prior_target", "sigma", "lr", "ema")  # by the recipe, where the command line says nothing

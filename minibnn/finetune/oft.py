@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .lora import Adapter
+from .adapter_layer import Adapter
 from .weight_noise import sample_tensor
 
 
@@ -67,7 +67,7 @@ class OftLinear(Adapter):
     Raises ValueError when the layer's inputs cannot be divided into that many blocks of at least 2 inputs.
     """
 
-    RANDOM, FULL_PRECISION = ("q",), True  # for `weight_noise.draw_weights`
+    RANDOM, FULL_PRECISION = ("q",), True  # for `all_at_once.draw_weights`
 
     def __init__(self, layer, blocks, sigma, noise, stream):
         if layer.in_features % blocks or layer.in_features < 2 * blocks:

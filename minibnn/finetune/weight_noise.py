@@ -3,13 +3,8 @@
 The source of ε is called `kernel`. "torch" is PyTorch's generator, which differs between CPU and GPU. "reference" and
 "triton" give the same Philox stream on every device, in plain PyTorch and in the Triton kernels of `minibnn_kernels`.
 
-The weights of a network are drawn in one of two ways, with the same ε:
-
-    all at once      before the network's forward: one operation of autograd makes every θ (`draw_weights`), and with
-                     Triton one launch; the layers multiply as ordinary ones do
-    layer by layer   within each layer; with Triton and linear layers by the fused operator, which keeps nothing
-
-ε is not kept for backward but made again from its seed, except on a CPU, where drawing takes long and memory is cheap.
+A layer asks for its weights by `sample_tensor`, which draws them there and then, or takes those that `all_at_once.py`
+has drawn before the network's forward, with the same ε. ε is not kept for backward but made again from its seed.
 """
 
 import weakref
@@ -32,7 +27,8 @@ class WeightNoise:
 
     def _forget(self):
         self.drawn = {}  # {stream: (θ of the weight, θ of the bias or None)} of the current forward, if drawn at once
-        self._earlier, self._plans = [], {}  # weak references to earlier seeds; {dtype: (addresses, Plan)}
+        self.plans = {}  # of the launches that draw at once: {dtype: (addresses, Plan)}
+        self._earlier = []  # weak references to earlier seeds
 
     def __getstate__(self):
         """What a copy of a network takes along: not what belongs to a forward that has begun."""
@@ -67,7 +63,7 @@ class WeightNoise:
                 "compute with other weights: call backward() before the next renew()"
             )
 
-    def taken(self, stream):
+    def drawn_for(self, stream):
         """(weight, bias) of a layer if they were drawn at once, else None."""
         self.check()
         return self.drawn.get(stream)
@@ -75,14 +71,15 @@ class WeightNoise:
 
 def epsilon(shape, seed, stream, device):
     """ε ~ N(0, I), float32. On one device it depends only on the shape, the seed and the layer's stream number."""
-    generator = torch.Generator(device).manual_seed((int(seed) + 0x9E3779B97F4A7C15 * (stream + 1)) % 2**63)
+    apart = 0x9E3779B97F4A7C15 * (stream + 1)  # 2⁶⁴ / golden ratio: the seeds of neighbouring streams lie far apart
+    generator = torch.Generator(device).manual_seed((int(seed) + apart) % 2**63)
     return torch.randn(shape, generator=generator, device=device)
 
 
 # --- one tensor -------------------------------------------------------------------------------------------------------
 
 
-def _noise(like, seed, stream, domain, kernel):
+def noise_like(like, seed, stream, domain, kernel):
     """ε in the shape, dtype and place of a tensor; "torch" knows no domains, see `numbered`."""
     if kernel == "torch":
         return epsilon(like.shape, seed, stream, like.device).to(like.dtype)
@@ -99,7 +96,7 @@ def _theta(mu, sigma, seed, stream, kernel, domain):
         from minibnn_kernels.bayes_linear import sample_weights as fused
 
         return fused(None if mu is None else mu.contiguous(), sigma.contiguous(), seed, stream, sigma.dtype, domain)
-    noise = _noise(sigma, seed, stream, domain, kernel).mul_(sigma)
+    noise = noise_like(sigma, seed, stream, domain, kernel).mul_(sigma)
     return noise if mu is None else noise.add_(mu)
 
 
@@ -142,112 +139,7 @@ def numbered(kernel, stream, domain):
 
 def sample_tensor(mu, sigma, noise, stream, domain="weight"):
     """θ of the current forward. noise: a WeightNoise; stream: the layer's number. A layer's bias has its own ε."""
-    drawn = noise.taken(stream)
+    drawn = noise.drawn_for(stream)
     if drawn is not None:
         return drawn[domain == "bias"]
     return sample_weights(mu, sigma, noise.seed, numbered(noise.kernel, stream, domain), noise.kernel, domain)
-
-
-# --- all at once ------------------------------------------------------------------------------------------------------
-
-
-class _DrawAll(torch.autograd.Function):
-    """θ = μ + σ∘ε of many tensors in the dtype `dtype`, with the gradients of `_SampleWeights`.
-
-    sources: [(number of the stream, domain)] of the tensors; parameters: their μ's, then their σ's.
-    """
-
-    @staticmethod
-    def forward(ctx, noise, sources, dtype, *parameters):
-        mus, sigmas = parameters[: len(sources)], parameters[len(sources) :]
-        ctx.noise, ctx.pending, ctx.kernel, ctx.sources = weakref.ref(noise), noise.seed, noise.kernel, sources
-        ctx.plan, kept = None, []
-        if noise.kernel == "triton":
-            from minibnn_kernels import network
-
-            ctx.plan = _plan(noise, dtype, mus, sigmas, sources)
-            thetas = network.draw(ctx.plan, noise.seed, dtype)
-        else:
-            thetas, on_cpu = [], mus[0].device.type == "cpu"
-            for mu, sigma, (stream, domain) in zip(mus, sigmas, sources, strict=True):
-                eps = _noise(sigma, noise.seed, stream, domain, noise.kernel)
-                kept += [eps] if on_cpu else []
-                thetas.append((eps * sigma if on_cpu else eps.mul_(sigma)).add_(mu).to(dtype))
-        ctx.save_for_backward(noise.seed, *kept)
-        return tuple(thetas)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        seed, *kept = ctx.saved_tensors
-        noise = ctx.noise()
-        if noise is not None and noise.seed is ctx.pending:
-            noise.drawn = {}  # the end of this forward's weights; their memory is wanted
-        ctx.pending = None
-        if ctx.plan is not None:
-            from minibnn_kernels import network
-
-            dmus, dsigmas = network.gradients(ctx.plan, seed, grads)
-            return None, None, None, *dmus, *dsigmas
-        dmus = [grad.float() if grad.dtype in (torch.bfloat16, torch.float16) else grad for grad in grads]
-        again = (_noise(dmu, seed, *place, ctx.kernel) for dmu, place in zip(dmus, ctx.sources, strict=True))
-        return None, None, None, *dmus, *(dmu * eps for dmu, eps in zip(dmus, kept or again, strict=True))
-
-
-def _plan(noise, dtype, mus, sigmas, sources):
-    """The Plan of the Triton launches: made once, and again when a parameter has moved."""
-    places = [tensor.data_ptr() for tensor in (*mus, *sigmas)]
-    if noise._plans.get(dtype, (None,))[0] != places:
-        from minibnn_kernels import network
-
-        noise._plans[dtype] = places, network.plan(mus, sigmas, *zip(*sources, strict=True))
-    return noise._plans[dtype][1]
-
-
-def draw_weights(network):
-    """Draw θ of all random layers of a network for one forward, in the dtype that autocast asks for.
-
-    `draw_at_once` has this done before each forward in training; call it yourself only where that forward is compiled.
-    """
-    noise, layers = network.random_weights
-    noise.check()
-    groups, noise.drawn = {}, {}
-    for layer in layers:
-        if layer.training:
-            for name in layer.RANDOM:
-                mu, sigma = getattr(layer, name), getattr(layer, f"{name}_sigma")
-                if sigma is not None:
-                    kind = mu.device.type
-                    autocast = kind != "meta" and torch.is_autocast_enabled(kind) and not layer.FULL_PRECISION
-                    dtype = torch.get_autocast_dtype(kind) if autocast else mu.dtype
-                    groups.setdefault(dtype, []).append((layer, name, mu, sigma))
-    for dtype, members in groups.items():
-        layers, names, mus, sigmas = zip(*members, strict=True)
-        domains = ["bias" if name == "bias" else "weight" for name in names]
-        streams = [numbered(noise.kernel, layer.stream, domain) for layer, domain in zip(layers, domains, strict=True)]
-        thetas = _DrawAll.apply(noise, list(zip(streams, domains, strict=True)), dtype, *mus, *sigmas)
-        for layer, domain, theta in zip(layers, domains, thetas, strict=True):
-            weight, bias = noise.drawn.get(layer.stream, (None, None))
-            noise.drawn[layer.stream] = (weight, theta) if domain == "bias" else (theta, bias)
-
-
-def _before_forward(network, inputs):
-    noise, _ = network.random_weights
-    if network.training and noise.at_once and not torch.compiler.is_compiling():
-        draw_weights(network)
-
-
-def draw_at_once(network, noise):
-    """From now on draw the weights of a network's random layers all at once, before each forward in training.
-
-    noise: their WeightNoise, whose `at_once` can turn it off. Call it once, after the random layers were put in.
-    """
-    layers = [layer for layer in network.modules() if getattr(layer, "noise", None) is noise]
-    network.random_weights = noise, layers
-    network.random_weights_hook = network.register_forward_pre_hook(_before_forward)
-
-
-def draw_no_more(network):
-    """Undo `draw_at_once`, if it was done: for a network without random layers."""
-    if hasattr(network, "random_weights"):
-        network.random_weights_hook.remove()
-        del network.random_weights, network.random_weights_hook
