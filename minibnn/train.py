@@ -39,7 +39,7 @@ from .finetune.kl_gradient import add_kl_gradient
 from .networks.vae import sample_latents
 from .pipeline import StableDiffusion
 
-LOSSES = ("diffusion", "prior", "kl")
+LOSSES = ("diffusion", "prior", "kl")  # "prior" is DreamBooth's prior preservation; the prior P(θ) stands in "kl"
 FIGURES = (*LOSSES, "sigma", "norm")
 
 
@@ -96,12 +96,12 @@ def train(training, options, batches, observers=()):
     before the first step and after each step. All that is random in forward i comes from a generator seeded by (seed,
     i), so that a resumed training repeats nothing. Raises Diverged, a step late, when the loss is not finite.
 
-    The host never waits for a GPU here but for the figures of the step before, so that it stays ahead; with
+    The CPU waits for a GPU only to read the figures of the step before, so that it can queue the next one early; with
     float16 and adamw-bf16 also for the check of overflows.
     """
     sd, network, optimiser, scaler = training.sd, training.network, training.optimiser, training.scaler
     abar, forwards = sd.alphas_cumprod.to(sd.device), options.accumulate * distributed.world()
-    sigmas, none = [sigma for _, sigma in bayes.sigmas(network).values()], torch.zeros((), device=sd.device)
+    sigmas, zero = [sigma for _, sigma in bayes.sigmas(network).values()], torch.zeros((), device=sd.device)
     snr_weight = None
     if options.min_snr:
         snr_weight = schedule.min_snr_weight(sd.alphas_cumprod.double(), options.min_snr, sd.v_prediction)
@@ -109,39 +109,23 @@ def train(training, options, batches, observers=()):
     for observer in observers:
         observer(training)
     while training.step < options.steps:
-        losses, before = {"diffusion": none, "prior": none}, training.figures
+        losses, previous = {"diffusion": zero, "prior": zero}, training.figures
         for forward in range(options.accumulate):
-            i = distributed.number(training.step, forward, options.accumulate)
-            generator = data.generator_of(options.seed, i)
             distributed.reduce_after(training.called, last=forward + 1 == options.accumulate)
-            x0, condition = batches(i, generator)
-            t = torch.randint(training.first_time, schedule.TRAIN_STEPS, (len(x0),), generator=generator)
-            t = upload(t, x0.device)
-            eps = schedule.training_noise(x0.shape, options.noise_offset, options.noise_spread, generator)
-            eps = upload(eps, x0.device)
-            x_t = schedule.q_sample(x0, eps, abar[t])
-            target = schedule.velocity(x0, eps, abar[t]) if sd.v_prediction else eps
-            if training.pretrained:
-                n = options.batch_size
-                target = torch.cat([target[:n], training.pretrained(x_t[n:], t[n:], condition[n:])])
-            predicted = training.predict(x_t, t, condition, generator)
-            squares = (predicted.to(x0.dtype) - target).square()
-            if snr_weight is not None:
-                squares = squares * snr_weight[t].to(squares.dtype)[:, None, None, None]
-            subject, *of_class = squares.split(options.batch_size)
-            terms = {"diffusion": (1.0, subject.mean())}
-            if of_class:
-                terms["prior"] = (options.prior_weight, of_class[0].mean())
-            loss = sum(weight * term for weight, term in terms.values()) / forwards
-            scaler.scale(loss).backward()
-            for name, (_, term) in terms.items():
+            i = distributed.number(training.step, forward, options.accumulate)
+            terms = denoising_losses(training, options, batches, i, abar, snr_weight)
+            loss = terms["diffusion"]
+            if "prior" in terms:
+                loss = loss + options.prior_weight * terms["prior"]
+            scaler.scale(loss / forwards).backward()
+            for name, term in terms.items():
                 losses[name] = losses[name] + term.detach() / forwards
-        of_all = sum(distributed.gathered(torch.stack(tuple(losses.values()))))  # in the order of the processes
+        mean_losses = sum(distributed.gathered(torch.stack(tuple(losses.values()))))  # in the order of the processes
         scaler.unscale_(optimiser)
-        kl = none
+        kl = zero
         if options.lambda_kl:
-            prior = (training.prior_means, options.prior_sigma, options.kl)
-            kl = add_kl_gradient(network, *prior, options.lambda_kl)
+            weight_prior = (training.prior_means, options.prior_sigma, options.kl)
+            kl = add_kl_gradient(network, *weight_prior, options.lambda_kl)
         norm = nn.utils.clip_grad_norm_(network.parameters(), training.max_norm)
         for group in optimiser.param_groups:
             group["lr"] = options.lr * min(1, (training.step + 1) / (options.lr_warmup_steps or 1))
@@ -152,13 +136,37 @@ def train(training, options, batches, observers=()):
         training.step += 1
         if training.average:
             training.average.update(training.step)
-        values = torch.stack([*of_all, kl, bayes.mean_of(sigmas, none), norm])
+        values = torch.stack([*mean_losses, kl, bayes.mean_of(sigmas, zero), norm])
         training.figures = Figures(training.step, FIGURES, values)
-        if before:
-            training.check_figures(before)
+        if previous:
+            training.check_figures(previous)
         for observer in observers:
             observer(training)
     training.check()
+
+
+def denoising_losses(training, options, batches, i, abar, snr_weight=None):
+    """The mean squared errors of forward i: {"diffusion": of the subject, "prior": of its class, if it has pictures}.
+
+    abar: ᾱ (1000,) on the device. snr_weight: (1000,), of --min-snr. All that is random comes from (seed, i).
+    """
+    generator, v_prediction = data.generator_of(options.seed, i), training.sd.v_prediction
+    x0, condition = batches(i, generator)
+    t = torch.randint(training.first_time, schedule.TRAIN_STEPS, (len(x0),), generator=generator)
+    t = upload(t, x0.device)
+    eps = schedule.training_noise(x0.shape, options.noise_offset, options.noise_spread, generator)
+    eps = upload(eps, x0.device)
+    x_t = schedule.q_sample(x0, eps, abar[t])
+    target = schedule.velocity(x0, eps, abar[t]) if v_prediction else eps
+    if training.pretrained:
+        n = options.batch_size
+        target = torch.cat([target[:n], training.pretrained(x_t[n:], t[n:], condition[n:])])
+    predicted = training.predict(x_t, t, condition, generator)
+    squared_error = (predicted.to(x0.dtype) - target).square()
+    if snr_weight is not None:
+        squared_error = squared_error * snr_weight[t].to(squared_error.dtype)[:, None, None, None]
+    subject, *of_class = squared_error.split(options.batch_size)
+    return {"diffusion": subject.mean()} | ({"prior": of_class[0].mean()} if of_class else {})
 
 
 class Diverged(UserError):

@@ -150,9 +150,9 @@ def bayesianize(unet: nn.Module, where: str = "paper", sigma: float = 0.01, kern
 
         noise = bayesianize(sd.unet.train(), "paper", sigma=0.01)  # in eval mode it computes with μ
         prior = {name: mu.detach().clone() for name, (mu, _) in sigmas(sd.unet).items()}
-        optimiser = torch.optim.AdamW(sd.unet.parameters(), lr=1e-4)
+        optimiser = torch.optim.AdamW(sd.unet.parameters(), lr=1e-4, weight_decay=0.0)  # decay would pull σ to 0
         generator = torch.Generator().manual_seed(0)
-        for step in range(steps):
+        for step in range(200):
             t = torch.randint(1000, (len(x0),), generator=generator)
             eps = torch.randn(x0.shape, generator=generator)
             abar = sd.alphas_cumprod[t][:, None, None, None]
