@@ -1,6 +1,6 @@
-"""Pictures from the posterior: with weights drawn anew, θ = μ + σ∘ε, where inference otherwise takes θ = μ.
+"""Pictures from the posterior: with newly sampled weights θ = μ + σ∘ε, where inference otherwise takes θ = μ.
 
-The paper trains with drawn weights and draws pictures with their mean (§4.2 "Inference"); this shows what the mean
+The paper trains with sampled weights and draws pictures with their mean (§4.2 "Inference"); this shows what the mean
 hides. All pictures of a prompt start from the same noise, and one θ serves all steps of a picture, so that only the
 weights make them differ.
 

@@ -112,7 +112,7 @@ def training_noise(shape, offset, spread, generator):
 def min_snr_weight(abar_t, gamma, v_prediction):
     """The weight of a squared error at time t: min(SNR, γ)/SNR for ε, min(SNR, γ)/(SNR + 1) for v; shape of ᾱ_t.
 
-    SNR = ᾱ_t / (1 − ᾱ_t). For ε late, noisy times keep the weight 1, and early ones are weighed down to
+    SNR = ᾱ_t / (1 − ᾱ_t). For ε late, noisy times keep the weight 1, and times of little noise get the smaller weight
     γ/SNR. For v the weight also vanishes at late times; both are the same weighting of the error in x̂_0.
     (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", §3.4)
     """

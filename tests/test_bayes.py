@@ -25,7 +25,7 @@ def seeded(seed=0):
 # --- samples ----------------------------------------------------------------------------------------------------------
 
 
-def test_app_c_theta_is_mu_plus_sigma_eps():
+def test_paper_eq14_gradients_of_theta_as_printed():
     """θ = μ + σ×ε as printed, and eq. 14: ∂L/∂μ = ∂L/∂θ, ∂L/∂σ = ∂L/∂θ × ε."""
     mu = torch.randn(5, 7, dtype=D, requires_grad=True)
     sigma = torch.rand(5, 7, dtype=D).add(0.1).requires_grad_()

@@ -68,3 +68,11 @@ def test_the_map_names_every_file():
     files = [path.relative_to(ROOT) for path in ROOT.glob("minibnn/**/*.py") if path.name != "__init__.py"]
     assert len(files) > 100
     assert not [str(path) for path in files if f"](../{path.as_posix()})" not in text]
+
+
+def test_the_method_has_as_many_lines_as_readme_says():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    said = re.search(r"The method is about ([\d,]+) lines in ten files: (.*?)\.\s+What lies", readme, re.DOTALL)
+    files = re.findall(r"\((minibnn/[\w/]+\.py)\)", said[2])
+    lines = sum(len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in files)
+    assert len(set(files)) == 10 and int(said[1].replace(",", "")) == round(lines, -2)

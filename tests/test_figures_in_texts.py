@@ -330,7 +330,7 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
         "RESULTS", "At equal loss neither is shown ({} [{}, {}] and +{} [{}, {}])", lambda: [
             *at_equal_loss("bnn-four", "fidelity", "four"),
             *np.round(at_equal_loss("bnn-four", "noise", "four"), 2)], 3),
-    "README, coat": ("README", "the subject's coat, as perhaps here, in {} % [{}, {}] of them", lambda: [
+    "README, coat": ("README", "but in {} % [{}, {}] of them, as perhaps here, the classifier", lambda: [
         *recipe("four-captions", "leak")], 1),
     "textured, offset": ("RESULTS", "by an offset of the noise, raises fidelity by {} [{}, {}]", lambda: [
         *of_stage("offset", "fidelity", "plain")], 3),
@@ -455,9 +455,10 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
         *(values("warm-up", "fidelity", 0) - values("warm-up", "fidelity", 100))], 3),
     "leads, batch 4": ("RESULTS", "only the first falls from step 100 to 200 ({}, {}, {})", lambda: [
         *(values("batch-4", "fidelity", 100) - values("batch-4", "fidelity", 200))], 3),
-    "README, time": ("README", "estimated [{} minutes, {} of them for the class pictures]", lambda: [
+    "README, time": ("README", "would take [{} minutes, {} of them for the class pictures]", lambda: [
         sum(minutes()), minutes()[0]], 0),
-    "README, less time": ("README", "`--class-count 200` it takes {}, and with `--method lora` {}.", lambda: [
+    "README, assumed GPU": ("README", "that does {} training steps or {} evaluations", lambda: [STEPS, EVALUATIONS], 0),
+    "README, less time": ("README", "{} with `--class-count 200`, and {} with `--method lora`.", lambda: [
         sum(minutes(class_count=200)), sum(minutes("lora"))], 0),
     "rates": ("docs/training", "in a second, {} training steps or {} evaluations", lambda: [STEPS, EVALUATIONS], 0),
     "time": ("docs/training", "1,200: {} minutes | 1,200 steps: {} minutes | {} minutes", lambda: [
@@ -467,7 +468,7 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "time of LoRA": ("docs/training", "none | 2,400 steps: {} minutes", lambda: minutes("lora")[1:], 0),
     "time of Table 1": ("docs/paper", "takes {} hours for the steps and {} for the pictures", lambda: [
         1.2e6 / STEPS / 3600, (90_000 + 15_000) * 2 * RECIPE["sample_steps"] / EVALUATIONS / 3600], 0),
-    "README, captions": ("README", "{} % [{}, {}] of the pictures in ten places show the spotted subject", lambda: [
+    "README, captions": ("README", "asked for in {} % [{}, {}] of the pictures, over ten places", lambda: [
         *recipe("four-captions", "both")], 0),
     "captions": ("docs/training", "| four of six, as in the first command | {} % [{}, {}] | {} % | {} |", lambda: [
         *recipe("four-captions", "both"), recipe("four-captions", "told")[0], 9], 0),
@@ -535,7 +536,7 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
         if view.name in ("ddim-20-g7.5", "ddim-20-g7.5-eta1")], 1),
     "gain law": ("docs/training", "in every way of drawing, rank correlation {} at 7.5)", lambda: [
         law_by_view()[stage_settings.MAIN.name][2]], 2),
-    "README, class": ("README", "In all {} a test does not tell the class pictures from the pretrained", lambda: [
+    "README, class": ("README", "In all {} a permutation test does not tell the class pictures from", lambda: [
         taught("four-captions")[1] + 100 * taught("four-captions")[0]], 0),
 }
 

@@ -32,6 +32,13 @@ def normal(*shape, seed=0):
 # --- the equations ----------------------------------------------------------------------------------------------------
 
 
+def test_ho_and_salimans_eq6_as_printed():
+    """ε̃ = (1 + w)·ε(z, c) − w·ε(z); our scale s is their 1 + w."""
+    uncond, cond = normal(3, 4, 5, 6), normal(3, 4, 5, 6, seed=1)
+    for w in (-1.0, 0.0, 1.5, 6.5):
+        torch.testing.assert_close(guide(uncond, cond, 1 + w), (1 + w) * cond - w * uncond, **EXACT)
+
+
 def test_upm_eq6_plain_guidance():
     uncond, cond = normal(3, 4, 5, 6), normal(3, 4, 5, 6, seed=1)
     for g in (0.0, 1.0, 2.5, 7.5):

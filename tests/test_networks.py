@@ -1,5 +1,6 @@
 """The three networks against float64 outputs of diffusers and transformers (tests/data), and each typical bug."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -53,6 +54,32 @@ def test_vaswani_sinusoid_as_printed():
             angle = torch.tensor(position / 10000 ** (2 * i / 10), dtype=torch.float64)
             torch.testing.assert_close(out[row, i], angle.cos(), rtol=0, atol=1e-4)
             torch.testing.assert_close(out[row, 5 + i], angle.sin(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_vaswani_eq1_attention_as_printed(causal):
+    """softmax(QKᵀ/√d_k) V in each head of d_k channels, the heads side by side; numpy in float64 is the oracle."""
+    heads, d = 3, 5
+    q, k, v = torch.randn(3, 2, 7, heads * d, dtype=torch.float64)
+    out = layers.attention(q, k, v, heads, causal=causal)
+    for picture in range(2):
+        for head in range(heads):
+            own = slice(d * head, d * head + d)
+            scores = (q[picture, :, own].numpy() @ k[picture, :, own].numpy().T) / d**0.5
+            if causal:
+                scores[np.triu_indices(7, 1)] = -np.inf
+            weights = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+            expected = weights @ v[picture, :, own].numpy()
+            np.testing.assert_allclose(out[picture, :, own].numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_kingma_and_welling_eq10_as_printed():
+    """z = μ + σ ⊙ ε with ε ~ N(0, I), where σ² = exp(logvar)."""
+    mean, logvar = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64)
+    z = sample_latents(mean, logvar, torch.Generator().manual_seed(3))
+    eps = torch.randn(mean.shape, generator=torch.Generator().manual_seed(3))
+    expected = mean.numpy() + np.sqrt(np.exp(logvar.numpy())) * eps.double().numpy()
+    np.testing.assert_allclose(z.numpy(), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_shazeer_geglu_as_printed():

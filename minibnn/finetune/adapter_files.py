@@ -91,7 +91,7 @@ def write_lora(lora, path, program, base, header, dtype=None):
     """Write a LoRA, as `lora_of` gives it, for "diffusers", "peft" or "kohya".
 
     path: of the file; for peft its folder, where adapter_config.json is written too. base: the name of the model, which
-    peft's file tells to people. header: as of `headers.lora_header`. dtype: of the matrices; None as they are.
+    peft's file tells to people. header: what `headers.lora_header` returns. dtype: of the matrices; None: as they are.
     """
     down_name, up_name = NAMINGS[program]
     tensors = {}

@@ -44,7 +44,7 @@ def attach_lora(network, layers=LAYERS, rank=4, alpha=4.0, sigma=None, noise=Non
 
     sigma: initial standard deviation of the random weights, which in training need `noise.renew` before each forward,
     as those of `bayes.bayesianize`; None: plain weights, without any noise. noise: the WeightNoise that they share;
-    None: a new one, which draws by PyTorch's generator. Raises ValueError as `select` and LoraLinear.
+    None: a new one, which draws by PyTorch's generator. Raises ValueError where `select` or LoraLinear does.
     """
     noise, generator = noise or WeightNoise(), torch.Generator().manual_seed(seed)
     _attach(network, layers, lambda layer, stream, _: LoraLinear(layer, rank, alpha, sigma, noise, stream, generator))

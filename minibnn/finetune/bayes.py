@@ -141,7 +141,7 @@ def select(unet, where):
 def bayesianize(unet: nn.Module, where: str = "paper", sigma: float = 0.01, kernel: str = "torch") -> WeightNoise:
     """Replace the chosen layers by Bayesian ones in place, with μ at the present weights; returns their WeightNoise.
 
-    kernel: "torch", "reference" or "triton". Raises ValueError as `select`.
+    kernel: "torch", "reference" or "triton". Raises ValueError where `select` does.
 
     A training loop of your own, on a CPU, where sd is a StableDiffusion, x0 (B, 4, h, w) are latents, context
     (B, 77, d) is that of their prompts, and λ = 1e-9:

@@ -14,7 +14,10 @@ from . import bayes
 
 @torch.no_grad()
 def add_kl_gradient(network, prior_means, prior_sigma, direction, strength):
-    """Add strength·∂KL to every `.grad` of μ and σ; returns the KL itself as a scalar tensor. Else as `bayes.kl`."""
+    """Add strength·∂KL to every `.grad` of μ and σ; returns the KL itself as a scalar tensor.
+
+    The other arguments are as in `bayes.kl`.
+    """
     for name, (mu, sigma) in bayes.sigmas(network).items():
         away = mu - prior_means[name]
         if direction == "q-p":

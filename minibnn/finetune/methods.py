@@ -9,6 +9,7 @@ Follows: the paper's App. D and H.1. The training in `train.py` calls `make_trai
 `constrain` after each.
 """
 
+import contextlib
 import dataclasses
 
 from ..errors import UserError
@@ -50,23 +51,30 @@ def settle(options, recipe):
 
 def check(unet, options):
     """Raises UserError, naming the option, when the method does not fit the network; the network stays as it is."""
-    at_fault = "--where"
-    try:
-        if options.method != "dreambooth":
-            at_fault = "--layers"
+    if options.method != "dreambooth":
+        with blamed_on("--layers"):
             adapters.select(unet, options.layers)
-            if options.where:
-                at_fault = "--where"
+        if options.where:
+            with blamed_on("--where"):
                 adapters.regions(options.where)
-            at_fault = "--rank" if options.method == "lora" else "--blocks"
-        with hollow():
-            make_trainable(type(unet)(unet.config), options)
+    with blamed_on({"lora": "--rank", "oft": "--blocks"}.get(options.method, "--where")), hollow():
+        make_trainable(type(unet)(unet.config), options)
+
+
+@contextlib.contextmanager
+def blamed_on(option):
+    """Inside, a ValueError becomes a UserError that names the option."""
+    try:
+        yield
     except ValueError as error:
-        raise UserError(f"{at_fault}: {error}") from None
+        raise UserError(f"{option}: {error}") from None
 
 
 def make_trainable(unet, options):
-    """Prepare the UNet in place for options.method; returns its WeightNoise. Raises ValueError as `adapters` does."""
+    """Prepare the UNet in place for options.method; returns its WeightNoise. Raises ValueError as `adapters` does.
+
+    DreamBooth without BNN changes nothing: all weights of a UNet are trainable.
+    """
     noise = WeightNoise(options.kernel)
     sigma = options.sigma if options.bayes else None
     if options.method == "lora":

@@ -11,11 +11,11 @@ Shapes: B pictures, C channels, H × W latent pixels, L prompt tokens, D context
 The way of a 512 × 512 picture through SD v1.5:
 
     conv_in        320 × 64 × 64
-    down_blocks.0  320 × 64 × 64  resnet attention  resnet attention  downsample ─┐ A down block keeps the output
-    down_blocks.1  640 × 32 × 32  resnet attention  resnet attention  downsample  │ of each of its layers as "skip".
-    down_blocks.2 1280 × 16 × 16  resnet attention  resnet attention  downsample  │ The up blocks take these skips,
-    down_blocks.3 1280 ×  8 ×  8  resnet            resnet                        │ the newest first.
-    mid_block     1280 ×  8 ×  8  resnet attention  resnet                        │
+    down_blocks.0  320 × 64 × 64  resnet attention  resnet attention  downsample ─┐ The skips: conv_in's output and
+    down_blocks.1  640 × 32 × 32  resnet attention  resnet attention  downsample  │ those of each resnet (with its
+    down_blocks.2 1280 × 16 × 16  resnet attention  resnet attention  downsample  │ attention) and downsample, 12 in
+    down_blocks.3 1280 ×  8 ×  8  resnet            resnet                        │ all. Each up block takes three,
+    mid_block     1280 ×  8 ×  8  resnet attention  resnet                        │ the newest first.
     up_blocks.0   1280 ×  8 ×  8  3 × (resnet)             upsample  ─────────────┤
     up_blocks.1   1280 × 16 × 16  3 × (resnet attention)   upsample               │
     up_blocks.2    640 × 32 × 32  3 × (resnet attention)   upsample               │
@@ -256,6 +256,6 @@ class UNet(Network):
         for block in self.up_blocks:
             n = len(block.resnets)
             taken, skips = skips[-n:], skips[:-n]
-            size = skips[-1].shape[2:] if skips else None  # that of the next skips, also where it is odd
+            size = skips[-1].shape[2:] if skips else None  # to upsample to; of odd sizes twice the size is not right
             x = run(block, x, taken, time, context, size)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
