@@ -129,6 +129,13 @@ def at_equal_loss(setting, name, other="plain"):
                                     for run, rows in own.items()})
 
 
+def at_their_best(setting, other="plain"):
+    """The fidelity of a setting's most faithful looks minus that of other runs'."""
+    own, others = (stage_tables.of(textured(), each, "textured") for each in (setting, other))
+    return stage_tables.over_seeds({run: stage_tables.best(own[run])[0] - stage_tables.best(others[run])[0]
+                                    for run in own})
+
+
 def of_subject(setting, name, subject):
     """A measure of the textured model's late steps minus that of plain runs, for the seeds of one subject."""
     own, plain = (stage_tables.of(textured(), each, "textured") for each in (setting, "plain"))
@@ -330,6 +337,20 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
         "RESULTS", "At equal loss neither is shown ({} [{}, {}] and +{} [{}, {}])", lambda: [
             *at_equal_loss("bnn-four", "fidelity", "four"),
             *np.round(at_equal_loss("bnn-four", "noise", "four"), 2)], 3),
+    "textured, half the rate": (
+        "RESULTS", "Fidelity is {} [{}, {}] higher than plain and the noise {} [{}, {}] lower, also", lambda: [
+            *of_stage("half-rate", "fidelity", "plain"),
+            *np.round([-of_stage("half-rate", "noise", "plain")[i] for i in (0, 2, 1)], 1)], 3),
+    "textured, half the rate, equal loss": (
+        "RESULTS", "also at equal loss (+{} [{}, {}] and {} [{}, {}])", lambda: [
+            *at_equal_loss("half-rate", "fidelity"), *np.round(at_equal_loss("half-rate", "noise"), 1)], 3),
+    "textured, half the rate and the empty prompt": (
+        "RESULTS", "between the two is shown (+{} [{}, {}] and {} [{}, {}])", lambda: [
+            *of_stage("half-rate", "fidelity", "null"), *np.round(of_stage("half-rate", "noise", "null"), 1)], 3),
+    "textured, half the rate, its best": ("RESULTS", "most faithful step gains nothing (+{} [{}, {}])", lambda: [
+        *at_their_best("half-rate")], 3),
+    "textured, half the rate, its rise": ("RESULTS", "the noise still rises (by {} [{}, {}])", lambda: [
+        *from_early("half-rate", "noise")], 1),
     "README, coat": ("README", "but in {} % [{}, {}] of them, as perhaps here, the classifier", lambda: [
         *recipe("four-captions", "leak")], 1),
     "textured, offset": ("RESULTS", "by an offset of the noise, raises fidelity by {} [{}, {}]", lambda: [
@@ -587,8 +608,8 @@ def test_the_table_of_what_class_pictures_teach(row, setting):
     ("what", "setting"),
     [
         ("plain", "plain"), ("weight noise, σ = .01 held, the paper's linear layers", "bnn"),
-        ("the empty prompt in 10 % of the steps", "null"), ("noise offset of .1", "offset"),
-        ("noise offset and weight noise", "offset-bnn"),
+        ("the empty prompt in 10 % of the steps", "null"), ("half the rate", "half-rate"),
+        ("noise offset of .1", "offset"), ("noise offset and weight noise", "offset-bnn"),
         ("noise offset, and strength varied by 10 %", "offset-spread"),
         ("weight noise, σ trained from .01", "bnn-trained"), ("four pictures of the subject", "four"),
         ("four pictures and weight noise", "bnn-four"),
@@ -616,7 +637,7 @@ def test_the_table_of_the_textured_model(what, setting):
 
 CURES = {  # in the table of RESULTS.md: the weights, and how they are drawn
     "plain": "plain", "weight noise": "bnn", "the empty prompt in 10 % of the steps": "null",
-    "noise offset of .1": "offset", "offset, strength varied": "offset-spread",
+    "half the rate": "half-rate", "noise offset of .1": "offset", "offset, strength varied": "offset-spread",
 }
 DRAWN = {
     "DDIM, guidance 7.5": "ddim-20-g7.5", "fresh noise, η = 1": "ddim-20-g7.5-eta1", "guidance 3": "ddim-20-g3",
@@ -635,7 +656,7 @@ def test_the_table_of_cures():
     table = (ROOT / "tutorials" / "RESULTS.md").read_text(encoding="utf-8").split("### Cures compared")[1]
     rows = [line for line in table.split("\n### ")[0].splitlines() if line.startswith("|")][2:]
     views = {view.name: view for view in stage_settings.views_at(800, 800)}
-    assert len(rows) == 21
+    assert len(rows) == 24 and f"for {2 * (len(rows) - 1)} comparisons" in table
     for row in rows:
         weights, drawn = (cell.strip() for cell in row.split("|")[1:3])
         setting, view = CURES[weights], views[DRAWN[drawn]]
