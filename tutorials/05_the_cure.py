@@ -621,7 +621,9 @@ show(
 # disease is in two.
 #
 # It is one subject and one seed, so it shows what can happen. What holds over subjects and seeds, with intervals and at
-# equal learning, is in [RESULTS.md](RESULTS.md).
+# equal learning, is in [RESULTS.md](RESULTS.md). There stands the simplest rival, too, half the learning rate: it
+# lowers the noise, also where both have the same loss, and weight noise raises it. So weight noise is not just slower
+# learning.
 #
 # ## What fails, and why
 #
