@@ -129,6 +129,12 @@ def at_equal_loss(setting, name, other="plain"):
                                     for run, rows in own.items()})
 
 
+def late_loss(setting):
+    """The conditional loss of the late steps, mean over the runs."""
+    runs = stage_tables.of(textured(), setting, "textured")
+    return np.mean([stage_tables.loss_late(rows) for rows in runs.values()])
+
+
 def at_their_best(setting, other="plain"):
     """The fidelity of a setting's most faithful looks minus that of other runs'."""
     own, others = (stage_tables.of(textured(), each, "textured") for each in (setting, other))
@@ -351,6 +357,17 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
         *at_their_best("half-rate")], 3),
     "textured, half the rate, its rise": ("RESULTS", "the noise still rises (by {} [{}, {}])", lambda: [
         *from_early("half-rate", "noise")], 1),
+    "textured, all layers": (
+        "RESULTS", "norms the noise is {} [{}, {}] lower than plain", lambda: [
+            -of_stage("bnn-all", "noise", "plain")[i] for i in (0, 2, 1)], 2),
+    "textured, all layers and linear ones": (
+        "RESULTS", "and {} [{}, {}] lower than with random linear layers", lambda: [
+            -of_stage("bnn-all", "noise", "bnn")[i] for i in (0, 2, 1)], 1),
+    "textured, all layers, loss": ("RESULTS", "But the loss is a third higher ({}, plain {})", lambda: [
+        late_loss("bnn-all"), late_loss("plain")], 4),
+    "textured, all layers, equal loss": (
+        "RESULTS", "at equal loss neither is shown ({} [{}, {}] and {} [{}, {}])", lambda: [
+            *at_equal_loss("bnn-all", "fidelity"), *np.round(at_equal_loss("bnn-all", "noise"), 1)], 3),
     "README, coat": ("README", "but in {} % [{}, {}] of them, as perhaps here, the classifier", lambda: [
         *recipe("four-captions", "leak")], 1),
     "textured, offset": ("RESULTS", "by an offset of the noise, raises fidelity by {} [{}, {}]", lambda: [
@@ -608,6 +625,7 @@ def test_the_table_of_what_class_pictures_teach(row, setting):
     ("what", "setting"),
     [
         ("plain", "plain"), ("weight noise, σ = .01 held, the paper's linear layers", "bnn"),
+        ("weight noise on all layers, σ = .01 held", "bnn-all"),
         ("the empty prompt in 10 % of the steps", "null"), ("half the rate", "half-rate"),
         ("noise offset of .1", "offset"), ("noise offset and weight noise", "offset-bnn"),
         ("noise offset, and strength varied by 10 %", "offset-spread"),
