@@ -144,7 +144,7 @@ def bayesianize(unet: nn.Module, where: str = "paper", sigma: float = 0.01, kern
     kernel: "torch", "reference" or "triton". Raises ValueError where `select` does.
 
     A training loop of your own, on a CPU, where sd is a StableDiffusion, x0 (B, 4, h, w) are latents, context
-    (B, 77, d) is that of their prompts, and λ = 1e-9:
+    (B, 77, d) is that of their prompts, steps is perhaps 1000, and λ = 1e-9:
 
         from minibnn import UNet, bayesianize, clamp_sigma, kl, posterior_mean, sigmas
 
@@ -152,7 +152,7 @@ def bayesianize(unet: nn.Module, where: str = "paper", sigma: float = 0.01, kern
         prior = {name: mu.detach().clone() for name, (mu, _) in sigmas(sd.unet).items()}
         optimiser = torch.optim.AdamW(sd.unet.parameters(), lr=1e-4, weight_decay=0.0)  # decay would pull σ to 0
         generator = torch.Generator().manual_seed(0)
-        for step in range(200):
+        for step in range(steps):
             t = torch.randint(1000, (len(x0),), generator=generator)
             eps = torch.randn(x0.shape, generator=generator)
             abar = sd.alphas_cumprod[t][:, None, None, None]
