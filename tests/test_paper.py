@@ -575,6 +575,7 @@ def test_the_plan_is_told_with_hours_and_leaves_nothing(made, quickly, tmp_path,
         (["--celeba", "nowhere"], "--celeba nowhere: no such folder"),
         (["--only", "table2"], "--model-v14 or --model-v20 is required"),
         (["--model", "tiny", "--model-v14", "tiny"], "--model tiny has no other models"),
+        (["--model", "tiny-v2", "--celeba", "nowhere"], "--model tiny-v2 has no other models"),
         (["--model-v20", "nowhere"], "no model at nowhere"), (["--model-v20", "EMPTY"], "no model in .*empty: a diff"),
         (["--data", "EMPTY", "--classes", "torn=dog"], "torn/1.png: broken, or not a picture"),
     ],
@@ -674,6 +675,30 @@ def test_csv_has_all_digits():
 # --- the bundled model ------------------------------------------------------------------------------------------------
 
 
+class Captions(Exception):
+    """Ends a training before its first step; holds the captions of its pictures."""
+
+
+@pytest.mark.parametrize("model", ["tiny-v2", "tiny", None])
+def test_the_twins_alone_take_the_captions_of_their_pictures(made, tmp_path, monkeypatch, model):
+    """None: a model in the layout of SD, whose pictures are captioned with the prompt as in the paper."""
+    shutil.copytree(Path("tutorials/dog"), tmp_path / "dog")
+    own = ["--model", model] if model else small_paper.words(made)
+    options = parse(PaperOptions, "x", [*own, "--data", str(tmp_path), "--out", str(tmp_path / "out")])
+    bench = command.open_bench(replace(options, classes=["dog"] if model else ["dog=dog"]))
+    run = next(run for run in trainings(plan(bench.study)) if (run.method, run.bayes) == ("lora", False))
+
+    def batches(sd, sources, batch_size, seed):
+        raise Captions(*sources[0][1])
+
+    monkeypatch.setattr(perform_module, "Batches", batches)
+    with pytest.raises(Captions) as found:
+        perform_module.perform(bench, run, [1])
+    places = ["on the grass", "in front of a brick wall", "under a blue sky", "on a wooden floor"] if model else []
+    prompt = "a photo of a sks dog"
+    assert list(found.value.args) == [f"{prompt} {place}" for place in places] + [prompt] * (6 - len(places))
+
+
 def test_the_twins_measure_drawings(tmp_path):
     from minibnn.paper.judges import WORLD, cases
 
@@ -683,7 +708,7 @@ def test_the_twins_measure_drawings(tmp_path):
     assert {cell.column for cell in plan(bench.study) if cell.item == "table1"} == {"drawings: dog"}
     assert bench.options.batch_size == 16
     steps = {run.name: steps[-1] for run, steps in trainings(plan(replace(bench.study, items=("table1", )))).items()}
-    assert steps["dreambooth-dog-6p-dreambooth-bnn-s0"] == 900
+    assert steps["dreambooth-dog-6p-dreambooth-bnn-s0"] == 720
     values = dict.fromkeys(WORLD, [0.1, 0.2, 0.3]) | {"noise": [5.0, 1.0, 2.0]}
     assert cases(values) == {"best": 1, "average": 2, "worst": 0}
     assert torch.tensor(values["noise"]).argmax() == 0

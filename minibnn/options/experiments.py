@@ -33,17 +33,17 @@ class CorruptionOptions:
 class PaperOptions:
     """The paper's tables and figures, on Stable Diffusion or on the bundled model, shared out among processes."""
 
-    model: str = option("tiny", 'SD v1.5, a diffusers folder or an LDM .safetensors file; or "tiny": the same tables at its size', "what", metavar="MODEL")
+    model: str = option(DEFAULT, 'SD v1.5, a diffusers folder or an LDM .safetensors file; or "tiny-v2" or "tiny" (bundled): the same tables at their size', "what", metavar="MODEL")
     model_v14: str = option(None, "SD v1.4, for Table 2", "what", metavar="MODEL")
     model_v20: str = option(None, "SD v2.0, for Table 2", "what", metavar="MODEL")
     tokenizer: str = tokenizer_option()
     prediction_type: str = prediction_type_option()
-    data: str = option(None, "the DreamBooth data set: a folder for each subject [tiny: tutorials]", "what", metavar="DIR")
+    data: str = option(None, "the DreamBooth data set: a folder for each subject [bundled models: tutorials]", "what", metavar="DIR")
     celeba: str = option(None, "CelebA-HQ: a folder for each person [none: what is subject-driven is left out]", "what", metavar="DIR")
     networks: str = option(None, "folder with clip/, dino/, lpips/ and clip_iqa/, the networks of the photo measures", "what", metavar="DIR")
 
     only: list = option(None, "tables and figures: table1 table2 table3 fig2 fig7 fig8 fig9 fig13 [all for which there are models and data]", "how much", nargs="+", choices=("table1", "table2", "table3", "fig2", "fig7", "fig8", "fig9", "fig13"), metavar="ITEM")
-    classes: list = option(None, "subjects: folders of --data; one that is not of the data set as NAME=CLASS [all 30; tiny: dog]", "how much", nargs="+", type=words, metavar="NAME")
+    classes: list = option(None, "subjects: folders of --data; one that is not of the data set as NAME=CLASS [all 30; bundled models: dog]", "how much", nargs="+", type=words, metavar="NAME")
     seeds: list = option((0, 1, 2, 3, 4), "seeds of training and of drawing", "how much", nargs="+", type=seed_number, metavar="N")
     sigmas: list = option((0.003, 0.01, 0.03, 0.1), "σ₀ of Fig. 9a", "how much", nargs="+", type=positive, metavar="X")
     lambdas: list = option((0.0, 0.001, 0.01, 0.1, 1.0), "λ of Fig. 9b", "how much", nargs="+", type=nonnegative, metavar="X")
@@ -56,7 +56,7 @@ class PaperOptions:
     kernel: str = option("auto", "what draws the random weights, as for `train`", "how", choices=("auto", "torch", "reference", "triton"))
     gradient_checkpointing: bool = option(False, "less memory, more time", "how")
     sample_steps: int = option(None, "sampling steps [{sample_steps}]", "how", type=whole)
-    batch_size: int = option(None, "pictures drawn at once [4; tiny: 16]", "how", means="pictures drawn at once", type=whole)
+    batch_size: int = option(None, "pictures drawn at once [4; bundled models: 16]", "how", means="pictures drawn at once", type=whole)
     keep_pictures: bool = option(True, "keep all pictures that were measured, and not only the best, average and worst", "how")
     out: str = option("runs/paper", "folder, which all processes must see", "how", metavar="DIR")
 

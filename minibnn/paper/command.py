@@ -21,7 +21,7 @@ from ..files.failures import Failures
 from ..files.schema import record
 from ..files.store import read_json, write_json
 from ..lab.intervals import require_scipy
-from ..options.kinds import full_name
+from ..options.kinds import WORLD, full_name
 from ..photo.measures import load_networks
 from ..pipeline import place_of
 from ..runs import fingerprint
@@ -79,7 +79,7 @@ def open_bench(options, local=0):
     paths = {"main": options.model, "v14": options.model_v14, "v20": options.model_v20}
     paths = {name: path for name, path in paths.items() if path}
     recipes = {name: recipe_of(path) for name, path in paths.items()}
-    tiny = options.model == "tiny"
+    tiny = options.model in WORLD
     items = list(options.only or [item for item in ITEMS if item != "table2" or len(paths) > 1 or tiny])
     if "table2" in items and len(paths) == 1 and not tiny:
         raise UserError("--only table2 compares pretrained models: --model-v14 or --model-v20 is required")
@@ -89,7 +89,8 @@ def open_bench(options, local=0):
     if not tiny and not options.data:
         raise UserError("--data is required: the folder of the DreamBooth data set, github.com/google/dreambooth")
     if tiny and (len(paths) > 1 or options.celeba):
-        raise UserError("--model tiny has no other models and no people: leave out --model-v14, --model-v20, --celeba")
+        raise UserError(f"--model {options.model} has no other models and no people: leave out --model-v14, "
+                        "--model-v20, --celeba")
     if options.each < 2:
         raise UserError("--each 1: diversity compares the pictures of one prompt, of which at least 2 are needed")
     if tiny:

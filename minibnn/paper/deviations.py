@@ -11,7 +11,8 @@ DEVIATIONS = (  # (point, the paper's text, the authors' scripts, here)
     ("Table 3, up blocks", "about 13.8 %", "reached with all time layers: 13.83 %", "these, 13.83 %, with both"),
     ("Table 3, CrossAttn", "BNN in cross-attention", "added to the default layers", "both rows"),
     ("rare word", "[V]", "qwe", "sks with --as paper, qwe with --as authors"),
-    ("captions", "a photo of a [V] dog", "a photo of qwe dog; of the class: a photo of dog", "as --as says"),
+    ("captions", "a photo of a [V] dog", "a photo of qwe dog; of the class: a photo of dog", "as --as says; "
+     "for the bundled models the pictures' own, with place"),
     ("prompts that are drawn", "Table 5 for all objects", "Table 5 for cats and dogs; for things 15 of its prompts and "
      "10 others", "as --as says"),
     ("prior preservation of LoRA and OFT", "none (App. H.1)", "with it", "as --as says"),

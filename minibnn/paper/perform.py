@@ -29,6 +29,7 @@ from ..files.schema import integer, items, mapping, number, optional, record, te
 from ..files.store import read_json, write_json
 from ..finetune import bayes
 from ..observers import Progress
+from ..options.kinds import WORLD
 from ..options.training import TrainOptions
 from ..photo import measures as photo
 from ..pictures import save_png
@@ -63,7 +64,8 @@ class Bench:
 
     @property
     def tiny(self):
-        return self.options.model == "tiny"
+        """Whether it is a bundled model that draws the picture world, and these are the twins of the tables."""
+        return self.options.model in WORLD
 
 
 def folder_of(bench, run):
@@ -116,6 +118,15 @@ def captions_of(bench, subject):
     return dataset.captions("paper" if bench.tiny else bench.study.source, subject.kind)
 
 
+def captions_of_pictures(bench, files, prompt):
+    """The caption of each training picture: the prompt, as in the paper.
+
+    The pictures of the bundled models have captions of their own, some of which name a place. From the prompt alone
+    these models, unlike Stable Diffusion, do not learn the subject in places where they were not shown it.
+    """
+    return data.captions(files, prompt, own=bench.tiny)
+
+
 def wanted_of(bench, subject):
     """[(prompt, what a picture must show)] of all pictures that are drawn of a subject: each prompt `each` times."""
     if bench.tiny:
@@ -133,9 +144,7 @@ def images_of(bench, run):
 
 def has_prior(bench, run):
     """Does the run learn class pictures too? In the paper only DreamBooth does, in the authors' scripts all do."""
-    recipe = bench.study.recipe
-    own = (recipe | recipe["methods"].get(run.method, {}))["prior_weight"]
-    return bool(own) or bench.study.source == "authors"
+    return run.method == "dreambooth" or bench.study.source == "authors"
 
 
 def class_count(bench, run):
@@ -205,7 +214,7 @@ def perform(bench, run, steps):
     choose_threads(options.device, sd.unet)
     sd.to(options.device)
     judge = judge_of(bench, sd, images)
-    sources = [(images, options.prompt * len(images))]
+    sources = [(images, captions_of_pictures(bench, files, options.prompt[0]))]
     if options.prior_weight:
         sources += class_source(options, sd, class_folders(options, [len(files)]))
     batches = Batches(sd, sources, options.batch_size, options.seed)
