@@ -96,8 +96,8 @@ def train(training, options, batches, observers=()):
     before the first step and after each step. All that is random in forward i comes from a generator seeded by (seed,
     i), so that a resumed training repeats nothing. Raises Diverged, a step late, when the loss is not finite.
 
-    The CPU waits for a GPU only to read the figures of the step before, so that it can queue the next one early; with
-    float16 and adamw-bf16 also for the check of overflows.
+    The host waits for the device only to read the figures of the step before, so that it can queue a step while the
+    device computes the last one; with float16 and adamw-bf16 also for the check of overflows.
     """
     sd, network, optimiser, scaler = training.sd, training.network, training.optimiser, training.scaler
     abar, forwards = sd.alphas_cumprod.to(sd.device), options.accumulate * distributed.world()
@@ -145,10 +145,10 @@ def train(training, options, batches, observers=()):
     training.check()
 
 
-def denoising_losses(training, options, batches, i, abar, snr_weight=None):
+def denoising_losses(training, options, batches, i, abar, snr_weight):
     """The mean squared errors of forward i: {"diffusion": of the subject, "prior": of its class, if it has pictures}.
 
-    abar: ᾱ (1000,) on the device. snr_weight: (1000,), of --min-snr. All that is random comes from (seed, i).
+    abar: ᾱ (1000,) on the device. snr_weight: (1000,), of --min-snr, or None. All that is random comes from (seed, i).
     """
     generator, v_prediction = data.generator_of(options.seed, i), training.sd.v_prediction
     x0, condition = batches(i, generator)

@@ -1,4 +1,4 @@
-"""Every equation that the code cites has a test that evaluates it as printed: which one is listed here."""
+"""Every equation that the code cites has a test, listed here: of what is printed, or beside another program."""
 
 import re
 from pathlib import Path
@@ -33,19 +33,32 @@ TESTS = {  # (source, number of the equation): the test that evaluates it
 }
 OTHER_NAMES = {"SimCLR": "Chen"}
 OF_A_FILE = {"minibnn/neighbours/guidance.py": "UPM"}  # what an equation without a source belongs to; else the paper
-SOURCES = sorted({source for source, _ in TESTS} | set(OTHER_NAMES), key=len)
+SOURCES = {source for source, _ in TESTS} | set(OTHER_NAMES)
+NUMBERS = re.compile(r"\b[Ee]q(?:s?\.|uations?)\s+(\(?\d+\)?(?:(?:[-–]|,\s+|\s+and\s+)\(?\d+\)?)*)")
+AUTHORS = re.compile(r"([^\W\d_][\w-]+(?: & [^\W\d_][\w-]+)?)(?: et al\.)?,?\s+\(?(?:19|20)\d\d")  # and the year
 
 
 def cited(path):
-    """The equations that a file cites: {(source, number)}. The source is the last one named before, if it is near."""
+    """The equations that a file cites: {(source, number)}."""
     text = path.read_text(encoding="utf-8")
+    return cited_in(text, OF_A_FILE.get(path.relative_to(ROOT).as_posix(), "the paper"))
+
+
+def cited_in(text, otherwise="the paper"):
+    """The same of a text. The source is the last one that is named before, if it is near, or else `otherwise`.
+
+    Sources are those of SOURCES, and all authors with a year, so that one who is not listed is found too.
+    """
     found = set()
-    for match in re.finditer(r"\b[Ee]qs?\. (\d+)(?:-(\d+))?", text):
+    for match in NUMBERS.finditer(text):
         before = text[max(0, match.start() - 90) : match.start()].rpartition("\n\n")[2]
-        near = [(before.rfind(source), source) for source in SOURCES if source in before]
-        source = max(near)[1] if near else OF_A_FILE.get(path.relative_to(ROOT).as_posix(), "the paper")
-        last = int(match[2] or match[1])
-        found |= {(OTHER_NAMES.get(source, source), number) for number in range(int(match[1]), last + 1)}
+        near = [(named.end(1), named[1]) for named in AUTHORS.finditer(before)]
+        for source in SOURCES:
+            near += [(named.end(), source) for named in re.finditer(rf"(?<!\w){re.escape(source)}(?!\w)", before)]
+        source = max(near, key=lambda named: (named[0], len(named[1])))[1] if near else otherwise
+        for several in re.split(r",\s+|\s+and\s+", match[1]):
+            ends = [int(number) for number in re.findall(r"\d+", several)]
+            found |= {(OTHER_NAMES.get(source, source), number) for number in range(ends[0], ends[-1] + 1)}
     return found
 
 
@@ -55,6 +68,22 @@ def test_every_equation_that_is_cited_has_a_test():
     missing = {citation: path.name for citation, path in everywhere.items() if citation not in TESTS}
     assert not missing, missing
     assert set(TESTS) <= set(everywhere), f"no longer cited: {set(TESTS) - set(everywhere)}"
+
+
+@pytest.mark.parametrize(
+    ("text", "citations"),
+    [
+        ("DDPM eqs. 4 and 9", {("DDPM", 4), ("DDPM", 9)}), ("DDPM eq. 4, 9", {("DDPM", 4), ("DDPM", 9)}),
+        ("DDPM, eqs. 6–7", {("DDPM", 6), ("DDPM", 7)}), ("(DDPM, eqs. 6-7)", {("DDPM", 6), ("DDPM", 7)}),
+        ("DDPM eq.\n    9", {("DDPM", 9)}), ("DDPM eq. (9)", {("DDPM", 9)}), ("equation 9 of it", {("the paper", 9)}),
+        ("Huang et al. 2024, eq. 3", {("Huang", 3)}), ("Song et al. (2021), eq. 14", {("Song", 14)}),
+        ("Ho & Salimans 2022, eq. 6", {("Ho & Salimans", 6)}), ("SimCLR eq. 1", {("Chen", 1)}),
+        ("Song et al. 2021 differ from DDPM eq. 4", {("DDPM", 4)}),
+        ("DDPM eq. 4.\n\nEq. 2", {("DDPM", 4), ("the paper", 2)}),
+    ],
+)
+def test_citations_are_read(text, citations):
+    assert cited_in(text) == citations
 
 
 @pytest.mark.parametrize("test", sorted(set(TESTS.values())))

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,6 +121,14 @@ def test_a_lock_is_taken_over_only_when_its_process_is_gone(tmp_path):
     (tmp_path / "a" / ".lock").write_text("no JSON")
     with locks.locked(tmp_path / "a"):
         assert json.loads((tmp_path / "a" / ".lock").read_text())["process"] == os.getpid()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="it is /proc that tells")
+@pytest.mark.parametrize(("stat", "lives"), [(b"", True), (b"1 (a) b) Z 1", False), (b"1 (Z) S 1", True)])
+def test_a_dead_process_that_keeps_its_number_does_not_live(monkeypatch, stat, lives):
+    """Its state stands after its name, in which anything may stand. Nothing at all is read while it ends."""
+    monkeypatch.setattr(Path, "read_bytes", lambda path: stat)
+    assert locks.lives(os.getpid()) == lives
 
 
 def test_two_runs_that_begin_together_do_not_mix(options, tmp_path, monkeypatch):

@@ -81,7 +81,9 @@ class Claims:
         path = self.folder / f"{name}.{number}"
         if not number or not self._is_held(path):
             return None
-        who = _read(path) or {}
+        who = _read(path)
+        if who is None:  # it has ended in the meantime
+            return None
         return f"process {who.get('process', '?')} on {who.get('where', '?').split()[0]}"
 
     def _last(self, name):

@@ -7,7 +7,10 @@ from torch.overrides import TorchFunctionMode
 
 
 class _WithoutInitialisation(TorchFunctionMode):
-    """Inside, the functions of `torch.nn.init` with which PyTorch's layers draw weights leave their tensor as it is."""
+    """Inside, the functions of `torch.nn.init` that PyTorch lets one replace leave their tensor as it is.
+
+    They are those with which our networks' layers draw their weights: normal_, uniform_, kaiming_uniform_, constant_.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """What PyTorch calls instead of its functions."""

@@ -106,9 +106,9 @@ def remove_leftovers(folder):
 def lives(process):
     """Whether a process of this machine lives; where that cannot be asked, True.
 
-    One that was killed, and that its parent has not asked about yet, is dead, although it still has its number: so
-    Linux's /proc tells. In a container whose first process never asks, it keeps the number for good. Elsewhere it
-    counts as living until its parent asks.
+    One that was killed, and that its parent has not asked about yet, still has its number (for good in a container
+    whose first process never asks). On Linux /proc shows that it is dead; on other systems it counts as living until
+    its parent asks.
     """
     if os.name == "nt":  # where asking would end the process
         return True

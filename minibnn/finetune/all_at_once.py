@@ -1,8 +1,9 @@
-"""All random weights of a network drawn before its forward, by one operation: the ε of `weight_noise.py`, but faster.
+"""All random weights of a network drawn before its forward: the ε of `weight_noise.py`, but faster.
 
 Optional, and to be skipped at a first reading: without it each layer draws its own weights, with the same ε.
 
-    all at once      one operation of autograd makes every θ, with Triton in one launch; layers multiply as usual
+    all at once      one operation of autograd for each dtype makes every θ, with Triton in one launch; layers multiply
+                     as usual
     layer by layer   each layer makes its own; with Triton and linear layers by the fused operator, which keeps nothing
 
 ε is made again for backward from its seed, except on a CPU, where drawing takes long and memory is cheap.

@@ -3,8 +3,9 @@
 The source of ε is called `kernel`. "torch" is PyTorch's generator, which differs between CPU and GPU. "reference" and
 "triton" give the same Philox stream on every device, in plain PyTorch and in the Triton kernels of `minibnn_kernels`.
 
-A layer asks for its weights by `sample_tensor`, which draws them there and then, or takes those that `all_at_once.py`
-has drawn before the network's forward, with the same ε. ε is not kept for backward but made again from its seed.
+A layer asks for its weights by `sample_tensor`, which draws them there and then, and makes ε again from its seed for
+backward; with Triton, linear layers use a fused operator instead. Or `all_at_once.py` has drawn all weights before the
+network's forward, with the same ε.
 """
 
 import weakref

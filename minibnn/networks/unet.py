@@ -256,6 +256,6 @@ class UNet(Network):
         for block in self.up_blocks:
             n = len(block.resnets)
             taken, skips = skips[-n:], skips[:-n]
-            size = skips[-1].shape[2:] if skips else None  # to upsample to; of odd sizes twice the size is not right
+            size = skips[-1].shape[2:] if skips else None  # to upsample to: doubling misses odd sizes
             x = run(block, x, taken, time, context, size)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
