@@ -43,6 +43,12 @@ their runs:
 11. With random convolutions and norms, too, is the BNN better than plain, or than the BNN on the linear layers?
 12. Does prior preservation with pictures of other materials lower the noise?
 13. Does the noise rise on a flat drawing as it does on photographs?
+
+And of "prior-bnn", seeds 0 to 4, after the runs of "prior", whose pictures at step 800 are clean with DDIM and broken
+with PNDM, and before its own. The paper has prior preservation and draws with PNDM:
+
+14. With prior preservation, are fidelity and noise better with the BNN, at step 800 drawn with PNDM, and over the late
+    steps with DDIM?
 """
 
 import dataclasses
@@ -115,6 +121,9 @@ SETTINGS = {
     "half-rate": Setting("half the rate: is a cure more than slower learning?", {"lr": 2.5e-4}),
     "batch-1": Setting("one draw of time and noise a step", {"batch_size": 1}),
     "prior": Setting("prior preservation with pictures of other materials", {"prior_weight": 1.0}),
+    "prior-bnn": Setting(
+        "prior preservation, and BNN on the paper's linear layers", BNN | {"prior_weight": 1.0}, beside="prior"
+    ),
     "four": Setting("four pictures", pictures=4, beside=None),
     "bnn-four": Setting("four pictures, BNN on the paper's linear layers", BNN, pictures=4, beside="four"),
     "flat": Setting("a flat drawing instead of a photograph", flat=True, beside=None),
