@@ -99,7 +99,7 @@ class Observer:
             "colour_c": rounded(gains.mean(colour.c)), "colour_u": rounded(gains.mean(colour.u)),
             "loss": round(self.loss(sd), 5),
         }
-        for view in views_at(step, self.setting.looks[-1]):
+        for view in dict.fromkeys((*views_at(step, self.setting.looks[-1]), *self.setting.everywhere)):
             prompts = [prompt for group in self.groups.values() for prompt in group]
             pictures = to_tensor(self.draw(sd, view, prompts))
             if view == MAIN:
