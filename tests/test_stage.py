@@ -17,7 +17,7 @@ from minibnn import StableDiffusion
 from minibnn.errors import UserError
 from minibnn.experiments.stage import law, report, settings, starts, tables, trainings
 from minibnn.experiments.stage import views as stage_views
-from minibnn.experiments.stage.settings import EARLY, LATE, MAIN, OTHER_PROMPTS, SETTINGS, Setting
+from minibnn.experiments.stage.settings import EARLY, LATE, MAIN, OTHER_PROMPTS, PNDM, SETTINGS, Setting
 from minibnn.files.store import ASSETS
 from minibnn.lab import gain_law, gains
 from minibnn.options.experiments import StageOptions, StageReportOptions, StageStartsOptions, StageViewsOptions
@@ -86,6 +86,8 @@ def test_class_pictures_and_flat_drawings_are_used(short, tmp_path, monkeypatch)
         trainings.perform(trainings.Run(name, CAT, 0, "textured"), options)
     assert len(seen[0.0].sources) == 1 and len(seen[1.0].sources) == 2
     assert len(list((tmp_path / "class-textured").glob("*.png"))) == 4
+    views = {row["view"] for row in lines(tmp_path / "prior-cat-textured-0.jsonl")}  # of the first look alone
+    assert views == {"ddim-2-g7.5", "ddim-2-g7.5-average", "ddim-2-g7.5-base", PNDM.name}
     flat = trainings.pictures_of(trainings.Run("flat", CAT, 0, "textured"), 24)
     cat = trainings.pictures_of(trainings.Run("plain", CAT, 0, "textured"), 24)
     from minibnn.world.texture_measures import noise_level
