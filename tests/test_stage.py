@@ -15,13 +15,13 @@ from scipy import stats
 
 from minibnn import StableDiffusion
 from minibnn.errors import UserError
-from minibnn.experiments.stage import law, report, settings, starts, tables, trainings
+from minibnn.experiments.stage import every_look, law, report, settings, starts, tables, trainings
 from minibnn.experiments.stage import views as stage_views
 from minibnn.experiments.stage.settings import EARLY, LATE, MAIN, OTHER_PROMPTS, PNDM, SETTINGS, Setting
 from minibnn.files.store import ASSETS
 from minibnn.lab import gain_law, gains
 from minibnn.options.experiments import StageOptions, StageReportOptions, StageStartsOptions, StageViewsOptions
-from minibnn.schedule import alphas_cumprod, timesteps
+from minibnn.schedule import alphas_cumprod, sample_pndm, timesteps
 
 TUTORIALS = Path(__file__).parents[1] / "tutorials"
 CAT, WEIGHTS = str(TUTORIALS / "subjects" / "cat"), str(TUTORIALS / "results" / "stage_cat.safetensors")
@@ -200,6 +200,34 @@ def test_a_fall_and_a_recovery_are_told_apart():
     cells = [cell.strip() for cell in tables.phases(runs).splitlines()[2].split("|")]
     assert cells[4] == "training" and cells[5].startswith("**-0.400 [") and cells[6].startswith("**+0.300 [")
     assert cells[7].startswith("+0.0 [") and cells[9].startswith("**+0.400")  # tint is 1 − fidelity here
+
+
+def test_what_is_drawn_otherwise_at_every_look_stands_beside_the_law():
+    """In units of `noise`, which is that of the mean of three colours, in percent."""
+    def run(setting, fidelity, seed):
+        rows = made_up(lambda step: fidelity + seed * (step in LATE), lambda step: step / 100, c=0.95, u=0.75)
+        pndm = [dict(row, view=PNDM.name, noise=row["noise"] + 7) for row in rows if row["view"] == MAIN.name]
+        return [dict(row, setting=setting) for row in rows if row["view"] != PNDM.name] + pndm
+
+    runs = {("prior", "textured", "cat", seed): run("prior", 0.5, seed / 10) for seed in (0, 1)}
+    runs |= {("prior-bnn", "textured", "cat", seed): run("prior-bnn", 0.8, seed / 10) for seed in (0, 1)}
+    runs["plain", "textured", "cat", 0] = made_up(lambda step: step, lambda step: 1.0)  # not drawn so at every look
+    first, second = every_look.every_look(runs).splitlines()[2:]
+    cells = [cell.strip() for cell in second.split("|")[1:-1]]
+    abar = alphas_cumprod()
+    left = sample_pndm(lambda x, t: 2.25 * x / (1 - abar[t]).sqrt(), torch.ones(1, 1, 1, 1).double(),
+                                timesteps(20), abar).abs().item()
+    perfect = gain_law.noise_left([1.0] * 20, timesteps(20), abar)
+    by_law = f"{100 * (left - perfect) / 3**0.5:.1f}"
+    assert cells[:4] == ["prior-bnn", "textured", "2", "pndm-20-g7.5"] and float(by_law) > 1
+    assert cells[4:7] == ["0.800, 0.800, 0.850, 0.850, 0.850", "8.0, 9.5, 11.0, 13.0, 15.0", ", ".join([by_law] * 5)]
+    assert cells[7].startswith("+0.050 [") and cells[8] == "**+3.5 [+3.5, +3.5]**"
+    assert cells[9].startswith("**+0.300 [") and cells[10] == "+0.0 [+0.0, +0.0]"
+    assert first.startswith("| prior |") and first.endswith("|  |  |")
+    assert "## Drawn otherwise at every look" in report.page(runs)
+    del runs["prior", "textured", "cat", 0], runs["prior", "textured", "cat", 1]
+    (alone,) = every_look.every_look(runs).splitlines()[2:]
+    assert alone.endswith("|  |  |")
 
 
 def test_the_tint_is_the_distance_of_mean_colours():

@@ -1,4 +1,4 @@
-"""What the columns of stage.md mean (`tables.py`, `law.py`)."""
+"""What the columns of stage.md mean (`tables.py`, `every_look.py`, `law.py`)."""
 
 from ..legends import LIKE_THE_LAST
 from .settings import EARLY, LATE, MAIN, SETTINGS, SIDE_VIEWS
@@ -43,6 +43,13 @@ LEVELS = [*SHARED, "mean at each of these steps", LIKE_THE_LAST]
 PHASES = [
     *SHARED, "*training* for the training prompt, *other* for four prompts with another light or distance",
     "change between two steps", *[LIKE_THE_LAST] * 5,
+]
+EVERY_LOOK = [
+    *SHARED, "as in the table of the same weights, drawn otherwise", "mean at each of these steps", LIKE_THE_LAST,
+    "the same as the gain law predicts it from the mean gains, beyond what perfect gains leave",
+    f"change from step {EARLY} to the mean of {LATER}", LIKE_THE_LAST,
+    f"difference to the setting from which it differs in one thing, of the means over {LATER}, paired by subject and "
+    "seed", LIKE_THE_LAST,
 ]
 CURES = [
     "one setting minus the other, paired by subject and seed", None, None, f"difference of the means over {LATER}",

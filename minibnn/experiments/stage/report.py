@@ -36,6 +36,7 @@ from ...pictures import save_png
 from ...world.textured import SIDE
 from ..legends import explained
 from . import legends
+from .every_look import drawn_otherwise, every_look
 from .law import law, law_plot
 from .settings import MAIN, SETTINGS
 from .tables import at, colour_gain, companions, cures, drawings, gain_at, levels, of, over_seeds, phases, stages
@@ -128,6 +129,8 @@ def page(runs):
         "What goes with fidelity?": (companions, legends.COMPANIONS),
         "The same weights, drawn otherwise": (drawings, legends.DRAWINGS), "The gain law": (law, legends.LAW),
     }
+    if drawn_otherwise(runs):
+        parts["Drawn otherwise at every look"] = every_look, legends.EVERY_LOOK
     tables = [f"## {title}\n\n{explained(table(runs), own)}" for title, (table, own) in parts.items()]
     return "\n\n".join([legends.opening(runs), *tables]) + "\n"
 
