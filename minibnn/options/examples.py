@@ -100,7 +100,7 @@ EXAMPLES = {
         "python -m minibnn bps --hints photos --edges --model stable-diffusion-v1-5/ --out runs/edges",
     ),
     "paper": (
-        "python -m minibnn paper --model tiny --only table1 --seeds 0 1 2",
+        "python -m minibnn paper --model tiny-v2 --only table1 --seeds 0 1 2",
         "python -m minibnn paper --model SD_FOLDER --data dreambooth/dataset --networks nets --out paper --plan",
     ),
     "experiment corruption": (
