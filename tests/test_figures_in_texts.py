@@ -14,6 +14,7 @@ from minibnn.experiments.bps import places as bps_places
 from minibnn.experiments.corruption import report
 from minibnn.experiments.guidance import trainings as guidance
 from minibnn.experiments.inverse_noise.report import by_seed, contests
+from minibnn.experiments.stage import every_look
 from minibnn.experiments.stage import law as stage_law
 from minibnn.experiments.stage import report as stage_report
 from minibnn.experiments.stage import settings as stage_settings
@@ -155,6 +156,24 @@ def from_early(setting, name):
     runs = stage_tables.of(textured(), setting, "textured")
     return stage_tables.over_seeds({run: stage_tables.change(rows, stage_settings.MAIN, "training", name)
                                     for run, rows in runs.items()})
+
+
+def by_pndm(setting, name, beside=None, step=None):
+    """Of the runs that were drawn with PNDM at every look.
+
+    Minus another setting over the late steps, at one step, or else the change from step 250 to the late ones.
+    """
+    own, other = (every_look.drawn(stage_tables.of(textured(), each, "textured"), stage_settings.PNDM)
+                  for each in (setting, beside))
+    measure = ("training", name)
+    if step:
+        return np.mean([stage_tables.at(rows, step, stage_settings.PNDM, *measure) for rows in own.values()])
+    if beside:
+        return stage_tables.over_seeds({run: stage_tables.late(rows, stage_settings.PNDM, *measure)
+                                        - stage_tables.late(other[run], stage_settings.PNDM, *measure)
+                                        for run, rows in own.items()})
+    return stage_tables.over_seeds({run: stage_tables.change(rows, stage_settings.PNDM, *measure)
+                                    for run, rows in own.items()})
 
 
 def recipe_rows(setting):
@@ -377,10 +396,23 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
             *of_stage("prior", "fidelity", "plain", UNGUIDED),
             *np.round(of_stage("prior", "noise", "plain", UNGUIDED), 1)], 3),
     "textured, prior preservation, gains": (
-        "RESULTS", "is {} at t = 100 instead of {}, and so the guided gain at 7.5 is {} instead of {}", lambda: [
-            np.mean([stage_tables.gain_at(rows, 800, 100, guidance)
+        "RESULTS", "where it was ({}, then {} at t = 100), while that of plain weights rises with the other one "
+                   "(to {}). So the guided gain at 7.5 is {} instead of {}", lambda: [
+            np.mean([stage_tables.gain_at(rows, step, 100, guidance)
                      for rows in stage_tables.of(textured(), setting, "textured").values()])
-            for guidance in (0, 7.5) for setting in ("prior", "plain")], 2),
+            for setting, step, guidance in (("prior", 0, 0), ("prior", 800, 0), ("plain", 800, 0), ("prior", 800, 7.5),
+                                            ("plain", 800, 7.5))], 2),
+    "textured, prior preservation, weight noise": (
+        "RESULTS", "its fidelity is {} [{}, {}] and its noise {} [{}, {}] away from that without weight noise, with "
+                   "DDIM {} [{}, {}] and +{} [{}, {}]", lambda: [
+            *by_pndm("prior-bnn", "fidelity", "prior"), *np.round(by_pndm("prior-bnn", "noise", "prior"), 1),
+            *of_stage("prior-bnn", "fidelity", "prior"), *np.round(of_stage("prior-bnn", "noise", "prior"), 1)], 3),
+    "textured, prior preservation, PNDM": (
+        "RESULTS", "is shown (+{} [{}, {}]) nor a rise of the noise (+{} [{}, {}]), because", lambda: [
+            *by_pndm("prior", "fidelity"), *np.round(by_pndm("prior", "noise"), 1)], 3),
+    "textured, prior preservation, PNDM at first": (
+        "RESULTS", "at step 100 fidelity is {} and the noise {}. The", lambda: [
+            round(by_pndm("prior", "fidelity", step=100), 2), round(by_pndm("prior", "noise", step=100), 1)], 2),
     "textured, prior preservation, drawn otherwise": (
         "RESULTS", "does not (fidelity {}, noise {}), nor does drawing with fresh noise, which cures plain weights "
                    "({} and {})", lambda: [np.round(of_stage("prior", name, None, view, 800)[0], digits)
