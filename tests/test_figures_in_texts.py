@@ -217,6 +217,24 @@ def of_pretrained(name):
     return float(re.search(rf"- \*\*{name}\*\*: .* (\d\.\d+)\n", (RESULTS / "recipe.md").read_text())[1])
 
 
+def twin(part):
+    """Lines of the committed twin of Table 1: "rows" or "with − without"."""
+    path = RESULTS / "table1" / "tables" / "table1.json"
+    return json.loads(path.read_text(encoding="utf-8"))[part]
+
+
+def by_weight_noise(measure):
+    """Differences of DreamBooth, LoRA and OFT with their intervals, one after the other."""
+    return [line[end] for line in twin("with − without") if line["measure"] == measure
+            for end in ("difference", "low", "high")]
+
+
+def test_no_difference_of_the_twin_of_table_1_is_shown():
+    """As RESULTS.md and docs/paper.md say."""
+    lines = twin("with − without")
+    assert len(lines) == 12 and all(line["low"] < 0 < line["high"] and line["over"] == "5 seeds" for line in lines)
+
+
 def taught(setting):
     """What a row of the table of class pictures says after the subject's share."""
     drifted = recipe_runs(setting, "varied").values()
@@ -632,6 +650,13 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "options, fresh noise": ("docs/training", "in the textured model ({} → {})", lambda: [
         of_stage("plain", "noise", None, view, 800)[0] for view in stage_settings.views_at(800, 800)
         if view.name in ("ddim-20-g7.5", "ddim-20-g7.5-eta1")], 1),
+    "twin of Table 1, fidelity": (
+        "docs/paper", "is {} with DreamBooth, {} with LoRA and {} with OFT", lambda: [
+            line["mean"] for line in twin("rows") if line["measure"] == "fidelity" and "BNN" not in line["row"]], 2),
+    "twin of Table 1, weight noise": (
+        "docs/paper", "it is {} [{}, {}], +{} [{}, {}] and {} [{}, {}] away", lambda: by_weight_noise("fidelity"), 3),
+    "twin of Table 1, in the ledger": (
+        "RESULTS", "of fidelity {} [{}, {}], +{} [{}, {}] and {} [{}, {}]. In", lambda: by_weight_noise("fidelity"), 3),
     "gain law, fresh noise": ("RESULTS", "in every way of drawing but with fresh noise, {}). But", lambda: [
         law_by_view()["ddim-20-g7.5-eta1"][0]], 2),
     "gain law": ("docs/training", "in every way of drawing but with fresh noise, rank correlation {} at 7.5)", lambda: [
