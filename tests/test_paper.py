@@ -679,7 +679,7 @@ class Captions(Exception):
     """Ends a training before its first step; holds the captions of its pictures."""
 
 
-@pytest.mark.parametrize("model", ["tiny-v2", "tiny", None])
+@pytest.mark.parametrize("model", ["tiny-v2", None])
 def test_the_twins_alone_take_the_captions_of_their_pictures(made, tmp_path, monkeypatch, model):
     """None: a model in the layout of SD, whose pictures are captioned with the prompt as in the paper."""
     shutil.copytree(Path("tutorials/dog"), tmp_path / "dog")
