@@ -22,8 +22,8 @@ log = logging.getLogger("minibnn")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
-def list_pictures(folder, option="--images"):
-    """The pictures of a folder, sorted by name; other files are skipped with a notice. Raises UserError if none."""
+def list_pictures(folder, option="--images", notice=True):
+    """The pictures of a folder, sorted by name; other files are skipped, with a notice. Raises UserError if none."""
     folder = Path(folder)
     if not folder.is_dir():
         wrong = "is a file; name the folder that holds the pictures" if folder.exists() else "no such folder"
@@ -32,7 +32,7 @@ def list_pictures(folder, option="--images"):
     pictures = [p for p in files if p.suffix.lower() in SUFFIXES]
     captions = {caption_file(p) for p in pictures}
     skipped = [p.name for p in files if p not in pictures and p not in captions]
-    if skipped:
+    if skipped and notice:
         many = f"{len(skipped)} file{'s' if len(skipped) > 1 else ''}"
         log.warning("%s: skipping %s that cannot be read as pictures: %s; %d left. Convert others (HEIC) to PNG",
                     folder, many, ", ".join(skipped[:4]), len(pictures))

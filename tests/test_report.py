@@ -130,6 +130,23 @@ def test_a_run_is_shown_as_far_as_it_is(copy):
     assert "0 of 4 steps" in page_of(copy).said("p") and not page_of(copy).all("svg")
 
 
+def test_pictures_that_have_changed_are_not_shown_as_those_of_the_run(copy, dog, tmp_path, caplog):
+    """Bug: captions that were written after the training stood beside its pictures. Other files are said once."""
+    images = Path(shutil.copytree(dog, tmp_path / "dog"))
+    (images / "g.heic").touch()
+    config = read_json(copy / "config.json")
+    config["options"]["images"] = [str(images)]
+    (copy / "config.json").write_text(json.dumps(config))
+    caplog.clear()
+    assert len(read_run(copy).training) and not read_run(copy).missing and not caplog.records
+    first, second = sorted(images.glob("*.png"))[:2]
+    shutil.copy(first, second)
+    found = read_run(copy)
+    assert found.training == [] and found.missing == [
+        "The training pictures cannot be shown: they, or their captions, have changed since."
+    ]
+
+
 def test_looks_that_a_resumed_run_has_forgotten_are_not_shown(copy):
     rows = (copy / "curves.jsonl").read_text().splitlines()
     (copy / "curves.jsonl").write_text("\n".join(rows[:2]) + "\n")

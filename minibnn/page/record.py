@@ -76,10 +76,20 @@ def samples_of(folder, missing):
 
 def training_pictures(folder, options, missing):
     """[(picture, caption)] of the first of each subject, cropped as they were trained on."""
-    found = []
-    for images, prompt in zip(runs.images_of(folder), options.prompt or [""] * len(options.images), strict=False):
+    folders, found = {}, []
+    for images in runs.images_of(folder):
         try:
-            paths = data.list_pictures(images)[: max(1, SHOWN // len(options.images))]
+            folders[images] = data.list_pictures(images, notice=False)  # the page is made at every look
+        except UserError as error:
+            missing.append(f"The training pictures cannot be shown: {error}")
+    there = runs.fingerprint([path for paths in folders.values() for path in paths], options.captions)
+    if len(folders) == len(options.images) and there != runs.read_config(folder)["pictures"]:
+        missing.append("The training pictures cannot be shown: they, or their captions, have changed since.")
+        return []
+    prompts = options.prompt or [""] * len(options.images)
+    for images, prompt in zip(runs.images_of(folder), prompts, strict=False):
+        try:
+            paths = folders.get(images, [])[: max(1, SHOWN // len(options.images))]
             captions = data.captions(paths, prompt, options.captions)
             found += [(square(path, options.resolution), f"{path.name}: {caption}")
                       for path, caption in zip(paths, captions, strict=True)]
