@@ -52,6 +52,7 @@ def test_a_run_reports_and_fails_in_any_encoding(encoding, micro, dog, tmp_path)
 
 def test_plain_text():
     assert plain("ᾱ_t → σ₁ é 犬 ‖x‖² ≥ ½") == "alpha_t -> sigma1 e ? ||x||2 >= 12"
+    assert plain("Immerkær, Straße, Łódź, Øre") == "Immerkaer, Strasse, Lodz, Ore"
     assert plain("only ASCII\n") == "only ASCII\n"
 
 
