@@ -78,6 +78,8 @@ def destination(options, source, method, whole):
     out = Path(options.out) if options.out else places.get(options.to)
     if not options.out and (own or not source.is_dir() or runs.find_config(source) is None):
         there = f"{own} is for {options.to} already; for a copy name a place" if own else "name a place for the file"
+        if options.to == "diffusers" and (method == "oft" or options.merge):  # the run holds an adapter alone
+            there = "name a folder for the whole model"
         raise UserError(f"--out is required: {there}")
     if own and out.resolve() == own.resolve():
         raise UserError(f"--out {out} is what was trained, and stays as it is; name another place")
