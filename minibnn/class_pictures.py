@@ -27,19 +27,39 @@ def own(folder):
     return [p for p in list_pictures(folder, "--class-images") if not p.name.startswith("drawn-")]
 
 
-def record(prompt, model, resolution, guidance):
-    """What drawn class pictures depend on, to be kept beside them."""
-    return {"prompt": prompt, "model": full_name(model), "resolution": resolution, "guidance": guidance}
+def record(prompt, model, resolution, guidance, digests=None):
+    """What drawn class pictures depend on, to be kept beside them.
+
+    model: its name or place. digests: `digests.of_model` of it, by which it is known wherever it lies; or None.
+    """
+    about = {"prompt": prompt, "model": full_name(model), "resolution": resolution, "guidance": guidance}
+    return about | ({"digests": digests} if digests else {})
 
 
-def check(folder, made_for):
-    """Refuse class pictures drawn for something else than the `record` made_for. Raises UserError naming it."""
+def difference(folder, made_for):
+    """For what else than the `record` made_for the class pictures in a folder were drawn, in words; None: for it."""
     path = Path(folder) / RECORD
     before = {"guidance": made_for.get("guidance")}  # which version 0.2 does not say
     before |= read_json(path) if path.exists() else made_for
-    for key, value in made_for.items():
-        if (was := before.get(key)) != value:
-            raise UserError(f"--class-images {folder} was drawn for {key} {was!r}, not {value!r}; name another folder")
+    was, now = before.pop("digests", None), made_for.get("digests")
+    if was and now and was != now:
+        return f"by other weights of the model, {before.get('model')}"
+    ignored = {"digests", "model"} if was and now else {"digests"}
+    differing = [key for key in made_for if key not in ignored and before.get(key) != made_for[key]]
+    return f"for {differing[0]} {before.get(differing[0])!r}, not {made_for[differing[0]]!r}" if differing else None
+
+
+def check(folder, made_for, remedy="name another folder"):
+    """Refuse class pictures drawn for something else than the `record` made_for. Raises UserError naming it."""
+    if differs := difference(folder, made_for):
+        raise UserError(f"--class-images {folder} was drawn {differs}; {remedy}")
+
+
+def delete_drawn(folder):
+    """Delete what was drawn into a folder of class pictures, and its record; the user's own pictures stay."""
+    for path in Path(folder).glob("drawn-*.png"):
+        path.unlink()
+    (Path(folder) / RECORD).unlink()  # last: without it a rest of them would pass for pictures of any class
 
 
 def complete(sd, folder, count, made_for, group=16, sampler="ddim"):

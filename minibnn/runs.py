@@ -35,11 +35,12 @@ from .options.kinds import BUNDLED, WORLD, full_name
 from .options.of_runs import FORMAT, PATHS
 from .options.training import TrainOptions
 
-MAY_CHANGE = (  # on --resume: what leaves the weights as they would be. Pictures are compared by their content.
+MAY_CHANGE = (  # on --resume: what leaves the weights as they would be
     "steps", "resume", "overwrite", "out", "images", "class_images", "class_guidance", "device", "deterministic",
     "gradient_checkpointing", "compile", "samples", "sample_every", "sample_prompts", "checkpoint_every", "monitor",
     "monitor_every", "monitor_dino", "single_file", "export", "keep_posterior", "keep_optimiser",
 )
+BY_CONTENT = ("model", "tokenizer")  # may lie elsewhere on --resume, as the pictures may, if they hold the same
 SAME_WEIGHTS = ("reference", "triton")  # values of --kernel that draw the same
 TOO_MUCH = ("pictures of this size are taken for photographs, and the bundled model knows drawings of 64 x 64 pixels "
             "alone: for photographs give Stable Diffusion as --model, with --prompt and --class-prompt")
@@ -79,11 +80,10 @@ def images_of(folder):
 
     Raises UserError for a run without any, as one that learned from its own samples (GRAFT).
     """
-    home = Path(read_config(folder).get("folder", "."))
     images = options_of(folder).images
     if not images:
         raise UserError(f"the run in {folder} was trained on no folder of pictures; pass --images")
-    return [str(home / path) if (home / path).exists() else path for path in images]
+    return of_runs.moved(images, read_config(folder).get("folder", "."))
 
 
 def of_photographs(options, pictures):
@@ -130,7 +130,8 @@ def base_of(folder):
     model = next((place for place in places if place in BUNDLED or Path(place).exists()), None)
     if model is None:
         gone = f"{folder} was trained from the model {options['model']}, which is not there"
-        raise UserError(f"{gone}: put it back, or pass --model BASE --adapter {folder} (in the laboratory --base BASE)")
+        raise UserError(f"{gone}: put it back, or name its new place with --model BASE --adapter "
+                        f"{shlex.quote(str(folder))} (for `export` and in the laboratory with --base BASE)")
     places = (config.get("base_tokenizer"), options["tokenizer"])
     tokenizer = next((place for place in places if place and Path(place).exists()), None)
     return model, tokenizer, options["prediction_type"]
@@ -166,14 +167,28 @@ def fingerprint(paths, captions=True):
     return names
 
 
-def check_same_run(options, pictures):
-    """Refuse to resume with other options or pictures, or to fewer steps than are done. Raises UserError."""
+def check_base_is_there(options):
+    """Refuse to resume a run whose model has gone, and say how to name its new place. Raises UserError."""
     config = read_config(options.out)
-    before = vars(options_of(options.out))
+    was = of_runs.moved(config["options"]["model"], config.get("folder", "."))
+    if options.model == was and was not in BUNDLED and not Path(was).exists():
+        raise UserError(f"the run in {options.out} was trained from the model {was}, which is not there: put it back, "
+                        "or pass its new place as --model")
+
+
+def check_same_run(options, pictures, model):
+    """Refuse to resume with other options, pictures or model, or to fewer steps than are done. Raises UserError.
+
+    model: `digests.of_model` of that which was opened.
+    """
+    config = read_config(options.out)
+    before, known = vars(options_of(options.out)), config.get("model", {})  # an older version did not note the model
     for field in dataclasses.fields(options):
         name, value = field.name, getattr(options, field.name)
         was = before.get(name, field.default)  # an older version may not have known the option
         if name in MAY_CHANGE or was == value or (name == "kernel" and {was, value} == set(SAME_WEIGHTS)):
+            continue
+        if name in BY_CONTENT and known:
             continue
         here = name in PATHS and was and value and (Path(config.get("folder", ".")) / was).resolve()
         if here != Path(str(value)).resolve():
@@ -183,6 +198,9 @@ def check_same_run(options, pictures):
         number = f"{processes} processes" if processes > 1 else "one process"
         differs = f"the run in {options.out} was begun by {number} and cannot go on with"
         raise UserError(f"{differs} {distributed.world()}; to go on: {to_go_on(options.out)}")
+    if other := [part for part, digest in known.items() if model[part] != digest]:
+        began = f"that which the run in {options.out} began with, {config['base']}"
+        raise UserError(f"--model {options.model} is not {began}: it has another {' and '.join(other)}")
     check_class_folder(options, config)
     done, _ = read_progress(Path(options.out) / STATE)
     if done > options.steps:
@@ -191,9 +209,20 @@ def check_same_run(options, pictures):
         stopped = f"the run in {options.out} was stopped after its last step, {done}, and without --keep-optimiser"
         raise UserError(f"--steps {options.steps}: {stopped} none can follow; to write its result: "
                         f"{to_go_on(options.out)}")
-    if config.get("pictures") != fingerprint(pictures, options.captions):
+    if others := differences(config["pictures"], fingerprint(pictures, options.captions)):
         began = f"those that the run in {options.out} began with"
-        raise UserError(f"--images {' '.join(options.images)}: the pictures or their captions are not {began}")
+        told = f"the pictures or their captions are not {began}: {others}"
+        raise UserError(f"--images {' '.join(options.images)}: {told}")
+
+
+def differences(was, now, shown=3):
+    """How two fingerprints of pictures differ, as "a.png, b.png changed; c.png new"; empty if they do not."""
+    changed = [name for name in was if name in now and was[name] != now[name]]
+    ways = {"changed": changed, "gone": was.keys() - now.keys(), "new": now.keys() - was.keys()}
+    return "; ".join(
+        ", ".join(sorted(names)[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "") + f" {way}"
+        for way, names in ways.items() if names
+    )
 
 
 def check_class_folder(options, config):
@@ -217,13 +246,17 @@ def restore_threads(out):
         torch.set_num_threads(threads)
 
 
-def start(options, pictures, folder=None):
-    """Write config.json into the run's folder. folder: where that is being made, if not in its place."""
+def start(options, pictures, model=None, folder=None):
+    """Write config.json into the run's folder.
+
+    model: `digests.of_model` of what is trained, by which --resume knows it again; None: the run is not to be resumed.
+    folder: where the run's folder is being made, if not in its place.
+    """
     write_json(Path(folder or options.out) / "config.json", {
         "format": FORMAT, "options": dataclasses.asdict(options), "base": full_name(options.model),
         "base_tokenizer": options.tokenizer and str(Path(options.tokenizer).resolve()), "folder": os.getcwd(),
         "processes": distributed.world(), "threads": torch.get_num_threads(),
-        "pictures": fingerprint(pictures, options.captions),
+        "pictures": fingerprint(pictures, options.captions), "model": model or {},
         "photographs": of_photographs(options, pictures),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "numpy", "safetensors", "pillow")},

@@ -60,6 +60,23 @@ def test_class_pictures_know_their_model_by_any_path(tmp_path, monkeypatch):
     assert record("./sd")["model"] == str(tmp_path / "sd")  # also from another folder
 
 
+def test_class_pictures_know_their_model_by_its_weights_where_those_were_noted(tmp_path):
+    def record(model, digests):
+        return class_pictures.record("a dog", model, 64, 7.5, digests)
+
+    was, other = {"unet": "0", "vae": "1"}, {"unet": "0", "vae": "2"}
+    write_json(tmp_path / class_pictures.RECORD, record("/old/sd", was))
+    class_pictures.check(tmp_path, record("/new/sd", was))  # it has moved
+    with pytest.raises(UserError, match="was drawn by other weights of the model, /old/sd; name another"):
+        class_pictures.check(tmp_path, record("/old/sd", other))
+    class_pictures.check(tmp_path, record("/old/sd", None))  # as by a command that does not look at the weights
+    with pytest.raises(UserError, match="was drawn for model '/old/sd', not '/new/sd'"):
+        class_pictures.check(tmp_path, record("/new/sd", None))
+    write_json(tmp_path / class_pictures.RECORD, record("/old/sd", None))
+    with pytest.raises(UserError, match="was drawn for model '/old/sd', not '/new/sd'"):
+        class_pictures.check(tmp_path, record("/new/sd", was))
+
+
 def test_a_class_folder_without_pictures_is_empty(tmp_path):
     (tmp_path / ".DS_Store").write_text("x")
     assert class_pictures.own(tmp_path) == class_pictures.own(tmp_path / "none") == []

@@ -1,6 +1,7 @@
 """The command `export`: what other programs open is what the run draws, and says what it is."""
 
 import json
+import shutil
 
 import pytest
 import small_sd
@@ -128,6 +129,28 @@ def test_a_whole_folder_for_diffusers(runs, run_export, tmp_path, method, words)
 
 
 @pytest.mark.parametrize("method", ["lora", "oft"])
+def test_a_run_whose_model_has_moved_is_exported_with_its_new_place(runs, small, run_export, tmp_path, method):
+    """Bug: the refusal named options that `export` lacks."""
+    expected, _ = run_export(runs[method], "--to", "single-file", "--out", str(tmp_path / "before.safetensors"))
+    moved = shutil.copytree(small, tmp_path / "moved")
+    run = shutil.copytree(runs[method], tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["base"] = config["options"]["model"] = str(tmp_path / "gone")
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="is not there: put it back, or .* with --base BASE"):
+        run_export(run, "--to", "single-file", "--out", str(tmp_path / "out.safetensors"))
+    out, _ = run_export(run, "--to", "single-file", "--base", str(moved), "--out", str(tmp_path / "out.safetensors"))
+    ours, theirs = load_file(out), load_file(expected)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert header_of(out)["modelspec.trigger_phrase"] == PROMPT
+    words = ["--merge"] if method == "lora" else []
+    run_export(run, "--to", "diffusers", "--base", str(moved), "--out", str(tmp_path / "whole"), *words)
+    whole = StableDiffusion.load(tmp_path / "whole")
+    assert_close(whole, StableDiffusion.load(runs[method]), 0)
+    assert whole.recipe["prompt"] == PROMPT
+
+
+@pytest.mark.parametrize("method", ["lora", "oft"])
 def test_an_adapter_for_peft(runs, small, run_export, tmp_path, method):
     diffusers, peft = pytest.importorskip("diffusers"), pytest.importorskip("peft")
     out, said = run_export(runs[method], "--to", "peft", "--out", str(tmp_path / "p"))
@@ -158,6 +181,9 @@ def test_a_model_that_is_no_run(small, run_export, tmp_path):
         ("lora", ["--to", "diffusers", "--merge"], "--out is required: name a folder for the whole model"),
         ("lora", ["--to", "diffusers"], "--out is required: .* is for diffusers already"),
         ("oft", ["--to", "peft"], "--out is required"),
+        ("oft", ["--to", "peft", "--base", "tiny"], "--base is for a run of LoRA or OFT that becomes a whole model"),
+        ("lora", ["--to", "diffusers", "--base", "tiny"], r"--base is for .* \(of LoRA with --merge\)"),
+        ("dreambooth", ["--to", "single-file", "--base", "tiny"], "--base is for a run of LoRA or OFT"),
         ("oft", ["--to", "peft", "--out", "RUN", "--overwrite"], "is what was trained, and stays as it is"),
         ("dreambooth", ["--to", "diffusers", "--out", "RUN", "--overwrite"], "is what was trained, and stays"),
         ("lora", ["--to", "diffusers", "--out", "RUN/pytorch_lora_weights.safetensors", "--overwrite"], "stays as it"),

@@ -1,13 +1,17 @@
 """A run names what it was trained from, and what opens it opens that: model, tokenizer and prediction type."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from minibnn import StableDiffusion, UserError, posterior, runs
+from minibnn.checkpoints import STATE
 from minibnn.cli.train import fine_tune
+from minibnn.files.digests import of_model
 from minibnn.lab.models import open_lab
 from minibnn.options.lab import ProbeOptions
 from minibnn.options.parsing import parse
@@ -122,3 +126,103 @@ def test_config_files_of_others_are_no_runs(tmp_path):
     assert runs.find_config(tmp_path) is None and not runs.is_adapter_run(tmp_path)
     with pytest.raises(UserError, match="is not a run of minibnn"):
         runs.base_of(tmp_path)
+
+
+def train(*words):
+    fine_tune(parse(TrainOptions, "train", [*words, "--out", "run"]))
+    return load_file(Path("run") / STATE)
+
+
+@pytest.fixture
+def project(dog, micro, tmp_path, monkeypatch):
+    """A project's folder, in which one works, with the model sd and the pictures in it, and what two steps lead to.
+
+    The run in it has one step.
+    """
+    folder = tmp_path / "project"
+    shutil.copytree(micro, folder / "sd")
+    shutil.copytree(dog, folder / "dog")
+    monkeypatch.chdir(folder)
+    words = ["--images", "dog", "--model", "sd", "--method", "lora", "--samples", "0", "--no-monitor"]
+    straight = train(*words, "--keep-optimiser", "--steps", "2", "--overwrite")
+    train(*words, "--keep-optimiser", "--steps", "1", "--overwrite")
+    return folder, straight
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_goes_on_where_its_model_has_moved_to(project, monkeypatch):
+    """Bug: it could not: another --model was refused, although it was the same."""
+    folder, straight = project
+    (folder / "sd").rename(folder.parent / "models")
+    with pytest.raises(UserError, match="trained from the model sd, which is not there: put it back, or .* as --model"):
+        train("--resume", "--steps", "2")
+    with pytest.raises(UserError, match="no model at nowhere"):
+        train("--resume", "--steps", "2", "--model", "nowhere")
+    assert_same(train("--resume", "--steps", "2", "--model", str(folder.parent / "models")), straight)
+    assert runs.base_of("run")[0] == str(folder.parent / "models")
+
+
+def test_a_run_goes_on_in_a_project_that_has_moved(project, monkeypatch):
+    """Bug: its model and its pictures were sought where the project had been."""
+    folder, straight = project
+    moved = folder.rename(folder.with_name("elsewhere"))
+    monkeypatch.chdir(moved)
+    assert_same(train("--resume", "--steps", "2"), straight)
+
+
+@pytest.mark.parametrize(("part", "file"), [
+    ("unet", "unet/diffusion_pytorch_model.safetensors"), ("vae", "vae/diffusion_pytorch_model.safetensors"),
+    ("text_encoder", "text_encoder/model.safetensors"), ("tokenizer", "tokenizer/vocab.json"),
+    ("schedule", "scheduler/scheduler_config.json"),
+])
+def test_a_run_does_not_go_on_with_another_model(project, part, file):
+    """Bug: another model in the place of the first was taken for it."""
+    path = project[0] / "sd" / file
+    if path.suffix == ".safetensors":
+        tensors = load_file(path)
+        name = sorted(tensors)[-1]
+        flat = tensors[name].view(-1)
+        flat[-1] = torch.nextafter(flat[-1], torch.tensor(9.0))
+        save_file(tensors, path)
+    elif part == "tokenizer":
+        words = json.loads(path.read_text())
+        first, second = sorted(words)[:2]
+        path.write_text(json.dumps(words | {first: words[second], second: words[first]}))
+    else:
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"beta_end": 0.0121}))
+    with pytest.raises(UserError, match=f"--model sd is not that which the run in run began with, .* another {part}$"):
+        train("--resume", "--steps", "2")
+
+
+def test_a_run_that_did_not_note_its_model_goes_on_with_the_same_path_alone(project):
+    """Runs of an earlier version."""
+    folder, straight = project
+    path = Path("run/config.json")
+    config = json.loads(path.read_text())
+    del config["model"]
+    path.write_text(json.dumps(config))
+    shutil.copytree("sd", "copy")
+    with pytest.raises(UserError, match="--model is 'copy' but the run in run has 'sd', which decides"):
+        train("--resume", "--steps", "2", "--model", "copy")
+    assert_same(train("--resume", "--steps", "2"), straight)
+
+
+def test_pictures_that_are_others_are_named(project):
+    pictures = sorted(Path("dog").glob("*.png"))
+    shutil.copy(pictures[0], pictures[1])
+    Path("dog/new.png").write_bytes(pictures[0].read_bytes())
+    pictures[2].unlink()
+    told = f"began with: {pictures[1].name} changed; {pictures[2].name}.* gone; new.png new"
+    with pytest.raises(UserError, match=told):
+        train("--resume", "--steps", "2")
+
+
+def test_digests_do_not_depend_on_the_kind_of_file(micro, tmp_path):
+    sd = StableDiffusion.load(micro)
+    sd.save_single_file(tmp_path / "model.safetensors")
+    sd.tokenizer.save(tmp_path / "tokens")
+    single = StableDiffusion.load(tmp_path / "model.safetensors", tokenizer=tmp_path / "tokens")
+    assert of_model(sd) == of_model(single)

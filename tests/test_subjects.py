@@ -15,6 +15,7 @@ from minibnn.cli.class_source import class_folders
 from minibnn.cli.run_samples import sample_prompts
 from minibnn.cli.settle import settle
 from minibnn.cli.train import fine_tune
+from minibnn.files.digests import of_model
 from minibnn.finetune.methods import make_trainable
 from minibnn.options.parsing import parse
 from minibnn.options.training import TrainOptions
@@ -241,6 +242,7 @@ def test_what_decides_the_training_may_not_change(options, folders, tmp_path, wo
 
 def test_the_two_kernels_that_draw_the_same_may_change(options, folders, tmp_path, monkeypatch):
     fine_tune(options("--prompt", "a sks dog", "--prior-weight", "0", "--kernel", "reference", images=folders[:1]))
-    settled = settle(parse(TrainOptions, "x", ["--resume", "--out", str(tmp_path / "run"), "--kernel", "triton"]),
-                     StableDiffusion.load("tiny"), 2)
-    runs.check_same_run(settled, data.list_pictures(folders[0]))
+    run = tmp_path / "run"
+    sd = StableDiffusion.load(runs.options_of(run).model)
+    settled = settle(parse(TrainOptions, "x", ["--resume", "--out", str(run), "--kernel", "triton"]), sd, 2)
+    runs.check_same_run(settled, data.list_pictures(folders[0]), of_model(sd))

@@ -99,33 +99,48 @@ def test_a_run_leaves_a_model_at_the_mean_and_its_records(options, tmp_path, mic
 
 
 def test_class_pictures_are_drawn_and_kept_when_overwriting(dog, tmp_path, micro):
-    words = [
-        "--images",
-        str(dog),
-        "--out",
-        str(tmp_path / "run"),
-        "--class-count",
-        "2",
-        "--steps",
-        "1",
-        "--samples",
-        "0",
-    ]
-    words += ["--model", str(micro)]
+    words = ["--images", str(dog), "--out", str(tmp_path / "run"), "--class-count", "2", "--steps", "1"]
+    words += ["--samples", "0", "--model", str(micro)]
     fine_tune(parse(TrainOptions, "minibnn.train", words))
     drawn = sorted((tmp_path / "run" / "class_images").glob("*.png"))
     times = [path.stat().st_mtime_ns for path in drawn]
     assert len(drawn) == 2
     fine_tune(parse(TrainOptions, "minibnn.train", [*words, "--overwrite", "--lr", "1e-5"]))
     assert [path.stat().st_mtime_ns for path in drawn] == times
-    with pytest.raises(UserError, match="was drawn for prompt 'a photo of a dog', not 'a cat'"):
-        fine_tune(
-            parse(
-                TrainOptions,
-                "minibnn.train",
-                [*words, "--overwrite", "--prompt", "a sks cat", "--class-prompt", "a cat"],
-            )
-        )
+
+
+def test_class_pictures_of_an_earlier_run_do_not_stand_in_the_way(dog, tmp_path, micro):
+    """Bug: --overwrite with another class was refused for a folder that nobody had named. One's own pictures stay."""
+    words = ["--images", str(dog), "--class-count", "3", "--steps", "1", "--samples", "0", "--model", str(micro)]
+    cat = ["--prompt", "a sks cat", "--class-prompt", "a cat"]
+    run, folder = ["--out", str(tmp_path / "run")], tmp_path / "run" / "class_images"
+
+    def train(*more):
+        fine_tune(parse(TrainOptions, "minibnn.train", [*words, *more]))
+
+    train(*run)
+    (folder / "own.png").write_bytes((dog / "00.png").read_bytes())
+    before = {path.name: path.read_bytes() for path in folder.glob("*.png")}
+    train(*run, *cat, "--overwrite")
+    after = {path.name: path.read_bytes() for path in folder.glob("*.png")}
+    assert sorted(after) == ["drawn-00000.png", "drawn-00001.png", "own.png"]  # three, one's own among them
+    assert {name for name in after if after[name] == before[name]} == {"own.png"}
+    assert read_json(folder / class_pictures.RECORD)["prompt"] == "a cat"
+    with pytest.raises(UserError, match="was drawn for guidance .* leave that out, as the run has begun"):
+        train(*run, *cat, "--resume", "--class-guidance", "2")
+    with pytest.raises(UserError, match="was drawn for prompt 'a cat', not 'a photo of a dog'; name another folder"):
+        train("--out", str(tmp_path / "other"), "--class-images", str(folder), "--overwrite")
+    assert (folder / "drawn-00000.png").read_bytes() == after["drawn-00000.png"]
+
+
+def test_a_run_stopped_while_it_drew_its_class_may_begin_with_another(options, tmp_path, monkeypatch, dog, micro):
+    words = ["--images", str(dog), "--out", str(tmp_path / "run"), "--class-count", "1", "--model", str(micro)]
+    words += ["--steps", "1", "--samples", "0"]
+    monkeypatch.setattr("minibnn.cli.train.train_watched", lambda *_: 1 / 0)
+    folder = tmp_path / "run" / "class_images"
+    write_json(folder / class_pictures.RECORD, class_pictures.record("a cat", str(micro), 64, 3.0))
+    with pytest.raises(UserError, match="was drawn for prompt 'a cat', not 'a photo of a dog'; --overwrite draws them"):
+        fine_tune(parse(TrainOptions, "minibnn.train", words))
 
 
 def test_diffusers_opens_a_run(options, tmp_path):

@@ -56,6 +56,9 @@ def adapter_of(source):
 
 def check(options, method, whole):
     """Refuse what no file of that program can hold. Raises UserError."""
+    if options.base and not (whole and method):
+        raise UserError("--base is for a run of LoRA or OFT that becomes a whole model: with --to single-file, or "
+                        "--to diffusers (of LoRA with --merge)")
     if options.merge and not (options.to == "diffusers" and method == "lora"):
         raise UserError("--merge is for --to diffusers and a run of LoRA; a single file always holds the whole model")
     if whole or method == "lora" or (method, options.to) == ("oft", "peft"):
@@ -99,8 +102,11 @@ def destination(options, source, method, whole):
 
 def write_whole_model(options, source, out, dtype):
     """Write a single file or a diffusers folder, with every adapter merged; returns its header."""
-    sd = StableDiffusion.load(options.run, options.tokenizer, prediction_type=options.prediction_type)
     run = runs.options_of(source) if source.is_dir() else None
+    sd = StableDiffusion.load(options.base or options.run, options.tokenizer, prediction_type=options.prediction_type)
+    if options.base:
+        sd.recipe |= runs.subject_of(run)
+        sd.merge_adapter(source)
     if run is None:
         family = headers.family_of(sd.unet.config)
         about = headers.About(source.stem, source.stem, family, sd.v_prediction, sd.recipe["resolution"], ())

@@ -15,7 +15,7 @@ from .. import data, distributed, ownership, runs
 from ..checkpoints import delete_checkpoint, is_kept, load_checkpoint
 from ..devices import choose_device, choose_threads, make_deterministic, threads_kept
 from ..errors import UserError
-from ..files import headers
+from ..files import digests, headers
 from ..files.weights import NotFinite
 from ..finetune import ema, methods
 from ..lab import monitor
@@ -26,7 +26,7 @@ from ..pipeline import StableDiffusion
 from ..progress import Course
 from ..train import Batches, Diverged, fine_tuning, train
 from . import announcements
-from .class_source import check_own, class_folders, class_source
+from .class_source import check_own, class_folders, class_source, forget_others
 from .run_samples import Samples
 from .settle import settle
 
@@ -52,7 +52,10 @@ def fine_tune_there(options, observers):
     """The same in a folder that belongs to this process and may be used."""
     folders = [data.list_pictures(folder) for folder in options.images]
     files = [path for folder in folders for path in folder]
+    if options.resume:
+        runs.check_base_is_there(options)
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
+    model = digests.of_model(sd)
     if options.deterministic:
         make_deterministic(choose_device(options.device))  # before `settle` rehearses kernels
     asked, options = options, settle(options, sd, len(files))
@@ -62,14 +65,14 @@ def fine_tune_there(options, observers):
     captions = [caption for folder, prompt in of_folders for caption in data.captions(folder, prompt, own)]
     images = data.load_pictures(files, options.resolution)
     samples = Samples(options, images, captions)
-    classes = class_folders(options, [len(folder) for folder in folders]) if options.prior_weight else []
-    check_own(classes, options.resolution)  # before the folder is made
+    classes = class_folders(options, [len(folder) for folder in folders], model) if options.prior_weight else []
     if options.resume:
-        runs.check_same_run(options, files)
+        runs.check_same_run(options, files, model)
+    check_own(classes, options)  # before the folder is made
     choose_threads(options.device, sd.unet)
     if options.resume:
         runs.restore_threads(options.out)
-    distributed.first_alone(begin, options, files)
+    distributed.first_alone(begin, options, files, model, classes)
     announcements.at_the_start(asked, options, files)
     sd.to(options.device)
     sources = [(images, captions), *class_source(options, sd, classes)]
@@ -151,7 +154,9 @@ def write_page(options, step, watching=None):
         return None
 
 
-def begin(options, files):
+def begin(options, files, model, classes):
     """Empty the run's folder where that is asked for, and write what it begins with."""
     ownership.clear(options)
-    runs.start(options, files)
+    if options.overwrite:
+        forget_others(classes, options)
+    runs.start(options, files, model)

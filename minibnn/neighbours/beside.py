@@ -1,9 +1,11 @@
 """The folder of a network trained beside a frozen model: its weights, and config.json, by which it is opened."""
 
-import hashlib
 from pathlib import Path
 
+import torch
+
 from ..errors import UserError
+from ..files.digests import of_networks
 from ..files.schema import fitting, record
 from ..files.store import read_json, write_json
 from ..files.weights import read_tensors, write_tensors
@@ -21,13 +23,8 @@ def check_free(out, kind):
 
 
 def fingerprint(*networks):
-    """First half of the SHA-256 of the networks' weights in float16: the same for a model in float32 and its halves."""
-    digest = hashlib.sha256()
-    for network in networks:
-        for name, tensor in network.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.half().cpu().contiguous().numpy())
-    return digest.hexdigest()[:32]
+    """The digest of the networks' weights in float16: the same for a model in float32 and its halves."""
+    return of_networks(*networks, dtype=torch.float16)
 
 
 def save(network, folder, kind, config):

@@ -193,7 +193,7 @@ def save(sd, options, folder):
     settled = training_options(options, sd.recipe)
     methods.save_result(sd, settled, folder)
     if options.method == "lora":
-        runs.start(settled, [], folder)
+        runs.start(settled, [], folder=folder)
 
 
 def evaluated(options, record, reward, folder):

@@ -11,7 +11,7 @@ from .typed import typed
 FORMAT = "minibnn run"
 SCHEMA = {  # besides the options
     "base": text, "base_tokenizer": optional(text), "pictures": mapping(text), "threads": integer(1, 4096),
-    "processes": integer(1), "folder": text, "photographs": truth,
+    "processes": integer(1), "folder": text, "photographs": truth, "model": mapping(text),
 }
 ONE_CALL = ("out", "resume", "overwrite")  # options that belong to one call, and not to the training
 PATHS = ("images", "model", "tokenizer", "class_images", "sample_prompts", "monitor_dino")  # options of `train`
@@ -53,7 +53,8 @@ def training_options(path, options_class):
 def resumed_options(out, options_class):
     """{name: value} of the options with which the run in the folder `out` goes on.
 
-    Relative paths are those of the folder in which the run was started. Raises UserError when there is no run.
+    Relative paths are those of the folder in which the run was started, where they are there. Raises UserError when
+    there is no run.
     """
     path = Path(out) / "config.json"
     if not path.exists():
@@ -64,14 +65,18 @@ def resumed_options(out, options_class):
                         f"--model {out}")
     if values.get("class_images") == str(Path(config["options"].get("out") or "") / "class_images"):
         del values["class_images"]  # they move with the run
-    home = Path(config.get("folder", "."))
-    if home.resolve() != Path.cwd():
-        values |= {name: moved(values[name], home) for name in PATHS if name in values}
-    return values
+    home = config.get("folder", ".")
+    return values | {name: moved(values[name], home) for name in PATHS if name in values}
 
 
 def moved(value, home):
-    """A relative path, or a list of them, from another working folder. A bundled model's name is not a path."""
-    if isinstance(value, list):
+    """Where a path is now that was given in the folder `home`, or a list of them, as seen from the working folder.
+
+    A relative path that is not there is taken as it stands, for a project that has moved with all that is in it. A
+    bundled model's name is not a path.
+    """
+    if isinstance(value, (list, tuple)):
         return [moved(each, home) for each in value]
-    return value if value in BUNDLED else str(home / value)
+    home = Path(home)
+    here = home.resolve() == Path.cwd() or (not (home / value).exists() and Path(value).exists())
+    return value if value in BUNDLED or here else str(home / value)

@@ -45,6 +45,7 @@ class ExportOptions:
 
     run: str = option(None, "a run's folder; for a whole model also a diffusers folder or an LDM file", "what", required=True, word=True, metavar="RUN")
     to: str = option(None, "single-file: a whole model for ComfyUI and AUTOMATIC1111; kohya: a LoRA for them; peft; diffusers", "what", required=True, choices=("single-file", "kohya", "peft", "diffusers"), metavar="PROGRAM")
+    base: str = option(None, "a whole model of a run of LoRA or OFT: the model to add it to [what the run was trained from]", "what", metavar="MODEL")
     merge: bool = option(False, "lora, with --to diffusers: a whole model with the LoRA in it", "what")
     dtype: str = option(None, "precision of the weights in the file [as they are in the run: float32]", "what", choices=DTYPES)
     tokenizer: str = tokenizer_option()
