@@ -20,6 +20,8 @@ from .errors import UserError
 log = logging.getLogger("minibnn")
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+OTHER_PICTURES = (".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".gif", ".svg")
+TEXTS = (".txt", ".caption")
 
 
 def list_pictures(folder, option="--images", notice=True):
@@ -31,15 +33,36 @@ def list_pictures(folder, option="--images", notice=True):
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     pictures = [p for p in files if p.suffix.lower() in SUFFIXES]
     captions = {caption_file(p) for p in pictures}
-    skipped = [p.name for p in files if p not in pictures and p not in captions]
-    if skipped and notice:
-        many = f"{len(skipped)} file{'s' if len(skipped) > 1 else ''}"
-        log.warning("%s: skipping %s that cannot be read as pictures: %s; %d left. Convert others (HEIC) to PNG",
-                    folder, many, ", ".join(skipped[:4]), len(pictures))
+    if notice:
+        for line in about_skipped([p for p in files if p not in pictures and p not in captions], pictures):
+            log.warning("%s: %s", folder, line)
     if not pictures:
         kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
         raise UserError(f"{option} {folder}: no pictures in it ({kinds}); convert others, such as HEIC, to PNG")
     return pictures
+
+
+def about_skipped(files, pictures):
+    """A line about the texts and one about the other files that are skipped beside these pictures; [] for none."""
+    texts = [path.name for path in files if path.suffix.lower() in TEXTS]
+    others = [path.name for path in files if path.suffix.lower() not in TEXTS]
+    unread = sorted({path.suffix for path in files if path.suffix.lower() in OTHER_PICTURES})
+    lines = []
+    if texts and pictures:
+        named = f"caption of {pictures[0].name} would be {caption_file(pictures[0]).name}"
+        lines.append(f"skipping {counted(texts)}, no picture's caption: {shown(texts)}. The {named}")
+    if others:
+        convert = f". Convert {', '.join(unread)} to PNG" if unread else ""
+        lines.append(f"skipping {counted(others)} that cannot be read: {shown(others)}; {len(pictures)} left{convert}")
+    return lines
+
+
+def counted(names):
+    return f"{len(names)} file{'s' if len(names) > 1 else ''}"
+
+
+def shown(names, most=4):
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def caption_file(picture):

@@ -237,7 +237,8 @@ class StableDiffusion:
         for prompt in dict.fromkeys(prompts):
             surplus = len(self.tokenizer.encode(prompt)) - (self.tokenizer.max_length - 2)
             if surplus > 0:
-                log.warning("prompt too long: the last %d tokens of %r are ignored", surplus, prompt)
+                begins = prompt if len(prompt) <= 80 else f"{prompt[:77]}..."
+                log.warning("prompt too long: the last %d tokens of %r are ignored", surplus, begins)
         return self.text_encoder(self.tokenizer(prompts).to(self.device))
 
     def predict_eps(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:

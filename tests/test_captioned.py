@@ -6,7 +6,7 @@ from PIL import Image, ImageFont
 
 from minibnn.errors import UserError
 from minibnn.lab import captioned
-from minibnn.lab.captioned import Group, drawable, laid_out, read_sheet, save_sheet, wrap
+from minibnn.lab.captioned import Group, drawable, laid_out, read_sheet, save_sheet, shortened, wrap
 from minibnn.pictures import save_png
 
 FONT = ImageFont.load_default(12)
@@ -47,6 +47,18 @@ def test_groups_stand_side_by_side_and_nothing_overlaps():
     below = pixels[boxes[0][0][3] : boxes[0][3][1], : boxes[0][0][2]]
     assert (below < 128).any()  # the caption
     assert (pixels[:, -1] == 255).all() and (pixels[-1] == 255).all()
+
+
+def test_a_long_caption_is_cut_on_the_sheet_and_kept_in_the_file(tmp_path):
+    """Bug: a caption of hundreds of words made samples.png a column of text."""
+    words = "a dog in the snow with a red ball " * 60
+    short, long = ([Group("a", [(noise(64, 64), caption)])] for caption in ("a dog", words))
+    lines = shortened(wrap(words, FONT, 192))
+    assert len(lines) == 6 and lines[-1].endswith("...") and lines[:5] == wrap(words, FONT, 192)[:5]
+    assert shortened(lines[:6]) == lines
+    assert laid_out(long)[0].height < laid_out(short)[0].height + 6 * 20
+    save_sheet(long, tmp_path / "a.png", {"step": 1})
+    assert read_sheet(tmp_path / "a.png")[0][0].pictures[0][1] == words
 
 
 @pytest.mark.parametrize("words", ["a photo of a dog", "Donaudampfschifffahrtsgesellschaft", "", "a  b", "WWWWWWWWW W"])

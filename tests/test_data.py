@@ -95,7 +95,28 @@ def test_folders(tmp_path, caplog):
     for name in ("b.PNG", "a.jpeg", ".hidden.png"):
         (tmp_path / name).write_bytes(b"")
     assert [p.name for p in data.list_pictures(tmp_path)] == ["a.jpeg", "b.PNG"]
-    assert "skipping 1 file that cannot be read as pictures: notes.txt; 2 left. Convert others" in caplog.text
+    told = caplog.messages[-1]
+    assert told == f"{tmp_path}: skipping 1 file, no picture's caption: notes.txt. The caption of a.jpeg would be a.txt"
+
+
+def test_files_that_are_skipped_are_told_by_what_they_are(tmp_path, caplog):
+    """Bug: captions of other names were called pictures that cannot be read and should be converted from HEIC."""
+    for name in ("a.png", "a.txt", "b.png", "A.TXT", "a.png.txt", "c.txt", "model.pdf"):
+        (tmp_path / name).touch()
+    data.list_pictures(tmp_path)
+    assert [line.removeprefix(f"{tmp_path}: ") for line in caplog.messages] == [
+        "skipping 3 files, no picture's caption: A.TXT, a.png.txt, c.txt. The caption of a.png would be a.txt",
+        "skipping 1 file that cannot be read: model.pdf; 2 left",
+    ]
+    caplog.clear()
+    for name in ("1.HEIC", "2.heic", "3.gif", "4.html", "5.md"):
+        (tmp_path / name).touch()
+    data.list_pictures(tmp_path)
+    told = "skipping 6 files that cannot be read: 1.HEIC, 2.heic, 3.gif, 4.html, …; 2 left. "
+    assert caplog.messages[1] == f"{tmp_path}: {told}Convert .HEIC, .gif, .heic to PNG"
+    caplog.clear()
+    data.list_pictures(tmp_path, notice=False)
+    assert not caplog.messages
 
 
 def test_every_epoch_is_a_permutation():

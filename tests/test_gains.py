@@ -218,6 +218,13 @@ def test_a_verdict_names_the_cause_and_only_remedies_that_work():
     assert gain_advice.remedies(case, 3.0, seen) == [] == gain_advice.remedies(case, 1.0, 0.0)
 
 
+def test_figures_that_are_compared_are_told_apart():
+    """Bug: "that of the unconditional prediction, 0.905, is above that with the prompt, 0.905"."""
+    said = gain_advice.verdict(reading(0.90491, 0.90503), 7.5, 0.0, [])
+    assert "unconditional prediction, 0.9050, is above that with the prompt, 0.9049;" in said
+    assert gain_advice.apart(0.1, 0.1, 2)[0].startswith("0.10") and gain_advice.apart(1.0, 2.0, 2) == ("1.00", "2.00")
+
+
 def test_where_ancestral_sampling_cannot_help_it_is_not_advised():
     """At guided gains below one half it does not forget, and a guidance of 1.5 still adds too much."""
     case = reading(1.0, 1.2)

@@ -80,17 +80,18 @@ def test_a_run_leaves_curves_and_says_what_it_saw(quick, options, tmp_path, caps
     run = tmp_path / "run"
     rows = read(run)
     assert [row["step"] for row in rows] == [0, 2, 3] and all(row.keys() == NAMES for row in rows)
+    sd, pictures = StableDiffusion.load(run), data.load_pictures(data.list_pictures(options().images[0]), 64)
+    watched = Monitor(options("--steps", "3", "--monitor-every", "2", "--resume"), sd, pictures)
     assert Image.open(run / "curves.png").size == (2 * 440, 900)
+    assert Image.open(run / "curves.png").tobytes() == watched.chart().tobytes()  # with the last step's loss
     assert set(kept(run)) <= {"000002", "000003"} and kept(run)
     last = capsys.readouterr().out.splitlines()[-3]  # then comes how to draw with the run
     assert last.startswith("noise ") and str(run / "curves.png") in last
 
     # the same pictures, drawn and measured by hand with the model that the run leaves
-    sd = StableDiffusion.load(run)
     places = ("on the beach", "in the snow", "on a wooden floor")
     prompts = ["a photo of a sks dog"] * 3 + [f"a photo of a sks dog {place}" for place in places]
     images = to_tensor(sd.generate(prompts, 3, seed=0, batch_size=6, progress=False))
-    pictures = data.load_pictures(data.list_pictures(options().images[0]), 64)
     seen = reconstruct(sd, pictures)
     assert rows[-1]["fidelity"] == pytest.approx(world_measures.fidelity(images, seen)[0].mean().item(), abs=1e-3)
     assert rows[-1]["noise"] == pytest.approx(world_measures.noise(images).mean().item(), abs=1e-2)
@@ -396,7 +397,7 @@ def test_photographs_without_dino(quick, options, tmp_path):
     fine_tune(options("--model", str(tmp_path / "model"), "--steps", "1", "--monitor", "--method", "lora"))
     rows = read(tmp_path / "run")
     assert [row["fidelity"] for row in rows] == [None] * 2 and all(0.2 < row["noise"] < 20 for row in rows)
-    assert Image.open(tmp_path / "run" / "curves.png").size == (2 * 440, 600)
+    assert Image.open(tmp_path / "run" / "curves.png").size == (2 * 440, 900)
     sd = StableDiffusion.load(tmp_path / "run")
     prompts = ["a photo of a sks dog"] * 3 + [f"a photo of a sks dog {place}" for place in PLACES]
     drawn = sd.generate(prompts, 3, seed=0, batch_size=6, progress=False)

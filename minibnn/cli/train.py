@@ -133,6 +133,7 @@ def finish(options, sd, samples, watching, keep):
         sd.save_single_file(out / "model.safetensors", header=headers.model_header(headers.about_run(sd, options)))
     samples.draw(sd, options.steps, out / "samples.png")
     for monitored in watching:
+        monitored.save_chart()
         print(monitored.advice())
     page = write_page(options, options.steps)
     if not keep:

@@ -17,6 +17,7 @@ from ..options.plain import plain
 from ..pictures import save_png
 
 INK, FAINT = "#1c1e21", "#5d646c"
+LINES = 6  # of a caption at most: the whole of it is kept in the file
 ENLARGED = 192  # pixels of a side up to which small pictures are enlarged by whole numbers
 BOX = items(integer(0), 4, 4)
 HELD = record({"groups": items(record({
@@ -37,7 +38,8 @@ class Group:
 def laid_out(groups):
     """One PIL picture of all groups, side by side, and where their pictures stand: (image, [[box, …], …]).
 
-    A box is (left, top, right, bottom). Captions are wrapped; letters that Pillow's own font lacks are spelled.
+    A box is (left, top, right, bottom). Captions are wrapped, and long ones cut; letters that Pillow's own font lacks
+    are spelled.
     """
     side = max(picture.width for group in groups for picture, _ in group.pictures)
     size = max(12, side * max(1, ENLARGED // side) // 18)
@@ -57,7 +59,7 @@ def laid_out(groups):
                 x, y = left + column * (width + gap), down + height + 2
                 boxes[-1].append((x, down, x + width, down + height))
                 images.append((picture.resize((width, height), Image.Resampling.NEAREST), (x, down)))
-                for line in wrap(drawable(caption, captions), captions, width):
+                for line in shortened(wrap(drawable(caption, captions), captions, width)):
                     texts.append((x, y, line, captions, FAINT))
                     y += size + 3
                 below = max(below, y)
@@ -93,6 +95,11 @@ def wrap(words, font, width):
             word = word[fits:]
         lines.append(word)
     return lines
+
+
+def shortened(lines):
+    """The first LINES, the last of which ends with "..." if there were more."""
+    return lines if len(lines) <= LINES else [*lines[: LINES - 1], lines[LINES - 1][:-3] + "..."]
 
 
 def save_sheet(groups, path, about):

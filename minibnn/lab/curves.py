@@ -78,10 +78,12 @@ def of_looks(rows, world, guidance):
     fidelity = [row["fidelity"] for row in rows]
     found = [Panel("fidelity to the training pictures", [Line("fidelity", steps, fidelity)])]
     found = [] if all(value is None for value in fidelity) else found
+    finite = any(row[f"sigma1 at {t}"] is not None for row in rows for t in TIMES)
+    sigma1 = "σ₁ of Eq. 2" if finite else "σ₁ of Eq. 2: infinite, as no noise is removed"
     return [
         *found, Panel(noise, [Line("noise (risen above the dotted line)", steps, [row["noise"] for row in rows])],
               level=rows[0]["noise"] + RISEN["world" if world else "photo"]),
-        Panel("σ₁ of Eq. 2", [Line(f"at t = {t}", steps, [row[f"sigma1 at {t}"] for row in rows]) for t in TIMES]),
+        Panel(sigma1, [Line(f"at t = {t}", steps, [row[f"sigma1 at {t}"] for row in rows]) for t in TIMES]),
         Panel("gains, mean over t (below 1 noise stays)", [Line(name, steps, values) for name, values in named],
               level=1.0),
     ]

@@ -56,10 +56,18 @@ def reason(reading, guidance):
     t, gain, c, u = lowest(reading, guidance)
     if u <= c:
         return f"its gains, up to {max(reading.guided(guidance)):.2f}, overshoot in {reading.steps} steps"
+    without, prompted = apart(u, c, 3)
     return (
-        f"its gain is {gain:.2f} at t = {t}, because that of the unconditional prediction, {u:.3f}, "
-        f"is above that with the prompt, {c:.3f}"
+        f"its gain is {gain:.2f} at t = {t}, because that of the unconditional prediction, {without}, "
+        f"is above that with the prompt, {prompted}"
     )
+
+
+def apart(a, b, digits):
+    """Two different numbers in words, with this many digits or as many as tell them apart."""
+    while f"{a:.{digits}f}" == f"{b:.{digits}f}" and digits < 12:
+        digits += 1
+    return f"{a:.{digits}f}", f"{b:.{digits}f}"
 
 
 def remedies(reading, guidance, visible):
@@ -93,7 +101,8 @@ def verdict(reading, guidance, visible, training):
     _, _, c, u = lowest(reading, guidance)
     remedy = {"draw": remedies(reading, guidance, visible), "train": training if u > c else []}
     ways = [f"{verb} with {' or '.join(named)}" for verb, named in remedy.items() if named]
-    added_and_seen = f"it adds {added:.2f}, where {visible:.2f} is seen"
+    adds, seen = apart(added, visible, 2)
+    added_and_seen = f"it adds {adds}, where {seen} is seen"
     why = f"guidance {guidance:g} leaves noise: {reason(reading, guidance)}"
     return "; ".join(filter(None, [why, added_and_seen, ", or ".join(ways)]))
 

@@ -114,7 +114,7 @@ class Monitor:
         self.rows = [row for row in self.rows if row["step"] < step]  # a resumed run looks again at its checkpoint
         self.rows.append({"step": step} | self.look(training.sd, step))
         write_rows(self.path, self.rows)
-        save_png(self.chart(), self.out / "curves.png")
+        self.save_chart()
         self.keep(training.sd)
         self.write_advice()
 
@@ -159,6 +159,10 @@ class Monitor:
         c, u = ([row[f"gain {name} at {t}"] for t in gains.TIMES] for name in "cu")
         abar, steps, _ = self.drawing
         return gain_advice.Reading(gains.TIMES, c, u, abar, steps)
+
+    def save_chart(self):
+        """Draw curves.png. To be called again after the last step, whose line in log.jsonl comes after the look."""
+        save_png(self.chart(), self.out / "curves.png")
 
     def chart(self):
         """The curves as a PIL picture."""
