@@ -129,6 +129,7 @@ def reader(tmp_path_factory):
     small_paper.make(home, subjects=("dog6",))
     for name in ("sd", "stable-diffusion-v1-5", "SD_FOLDER"):
         (home / name).symlink_to(home / "sd-v1")
+    shutil.copytree(home / "sd-v1", home / "models" / "sd")  # whereto the reader has moved it
     for name in ("00.png", "00.txt", "01.png", "01.txt"):
         shutil.copy(home / "tutorials" / "dog" / name, home / "photos")
     (home / "prompts.txt").write_text("a sks dog\na dog\n")

@@ -217,10 +217,16 @@ def of_pretrained(name):
     return float(re.search(rf"- \*\*{name}\*\*: .* (\d\.\d+)\n", (RESULTS / "recipe.md").read_text())[1])
 
 
-def twin(part):
-    """Lines of the committed twin of Table 1: "rows" or "with − without"."""
-    path = RESULTS / "table1" / "tables" / "table1.json"
+def twin(part, table="table1"):
+    """Lines of the committed twin of a table of the paper: "rows" or "with − without"."""
+    path = RESULTS / table / "tables" / f"{table}.json"
     return json.loads(path.read_text(encoding="utf-8"))[part]
+
+
+def twin_fidelity(part, row, table="table1"):
+    """The line of a row of such a table for its fidelity."""
+    (line,) = [line for line in twin(part, table) if (line["row"], line["measure"]) == (row, "fidelity")]
+    return line
 
 
 def by_weight_noise(measure):
@@ -233,6 +239,26 @@ def test_no_difference_of_the_twin_of_table_1_is_shown():
     """As RESULTS.md and docs/paper.md say."""
     lines = twin("with − without")
     assert len(lines) == 12 and all(line["low"] < 0 < line["high"] and line["over"] == "5 seeds" for line in lines)
+
+
+def test_one_of_20_differences_of_the_twin_of_table_3_is_shown():
+    """As RESULTS.md and docs/paper.md say."""
+    lines = twin("with − without", "table3")
+    shown = [(line["row"], line["measure"]) for line in lines if not line["low"] < 0 < line["high"]]
+    assert len(lines) == 20 and shown == [("default", "fidelity")]
+
+
+def by_default_layers():
+    """By how much the fidelity is lower with them in the twin of Table 3, and Table 1's difference."""
+    here, there = (twin_fidelity("with − without", row, table)
+                   for row, table in (("default", "table3"), ("DreamBooth + BNN", "table1")))
+    return [-here["difference"], -here["high"], -here["low"]], [there[end] for end in ("difference", "low", "high")]
+
+
+def on_two_processors():
+    """Fidelity without weight noise on one and the other, then with it."""
+    rows = (("none", "table3"), ("DreamBooth", "table1"), ("default", "table3"), ("DreamBooth + BNN", "table1"))
+    return [twin_fidelity("rows", row, table)["mean"] for row, table in rows]
 
 
 def taught(setting):
@@ -303,10 +329,6 @@ def below_ceiling(switch):
     """By how much the reward of P-GRAFT is below what the base makes of the accepted states."""
     seeds = json.loads((RESULTS / "graft.json").read_text())["seeds"].values()
     return interval([seed[f"P-GRAFT {switch}"]["ceiling"] - seed[f"P-GRAFT {switch}"]["reward"] for seed in seeds])
-
-
-def seconds(place):
-    return json.loads((RESULTS / "where.json").read_text())["rows"][place]["seconds"]
 
 
 def minutes(method="dreambooth", class_count=None, photos=6):
@@ -509,8 +531,13 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
               "{} % (σ₀ = 0.1 apart: {} and {} %)", lambda: [
         *(explained(t, before, False) for t in (100, 20) for before in (True, False)),
         *(explained(t, False, True) for t in (100, 20))], 0),
-    "price": ("RESULTS", "time {} s (none), {} (up), {} (norm, cross-attention), {} (paper), {} (conv), {} (all)",
-              lambda: [seconds(place) for place in ("none", "up", "norm", "paper", "conv", "all")], 0),
+    "Table 3": ("RESULTS", "a fidelity lower by {} [{}, {}] with the default layers; the same runs on another "
+                "processor, in Table 1's twin, do not show it ({} [{}, {}])", lambda: sum(by_default_layers(), []), 3),
+    "Table 3, shown": ("docs/paper", "lower by {} [{}, {}] with the default layers; of 20", lambda: [
+        *by_default_layers()[0]], 3),
+    "Table 3 and Table 1": (
+        "docs/paper", "is {} here and {} there, with it {} and {}, and the difference there is {} [{}, {}]",
+        lambda: on_two_processors() + by_default_layers()[1], 3),
     "BPS": ("RESULTS", "from 12 pairs on (IoU {} [{}, {}], five seeds)", lambda: [*sketches(12)], 3),
     "BPS, longer": ("tutorials/results/bps", "after 180 steps by {} [{}, {}] with 40.", lambda: [
         *sketches(40, 180)], 3),

@@ -383,8 +383,7 @@ PROBES = "sigma1 probe-zero probe-local probe-scaled probe-blank"
 STAGE = "experiment:stage experiment:stage-views experiment:stage-starts"
 TAKEN = {  # names of other programs: {option: the commands that take them as that}
     "instance-data-dir train-data-dir": {"--images": f"train pretrain-textured eq2 {PROBES} gains rectified {STAGE} "
-                                                     "experiment:corruption experiment:methods experiment:where "
-                                                     "experiment:sd-gains"},
+                                                     "experiment:corruption experiment:sd-gains"},
     "instance-prompt": {"--prompt": f"train {PROBES} gains rectified experiment:stage-views experiment:stage-starts "
                                     "experiment:sd-gains"},
     "class-data-dir reg-data-dir": {"--class-images": "train"},
@@ -396,7 +395,7 @@ TAKEN = {  # names of other programs: {option: the commands that take them as th
                             + " ".join(name.replace(" ", ":") for name in COMMANDS if name.startswith("experiment "))},
     "learning-rate": {"--lr": "train graft flow rectified bps experiment:sd-gains experiment:graft"},
     "max-train-steps": {"--steps": "train pretrain-textured world-eye graft flow rectified bps experiment:corruption "
-                                   "experiment:methods experiment:where experiment:guidance experiment:sd-gains "
+                                   "experiment:guidance experiment:sd-gains "
                                    "experiment:graft experiment:bps"},
     "num-inference-steps": {"--steps": "sample eq2 gains", "--euler-steps": "rectified",
                             "--sample-steps": "graft bps paper experiment:sd-gains experiment:graft"},

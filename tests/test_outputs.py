@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from minibnn import UserError
-from minibnn.options.experiments import MethodsOptions
+from minibnn.options.experiments import RecipeOptions
 from minibnn.options.lab import ProbeOptions
 from minibnn.options.outputs import check_outputs
 from minibnn.options.running import run
@@ -48,9 +48,9 @@ def test_folders_that_are_not_there_and_files_that_may_be_replaced_pass(folder):
 def test_commands_begin_with_it_but_a_plan_writes_nothing(folder, capsys):
     done, before = [], {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     with pytest.raises(SystemExit):
-        run(done.append, MethodsOptions(out=str(folder / "file")))
+        run(done.append, RecipeOptions(out=str(folder / "file")))
     assert not done and capsys.readouterr().err.count("\n") == 1
-    run(done.append, MethodsOptions(out=str(folder / "file"), plan=True))
+    run(done.append, RecipeOptions(out=str(folder / "file"), plan=True))
     assert len(done) == 1
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -73,7 +73,6 @@ OTHERS = {  # commands that write into a folder for long: (module, function, wha
              lambda out, dog: neighbours.FlowOptions(train=True, out=out, overwrite=True)),
     "bps": ("neighbours.bps_run", "train_or_draw", (),
             lambda out, dog: neighbours.BpsOptions(hints=dog, out=out, overwrite=True)),
-    "methods": ("experiments.methods", "table", ("methods",), lambda out, dog: experiments.MethodsOptions(out=out)),
     "sd-gains": ("experiments.sd_gains.trainings", "experiment", (),
                  lambda out, dog: experiments.SdGainsOptions(model="tiny", images=dog, out=out, arms=["plain"])),
 }

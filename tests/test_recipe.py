@@ -10,6 +10,7 @@ from PIL import Image
 from scipy import stats
 
 from minibnn.errors import UserError
+from minibnn.experiments import children
 from minibnn.experiments.recipe import trainings
 from minibnn.files.rows import read_rows
 from minibnn.lab.energy_distance import energy_distance, of_groups, permutation_test
@@ -157,3 +158,34 @@ def test_plan_counts_what_is_missing_and_refuses_other_settings(tmp_path, capsys
         trainings.experiment(RecipeOptions(settings=("plain",), plan=True, out=str(tmp_path)))
     with pytest.raises(UserError, match="--settings nonsense: there are four-captions, plain"):
         trainings.experiment(RecipeOptions(settings=("nonsense",), plan=True))
+
+
+# --- a training as a process of its own -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("kill -9 $$", "^LoRA: the training was ended by SIGKILL$"),
+        ("echo 10% done >&2; kill -TERM $$", "^LoRA: the training was ended by SIGTERM$"),
+        ("exit 3", "^LoRA: the training ended with exit status 3, and said nothing$"),
+        ("echo a >&2; echo b >&2; echo >&2; exit 2", "^LoRA: b$"),
+    ],
+)
+def test_a_child_that_fails_says_why(script, message, tmp_path, monkeypatch):
+    """Bug of an earlier version: `splitlines()[-1]` of nothing, an IndexError without the name of the run."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(children.sys, "executable", str(python))
+    with pytest.raises(UserError, match=message):
+        children.train_apart("LoRA", [])
+
+
+def test_a_child_is_a_training_command(tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho \"$@\" > {tmp_path}/words\nsleep 0.2\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(children.sys, "executable", str(python))
+    assert 0.2 <= children.train_apart("LoRA", ["--seed", "3"]) < 60
+    assert (tmp_path / "words").read_text() == "-m minibnn train --seed 3\n"

@@ -355,8 +355,8 @@ for dtype in (torch.float32, torch.bfloat16):
 #   the wider the block, the more. LoRA's depends on the size of $A$ (exercise 5). Compare methods by how far a draw
 #   moves $\hat\epsilon$, not by $\sigma$.
 # - **COFT** (`--coft`) keeps the *mean* of $Q$ in a ball; a draw may leave it.
-# - **Is random better?** `python -m minibnn experiment methods` measures six rows (DreamBooth, LoRA, OFT, each with and
-#   without) and says what it finds.
+# - **Is random better?** `python -m minibnn paper --only table1` measures six rows (DreamBooth, LoRA, OFT, each with
+#   and without BNN) on the bundled model; [what it found](results/table1/report.md).
 #
 # ## Questions
 #

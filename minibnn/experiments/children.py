@@ -1,6 +1,5 @@
-"""A training as a process of its own, so that its processor time and its memory are its own."""
+"""A training as a process of its own, as a user starts it."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -9,29 +8,17 @@ import time
 from ..errors import UserError
 
 
-def train_apart(what, words, variables=None):
-    """Run `python -m minibnn train WORDS`: (seconds, what `os.wait4` says of its use of the machine, None on Windows).
+def train_apart(what, words):
+    """Run `python -m minibnn train WORDS`; returns the seconds that it took.
 
-    what: the run, for the message. variables: {name: value} of its environment, beside ours. Raises UserError, with the
-    last line of the process or how it ended. The process does not outlive this call.
+    what: the run, for the message. Raises UserError, with the last line of the process or how it ended. The process
+    does not outlive this call.
     """
-    start = time.perf_counter()
-    with subprocess.Popen([sys.executable, "-m", "minibnn", "train", *words], env=os.environ | (variables or {}),
-                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        try:
-            said = process.stderr.read().decode(errors="replace")
-            used = None
-            if hasattr(os, "wait4"):
-                _, status, used = os.wait4(process.pid, 0)
-                process.returncode = os.waitstatus_to_exitcode(status)
-            else:
-                process.wait()
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode:
-        raise UserError(f"{what}: {last_words(process.returncode, said)}")
-    return time.perf_counter() - start, used
+    start, command = time.perf_counter(), [sys.executable, "-m", "minibnn", "train", *words]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    if done.returncode:
+        raise UserError(f"{what}: {last_words(done.returncode, done.stderr.decode(errors='replace'))}")
+    return time.perf_counter() - start
 
 
 def last_words(code, said):

@@ -127,17 +127,9 @@ EXAMPLES = {
         "python -m minibnn experiment stage-starts --out runs/stage-starts",
         "python -m minibnn experiment stage-starts --weights runs/stage/offset-cat-textured-0.safetensors --count 64",
     ),
-    "experiment methods": (
-        "python -m minibnn experiment methods --plan",
-        "python -m minibnn experiment methods --seeds 0 --steps 300 --out runs/methods",
-    ),
     "experiment recipe": (
         "python -m minibnn experiment recipe --plan",
         "python -m minibnn experiment recipe --settings four-captions no-bayes --seeds 0 --out runs/recipe",
-    ),
-    "experiment where": (
-        "python -m minibnn experiment where --plan",
-        "python -m minibnn experiment where --seeds 0 --steps 300 --out runs/where",
     ),
     "experiment guidance": (
         "python -m minibnn experiment guidance",

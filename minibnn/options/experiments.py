@@ -151,20 +151,6 @@ class StageStartsOptions:
 
 
 @dataclass(frozen=True)
-class MethodsOptions:
-    """Fine-tune with every method and seed, draw, measure, and write one table."""
-
-    images: str = option("tutorials/dog", "folder of the training pictures", "what", metavar="DIR")
-    seeds: list = seeds_option("what")
-    steps: int = option(None, "optimiser steps of each run [the recipe's]", "what", type=whole)
-    each: int = option(2, "pictures for each of the other prompts", "what", type=whole)
-    plan: bool = option(False, "say what would be done, and stop", "how")
-    out: str = option("runs/methods", "folder of what is measured", "how", metavar="DIR")
-
-    __post_init__ = each_once
-
-
-@dataclass(frozen=True)
 class RecipeOptions:
     """Train few-shot subjects with every setting and seed, and let a judge say whether the pictures are right."""
 

@@ -156,7 +156,7 @@ def perform(name, kind, seed, options, judge):
         "--class-prompt", f"a photo of a {kind}", "--seed", str(seed), "--class-images",
         str(class_folder(out, kind, setting)), "--samples", "0", "--no-monitor", "--overwrite", *setting.options,
     ]
-    seconds, _ = train_apart(f"{name}, {kind}, seed {seed}", words)
+    seconds = train_apart(f"{name}, {kind}, seed {seed}", words)
     values, pictures = measure(StableDiffusion.load(folder), options.model, judge, kind)
     shutil.rmtree(folder)
     return {"setting": name, "subject": kind, "seed": seed, "options": described(name, options.model),

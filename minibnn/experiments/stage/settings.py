@@ -53,6 +53,12 @@ that of perfect gains and in units of a pixel, of -.01, .04, .06, .09 and .05 at
     with DDIM?
 15. With prior preservation, drawn with PNDM: is there a corruption stage by the criterion, and a recovery, as the law
     predicts?
+
+And of "long", seeds 0 to 4 of one subject (the cat), before any of its runs; all runs until then had ended at step 800,
+where a recovery was not shown:
+
+16. Five times as long, does fidelity rise and the noise fall from step 800 to 4000, at guidance 7.5 and the training
+    prompt, as in the paper's third phase?
 """
 
 import dataclasses
