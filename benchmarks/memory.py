@@ -40,6 +40,9 @@ VARIANTS = {  # options of the training
     "full, BNN, checkpointing, adamw-bf16": {"gradient_checkpointing": True, "optimiser": "adamw-bf16"},
     "full, plain, checkpointing, adamw-bf16": {
         "gradient_checkpointing": True, "optimiser": "adamw-bf16", "bayes": False},
+    "full, plain, teacher": {"bayes": False, "prior_target": "pretrained"},
+    "full, plain, teacher, checkpointing, adamw-bf16": {
+        "gradient_checkpointing": True, "optimiser": "adamw-bf16", "bayes": False, "prior_target": "pretrained"},
     "LoRA, BNN": LORA,
     "LoRA, BNN, class pictures and their teacher": LORA | {"prior_weight": 1.0, "prior_target": "pretrained"},
     "LoRA, BNN, checkpointing": LORA | {"gradient_checkpointing": True},
