@@ -15,7 +15,7 @@ from scipy import stats
 
 from minibnn import StableDiffusion
 from minibnn.errors import UserError
-from minibnn.experiments.stage import every_look, law, report, settings, starts, tables, trainings
+from minibnn.experiments.stage import every_look, law, long_runs, report, settings, starts, tables, trainings
 from minibnn.experiments.stage import views as stage_views
 from minibnn.experiments.stage.settings import EARLY, LATE, MAIN, OTHER_PROMPTS, PNDM, SETTINGS, Setting
 from minibnn.files.store import ASSETS
@@ -141,9 +141,9 @@ def test_what_cannot_be_is_refused(tmp_path):
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def made_up(fidelity, noise, c=1.0, u=1.0):
+def made_up(fidelity, noise, c=1.0, u=1.0, looks=SETTINGS["plain"].looks):
     """A run with these values at every look (functions of the step), the same for all views and prompts."""
-    rows, looks = [], SETTINGS["plain"].looks
+    rows = []
     for step in looks:
         for view in settings.views_at(step, looks[-1]):
             for group in ("training", "other"):
@@ -228,6 +228,36 @@ def test_what_is_drawn_otherwise_at_every_look_stands_beside_the_law():
     del runs["prior", "textured", "cat", 0], runs["prior", "textured", "cat", 1]
     (alone,) = every_look.every_look(runs).splitlines()[2:]
     assert alone.endswith("|  |  |")
+
+
+def test_longer_runs_are_told_to_their_end():
+    def run(seed):
+        rows = made_up(lambda step: step / 10_000 + seed * (step > 800), lambda step: 9 - step / 1000, 0.9, 1.0,
+                       settings.LONG_LOOKS)
+        return [dict(row, fidelity=0.5) if row["group"] == "other" else row for row in rows]
+
+    runs = {("long", "textured", "cat", seed): run(seed / 10) for seed in (0, 1, 2)}
+    first, second = long_runs.long_runs(runs).splitlines()[2:]
+    cells = [cell.strip() for cell in first.split("|")[1:-1]]
+    assert cells[:4] == ["long", "textured", "3", "training"]
+    assert cells[4] == "0.025, 0.040, 0.060, 0.080, 0.220, 0.280, 0.340, 0.420, 0.500"
+    assert cells[5].endswith(", 5.0") and cells[7] == ", ".join(["0.100"] * 9)
+    mean, half = 0.42, stats.t.ppf(0.975, 2) * 0.1 / 3**0.5
+    assert cells[8] == f"**{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]**"
+    assert cells[9] == "**-3.2 [-3.2, -3.2]**" and "| other |" in second and "| +0.000 [+0.000, +0.000] |" in second
+    assert "## Five times as long" in report.page(runs)
+    plain = {("plain", "textured", "cat", 0): made_up(lambda step: step, lambda step: 1.0)}
+    assert long_runs.long_runs(plain) == ""
+
+
+def test_the_flat_drawing_is_one_subject_and_is_not_compared_with_photographs(tmp_path):
+    options = StageOptions(settings=["plain", "flat"], images=["cat", "rocket"], seeds=[0, 1], out=str(tmp_path))
+    planned = [(run.setting, run.subject, run.seed) for run in trainings.planned(options)]
+    assert planned == [row for seed in (0, 1) for row in (
+        ("plain", "cat", seed), ("flat", "cat", seed), ("plain", "rocket", seed))]
+    runs = {(name, "textured", "cat", 0): made_up(lambda step: 0.5, lambda step: 1.0) for name in ("plain", "flat")}
+    assert tables.cure(runs, "flat", "textured", MAIN, "noise") is None
+    assert all(line.endswith("|  |  |") for line in tables.drawings(runs).splitlines() if line.startswith("| flat"))
 
 
 def test_the_tint_is_the_distance_of_mean_colours():

@@ -44,6 +44,12 @@ PHASES = [
     *SHARED, "*training* for the training prompt, *other* for four prompts with another light or distance",
     "change between two steps", *[LIKE_THE_LAST] * 5,
 ]
+LONG_RUNS = [
+    *SHARED, "*training* for the training prompt, *other* for four prompts with another light or distance",
+    "mean at each of these steps", LIKE_THE_LAST, LIKE_THE_LAST,
+    "the gain without the prompt minus that with it; above 0 guidance leaves noise", "change between two steps",
+    LIKE_THE_LAST, LIKE_THE_LAST,
+]
 EVERY_LOOK = [
     *SHARED, "as in the table of the same weights, drawn otherwise", "mean at each of these steps", LIKE_THE_LAST,
     "the same as the gain law predicts it from the mean gains, beyond what perfect gains leave",

@@ -38,6 +38,7 @@ from ..legends import explained
 from . import legends
 from .every_look import drawn_otherwise, every_look
 from .law import law, law_plot
+from .long_runs import long_runs
 from .settings import MAIN, SETTINGS
 from .tables import at, colour_gain, companions, cures, drawings, gain_at, levels, of, over_seeds, phases, stages
 from .trainings import ZOOM
@@ -129,6 +130,8 @@ def page(runs):
         "What goes with fidelity?": (companions, legends.COMPANIONS),
         "The same weights, drawn otherwise": (drawings, legends.DRAWINGS), "The gain law": (law, legends.LAW),
     }
+    if long_runs(runs):
+        parts["Five times as long"] = long_runs, legends.LONG_RUNS
     if drawn_otherwise(runs):
         parts["Drawn otherwise at every look"] = every_look, legends.EVERY_LOOK
     tables = [f"## {title}\n\n{explained(table(runs), own)}" for title, (table, own) in parts.items()]

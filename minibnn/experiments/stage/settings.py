@@ -97,7 +97,7 @@ class Setting:
 
     beside: the setting from which it differs in one thing, with which it is compared, if there is one. pictures: how
     many of the subject. fixed_sigma: σ stays at σ₀, instead of being trained at a rate that is 100 times the paper's.
-    flat: the subject is a flat drawing instead of a photograph. everywhere: ways of drawing besides, at every look.
+    flat: the subject is a flat drawing, and none of --images. everywhere: ways of drawing besides, at every look.
     """
 
     what: str
@@ -142,6 +142,6 @@ SETTINGS = {
     "four": Setting("four pictures", pictures=4, beside=None),
     "bnn-four": Setting("four pictures, BNN on the paper's linear layers", BNN, pictures=4, beside="four"),
     "flat": Setting("a flat drawing instead of a photograph", flat=True, beside=None),
-    "long": Setting("plain, five times as long", looks=LONG_LOOKS),
+    "long": Setting("plain, five times as long", looks=LONG_LOOKS, beside=None),  # until step 800 it is plain
     "long-null": Setting("the empty prompt in 3 % of the steps, long", {"null_dropout": 0.03}, looks=LONG_LOOKS),
 }

@@ -242,11 +242,12 @@ def drawings(runs):
 def cure(runs, setting, model, view, name):
     """How far a measure of the last weights, drawn as `view` does, lies above that of plain runs in the main view.
 
-    (mean, low, high), paired by subject and seed; None for plain runs in that view, or without a plain run beside them.
+    (mean, low, high), paired by subject and seed; None for plain runs in that view, without a plain run beside them, or
+    where the picture that was learned is another.
     """
     own, plain, last = of(runs, setting, model), of(runs, "plain", model), SETTINGS[setting].looks[-1]
     both = sorted(own.keys() & plain.keys())
-    if not both or (setting == "plain" and view == MAIN):
+    if not both or (setting == "plain" and view == MAIN) or SETTINGS[setting].flat:
         return None
     return over_seeds({run: at(own[run], last, view, "training", name)
                        - at(plain[run], SETTINGS["plain"].looks[-1], MAIN, "training", name) for run in both})

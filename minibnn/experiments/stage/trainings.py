@@ -198,9 +198,10 @@ def planned(options):
     check_names([Path(subject).name for subject in options.images], "--images: two folders")
     runs = []
     for seed in options.seeds:
-        for subject in options.images:
+        for number, subject in enumerate(options.images):
             for setting in options.settings:
-                runs.append(Run(setting, subject, seed, options.model))
+                if not (SETTINGS[setting].flat and number):  # the same drawing whatever the subject is
+                    runs.append(Run(setting, subject, seed, options.model))
     return runs
 
 

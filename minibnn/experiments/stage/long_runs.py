@@ -1,0 +1,38 @@
+"""The table of runs that are longer than the others: do their pictures recover?
+
+Follows: the tables of `report.py`.
+"""
+
+import numpy as np
+
+from .settings import LONG_LOOKS, LOOKS, MAIN, SETTINGS
+from .tables import at, gain_at, of, over_seeds, settings_of, words
+
+STEPS = LONG_LOOKS[1:]  # those at which something has been learned
+
+
+def long_runs(runs):
+    """A row for each setting of LONG_LOOKS and each group of prompts, at guidance 7.5; "" where there is none."""
+    begin, end = LOOKS[-1], LONG_LOOKS[-1]
+    text = [
+        f"| setting | pretrained | runs | prompts | fidelity at steps {', '.join(map(str, STEPS))} | noise | tint "
+        f"| u − c at t = 100 | fidelity, {begin} → {end} | noise, {begin} → {end} | tint, {begin} → {end} |",
+        "|" + "---|" * 11,
+    ]
+    for setting, model in settings_of(runs):
+        if SETTINGS[setting].looks != LONG_LOOKS:
+            continue
+        own = of(runs, setting, model)
+        for group in ("training", "other"):
+            levels, changes = [], []
+            for name, digits in (("fidelity", 3), ("noise", 1), ("tint", 3)):
+                means = [np.mean([at(rows, step, MAIN, group, name) for rows in own.values()]) for step in STEPS]
+                levels.append(", ".join(f"{mean:.{digits}f}" for mean in means))
+                moved = {run: at(rows, end, MAIN, group, name) - at(rows, begin, MAIN, group, name)
+                         for run, rows in own.items()}
+                changes.append(words(over_seeds(moved), digits))
+            apart = [np.mean([gain_at(rows, step, 100, 0) - gain_at(rows, step, 100, 1) for rows in own.values()])
+                     for step in STEPS]
+            levels.append(", ".join(f"{gain:.3f}" for gain in apart))
+            text.append(f"| {setting} | {model} | {len(own)} | {group} | {' | '.join(levels + changes)} |")
+    return "\n".join(text) if len(text) > 2 else ""
