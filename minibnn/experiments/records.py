@@ -51,8 +51,11 @@ def kept(path, settings, of_runs):
 
 
 def note_shared(folder, settings):
-    """Keep in experiment.json what all runs in a folder share, {name: value}. Raises UserError as `check_alike`."""
+    """Keep in experiment.json what all runs in a folder share, {name: value}, beside what is there already.
+
+    Raises UserError as `check_alike`, for a name that is there.
+    """
     path = Path(folder) / "experiment.json"
-    if path.exists():
-        check_alike(read_json(path), settings, path)
-    write_json(path, settings)
+    before = read_json(path) if path.exists() else {}
+    check_alike(before, {name: now for name, now in settings.items() if name in before}, path)
+    write_json(path, before | settings)

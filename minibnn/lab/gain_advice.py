@@ -34,9 +34,9 @@ class Reading:
         """`guided_gain` at each time, as a list."""
         return [guided_gain(c, u, guidance) for c, u in zip(self.c, self.u, strict=True)]
 
-    def noise(self, guidance, eta=0.0, steps=None):
+    def noise(self, guidance, eta=0.0, steps=None, sampler="ddim"):
         """N(s, η): the predicted noise of samples, a standard deviation in units of the latents."""
-        return predicted_noise(self.times, self.guided(guidance), self.abar, steps or self.steps, eta)
+        return predicted_noise(self.times, self.guided(guidance), self.abar, steps or self.steps, eta, sampler)
 
     def added(self, guidance, eta=0.0, steps=None):
         """The noise that is there with this guidance and η, and not without guidance and with η = 0."""

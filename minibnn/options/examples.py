@@ -138,6 +138,7 @@ EXAMPLES = {
     "experiment sd-gains": (
         "python -m minibnn experiment sd-gains --model SD_FOLDER --images photos/rex --dino nets/dino",
         "python -m minibnn experiment sd-gains --model SD_FOLDER --gradient-checkpointing --arms plain bnn --plan",
+        'python -m minibnn experiment sd-gains --model SD_FOLDER --arms plain prior --class-prompt "a photo of a dog"',
     ),
     "experiment graft": (
         "python -m minibnn experiment graft",

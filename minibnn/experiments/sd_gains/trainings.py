@@ -2,11 +2,13 @@
 
 Fine-tunes on one photograph without class pictures, as in the paper's §3.3, in four arms: plain, plain with the empty
 prompt for a tenth of the pictures (--null-dropout), with an offset of the noise (--noise-offset), and with Bayesian
-weights. At seven steps it measures the gains of the predictions with and without the prompt (`lab/gains.py`), over all
-directions, in that of the mean colour and in that of the noise's strength, and draws the same checkpoint at guidance 1
-and 7.5, with η = 0 and 1, and from starting noise that has the photograph's mean colour. Noise is Immerkær's estimate
-in grey levels. Beside it stand the noise that the law of gains predicts and its measured counterpart: the noise in
-which the pictures of a drawing, encoded again, differ (`noise_between`). `verdict.py` has the criterion.
+weights. A fifth, with `--class-prompt`, has class pictures, as DreamBooth has: in the textured model they took the
+noise away with DDIM, because the prediction for the empty prompt stayed as it was, and brought it with PNDM. At seven
+steps it measures the gains of the predictions with and without the prompt (`lab/gains.py`), over all directions, in
+that of the mean colour and in that of the noise's strength, and draws the same checkpoint at guidance 1 and 7.5, with
+η = 0 and 1, with PNDM, and from starting noise that has the photograph's mean colour. Noise is Immerkær's estimate in
+grey levels. Beside it stand the noise that the law of gains predicts and its measured counterpart: the noise in which
+the pictures of a drawing, encoded again, differ (`noise_between`). `verdict.py` has the criterion.
 
 Leaves in --out ARM.jsonl (a line for each step), sd-gains.json, sd-gains.png (curves) and sd-gains-sheet.png. What is
 there is not measured again; an interrupted arm goes on from its last checkpoint.
@@ -45,6 +47,7 @@ from .verdict import DRAWINGS, GUIDANCE, curves, judge
 ARMS = {
     "plain": {"bayes": False}, "null": {"bayes": False, "null_dropout": 0.1},
     "offset": {"bayes": False, "noise_offset": 0.1}, "bnn": {"bayes": True},
+    "prior": {"bayes": False, "prior_weight": 1.0, "class_count": 64},
 }
 CHECKPOINTS = 4  # in an arm
 THUMBNAIL = 128  # pixels of a picture in the sheet
@@ -111,7 +114,7 @@ class Look:
             images = to_tensor(pictures)
             row["drawings"][name] = {
                 "noise": monitor.noise_of(images, world=False).mean().item(),
-                "predicted": reading.noise(view.guidance, view.eta),
+                "predicted": reading.noise(view.guidance, view.eta, sampler=view.sampler),
                 "noise between": gain_law.noise_between(latents_of(sd, images).cpu()),
                 "fidelity": None if alike is None else alike.mean().item(),
             }
@@ -156,18 +159,22 @@ def perform(arm, options):
 def train_options(arm, options, folder, work):
     """The options with which the command `train` makes an arm."""
     resume = (work / STATE).exists()
+    own = {"prior_weight": 0.0} | ARMS[arm]
+    if own["prior_weight"]:  # drawn beside the arm, whose folder is deleted
+        own |= {"class_prompt": [options.class_prompt], "class_images": str(work.with_name("class_images"))}
     return TrainOptions(
         images=[str(folder)], model=options.model, tokenizer=options.tokenizer, prompt=[options.prompt],
-        prediction_type=options.prediction_type, prior_weight=0.0, steps=options.steps, lr=options.lr,
+        prediction_type=options.prediction_type, steps=options.steps, lr=options.lr,
         gradient_checkpointing=options.gradient_checkpointing, device=options.device, seed=options.seed, samples=0,
         monitor=False, checkpoint_every=max(1, options.steps // CHECKPOINTS), out=str(work), resume=resume,
-        overwrite=not resume, **ARMS[arm],
+        overwrite=not resume, **own,
     )
 
 
 def claim(options):
     """Note what all arms share. Raises UserError if the folder holds results made with something else."""
     names = ("model", "tokenizer", "prediction_type", "prompt", "steps", "lr", "count", "sample_steps", "dino", "seed")
+    names += ("class_prompt",) if "prior" in options.arms else ()
     own = {name: getattr(options, name) for name in names}
     note_shared(options.out, own | {"images": fingerprint(data.list_pictures(options.images)[:1], captions=False)})
 
@@ -182,6 +189,8 @@ def experiment(options):
     arms = [arm for arm in ARMS if arm in options.arms]
     if "plain" not in arms:
         raise UserError("--arms: plain is needed, with which the others are compared")
+    if "prior" in arms and not options.class_prompt:
+        raise UserError('--class-prompt is required for the arm prior, for instance "a photo of a dog"')
     evaluations = sum(2 if view.guidance != 1 else 1 for view in DRAWINGS.values()) * options.count
     times = options.sample_steps or "the recipe's"
     print(

@@ -7,6 +7,8 @@ The criterion, fixed before any run on SD, looks at the plain arm at guidance 7.
     mechanism   there (1) the law of gains says that guidance adds more noise than the decoder hides, and the same
                 weights have less than half of the rise (2) at guidance 1 and (3) with η = 1
     colour      there the same weights have less than half of the rise from noise of the photograph's mean colour
+
+PNDM, which the paper draws with, decides nothing; its pictures and their noise stand beside the others.
 """
 
 import numpy as np
@@ -15,9 +17,10 @@ from ...lab import monitor, plot
 from ..views import View
 
 GUIDANCE = 7.5
-BY_PLAIN, BY_COLOUR = f"guidance {GUIDANCE:g}, eta 0", f"guidance {GUIDANCE:g}, own colour"
+BY_PLAIN, BY_COLOUR, BY_PNDM = (f"guidance {GUIDANCE:g}, {how}" for how in ("eta 0", "own colour", "PNDM"))
 DRAWINGS = {f"guidance {s:g}, eta {eta:g}": View(guidance=s, eta=eta) for s in (1.0, GUIDANCE) for eta in (0.0, 1.0)}
 DRAWINGS[BY_COLOUR] = View(guidance=GUIDANCE, colour=True)  # the stage is looked for by BY_PLAIN
+DRAWINGS[BY_PNDM] = View(guidance=GUIDANCE, sampler="pndm")
 
 
 def judge(found):
@@ -55,11 +58,12 @@ def judge(found):
     result["verdict"] = (
         f"{said}: at step {worst['step']} noise rose by {rise:.1f} grey levels, guidance 1 leaves "
         f"{left['guidance 1, eta 0']:+.1f}, eta 1 {left[f'guidance {GUIDANCE:g}, eta 1']:+.1f}, and starting noise of "
-        f"the photograph's mean colour {left[BY_COLOUR]:+.1f}"
+        f"the photograph's mean colour {left[BY_COLOUR]:+.1f}; with PNDM it rose by {left[BY_PNDM]:.1f}"
     )
     for arm in (arm for arm in found if arm != "plain"):
         same = next(row for row in found[arm] if row["step"] == worst["step"])
-        result["verdict"] += f"; {arm}: {noise(same) - noise(first):+.1f}"
+        ddim, pndm = (noise(same, name) - noise(first, name) for name in (BY_PLAIN, BY_PNDM))
+        result["verdict"] += f"; {arm}: {ddim:+.1f}, with PNDM {pndm:+.1f}"
     return result
 
 

@@ -25,7 +25,6 @@ from ...cli.settle import settle
 from ...devices import threads_kept
 from ...files.locks import locked
 from ...files.rows import write_rows
-from ...files.store import read_json, write_json
 from ...files.weights import write_tensors
 from ...finetune import bayes
 from ...lab import gains, sigma1_estimate
@@ -37,7 +36,7 @@ from ...runs import fingerprint
 from ...train import Batches, at_the_mean, fine_tuning, train
 from ...world import scenes, textures
 from ...world.texture_measures import noise_level, ssim
-from ..records import check_alike, check_names, check_settings
+from ..records import check_names, check_settings, note_shared
 from ..views import draw
 from .settings import MAIN, OTHER_PROMPTS, PICTURES, PLAIN, SETTINGS, views_at
 
@@ -220,13 +219,10 @@ def experiment(options):
 
 def make(todo, options):
     """Perform these runs; --out is ours alone."""
-    record = Path(options.out) / "experiment.json"
     seen = {Path(subject).name: fingerprint(data.list_pictures(subject), captions=False) for subject in options.images}
     model = place_of(options.model)
     weights = [model] if model.is_file() else sorted(model.glob("unet/*.safetensors"))
     seen[f"model {Path(options.model).name}"] = fingerprint(weights, captions=False)
-    before = read_json(record) if record.exists() else {}
-    check_alike({name: before.get(name, own) for name, own in seen.items()}, seen, record)
-    write_json(record, before | seen)
+    note_shared(options.out, seen)
     for run in progress_bar(todo, desc="runs"):
         perform(run, options)
