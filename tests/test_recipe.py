@@ -153,9 +153,15 @@ def test_plan_counts_what_is_missing_and_refuses_other_settings(tmp_path, capsys
     trainings.experiment(RecipeOptions(settings=("plain",), seeds=(0, 1), plan=True, out=str(tmp_path)))
     assert "5 of 6 runs are to be made" in capsys.readouterr().out
     other = {"options": {"model": "tiny-v2", "train": ["--lr", "1"], "captions": 0}}
-    (tmp_path / "recipe.jsonl").write_text(json.dumps(line("plain", 0) | other) + "\n")
-    with pytest.raises(UserError, match="plain, dog, seed 0 was made with train"):
-        trainings.experiment(RecipeOptions(settings=("plain",), plan=True, out=str(tmp_path)))
+    recipe = {"options": trainings.described("plain", "tiny-v2") | {"recipe": {"lr": 1}}}
+    for changed, name in ((other, "train"), (recipe, "other recipe")):
+        (tmp_path / "recipe.jsonl").write_text(json.dumps(line("plain", 0) | changed) + "\n")
+        with pytest.raises(UserError, match=f"plain, dog, seed 0 was made with {name}"):
+            trainings.experiment(RecipeOptions(settings=("plain",), plan=True, out=str(tmp_path)))
+    del recipe["options"]["recipe"]  # as an earlier version wrote it
+    (tmp_path / "recipe.jsonl").write_text(json.dumps(line("plain", 0) | recipe) + "\n")
+    trainings.experiment(RecipeOptions(settings=("plain",), plan=True, out=str(tmp_path)))
+    assert "8 of 9 runs are to be made" in capsys.readouterr().out
     with pytest.raises(UserError, match="--settings nonsense: there are four-captions, plain"):
         trainings.experiment(RecipeOptions(settings=("nonsense",), plan=True))
 

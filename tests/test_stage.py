@@ -19,7 +19,7 @@ from minibnn.experiments.stage import every_look, law, long_runs, report, settin
 from minibnn.experiments.stage import views as stage_views
 from minibnn.experiments.stage.settings import EARLY, LATE, MAIN, OTHER_PROMPTS, PNDM, SETTINGS, Setting
 from minibnn.files.store import ASSETS
-from minibnn.lab import gain_law, gains
+from minibnn.lab import gain_law, gains, plot
 from minibnn.options.experiments import StageOptions, StageReportOptions, StageStartsOptions, StageViewsOptions
 from minibnn.schedule import alphas_cumprod, sample_pndm, timesteps
 
@@ -366,6 +366,13 @@ def test_a_report_of_other_settings_has_no_curves_of_the_usual_ones(tmp_path):
     page = (tmp_path / "out" / "stage.md").read_text(encoding="utf-8")
     assert "| ddim-20-g3 | 4 | 0.029 | 0.089 |  |  |  |" in page  # all gains are 1: they can explain no difference
     assert "| pndm-20-g7.5 | 1 | 0.029 | 0.139 |  |  |  |" in page
+
+
+def test_settings_have_the_colour_of_what_is_varied():
+    """Bug: the settings were more than the colours, so that two had one."""
+    assert [law.family(name) for name in ("flat", "bnn-four", "null", "offset-bnn", "prior-bnn")] == [
+        "plain", "weight noise alone", "empty prompt", "noise offset", "class pictures"]
+    assert len({law.family(name) for name in SETTINGS}) <= len(plot.COLOURS)
 
 
 def test_every_setting_is_a_way_of_training():

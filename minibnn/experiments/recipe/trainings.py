@@ -21,12 +21,12 @@ from ...devices import choose_threads, threads_kept
 from ...files.locks import locked
 from ...files.rows import read_rows, write_rows
 from ...files.schema import integer, number, one_of, record
-from ...files.store import write_text
+from ...files.store import read_json, write_text
 from ...lab.energy_distance import permutation_test
 from ...lab.intervals import interval, require_scipy
 from ...lab.sheets import sheet
 from ...pictures import grid, save_png, to_pil, to_tensor
-from ...pipeline import StableDiffusion
+from ...pipeline import StableDiffusion, place_of
 from ...progress import progress_bar
 from ...world import measures as world_measures
 from ...world import scenes as world
@@ -141,8 +141,10 @@ def class_folder(out, kind, setting):
 
 
 def described(name, model):
-    """What a line of recipe.jsonl says of its setting."""
-    return {"model": model, "train": list(SETTINGS[name].options), "captions": SETTINGS[name].captions}
+    """What a line of recipe.jsonl says of its setting; the model's recipe decides what the setting leaves open."""
+    setting, recipe = SETTINGS[name], place_of(model) / "recipe.json"
+    own = {"recipe": read_json(recipe)} if recipe.exists() else {}
+    return {"model": model, "train": list(setting.options), "captions": setting.captions} | own
 
 
 def perform(name, kind, seed, options, judge):
@@ -222,7 +224,8 @@ def experiment(options):
     path = out / "recipe.jsonl"
     found = {(line["setting"], line["subject"], line["seed"]): line for line in read_rows(path, LINE, tuple(LINE))}
     for (name, kind, seed), line in found.items():
-        check_alike(line["options"], described(name, options.model), f"{path}: {name}, {kind}, seed {seed}")
+        now, was = described(name, options.model), line["options"]  # lines of before do not name the recipe
+        check_alike(was, {key: now[key] for key in now if key in was}, f"{path}: {name}, {kind}, seed {seed}")
     wanted = [(name, kind, seed) for name in options.settings for seed in options.seeds for kind in options.subjects]
     todo = [run for run in wanted if run not in found]
     print(f"{len(todo)} of {len(wanted)} runs are to be made")

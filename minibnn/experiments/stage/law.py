@@ -14,6 +14,10 @@ from ...lab.intervals import require_scipy
 from ...schedule import alphas_cumprod, timesteps
 from .settings import EARLY, SETTINGS, views_at
 
+FAMILIES = {  # of settings, which share a colour in gain_law.png: the first of these options that a setting has
+    "prior_weight": "class pictures", "noise_offset": "noise offset", "null_dropout": "empty prompt",
+    "bayes": "weight noise alone",
+}
 PLOTTED = ("ddim-20-g7.5", "ddim-20-g3", "ddim-20-g1", "ddim-20-g7.5-eta1")  # the panels of gain_law.png
 GREY = 1 / math.sqrt(3)  # noise_level is that of the mean of three colours
 
@@ -64,25 +68,29 @@ def agreement(points):
             float(stats.spearmanr(predicted, measured).statistic), len(points))
 
 
+def family(setting):
+    """To which of FAMILIES a setting belongs, or "plain"."""
+    return next((name for option, name in FAMILIES.items() if SETTINGS[setting].options.get(option)), "plain")
+
+
 def law_plot(runs):
-    """Measured against predicted noise: a panel for each way of drawing, a point for each look, a colour for a setting.
+    """Measured against predicted noise: a panel for each way of drawing, a point for each look, a colour for a family.
 
     The line is what the law says.
     """
     points, panels, floor = law_points(runs), [], perfect()
-    settings = [name for name in SETTINGS if any(point[4] == name for point in points)]
-    for name in PLOTTED:
-        own = [point for point in points if point[3].name == name]
+    families = list(dict.fromkeys(family(name) for name in SETTINGS if any(point[4] == name for point in points)))
+    for drawn in PLOTTED:
+        own = [point for point in points if point[3].name == drawn]
         if not own:
             continue
         ends = [min(p[0] for p in own), max(p[0] for p in own)]
         lines = [plot.Line("the law", ends, [end - floor for end in ends], colour="#222222")]
-        for i, setting in enumerate(settings):
-            x, y = zip(*[p[:2] for p in own if p[4] == setting] or [((), ())], strict=True)
-            colour = plot.COLOURS[i % len(plot.COLOURS)]
-            lines.append(plot.Line(setting, list(x), list(y), colour=colour, joined=False))
+        for name, colour in zip(families, plot.COLOURS, strict=False):
+            x, y = zip(*[p[:2] for p in own if family(p[4]) == name] or [((), ())], strict=True)
+            lines.append(plot.Line(name, list(x), list(y), colour=colour, joined=False))
         explained = agreement(own)[0]
-        title = f"noise, {name}" + ("" if math.isnan(explained) else f"; R² of the law {explained:.2f}")
+        title = f"noise, {drawn}" + ("" if math.isnan(explained) else f"; R² of the law {explained:.2f}")
         panels.append(plot.Panel(title, lines, "predicted from the mean gains"))
     return plot.chart(panels)
 
