@@ -59,6 +59,10 @@ where a recovery was not shown:
 
 16. Five times as long, does fidelity rise and the noise fall from step 800 to 4000, at guidance 7.5 and the training
     prompt, as in the paper's third phase?
+
+And of "bnn-0.03", seeds 0 to 4 of the three subjects, before any of its runs:
+
+17. Does weight noise that is three times as strong do what that of 0.01 did (question 4), or the opposite?
 """
 
 import dataclasses
