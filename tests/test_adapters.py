@@ -134,11 +134,14 @@ def test_app_d_cayley_map():
 
 @pytest.mark.parametrize(("size", "sigma"), [(2, 0.01), (80, 0.01), (192, 0.01), (320, 0.01), (320, 0.1), (1280, 0.01)])
 def test_r_is_orthogonal(size, sigma):
-    """In float32, for a sample of Q around a mean that has moved; measured: 2e-7 at most, 3e-7 for σ = 0.1."""
+    """In float32, for a sample of Q around a mean that has moved.
+
+    Measured: 2e-7 at most, and for σ = 0.1 3e-7 on an AMD EPYC, 2.1e-6 on an Intel Xeon. 320 roundings leave 2e-5.
+    """
     mean = 0.01 * torch.randn(2, size, size, generator=seeded(1))
     q = bayes.sample_weights(mean, torch.full_like(mean, sigma), torch.tensor([7]), 3)
     r = oft.cayley(q).double()
-    assert (r.mT @ r - torch.eye(size, dtype=D)).abs().max() < 1e-6
+    assert (r.mT @ r - torch.eye(size, dtype=D)).abs().max() < 1e-5
     assert (r - torch.eye(size)).abs().max() > 1e-3
     assert torch.linalg.det(r).min() > 0.99  # a rotation, not a reflection
 

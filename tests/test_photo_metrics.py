@@ -40,6 +40,9 @@ def folders(tmp_path_factory, clip_folder):
     return make(tmp_path_factory.mktemp("networks"), clip_folder)
 
 
+QUALITY = 1e-3  # of Clip-IQA, whose logits are 100 cosines: below 2e-4 on an AMD EPYC, 2.5e-4 on an Intel Xeon
+
+
 def worst(got, wanted):
     """The largest deviation, relative to the standard deviation of the wanted values."""
     got, wanted = torch.as_tensor(got), torch.as_tensor(wanted)
@@ -90,7 +93,7 @@ def test_clip_iqa_equals_piq(folders):
     with torch.no_grad():
         features = [network.visual(((to_tensor([p]) + 1) / 2 - mean) / std)[0] for p in pictures()]
     assert worst(F.normalize(torch.stack(features), dim=-1), RECORDED["features"]) < 5e-5
-    assert worst(photo.clip_iqa_quality(pictures(), network), RECORDED["quality"]) < 2e-4
+    assert worst(photo.clip_iqa_quality(pictures(), network), RECORDED["quality"]) < QUALITY
 
 
 # --- CLIP and DINO ----------------------------------------------------------------------------------------------------
@@ -272,7 +275,8 @@ def test_the_command_measures_everything(job, folders, tmp_path, capsys):
     table = RECORDED["lpips"]
     lpips = [table[0][1], table[1][0], table[2][3], table[3][2]]
     for name, numbers in (("Clip-T", clip_t), ("Lpips", lpips), ("Clip-IQA", RECORDED["quality"][:4])):
-        assert worst([row[name] for row in result["pictures"]], numbers) < 2e-4, name
+        tolerance = QUALITY if name == "Clip-IQA" else 2e-4
+        assert worst([row[name] for row in result["pictures"]], numbers) < tolerance, name
     assert printed[0].split() == ["Clip-T", "Clip-I", "Dino", "Lpips", "Clip-IQA"]
     assert [line.split()[0] for line in printed[1:5]] == ["mean", "best", "average", "worst"]
     best = max(result["pictures"], key=lambda row: row["Clip-IQA"])  # of four pictures none is left out
