@@ -21,6 +21,7 @@ from minibnn.experiments.stage.settings import EARLY, LATE, MAIN, OTHER_PROMPTS,
 from minibnn.files.store import ASSETS
 from minibnn.lab import gain_law, gains, plot
 from minibnn.options.experiments import StageOptions, StageReportOptions, StageStartsOptions, StageViewsOptions
+from minibnn.pictures import grid, save_png, to_pil
 from minibnn.schedule import alphas_cumprod, sample_pndm, timesteps
 
 TUTORIALS = Path(__file__).parents[1] / "tutorials"
@@ -248,6 +249,19 @@ def test_longer_runs_are_told_to_their_end():
     assert "## Five times as long" in report.page(runs)
     plain = {("plain", "textured", "cat", 0): made_up(lambda step: step, lambda step: 1.0)}
     assert long_runs.long_runs(plain) == ""
+
+
+def test_the_pictures_of_a_longer_run_stand_by_their_steps(tmp_path):
+    assert long_runs.long_strip(tmp_path, "cat", 0) is None
+    pictures = torch.rand(8 * len(settings.LONG_LOOKS), 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    drawn = to_pil(pictures * 2 - 1)
+    save_png(grid(drawn, 8, zoom=trainings.ZOOM), tmp_path / "long-cat-textured-0.png")
+    shown = np.asarray(long_runs.long_strip(tmp_path, "cat", 0)).astype(int)
+    for picture in (drawn[0], drawn[13], drawn[-1]):  # each is somewhere, whole and at the same size
+        wanted = np.asarray(picture.resize((48, 48), Image.Resampling.NEAREST)).astype(int)
+        corners = np.argwhere((shown == wanted[0, 0]).all(-1))
+        found = (shown[y : y + 48, x : x + 48] for y, x in corners)
+        assert any(part.shape == wanted.shape and (part == wanted).all() for part in found)
 
 
 def test_the_flat_drawing_is_one_subject_and_is_not_compared_with_photographs(tmp_path):

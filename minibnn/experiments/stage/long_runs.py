@@ -1,12 +1,18 @@
-"""The table of runs that are longer than the others: do their pictures recover?
+"""The table and the pictures of runs that are longer than the others: do they recover?
 
 Follows: the tables of `report.py`.
 """
 
-import numpy as np
+from pathlib import Path
 
-from .settings import LONG_LOOKS, LOOKS, MAIN, SETTINGS
+import numpy as np
+from PIL import Image
+
+from ...lab.sheets import sheet
+from ...world.textured import SIDE
+from .settings import LONG_LOOKS, LOOKS, MAIN, OTHER_PROMPTS, PICTURES, SETTINGS
 from .tables import at, gain_at, of, over_seeds, settings_of, words
+from .trainings import ZOOM
 
 STEPS = LONG_LOOKS[1:]  # those at which something has been learned
 
@@ -36,3 +42,15 @@ def long_runs(runs):
             levels.append(", ".join(f"{gain:.3f}" for gain in apart))
             text.append(f"| {setting} | {model} | {len(own)} | {group} | {' | '.join(levels + changes)} |")
     return "\n".join(text) if len(text) > 2 else ""
+
+
+def long_strip(folder, subject, seed):
+    """The pictures of one run of "long" in a folder, a row for each look. None if it is not there."""
+    path = Path(folder) / f"long-{subject}-textured-{seed}.png"
+    if not path.exists():
+        return None
+    strip, side, pitch = Image.open(path), SIDE * ZOOM, (SIDE + 2) * ZOOM
+    columns = ["training"] * PICTURES + ["other"] * len(OTHER_PROMPTS)
+    rows = [[strip.crop((pitch * j, pitch * i, pitch * j + side, pitch * i + side)) for j in range(len(columns))]
+            for i in range(len(LONG_LOOKS))]
+    return sheet(rows, [f"step {step}" for step in LONG_LOOKS], columns)

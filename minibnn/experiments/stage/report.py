@@ -38,7 +38,7 @@ from ..legends import explained
 from . import legends
 from .every_look import drawn_otherwise, every_look
 from .law import law, law_plot
-from .long_runs import long_runs
+from .long_runs import long_runs, long_strip
 from .settings import MAIN, SETTINGS
 from .tables import at, colour_gain, companions, cures, drawings, gain_at, levels, of, over_seeds, phases, stages
 from .trainings import ZOOM
@@ -150,7 +150,7 @@ def report(options):
     save_png(law_plot(runs), out / "gain_law.png", optimize=True)
     for subject in sorted({key[2] for key in runs}):
         for folder in options.runs:
-            image = strips(folder, subject, options.seed)
-            if image:
-                save_png(image.quantize(256), out / f"stage_{subject}.png", optimize=True)
+            for name, drawn in (("stage", strips), ("stage_long", long_strip)):
+                if image := drawn(folder, subject, options.seed):
+                    save_png(image.quantize(256), out / f"{name}_{subject}.png", optimize=True)
     print(text)
