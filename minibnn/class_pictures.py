@@ -4,6 +4,7 @@ Follows: DreamBooth (Ruiz et al. 2023, §3.3). A record beside the drawn ones sa
 trainings can share a folder, and none takes pictures of another class or model.
 """
 
+import re
 from pathlib import Path
 
 import torch
@@ -17,6 +18,17 @@ from .pictures import save_png
 from .progress import progress_bar
 
 RECORD = ".class.json"
+DRAWN = re.compile(r"drawn-\d{5,}\.png")
+
+
+def places(folder, prompts):
+    """{prompt: folder of its class pictures}: `folder` for a single one, else one in it for each, by the words."""
+    prompts, found = list(dict.fromkeys(prompts)), {}
+    for prompt in prompts:
+        words = re.sub(r"\W+", "-", prompt)
+        again = sum(re.sub(r"\W+", "-", other) == words for other in found)
+        found[prompt] = Path(folder) / (words + f"-{again + 1}" * (again > 0)) if len(prompts) > 1 else Path(folder)
+    return found
 
 
 def own(folder):
@@ -24,13 +36,13 @@ def own(folder):
     folder = Path(folder)
     if not folder.is_dir() or not any(p.suffix.lower() in SUFFIXES for p in folder.iterdir()):
         return []
-    return [p for p in list_pictures(folder, "--class-images") if not p.name.startswith("drawn-")]
+    return [p for p in list_pictures(folder, "--class-images") if not DRAWN.fullmatch(p.name)]
 
 
 def record(prompt, model, resolution, guidance, digests=None):
     """What drawn class pictures depend on, to be kept beside them.
 
-    model: its name or place. digests: `digests.of_model` of it, by which it is known wherever it lies; or None.
+    model: its name or place. digests: `runs.digests_of` it, by which it is known wherever it lies; or None.
     """
     about = {"prompt": prompt, "model": full_name(model), "resolution": resolution, "guidance": guidance}
     return about | ({"digests": digests} if digests else {})
@@ -43,7 +55,7 @@ def difference(folder, made_for):
     before |= read_json(path) if path.exists() else made_for
     was, now = before.pop("digests", None), made_for.get("digests")
     if was and now and was != now:
-        return f"by other weights of the model, {before.get('model')}"
+        return f"by another model than this one, {before.get('model')}"
     ignored = {"digests", "model"} if was and now else {"digests"}
     differing = [key for key in made_for if key not in ignored and before.get(key) != made_for[key]]
     return f"for {differing[0]} {before.get(differing[0])!r}, not {made_for[differing[0]]!r}" if differing else None
@@ -58,7 +70,8 @@ def check(folder, made_for, remedy="name another folder"):
 def delete_drawn(folder):
     """Delete what was drawn into a folder of class pictures, and its record; the user's own pictures stay."""
     for path in Path(folder).glob("drawn-*.png"):
-        path.unlink()
+        if DRAWN.fullmatch(path.name):
+            path.unlink()
     (Path(folder) / RECORD).unlink()  # last: without it a rest of them would pass for pictures of any class
 
 

@@ -34,7 +34,8 @@ def list_pictures(folder, option="--images", notice=True):
     pictures = [p for p in files if p.suffix.lower() in SUFFIXES]
     captions = {caption_file(p) for p in pictures}
     if notice:
-        for line in about_skipped([p for p in files if p not in pictures and p not in captions], pictures):
+        skipped = [p for p in files if p not in pictures and p not in captions]
+        for line in about_skipped(skipped, pictures, captioned=option == "--images"):
             log.warning("%s: %s", folder, line)
     if not pictures:
         kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
@@ -42,10 +43,13 @@ def list_pictures(folder, option="--images", notice=True):
     return pictures
 
 
-def about_skipped(files, pictures):
-    """A line about the texts and one about the other files that are skipped beside these pictures; [] for none."""
-    texts = [path.name for path in files if path.suffix.lower() in TEXTS]
-    others = [path.name for path in files if path.suffix.lower() not in TEXTS]
+def about_skipped(files, pictures, captioned=True):
+    """A line about the texts and one about the other files that are skipped beside these pictures; [] for none.
+
+    captioned: whether pictures in this folder may have captions, which the texts could be meant to be.
+    """
+    texts = [path.name for path in files if captioned and path.suffix.lower() in TEXTS]
+    others = [path.name for path in files if path.name not in texts]
     unread = sorted({path.suffix for path in files if path.suffix.lower() in OTHER_PICTURES})
     lines = []
     if texts and pictures:

@@ -28,8 +28,9 @@ from . import distributed
 from .checkpoints import STATE, has_optimiser, read_progress
 from .data import caption_file, open_picture
 from .errors import UserError
+from .files import digests
 from .files.store import write_json
-from .finetune.adapter_files import is_adapter
+from .finetune.adapter_files import file_of, is_adapter
 from .options import of_runs
 from .options.kinds import BUNDLED, WORLD, full_name
 from .options.of_runs import FORMAT, PATHS
@@ -76,7 +77,7 @@ def options_of(folder):
 
 
 def images_of(folder):
-    """The folders of the run's pictures, as seen from the folder in which the run was started.
+    """The folders of the run's pictures, relative ones where `of_runs.moved` finds them.
 
     Raises UserError for a run without any, as one that learned from its own samples (GRAFT).
     """
@@ -130,11 +131,30 @@ def base_of(folder):
     model = next((place for place in places if place in BUNDLED or Path(place).exists()), None)
     if model is None:
         gone = f"{folder} was trained from the model {options['model']}, which is not there"
-        raise UserError(f"{gone}: put it back, or name its new place with --model BASE --adapter "
-                        f"{shlex.quote(str(folder))} (for `export` and in the laboratory with --base BASE)")
-    places = (config.get("base_tokenizer"), options["tokenizer"])
-    tokenizer = next((place for place in places if place and Path(place).exists()), None)
-    return model, tokenizer, options["prediction_type"]
+        run = shlex.quote(str(folder))
+        raise UserError(f"{gone}: put it back, or a link to it, or name its new place: `sample --model BASE --adapter "
+                        f"{run}`, `export {run} --base BASE`, in the laboratory --base BASE")
+    return model, tokenizer_of(folder), options["prediction_type"]
+
+
+def tokenizer_of(folder):
+    """The tokenizer's folder that the run in this folder was given, if it is there; None: the model has its own."""
+    places = (read_config(folder).get("base_tokenizer"), options_of(folder).tokenizer)
+    return next((place for place in places if place and Path(place).exists()), None)
+
+
+def digests_of(sd, place):
+    """`digests.of_model` of what was opened from a place, as --model names it; a run of LoRA or OFT by its file."""
+    adapted = place not in BUNDLED and Path(place).is_dir() and is_adapter_run(place)
+    return digests.of_model(sd, file_of(place) if adapted else None)
+
+
+def other_parts(folder, model):
+    """In which parts a model, as `digests_of` has it, is another than that which the run in this folder began with.
+
+    Empty for a run of an earlier version, which did not note that.
+    """
+    return [part for part, digest in read_config(folder).get("model", {}).items() if model[part] != digest]
 
 
 def is_finished(folder):
@@ -172,14 +192,14 @@ def check_base_is_there(options):
     config = read_config(options.out)
     was = of_runs.moved(config["options"]["model"], config.get("folder", "."))
     if options.model == was and was not in BUNDLED and not Path(was).exists():
-        raise UserError(f"the run in {options.out} was trained from the model {was}, which is not there: put it back, "
-                        "or pass its new place as --model")
+        way = "put it back, or pass its new place as --model" if config.get("model") else "put it back, or a link to it"
+        raise UserError(f"the run in {options.out} was trained from the model {was}, which is not there: {way}")
 
 
 def check_same_run(options, pictures, model):
     """Refuse to resume with other options, pictures or model, or to fewer steps than are done. Raises UserError.
 
-    model: `digests.of_model` of that which was opened.
+    model: `digests_of` that which was opened.
     """
     config = read_config(options.out)
     before, known = vars(options_of(options.out)), config.get("model", {})  # an older version did not note the model
@@ -198,10 +218,11 @@ def check_same_run(options, pictures, model):
         number = f"{processes} processes" if processes > 1 else "one process"
         differs = f"the run in {options.out} was begun by {number} and cannot go on with"
         raise UserError(f"{differs} {distributed.world()}; to go on: {to_go_on(options.out)}")
-    if other := [part for part, digest in known.items() if model[part] != digest]:
+    if other := other_parts(options.out, model):
         began = f"that which the run in {options.out} began with, {config['base']}"
-        raise UserError(f"--model {options.model} is not {began}: it has another {' and '.join(other)}")
-    check_class_folder(options, config)
+        named = "--tokenizer" if other == ["tokenizer"] and options.tokenizer else "--model"
+        raise UserError(f"{named} {getattr(options, named[2:])} is not {began}: it has another {' and '.join(other)}; "
+                        "put that back, or name its new place")
     done, _ = read_progress(Path(options.out) / STATE)
     if done > options.steps:
         raise UserError(f"--steps {options.steps} lies before the checkpoint, which is after step {done}")
@@ -209,7 +230,7 @@ def check_same_run(options, pictures, model):
         stopped = f"the run in {options.out} was stopped after its last step, {done}, and without --keep-optimiser"
         raise UserError(f"--steps {options.steps}: {stopped} none can follow; to write its result: "
                         f"{to_go_on(options.out)}")
-    if others := differences(config["pictures"], fingerprint(pictures, options.captions)):
+    if others := differences(config.get("pictures", {}), fingerprint(pictures, options.captions)):
         began = f"those that the run in {options.out} began with"
         told = f"the pictures or their captions are not {began}: {others}"
         raise UserError(f"--images {' '.join(options.images)}: {told}")
@@ -225,17 +246,14 @@ def differences(was, now, shown=3):
     )
 
 
-def check_class_folder(options, config):
-    """Refuse other class pictures than the run began with, as long as those are there. Raises UserError."""
-    before, own = config["options"], Path(options.out) / "class_images"
+def class_folder_of(out):
+    """Where the class pictures are that the run in this folder began with, or None."""
+    config = read_config(out)
+    before = config["options"]
     was = before.get("class_images")
-    if not options.prior_weight or was is None:
-        return
-    inside = was == str(Path(before.get("out") or "") / "class_images")  # they move with the run
-    was = own if inside else Path(config.get("folder", ".")) / was
-    if was.exists() and was.resolve() != Path(options.class_images).resolve():
-        raise UserError(f"--class-images {options.class_images} is not the folder that the run in {options.out} began "
-                        f"with, {was}: leave it out, or start another run")
+    if was is None or was == str(Path(before.get("out") or "") / "class_images"):  # they move with the run
+        return was and Path(out) / "class_images"
+    return Path(of_runs.moved(was, config.get("folder", ".")))
 
 
 def restore_threads(out):
@@ -249,12 +267,15 @@ def restore_threads(out):
 def start(options, pictures, model=None, folder=None):
     """Write config.json into the run's folder.
 
-    model: `digests.of_model` of what is trained, by which --resume knows it again; None: the run is not to be resumed.
+    model: `digests_of` what is trained, by which --resume knows it again; None: the run is not to be resumed.
     folder: where the run's folder is being made, if not in its place.
     """
+    values, home = dataclasses.asdict(options), os.getcwd()
+    if options.resume:
+        values, home = of_runs.as_begun(values, read_config(options.out))
     write_json(Path(folder or options.out) / "config.json", {
-        "format": FORMAT, "options": dataclasses.asdict(options), "base": full_name(options.model),
-        "base_tokenizer": options.tokenizer and str(Path(options.tokenizer).resolve()), "folder": os.getcwd(),
+        "format": FORMAT, "options": values, "base": full_name(options.model),
+        "base_tokenizer": options.tokenizer and str(Path(options.tokenizer).resolve()), "folder": home,
         "processes": distributed.world(), "threads": torch.get_num_threads(),
         "pictures": fingerprint(pictures, options.captions), "model": model or {},
         "photographs": of_photographs(options, pictures),

@@ -1,5 +1,7 @@
 """Class pictures: the user's own and drawn ones, and what a record beside them refuses."""
 
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
@@ -67,7 +69,7 @@ def test_class_pictures_know_their_model_by_its_weights_where_those_were_noted(t
     was, other = {"unet": "0", "vae": "1"}, {"unet": "0", "vae": "2"}
     write_json(tmp_path / class_pictures.RECORD, record("/old/sd", was))
     class_pictures.check(tmp_path, record("/new/sd", was))  # it has moved
-    with pytest.raises(UserError, match="was drawn by other weights of the model, /old/sd; name another"):
+    with pytest.raises(UserError, match="was drawn by another model than this one, /old/sd; name another"):
         class_pictures.check(tmp_path, record("/old/sd", other))
     class_pictures.check(tmp_path, record("/old/sd", None))  # as by a command that does not look at the weights
     with pytest.raises(UserError, match="was drawn for model '/old/sd', not '/new/sd'"):
@@ -75,6 +77,13 @@ def test_class_pictures_know_their_model_by_its_weights_where_those_were_noted(t
     write_json(tmp_path / class_pictures.RECORD, record("/old/sd", None))
     with pytest.raises(UserError, match="was drawn for model '/old/sd', not '/new/sd'"):
         class_pictures.check(tmp_path, record("/new/sd", was))
+
+
+def test_each_class_has_a_folder_of_its_own():
+    """Bug: two prompts that differ in a sign shared one, and each refused the other's pictures."""
+    assert class_pictures.places("c", ["a dog", "a dog"]) == {"a dog": Path("c")}
+    assert [path.name for path in class_pictures.places("c", ["a dog!", "a dog?", "a cat", "a dog,"]).values()] == [
+        "a-dog-", "a-dog--2", "a-cat", "a-dog--3"]
 
 
 def test_a_class_folder_without_pictures_is_empty(tmp_path):

@@ -129,7 +129,7 @@ def test_a_whole_folder_for_diffusers(runs, run_export, tmp_path, method, words)
 
 
 @pytest.mark.parametrize("method", ["lora", "oft"])
-def test_a_run_whose_model_has_moved_is_exported_with_its_new_place(runs, small, run_export, tmp_path, method):
+def test_a_run_whose_model_has_moved_is_exported_with_its_new_place(runs, small, run_export, tmp_path, method, caplog):
     """Bug: the refusal named options that `export` lacks."""
     expected, _ = run_export(runs[method], "--to", "single-file", "--out", str(tmp_path / "before.safetensors"))
     moved = shutil.copytree(small, tmp_path / "moved")
@@ -137,7 +137,7 @@ def test_a_run_whose_model_has_moved_is_exported_with_its_new_place(runs, small,
     config = json.loads((run / "config.json").read_text())
     config["base"] = config["options"]["model"] = str(tmp_path / "gone")
     (run / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="is not there: put it back, or .* with --base BASE"):
+    with pytest.raises(UserError, match="is not there: put it back, .*`export .*run --base BASE`"):
         run_export(run, "--to", "single-file", "--out", str(tmp_path / "out.safetensors"))
     out, _ = run_export(run, "--to", "single-file", "--base", str(moved), "--out", str(tmp_path / "out.safetensors"))
     ours, theirs = load_file(out), load_file(expected)
@@ -145,9 +145,30 @@ def test_a_run_whose_model_has_moved_is_exported_with_its_new_place(runs, small,
     assert header_of(out)["modelspec.trigger_phrase"] == PROMPT
     words = ["--merge"] if method == "lora" else []
     run_export(run, "--to", "diffusers", "--base", str(moved), "--out", str(tmp_path / "whole"), *words)
+    assert not caplog.messages
     whole = StableDiffusion.load(tmp_path / "whole")
     assert_close(whole, StableDiffusion.load(runs[method]), 0)
     assert whole.recipe["prompt"] == PROMPT
+    other = StableDiffusion.load(small)
+    with torch.no_grad():
+        other.unet.conv_in.weight[0] += 0.1
+    other.save(tmp_path / "other")
+    run_export(run, "--to", "single-file", "--base", str(tmp_path / "other"), "--out", str(tmp_path / "b.safetensors"))
+    assert f"other is not the model that {run} was trained from: it has another unet" in caplog.text
+
+
+def test_a_single_file_that_has_moved_is_opened_as_the_training_opened_it(small, dog, run_export, tmp_path, caplog):
+    """Bug: with --base the run's tokenizer and its v-prediction were forgotten."""
+    sd = StableDiffusion.load(small)
+    sd.save_single_file(tmp_path / "sd.safetensors")
+    sd.tokenizer.save(tmp_path / "tokens")
+    words = ["--images", str(dog), "--model", str(tmp_path / "sd.safetensors"), "--out", str(tmp_path / "run"),
+             "--tokenizer", str(tmp_path / "tokens"), "--prediction-type", "v_prediction", "--prompt", PROMPT,
+             "--method", "lora", "--resolution", "32", "--steps", "1", "--samples", "0", "--no-monitor"]
+    fine_tune(parse(TrainOptions, "x", words))
+    moved = (tmp_path / "sd.safetensors").rename(tmp_path / "moved.safetensors")
+    out, _ = run_export(tmp_path / "run", "--to", "single-file", "--base", str(moved))
+    assert header_of(out)["modelspec.prediction_type"] == "v" and not caplog.messages
 
 
 @pytest.mark.parametrize("method", ["lora", "oft"])

@@ -359,8 +359,8 @@ def test_a_runs_pictures_are_found_from_another_folder(dog, micro, tmp_path, mon
     monkeypatch.chdir(elsewhere)
     assert runs.images_of(tmp_path / "run") == [str(tmp_path / "photos")]
     command("--model", tmp_path / "run", "--times", 300, "--draws", 1)
-    (tmp_path / "photos").rename(tmp_path / "moved")  # then those of the present folder are better than none
-    assert runs.images_of(tmp_path / "run") == ["photos"]
+    (tmp_path / "photos").rename(tmp_path / "moved")  # those of the present folder are others
+    assert runs.images_of(tmp_path / "run") == [str(tmp_path / "photos")]
 
 
 @pytest.mark.parametrize("method", ["dreambooth", "lora"])

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from minibnn import UserError, ownership, runs
-from minibnn.cli import sample
+from minibnn import UserError, class_pictures, ownership, runs
+from minibnn.cli import class_source, sample
 from minibnn.cli.train import fine_tune
 from minibnn.files import folders, locks, store
 from minibnn.neighbours import graft_run
@@ -94,10 +94,12 @@ def test_resuming_with_other_class_pictures_is_refused(tmp_path):
         (tmp_path / name).mkdir(parents=True)
 
     def check(was, now, **own):
-        options = TrainOptions(images="p", out=str(tmp_path / "run"), prior_weight=1.0,
+        options = TrainOptions(images="p", out=str(tmp_path / "run"), prior_weight=1.0, resume=True,
                                class_images=str(tmp_path / now))
-        config = {"folder": str(tmp_path), "options": {"out": "before", "class_images": was}} | own
-        runs.check_class_folder(options, config)
+        config = {"format": runs.FORMAT, "folder": str(tmp_path), "options": {"out": "before", "class_images": was}}
+        store.write_json(tmp_path / "run" / "config.json", config | own)
+        made_for = class_pictures.record("a dog", "tiny", 64, 3.0)
+        class_source.check_own([class_source.ClassFolder(str(tmp_path / now), 0, made_for)], options)
 
     check("mine", "mine")
     check(str(tmp_path / "mine"), "others/../mine")

@@ -147,6 +147,44 @@ def test_pictures_that_have_changed_are_not_shown_as_those_of_the_run(copy, dog,
     ]
 
 
+def test_a_picture_that_cannot_be_read_stops_no_training(micro, dog, tmp_path, monkeypatch):
+    """Bug: a picture that could not be read when the page was made, as on a share that is away, ended the training."""
+    words = ["--images", str(dog), "--model", str(micro), "--out", str(tmp_path / "run"), "--steps", "2", "--samples",
+             "0", "--method", "lora", "--monitor", "--monitor-every", "1"]
+    real = Path.read_bytes
+
+    def read_bytes(path):
+        if path.suffix == ".png" and (tmp_path / "run" / "curves.jsonl").exists():
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    fine_tune(parse(TrainOptions, "x", words))
+    (told,) = [line for line in read_run(tmp_path / "run").missing if "training pictures" in line]
+    assert "Permission denied" in told and (tmp_path / "run" / "pytorch_lora_weights.safetensors").exists()
+
+
+def test_of_several_subjects_none_is_shown_where_one_is_gone(copy, dog, tmp_path):
+    config = read_json(copy / "config.json")
+    config["options"]["images"] = [str(dog), str(tmp_path / "gone")]
+    (copy / "config.json").write_text(json.dumps(config))
+    found = read_run(copy)
+    assert found.training == [] and "gone: no such folder" in found.missing[0] and len(found.missing) == 1
+
+
+def test_class_pictures_of_an_earlier_run_are_not_shown(copy, dog):
+    """Bug: what runs of other classes had left in the folder stood on the page."""
+    shutil.rmtree(copy / "class_images", ignore_errors=True)
+    for name in ("class_images/drawn-00000.png", "class_images/a-cat/drawn-00000.png"):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(dog / "00.png", copy / name)
+    config = read_json(copy / "config.json")
+    for prompts, shown in ((["a dog"], ["a dog"]), (["a cat", "a dog"], ["a cat"]), (None, [])):
+        config["options"]["class_prompt"] = prompts
+        (copy / "config.json").write_text(json.dumps(config))
+        assert [prompt for _, prompt in read_run(copy).of_class] == shown
+
+
 def test_looks_that_a_resumed_run_has_forgotten_are_not_shown(copy):
     rows = (copy / "curves.jsonl").read_text().splitlines()
     (copy / "curves.jsonl").write_text("\n".join(rows[:2]) + "\n")

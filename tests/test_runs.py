@@ -193,7 +193,70 @@ def test_a_run_does_not_go_on_with_another_model(project, part, file):
         path.write_text(json.dumps(words | {first: words[second], second: words[first]}))
     else:
         path.write_text(json.dumps(json.loads(path.read_text()) | {"beta_end": 0.0121}))
-    with pytest.raises(UserError, match=f"--model sd is not that which the run in run began with, .* another {part}$"):
+    with pytest.raises(UserError, match=f"--model sd is not that which the run in run began with, .* another {part};"):
+        train("--resume", "--steps", "2")
+
+
+def test_an_adapter_run_as_a_model_is_known_by_its_file(project, monkeypatch):
+    """Bug: it was known by the merged weights, the last bits of which are others on another processor."""
+    more = ["--images", "dog", "--model", "run", "--method", "lora", "--samples", "0", "--no-monitor", "--steps", "1"]
+
+    def train_on(*words):
+        fine_tune(parse(TrainOptions, "train", [*words, "--out", "on"]))
+
+    train_on(*more, "--keep-optimiser")
+    merge = StableDiffusion.merge_adapter
+
+    def merged_elsewhere(sd, *given):
+        merge(sd, *given)
+        weight = next(p for name, p in sd.unet.named_parameters() if name.endswith("to_q.weight"))
+        weight.data = torch.nextafter(weight.data, torch.tensor(9.0))
+        return sd
+
+    monkeypatch.setattr(StableDiffusion, "merge_adapter", merged_elsewhere)
+    train_on("--resume", "--steps", "2")
+    path = Path("run/pytorch_lora_weights.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(UserError, match="--model run is not that which the run in on began with, .* another unet;"):
+        train_on("--resume", "--steps", "3")
+
+
+def test_a_run_can_be_moved_after_it_went_on_from_elsewhere(project, monkeypatch):
+    """Bug: then its config.json had the former places, as absolute paths."""
+    folder, straight = project
+    Path("prompts.txt").write_text("a sks dog\n")
+    elsewhere = folder.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "sd").mkdir()  # another thing of that name
+    monkeypatch.chdir(elsewhere)
+    words = ["--resume", "--steps", "1", "--out", str(folder / "run"), "--sample-prompts", "../project/prompts.txt"]
+    fine_tune(parse(TrainOptions, "train", words))
+    config = json.loads((folder / "run" / "config.json").read_text())
+    assert config["folder"] == str(folder) and config["options"]["model"] == "sd"
+    assert config["options"]["images"] == ["dog"] and Path(config["options"]["sample_prompts"]).is_absolute()
+    moved = folder.rename(folder.with_name("moved"))
+    monkeypatch.chdir(moved)
+    (moved / "prompts.txt").unlink()
+    assert_same(train("--resume", "--steps", "2", "--samples", "0", "--sample-prompts", "sd/recipe.json"), straight)
+
+
+def test_what_is_gone_is_not_sought_among_the_files_of_another_project(project, monkeypatch):
+    """Bug: a file of the same name in the working folder was taken in its place."""
+    folder, _ = project
+    other = folder.parent / "other"
+    shutil.copytree(folder / "dog", other / "dog")
+    shutil.rmtree(folder / "dog")
+    monkeypatch.chdir(other)
+    with pytest.raises(UserError, match=f"--images {folder}/dog: no such folder"):
+        fine_tune(parse(TrainOptions, "train", ["--resume", "--out", str(folder / "run"), "--steps", "2"]))
+
+
+def test_a_run_without_its_pictures_in_config_says_so_in_one_line(project):
+    path = Path("run/config.json")
+    config = json.loads(path.read_text())
+    del config["pictures"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"not those that the run in run began with: 00.png, .* and \d+ more new$"):
         train("--resume", "--steps", "2")
 
 
@@ -207,6 +270,10 @@ def test_a_run_that_did_not_note_its_model_goes_on_with_the_same_path_alone(proj
     shutil.copytree("sd", "copy")
     with pytest.raises(UserError, match="--model is 'copy' but the run in run has 'sd', which decides"):
         train("--resume", "--steps", "2", "--model", "copy")
+    Path("sd").rename("gone")
+    with pytest.raises(UserError, match="from the model sd, which is not there: put it back, or a link to it$"):
+        train("--resume", "--steps", "2")
+    Path("sd").symlink_to("gone")
     assert_same(train("--resume", "--steps", "2"), straight)
 
 

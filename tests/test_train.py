@@ -119,28 +119,65 @@ def test_class_pictures_of_an_earlier_run_do_not_stand_in_the_way(dog, tmp_path,
         fine_tune(parse(TrainOptions, "minibnn.train", [*words, *more]))
 
     train(*run)
-    (folder / "own.png").write_bytes((dog / "00.png").read_bytes())
+    for name in ("own.png", "drawn-by-me.png"):
+        (folder / name).write_bytes((dog / "00.png").read_bytes())
     before = {path.name: path.read_bytes() for path in folder.glob("*.png")}
     train(*run, *cat, "--overwrite")
     after = {path.name: path.read_bytes() for path in folder.glob("*.png")}
-    assert sorted(after) == ["drawn-00000.png", "drawn-00001.png", "own.png"]  # three, one's own among them
-    assert {name for name in after if after[name] == before[name]} == {"own.png"}
+    assert sorted(after) == ["drawn-00000.png", "drawn-by-me.png", "own.png"]  # three, one's own among them
+    assert {name for name in after if after[name] == before[name]} == {"own.png", "drawn-by-me.png"}
     assert read_json(folder / class_pictures.RECORD)["prompt"] == "a cat"
-    with pytest.raises(UserError, match="was drawn for guidance .* leave that out, as the run has begun"):
+    with pytest.raises(UserError, match="was drawn for guidance .*; leave --class-guidance out"):
         train(*run, *cat, "--resume", "--class-guidance", "2")
     with pytest.raises(UserError, match="was drawn for prompt 'a cat', not 'a photo of a dog'; name another folder"):
         train("--out", str(tmp_path / "other"), "--class-images", str(folder), "--overwrite")
     assert (folder / "drawn-00000.png").read_bytes() == after["drawn-00000.png"]
 
 
-def test_a_run_stopped_while_it_drew_its_class_may_begin_with_another(options, tmp_path, monkeypatch, dog, micro):
+def test_a_run_stopped_while_it_drew_its_class_may_begin_with_another(tmp_path, dog, micro):
     words = ["--images", str(dog), "--out", str(tmp_path / "run"), "--class-count", "1", "--model", str(micro)]
     words += ["--steps", "1", "--samples", "0"]
-    monkeypatch.setattr("minibnn.cli.train.train_watched", lambda *_: 1 / 0)
     folder = tmp_path / "run" / "class_images"
     write_json(folder / class_pictures.RECORD, class_pictures.record("a cat", str(micro), 64, 3.0))
     with pytest.raises(UserError, match="was drawn for prompt 'a cat', not 'a photo of a dog'; --overwrite draws them"):
         fine_tune(parse(TrainOptions, "minibnn.train", words))
+    fine_tune(parse(TrainOptions, "minibnn.train", [*words, "--overwrite"]))
+    assert read_json(folder / class_pictures.RECORD)["prompt"] == "a photo of a dog"
+
+
+def test_class_pictures_behind_a_link_are_of_others(tmp_path, dog, micro):
+    """Bug: two runs shared a folder by links in their own, and --overwrite of one deleted the other's pictures."""
+    shared, run = tmp_path / "shared", tmp_path / "run"
+    write_json(shared / class_pictures.RECORD, class_pictures.record("a cat", str(micro), 64, 3.0))
+    (shared / "drawn-00000.png").write_bytes((dog / "00.png").read_bytes())
+    run.mkdir()
+    (run / "class_images").symlink_to(shared)
+    words = ["--images", str(dog), "--out", str(run), "--class-count", "1", "--model", str(micro), "--overwrite"]
+    with pytest.raises(UserError, match="was drawn for prompt 'a cat', not 'a photo of a dog'; name another folder"):
+        fine_tune(parse(TrainOptions, "minibnn.train", [*words, "--steps", "1", "--samples", "0"]))
+    assert (shared / "drawn-00000.png").exists()
+
+
+def test_a_run_goes_on_when_its_shared_class_pictures_have_become_others(tmp_path, dog, micro, monkeypatch):
+    """Bug: "leave that out", where nothing was given, and with another folder "leave it out" as well."""
+    shared, run = tmp_path / "shared", tmp_path / "run"
+    words = ["--images", str(dog), "--class-count", "2", "--model", str(micro), "--samples", "0", "--out", str(run)]
+    train = ["--class-images", str(shared), "--keep-optimiser", "--steps"]
+    fine_tune(parse(TrainOptions, "minibnn.train", [*words, *train, "2"]))
+    straight = state(run)
+    drawn = {path.name: path.read_bytes() for path in shared.glob("*.png")}
+    fine_tune(parse(TrainOptions, "minibnn.train", [*words, *train, "1", "--overwrite"]))
+    elsewhere = ["--resume", "--out", str(run), "--steps", "2", "--class-images", str(tmp_path / "new")]
+    with pytest.raises(UserError, match="is not the folder that the run in .* began with"):
+        fine_tune(parse(TrainOptions, "minibnn.train", elsewhere))
+    record = read_json(shared / class_pictures.RECORD)
+    write_json(shared / class_pictures.RECORD, record | {"prompt": "a cat"})
+    with pytest.raises(UserError, match="was drawn for prompt 'a cat', .*; name an empty folder, where they are drawn"):
+        fine_tune(parse(TrainOptions, "minibnn.train", elsewhere[:-2]))
+    fine_tune(parse(TrainOptions, "minibnn.train", elsewhere))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "new").glob("*.png")} == drawn
+    again = state(run)
+    assert all(torch.equal(again[name], straight[name]) for name in straight) and again.keys() == straight.keys()
 
 
 def test_diffusers_opens_a_run(options, tmp_path):

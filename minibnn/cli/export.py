@@ -10,6 +10,7 @@
 Whole models and adapters are those of the posterior mean, as the run itself holds them.
 """
 
+import logging
 from pathlib import Path
 
 import torch
@@ -24,6 +25,8 @@ from ..finetune.adapter_settings import PEFT, PEFT_CONFIG
 from ..neighbours import graft_run
 from ..pipeline import StableDiffusion, place_of
 from . import programs
+
+log = logging.getLogger("minibnn")
 
 
 def export(options):
@@ -103,10 +106,10 @@ def destination(options, source, method, whole):
 def write_whole_model(options, source, out, dtype):
     """Write a single file or a diffusers folder, with every adapter merged; returns its header."""
     run = runs.options_of(source) if source.is_dir() else None
-    sd = StableDiffusion.load(options.base or options.run, options.tokenizer, prediction_type=options.prediction_type)
     if options.base:
-        sd.recipe |= runs.subject_of(run)
-        sd.merge_adapter(source)
+        sd = on_base(options, source, run)
+    else:
+        sd = StableDiffusion.load(options.run, options.tokenizer, prediction_type=options.prediction_type)
     if run is None:
         family = headers.family_of(sd.unet.config)
         about = headers.About(source.stem, source.stem, family, sd.v_prediction, sd.recipe["resolution"], ())
@@ -118,6 +121,20 @@ def write_whole_model(options, source, out, dtype):
     else:
         sd.save(out, dtype)
     return header
+
+
+def on_base(options, source, run):
+    """--base with the adapter of a run merged, opened as that training opened its own; a notice if it is another."""
+    own_tokenizer, own_type = runs.tokenizer_of(source), run.prediction_type
+    if not Path(options.base).is_file():  # a folder has its own
+        own_tokenizer = own_type = None
+    sd = StableDiffusion.load(options.base, options.tokenizer or own_tokenizer,
+                              prediction_type=options.prediction_type or own_type)
+    if other := runs.other_parts(source, runs.digests_of(sd, options.base)):
+        log.warning("--base %s is not the model that %s was trained from: it has another %s", options.base, source,
+                    " and ".join(other))
+    sd.recipe |= runs.subject_of(run)
+    return sd.merge_adapter(source)
 
 
 def write_adapter(options, source, out, method, dtype):

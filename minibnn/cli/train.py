@@ -15,7 +15,7 @@ from .. import data, distributed, ownership, runs
 from ..checkpoints import delete_checkpoint, is_kept, load_checkpoint
 from ..devices import choose_device, choose_threads, make_deterministic, threads_kept
 from ..errors import UserError
-from ..files import digests, headers
+from ..files import headers
 from ..files.weights import NotFinite
 from ..finetune import ema, methods
 from ..lab import monitor
@@ -55,7 +55,7 @@ def fine_tune_there(options, observers):
     if options.resume:
         runs.check_base_is_there(options)
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
-    model = digests.of_model(sd)
+    model = runs.digests_of(sd, options.model)
     if options.deterministic:
         make_deterministic(choose_device(options.device))  # before `settle` rehearses kernels
     asked, options = options, settle(options, sd, len(files))
@@ -150,7 +150,7 @@ def write_page(options, step, watching=None):
         return None
     try:
         return write_report(options.out)
-    except UserError as error:
+    except (UserError, OSError) as error:
         log.warning("the page of the run is not made: %s", error)
         return None
 

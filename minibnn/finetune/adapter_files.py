@@ -46,6 +46,11 @@ def is_adapter(path):
     return path.is_file() or (path / DIFFUSERS).exists() or (path / PEFT).exists()
 
 
+def file_of(run):
+    """The file of the LoRA or OFT in a run's folder that is merged into its model."""
+    return next(path for path in (Path(run) / DIFFUSERS, Path(run) / PEFT) if path.exists())
+
+
 def lora_of(network):
     """{layer: (down (r, in), up (out, r), α)} of every LoRA in the network, at the mean."""
     return {name: (a.down.detach(), a.up.detach(), a.scale * len(a.down)) for name, a in adapters(network).items()}

@@ -64,7 +64,7 @@ def reason(reading, guidance):
 
 
 def apart(a, b, digits):
-    """Two different numbers in words, with this many digits or as many as tell them apart."""
+    """Two different numbers as text, with this many digits or as many as tell them apart."""
     while f"{a:.{digits}f}" == f"{b:.{digits}f}" and digits < 12:
         digits += 1
     return f"{a:.{digits}f}", f"{b:.{digits}f}"

@@ -1,11 +1,12 @@
 """The options of a run as its folder holds them: `runs.start` writes config.json, and this is its one reader."""
 
+import os
 from pathlib import Path
 
 from ..errors import UserError
 from ..files.schema import fields_of, fitting, integer, mapping, optional, record, text, truth
 from ..files.store import read_json
-from .kinds import BUNDLED
+from .kinds import BUNDLED, full_name
 from .typed import typed
 
 FORMAT = "minibnn run"
@@ -53,8 +54,8 @@ def training_options(path, options_class):
 def resumed_options(out, options_class):
     """{name: value} of the options with which the run in the folder `out` goes on.
 
-    Relative paths are those of the folder in which the run was started, where they are there. Raises UserError when
-    there is no run.
+    Relative paths are those of the folder in which the run was started (`moved`). Raises UserError when there is no
+    run.
     """
     path = Path(out) / "config.json"
     if not path.exists():
@@ -69,14 +70,32 @@ def resumed_options(out, options_class):
     return values | {name: moved(values[name], home) for name in PATHS if name in values}
 
 
+def as_begun(values, config):
+    """({name: value} of a run that goes on, the folder to which its relative paths belong): the one in which it began.
+
+    A path that was not given anew stands as it did, so that the project can be moved after a run went on from
+    elsewhere. config: of the run, as it was.
+    """
+    home, before, paths = config.get("folder", "."), config["options"], {}
+    if Path(home).resolve() == Path.cwd() or not Path(home).exists():
+        return values, os.getcwd()
+    for name in PATHS:
+        was, now = before.get(name), values[name]
+        if now and moved(was or "", home) == now:
+            paths[name] = was
+        elif now and now != str(Path(values["out"]) / "class_images"):  # which moves with the run
+            paths[name] = [str(Path(each).absolute()) for each in now] if isinstance(now, list) else full_name(now)
+    return values | paths, home
+
+
 def moved(value, home):
     """Where a path is now that was given in the folder `home`, or a list of them, as seen from the working folder.
 
-    A relative path that is not there is taken as it stands, for a project that has moved with all that is in it. A
+    Where `home` is gone, the project has moved with all that is in it, and a relative path is taken as it stands. A
     bundled model's name is not a path.
     """
     if isinstance(value, (list, tuple)):
         return [moved(each, home) for each in value]
     home = Path(home)
-    here = home.resolve() == Path.cwd() or (not (home / value).exists() and Path(value).exists())
+    here = home.resolve() == Path.cwd() or (not home.exists() and Path(value).exists())
     return value if value in BUNDLED or here else str(home / value)

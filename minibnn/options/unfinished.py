@@ -33,8 +33,8 @@ def place(out):
 def read(out, options_class):
     """How the making of `out` began: ({name: value} of the options, {name: fingerprint} of the pictures).
 
-    Relative paths are those of the folder in which it was started. Raises UserError when there is nothing, or what
-    another command began.
+    Relative paths are those of the folder in which it was started (`moved`). Raises UserError when there is nothing, or
+    what another command began.
     """
     path = place(out) / FILE
     if not path.exists():

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from .. import data, runs
+from ..class_pictures import places
 from ..errors import UserError
 from ..files.rows import read_rows
 from ..lab import curves, monitor
@@ -75,35 +76,29 @@ def samples_of(folder, missing):
 
 
 def training_pictures(folder, options, missing):
-    """[(picture, caption)] of the first of each subject, cropped as they were trained on."""
-    folders, found = {}, []
-    for images in runs.images_of(folder):
-        try:
-            folders[images] = data.list_pictures(images, notice=False)  # the page is made at every look
-        except UserError as error:
-            missing.append(f"The training pictures cannot be shown: {error}")
-    there = runs.fingerprint([path for paths in folders.values() for path in paths], options.captions)
-    if len(folders) == len(options.images) and there != runs.read_config(folder)["pictures"]:
-        missing.append("The training pictures cannot be shown: they, or their captions, have changed since.")
-        return []
-    prompts = options.prompt or [""] * len(options.images)
-    for images, prompt in zip(runs.images_of(folder), prompts, strict=False):
-        try:
-            paths = folders.get(images, [])[: max(1, SHOWN // len(options.images))]
+    """[(picture, caption)] of the first of each subject, cropped as they were trained on; [] if they are others now."""
+    found, prompts = [], options.prompt or [""] * len(options.images)
+    try:
+        subjects = [data.list_pictures(images, notice=False) for images in runs.images_of(folder)]  # at every look
+        there = runs.fingerprint([path for paths in subjects for path in paths], options.captions)
+        if there != runs.read_config(folder).get("pictures", there):
+            raise UserError("they, or their captions, have changed since.")
+        for paths, prompt in zip(subjects, prompts, strict=False):
+            paths = paths[: max(1, SHOWN // len(subjects))]
             captions = data.captions(paths, prompt, options.captions)
             found += [(square(path, options.resolution), f"{path.name}: {caption}")
                       for path, caption in zip(paths, captions, strict=True)]
-        except UserError as error:
-            missing.append(f"The training pictures cannot be shown: {error}")
+    except (UserError, OSError) as error:
+        missing.append(f"The training pictures cannot be shown: {error}")
+        return []
     return found
 
 
 def class_pictures(folder, options):
-    """[(picture, prompt)] of the first pictures of the class that are in the run's own folder."""
-    prompts = options.class_prompt or []
-    paths = sorted((folder / "class_images").rglob("*.png"))[:SHOWN]
-    return [(square(path, options.resolution), prompts[0] if len(set(prompts)) == 1 else path.parent.name)
-            for path in paths]
+    """[(picture, prompt)] of the first pictures of each class that are in the run's own folder."""
+    own = places(folder / "class_images", options.class_prompt or [])
+    paths = [(path, prompt) for prompt, place in own.items() for path in sorted(place.glob("*.png"))]
+    return [(square(path, options.resolution), prompt) for path, prompt in paths[:SHOWN]]
 
 
 def square(path, resolution):
