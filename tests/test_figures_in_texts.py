@@ -722,8 +722,8 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "flat, fresh noise": ("RESULTS", "takes most of it away ({} → {} at step 800). So", lambda: [
         of_stage("flat", "noise", step=800)[0], of_stage("flat", "noise", view=FRESH, step=800)[0]], 1),
     "long runs": (
-        "RESULTS", "fidelity rises by {} [{}, {}] at guidance 7.5 (five seeds of the cat), and the distance of the mean "
-        "colours falls by {} [{}, {}]", lambda: [*recovers("fidelity"), *falls(recovers("tint"))], 3),
+        "RESULTS", "fidelity rises by {} [{}, {}] at guidance 7.5 (five seeds of the cat), and the distance of the "
+        "mean colours falls by {} [{}, {}]", lambda: [*recovers("fidelity"), *falls(recovers("tint"))], 3),
     "long, in short": ("RESULTS", "fidelity rises by {} [{}, {}] while the colours", lambda: [
         *recovers("fidelity")], 3),
     "long, colour": ("RESULTS", "{}. The noise stays (", lambda: [of_stage("long", "tint", step=4000)[0]], 2),

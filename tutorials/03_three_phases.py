@@ -624,7 +624,8 @@ for name, start in (("as it is", None), *((f"its colour, strength {x}", from_str
 # this is a small network, briefly pretrained, and its noise was there all along, hidden in texture. What it shows is
 # that a stage of noise can come and go while $c$, $u$ and the loss look healthy, and where to look for its cause. On
 # Stable Diffusion, `python -m minibnn experiment sd-gains` measures both gains. What holds here over subjects and
-# seeds, with intervals, is in [RESULTS.md](RESULTS.md).
+# seeds, with intervals, is in [RESULTS.md](RESULTS.md), also what comes after step 800: in five times as many steps the
+# colours become right, so that fidelity recovers, but the noise stays.
 #
 # ## What 114 trainings say
 #
