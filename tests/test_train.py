@@ -302,7 +302,7 @@ def test_batches_hold_subject_first_then_class(options, dog):
     x0, context = Batches(sd, sources, 2, 0)(0, torch.Generator().manual_seed(0))
     assert x0.shape == (4, 4, 8, 8) and context.shape == (4, 77, 128)
     expected = sd.encode_prompts([*settled.prompt, *settled.class_prompt])
-    assert torch.equal(context, expected.repeat_interleave(2, 0))
+    torch.testing.assert_close(context, expected.repeat_interleave(2, 0), rtol=1e-4, atol=1e-4)  # by other batches
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +323,7 @@ def test_null_dropout_is_the_share_of_pictures_with_the_empty_prompt(two_sources
     batches, seen = make(0.1, size=4), []
     for i in range(500):
         _, context = batches(i, torch.Generator().manual_seed(i))
-        of_place = [[name for name, own in contexts.items() if torch.equal(row, own)] for row in context]
+        of_place = [[name for name, own in contexts.items() if (row - own).abs().max() < 1e-3] for row in context]
         assert all(len(found) == 1 for found in of_place)
         own = [*[names[0]] * 4, *[names[1]] * 4]
         assert all(found in ([name], [""]) for found, name in zip(of_place, own, strict=True))
