@@ -715,6 +715,13 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
         "docs/paper", "it is {} [{}, {}], +{} [{}, {}] and {} [{}, {}] away", lambda: by_weight_noise("fidelity"), 3),
     "twin of Table 1, in the ledger": (
         "RESULTS", "of fidelity {} [{}, {}], +{} [{}, {}] and {} [{}, {}]. In", lambda: by_weight_noise("fidelity"), 3),
+    "stronger noise": ("RESULTS", "Fidelity is {} [{}, {}] lower than plain; more", lambda: [
+        *falls(of_stage("bnn-0.03", "fidelity", "plain"))], 3),
+    "stronger noise, noise": (
+        "RESULTS", "noise is shown at equal loss (+{} [{}, {}]; otherwise +{} [{}, {}])", lambda: [
+            *at_equal_loss("bnn-0.03", "noise"), *of_stage("bnn-0.03", "noise", "plain")], 1),
+    "stronger noise, equal loss": ("RESULTS", "less fidelity there too ({} [{}, {}])", lambda: [
+        *at_equal_loss("bnn-0.03", "fidelity")], 3),
     "flat": ("RESULTS", "It rises by {} [{}, {}], of five runs of one drawing", lambda: [
         *from_early("flat", "noise")], 1),
     "flat or not": ("RESULTS", "less than on photographs (by {} [{}, {}]) is not shown", lambda: [
