@@ -8,6 +8,7 @@ SURVIVED: a test is missing. Mutations with a reason in `equivalent` cannot be s
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -624,7 +625,7 @@ def misplaced(mutation, folder):
 
 
 def is_killed(mutation, folder):
-    """Put the bug in, run its tests, take it out again."""
+    """Put the bug in, run its tests, take it out again: (whether one failed, how many were skipped)."""
     path = folder / mutation.file
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
@@ -634,7 +635,8 @@ def is_killed(mutation, folder):
         path.write_text(text, encoding="utf-8")
     if said.startswith("pytest's exit code"):
         print(said)
-    return not passed
+    skipped = re.search(r"(\d+) skipped", said)
+    return not passed, int(skipped[1]) if skipped else 0
 
 
 def main():
@@ -663,11 +665,12 @@ def main():
         survivors = []
         for mutation in chosen:
             start = time.perf_counter()
-            killed = is_killed(mutation, folder)
+            killed, skipped = is_killed(mutation, folder)
             excuse = f" (equivalent: {mutation.equivalent})" if mutation.equivalent and not killed else ""
+            excuse = excuse or f" ({skipped} tests skipped: what they need is not here)" * (skipped and not killed)
             word = "killed" if killed else "SURVIVED"
             print(f"{mutation.name:34s}{word:9s}{time.perf_counter() - start:6.0f} s{excuse}", flush=True)
-            if not killed and not excuse:
+            if not killed and not mutation.equivalent:
                 survivors.append(mutation)
     for mutation in survivors:
         print(f"survived: {mutation.name} ({mutation.tests}): {mutation.bug}")
