@@ -647,7 +647,7 @@ def main():
     chosen = [m for m in MUTATIONS if not options.names or m.name.startswith(tuple(options.names))]
     if options.list or not chosen:
         for mutation in chosen or MUTATIONS:
-            print(f"{mutation.name:34s}{mutation.bug}")
+            print(f"{mutation.name:40s}{mutation.bug}")
         raise SystemExit(not chosen)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
@@ -669,7 +669,7 @@ def main():
             excuse = f" (equivalent: {mutation.equivalent})" if mutation.equivalent and not killed else ""
             excuse = excuse or f" ({skipped} tests skipped: what they need is not here)" * (skipped and not killed)
             word = "killed" if killed else "SURVIVED"
-            print(f"{mutation.name:34s}{word:9s}{time.perf_counter() - start:6.0f} s{excuse}", flush=True)
+            print(f"{mutation.name:40s}{word:9s}{time.perf_counter() - start:6.0f} s{excuse}", flush=True)
             if not killed and not mutation.equivalent:
                 survivors.append(mutation)
     for mutation in survivors:
