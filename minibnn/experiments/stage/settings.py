@@ -63,6 +63,10 @@ where a recovery was not shown:
 And of "bnn-0.03", seeds 0 to 4 of the three subjects, before any of its runs:
 
 17. Does weight noise that is three times as strong do what that of 0.01 did (question 4), or the opposite?
+
+And of "long" on the two other subjects, seeds 0 to 4, after the runs of the cat and before any of these:
+
+18. Does what was found of the cat hold for them, too: from step 800 to 4000 fidelity rises, and the noise stays?
 """
 
 import dataclasses
