@@ -29,7 +29,7 @@ from minibnn.files.configs import RECIPE
 from minibnn.files.failures import Failures
 from minibnn.options.experiments import PaperOptions
 from minibnn.options.parsing import parse
-from minibnn.paper import command, dataset, deviations, report, tables
+from minibnn.paper import command, dataset, deviations, kept, report, tables
 from minibnn.paper import perform as perform_module
 from minibnn.paper.dataset import SUBJECTS, Subject
 from minibnn.paper.plan import ITEMS, Cell, Run, Study, plan, trainings
@@ -479,10 +479,10 @@ def test_a_run_that_diverged_is_not_counted_as_work(whole, tmp_path):
     shutil.copytree(whole.out, tmp_path / "out")
     bench = command.open_bench(replace(whole.options, out=str(tmp_path / "out")))
     run = next(run for run in trainings(plan(bench.study)) if run.method == "oft")
-    shutil.rmtree(perform_module.folder_of(bench, run))
+    shutil.rmtree(kept.folder_of(bench, run))
     assert command.estimate.work(bench, trainings(plan(bench.study))).runs == 1
-    perform_module.folder_of(bench, run).mkdir()
-    (perform_module.folder_of(bench, run) / "diverged.json").write_text("{}")
+    kept.folder_of(bench, run).mkdir()
+    (kept.folder_of(bench, run) / "diverged.json").write_text("{}")
     left = command.estimate.work(bench, trainings(plan(bench.study)))
     assert (left.runs, left.steps, left.pictures) == (0, 0, 0)
 
@@ -494,7 +494,7 @@ def test_a_run_that_diverges_has_no_costs(whole, tmp_path, monkeypatch):
     broken = lambda pictures, wanted: {"Dino": [math.nan] * len(pictures)}  # noqa: E731
     monkeypatch.setattr(perform_module, "judge_of", lambda *given: broken)
     perform_module.perform(bench, run, steps)
-    why = json.loads((perform_module.folder_of(bench, run) / "diverged.json").read_text())["why"]
+    why = json.loads((kept.folder_of(bench, run) / "diverged.json").read_text())["why"]
     assert "have no measures" in why and not (tmp_path / "out" / "costs").exists()
     assert (whole.out / "costs" / f"{run.name}.json").exists()
 

@@ -26,15 +26,14 @@ from ..photo.measures import load_networks
 from ..pipeline import place_of
 from ..runs import fingerprint
 from . import dataset, estimate
+from .kept import failures_folder, is_done
 from .perform import (
     Bench,
     class_folder,
     class_task,
     draw_class_pictures,
-    failures_folder,
     has_prior,
     images_of,
-    is_done,
     network_folders,
     open_model,
 )

@@ -12,15 +12,14 @@ from ..cli.settle import settle
 from ..devices import choose_threads
 from ..pictures import save_png
 from ..train import Batches, at_the_mean, fine_tuning, train
+from .kept import is_done, measures_of
 from .perform import (
     captions_of,
     class_count,
     class_folder,
     has_prior,
     images_of,
-    is_done,
     judge_of,
-    measures_of,
     open_model,
     train_options,
     wanted_of,

@@ -2,14 +2,7 @@
 
 The training is that of the command `train`: the same options, settled in the same way, the same loop. But it writes no
 checkpoint and no result, which for Stable Diffusion are 17 GB: what is wanted are pictures at θ = μ, and a training
-that was interrupted gives the same weights when it is done again.
-
-    OUT/runs/NAME/000800/00-0.png …   the pictures: number of the prompt, number of the picture
-    OUT/runs/NAME/000800/measures.json   written last: {"run", "steps", "prompts", "values": {measure: one for each
-                                         picture}, "cases": {"best", "average", "worst": number of the picture}}
-    OUT/runs/NAME/diverged.json       in place of the rest, if the loss became NaN or infinite
-    OUT/costs/NAME.json               seconds of a step, memory, random parameters; not the same twice
-    OUT/failed/NAME.json              why it, or the drawing of the class pictures that it needs, failed
+that was interrupted gives the same weights when it is done again. `kept.py` says what is kept of it.
 """
 
 import dataclasses
@@ -25,8 +18,7 @@ from ..cli.class_source import class_folders, class_source
 from ..cli.settle import settle
 from ..devices import autocast, choose_threads, make_deterministic
 from ..experiments.prompts import world_prompts
-from ..files.schema import integer, items, mapping, number, optional, record, text
-from ..files.store import read_json, write_json
+from ..files.store import write_json
 from ..finetune import bayes
 from ..observers import Progress
 from ..options.kinds import WORLD
@@ -36,14 +28,9 @@ from ..pictures import save_png
 from ..pipeline import StableDiffusion
 from ..train import Batches, Diverged, at_the_mean, fine_tuning, train
 from . import dataset, judges
+from .kept import folder_of, measures_of
 from .plan import OFT_WHERE, WHERE
 
-MEASURED = {
-    "run": text, "steps": integer(0), "prompts": items(text, 1), "values": mapping(items(number(), 1)),
-    "cases": mapping(integer(0)),
-}
-COST = {"run": text, "seconds of a step": number(0), "random share": number(0, 1), "trained bytes": number(0),
-        "peak bytes": optional(number(0)), "device": text}
 AUTHORS_CLASS_PICTURES = 200  # for each class in all; the paper: 200 for each training picture
 
 
@@ -66,36 +53,6 @@ class Bench:
     def tiny(self):
         """Whether it is a bundled model that draws the picture world, and these are the twins of the tables."""
         return self.options.model in WORLD
-
-
-def folder_of(bench, run):
-    return bench.out / "runs" / run.name
-
-
-def measures_of(bench, run, steps):
-    """The file that is written when the pictures of a run after so many steps are measured."""
-    return folder_of(bench, run) / f"{steps:06d}" / "measures.json"
-
-
-def read_measures(path):
-    """What a file of `measures_of` holds. Raises UserError when it is damaged."""
-    return read_json(path, record(MEASURED, required=MEASURED))
-
-
-def read_costs(path):
-    """What a file of a run's costs holds. Raises UserError when it is damaged."""
-    return read_json(path, record(COST, required=COST))
-
-
-def failures_folder(bench):
-    return bench.out / "failed"
-
-
-def is_done(bench, run, steps):
-    """Whether nothing of the run remains to be measured at these steps."""
-    if (folder_of(bench, run) / "diverged.json").exists():
-        return True
-    return all(measures_of(bench, run, each).exists() for each in steps)
 
 
 # --- what is trained --------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from PIL import Image
 
 from ..lab import plot
-from .perform import measures_of
+from .kept import measures_of
 
 THUMBNAIL = 192  # pixels
 COLUMNS = 10  # subjects that a sheet shows, as many of each data set

@@ -20,7 +20,7 @@ from ..files.store import write_json, write_text
 from ..lab import plot, sheets
 from ..pictures import save_png
 from . import deviations, tables, web
-from .perform import failures_folder
+from .kept import failures_folder
 from .pictures import case_pictures, panels
 from .plan import ITEMS
 from .statements import statements

@@ -17,7 +17,8 @@ from dataclasses import replace
 from ..errors import UserError
 from ..lab.intervals import bold, interval
 from .judges import PHOTO, ROLES, WORLD
-from .perform import class_folder, class_task, folder_of, has_prior, is_done, measures_of, read_costs, read_measures
+from .kept import folder_of, is_done, measures_of, read_costs, read_measures
+from .perform import class_folder, class_task, has_prior
 from .plan import trainings
 
 TITLES = {

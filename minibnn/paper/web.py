@@ -6,7 +6,7 @@ import sys
 from .. import __version__
 from ..page import html, svg
 from . import deviations, tables
-from .perform import measures_of
+from .kept import measures_of
 from .pictures import case_pictures, opened, panels
 
 PER_STEP = ("fig2", "fig7")  # figures whose pictures are shown at each step
