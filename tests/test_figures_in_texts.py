@@ -104,21 +104,20 @@ def of_stage(setting, name, beside=None, view=stage_settings.MAIN, step=None, gr
                                     if not beside or run in other})
 
 
-def between(setting, first, last, group="other"):
-    """By how much fidelity changes from one step to another in the textured model."""
+def between(setting, first, last, group, name="fidelity", subjects=("cat", "coffee", "rocket")):
+    """By how much a measure changes from one step to another in the textured model."""
     def at(rows, step):
-        return stage_tables.at(rows, step, stage_settings.MAIN, group, "fidelity")
+        return stage_tables.at(rows, step, stage_settings.MAIN, group, name)
 
     runs = stage_tables.of(textured(), setting, "textured")
-    return stage_tables.over_seeds({run: at(rows, last) - at(rows, first) for run, rows in runs.items()})
+    return stage_tables.over_seeds({
+        run: at(rows, last) - at(rows, first) for run, rows in runs.items() if run[0] in subjects
+    })
 
 
 def recovers(name, group="training"):
-    """From step 800 to 4000 in the long runs of the textured model."""
-    runs = stage_tables.of(textured(), "long", "textured")
-    both = [{run: stage_tables.at(rows, step, stage_settings.MAIN, group, name) for run, rows in runs.items()}
-            for step in (800, 4000)]
-    return stage_tables.over_seeds({run: both[1][run] - both[0][run] for run in runs})
+    """From step 800 to 4000 in the long runs of the cat."""
+    return between("long", 800, 4000, group, name, ("cat",))
 
 
 def long_gap():
@@ -135,13 +134,12 @@ def test_the_gap_of_gains_stays_open_in_long_runs():
 
 def on_photographs_beyond_flat(name):
     """The change from step 250 of plain runs, mean over the subjects of a seed, minus that of the flat drawing."""
-    changes = []
-    for setting in ("plain", "flat"):
-        of_seed = {}
-        for (_, seed), rows in stage_tables.of(textured(), setting, "textured").items():
-            of_seed.setdefault(seed, []).append(stage_tables.change(rows, stage_settings.MAIN, "training", name))
-        changes.append({seed: np.mean(values) for seed, values in of_seed.items()})
-    return interval([changes[0][seed] - changes[1][seed] for seed in sorted(changes[0])])
+    of_photographs, of_flat = (
+        {run: stage_tables.change(rows, stage_settings.MAIN, "training", name)
+         for run, rows in stage_tables.of(textured(), setting, "textured").items()} for setting in ("plain", "flat")
+    )
+    flat = {seed: value for (_, seed), value in of_flat.items()}  # one drawing
+    return stage_tables.over_seeds({run: value - flat[run[1]] for run, value in of_photographs.items()})
 
 
 def rises_of_null(seeds):
@@ -382,9 +380,9 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "textured, noise": ("RESULTS", "Under plain fine-tuning noise rises by {} [{}, {}]", lambda: [
         *from_early("plain", "noise")], 1),
     "textured, fall": ("RESULTS", "a fall of fidelity is not shown ({} [{}, {}])", lambda: [
-        *(-from_early("plain", "fidelity")[i] for i in (0, 2, 1))], 3),
+        *falls(from_early("plain", "fidelity"))], 3),
     "textured, other prompts": ("RESULTS", "to step 400 ({} [{}, {}]), nor a recovery after it ({} [{}, {}])", lambda: [
-        *(-between("plain", 250, 400)[i] for i in (0, 2, 1)), *between("plain", 400, 800)], 3),
+        *falls(between("plain", 250, 400, "other")), *between("plain", 400, 800, "other")], 3),
     "textured, subjects": ("RESULTS", "rocket {} [{}, {}], cat {} [{}, {}], coffee {} [{}, {}]", lambda: [
         figure for subject in ("rocket", "cat", "coffee") for figure in of_subject("offset", "noise", subject)], 1),
     "textured, least subject": ("RESULTS", "Fidelity is higher for each ({} [{}, {}] for coffee", lambda: [
@@ -392,11 +390,11 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "textured, six runs": ("RESULTS", "a rise of fidelity after step 400, by {} [{}, {}], which would be", lambda: [
         *interval(rises_of_null((0, 1)))], 3),
     "textured, nine more": ("RESULTS", "fell instead, by {} [{}, {}] by the same count", lambda: [
-        *(-interval(rises_of_null((2, 3, 4)))[i] for i in (0, 2, 1))], 3),
+        *falls(interval(rises_of_null((2, 3, 4))))], 3),
     "textured, all seeds": ("RESULTS", "Over the five seeds nothing is shown (+{} [{}, {}])", lambda: [
         *between("null", 400, 800, "training")], 3),
     "textured, null": ("RESULTS", "neither falls from step 250 to 400 ({} [{}, {}])", lambda: [
-        *(-between("null", 250, 400, "training")[i] for i in (0, 2, 1))], 3),
+        *falls(between("null", 250, 400, "training"))], 3),
     "textured, no recovery": (
         "RESULTS", "neither under plain fine-tuning (+{} [{}, {}]) nor with an offset (+{} [{}, {}])", lambda: [
             *between("plain", 400, 800, "training"), *between("offset", 400, 800, "training")], 3),
@@ -411,7 +409,7 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "textured, empty prompt": ("RESULTS", "by the criterion: fidelity is {} [{}, {}] higher", lambda: [
         *of_stage("null", "fidelity", "plain")], 3),
     "textured, empty prompt, noise": ("RESULTS", "higher and the noise {} [{}, {}] lower. At equal loss", lambda: [
-        *(-of_stage("null", "noise", "plain")[i] for i in (0, 2, 1))], 1),
+        *falls(of_stage("null", "noise", "plain"))], 1),
     "textured, empty prompt elsewhere": ("RESULTS", "no difference of fidelity (+{} [{}, {}])", lambda: [
         *of_stage("null", "fidelity", "plain", group="other")], 3),
     "textured, σ trained, equal loss": ("RESULTS", "nor at equal loss ({} [{}, {}] and +{} [{}, {}])", lambda: [
@@ -436,7 +434,7 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "textured, half the rate": (
         "RESULTS", "Fidelity is {} [{}, {}] higher than plain and the noise {} [{}, {}] lower, also", lambda: [
             *of_stage("half-rate", "fidelity", "plain"),
-            *np.round([-of_stage("half-rate", "noise", "plain")[i] for i in (0, 2, 1)], 1)], 3),
+            *np.round(falls(of_stage("half-rate", "noise", "plain")), 1)], 3),
     "textured, half the rate, equal loss": (
         "RESULTS", "also at equal loss (+{} [{}, {}] and {} [{}, {}])", lambda: [
             *at_equal_loss("half-rate", "fidelity"), *np.round(at_equal_loss("half-rate", "noise"), 1)], 3),
@@ -452,7 +450,7 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "textured, prior preservation": (
         "RESULTS", "fidelity is {} [{}, {}] higher than plain and the noise {} [{}, {}] lower, at equal loss", lambda: [
             *of_stage("prior", "fidelity", "plain"),
-            *np.round([-of_stage("prior", "noise", "plain")[i] for i in (0, 2, 1)], 1)], 3),
+            *np.round(falls(of_stage("prior", "noise", "plain")), 1)], 3),
     "textured, prior preservation, equal loss": (
         "RESULTS", "lower, at equal loss (+{} [{}, {}] and {} [{}, {}])", lambda: [
             *at_equal_loss("prior", "fidelity"), *np.round(at_equal_loss("prior", "noise"), 1)], 3),
@@ -490,10 +488,10 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
                  for view in stage_settings.LAST_VIEWS[:2] for name, digits in (("fidelity", 2), ("noise", 1))], 2),
     "textured, all layers": (
         "RESULTS", "norms the noise is {} [{}, {}] lower than plain", lambda: [
-            -of_stage("bnn-all", "noise", "plain")[i] for i in (0, 2, 1)], 2),
+            *falls(of_stage("bnn-all", "noise", "plain"))], 2),
     "textured, all layers and linear ones": (
         "RESULTS", "and {} [{}, {}] lower than with random linear layers", lambda: [
-            -of_stage("bnn-all", "noise", "bnn")[i] for i in (0, 2, 1)], 1),
+            *falls(of_stage("bnn-all", "noise", "bnn"))], 1),
     "textured, all layers, loss": ("RESULTS", "But the loss is a third higher ({}, plain {})", lambda: [
         late_loss("bnn-all"), late_loss("plain")], 4),
     "textured, all layers, equal loss": (
@@ -504,18 +502,18 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "textured, offset": ("RESULTS", "by an offset of the noise, raises fidelity by {} [{}, {}]", lambda: [
         *of_stage("offset", "fidelity", "plain")], 3),
     "textured, weight noise": ("RESULTS", "does neither: fidelity is {} [{}, {}] lower", lambda: [
-        *(-of_stage("bnn", "fidelity", "plain")[i] for i in (0, 2, 1))], 3),
+        *falls(of_stage("bnn", "fidelity", "plain"))], 3),
     "textured, its noise": ("RESULTS", "and the noise higher by {} [{}, {}]. (Five seeds", lambda: [
         *of_stage("bnn", "noise", "plain")], 1),
     "textured, strength": ("RESULTS", "At guidance 1 the noise is {} [{}, {}] lower", lambda: [
-        *(-of_stage("offset-spread", "noise", "offset", UNGUIDED)[i] for i in (0, 2, 1))], 1),
+        *falls(of_stage("offset-spread", "noise", "offset", UNGUIDED))], 1),
     "textured, fidelity": ("RESULTS", "there (+{} [{}, {}]), and at guidance 3 neither is (+{} [{}, {}]", lambda: [
         *of_stage("offset-spread", "fidelity", "offset", UNGUIDED),
         *of_stage("offset-spread", "fidelity", "offset", stage_settings.SIDE_VIEWS[0])], 3),
     "textured, strength at 3": ("RESULTS", "and {} [{}, {}]), nor at 7.5 (table)", lambda: [
         *of_stage("offset-spread", "noise", "offset", stage_settings.SIDE_VIEWS[0])], 1),
     "half-way": ("RESULTS", "fidelity has fallen by {} [{}, {}] on its way", lambda: [
-        *(-change("base", 0, 50, view=PRETRAINED)[i] for i in (0, 2, 1))], 3),
+        *falls(change("base", 0, 50, view=PRETRAINED))], 3),
     "samplers": ("RESULTS", "draw curves that differ by at most {} of fidelity", lambda: [
         max(apart("fidelity", views) for views in SAMPLERS)], 3),
     "samplers' noise": ("RESULTS", "of fidelity and {} of noise at each guidance", lambda: [
@@ -540,7 +538,7 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
         values("views", "noise", step, view=view, group="training").mean()
         for view in (f"{PLAIN}-average", PLAIN) for step in (200, 400, 800)], 2),
     "small rate": ("RESULTS", "by {} [{}, {}] at step 50 and recovers by {} [{}, {}], with BNN the same", lambda: [
-        *(-change("lr-5e-5", 0, 50)[i] for i in (0, 2, 1)), *change("lr-5e-5", 50, 800)], 3),
+        *falls(change("lr-5e-5", 0, 50)), *change("lr-5e-5", 50, 800)], 3),
     "prior": ("RESULTS", "(nearest {} after 400 steps instead of {})", lambda: [
         nearest("prior", 400), nearest("main", 400)], 2),
     "memorised": ("RESULTS", "is {} after 100 steps with one, {} with two, {} with four, {} with six", lambda: [
@@ -585,7 +583,7 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "BPS, control": ("tutorials/results/bps", "more often by {} [{}, {}] at w = 3 and by {} [{}, {}] at 7.5", lambda: [
         *anchors("3", "base caption", "subject"), *anchors("7.5", "base caption", "subject")], 3),
     "guided by the base": ("RESULTS", "it lowers fidelity by {} [{}, {}] at w = 3", lambda: [
-        *(-anchored("base", "own", "3", "fidelity")[i] for i in (0, 2, 1))], 3),
+        *falls(anchored("base", "own", "3", "fidelity"))], 3),
     "guided by the base, places": ("tutorials/results/guidance", "lost in {} [{}, {}] points more", lambda: [
         *(-100 * anchored("base", "own", "7.5", "place")[i] for i in (0, 2, 1))], 0),
     "guided by the base, control": ("tutorials/results/guidance", "differ in fidelity by {} [{}, {}]", lambda: [
@@ -668,9 +666,9 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "target": ("docs/training", "has both right more often than noise by {} [{}, {}] points", lambda: [
         *(100 * x for x in more("both", "weight-four", "weight-four-noise"))], 0),
     "target, nearer": ("docs/training", "nearer to the pretrained model by {} [{}, {}]", lambda: [
-        *(-more("drift", "weight-four", "weight-four-noise")[i] for i in (0, 2, 1))], 3),
+        *falls(more("drift", "weight-four", "weight-four-noise"))], 3),
     "LoRA, distance": ("docs/training", "its distance is smaller than with noise by {} [{}, {}]", lambda: [
-        *(-more("drift", *LORA[:2])[i] for i in (0, 2, 1))], 3),
+        *falls(more("drift", *LORA[:2]))], 3),
     "LoRA, coat": ("docs/training", "the coat is seen in {} [{}, {}] points more of the pictures", lambda: [
         *(100 * x for x in more("leak", *LORA[:2]))], 1),
     "LoRA, subject": ("docs/training", "noise: {} [{}, {}] points less; no class pictures: {} [{}, {}] less", lambda: [
@@ -683,7 +681,7 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "LoRA, changes": ("CHANGELOG", "in {} % of the pictures of the class prompt, and not in {} %", lambda: [
         recipe(name, "leak")[0] for name in LORA[::2]], 0),
     "OFT, distance": ("docs/training", "its distance is smaller by {} [{}, {}] than with noise", lambda: [
-        *(-more("drift", *OFT[:2])[i] for i in (0, 2, 1))], 3),
+        *falls(more("drift", *OFT[:2]))], 3),
     "OFT, coat": ("docs/training", "and the coat is seen {} [{}, {}] points more often. Again", lambda: [
         *(100 * x for x in more("leak", *OFT[:2]))], 1),
     "OFT, subject": ("docs/training", "noise: {} [{}, {}] points fewer; no class pictures: {} [{}, {}] fewer", lambda: [
