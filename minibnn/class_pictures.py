@@ -23,11 +23,15 @@ DRAWN = re.compile(r"drawn-\d{5,}\.png")
 
 def places(folder, prompts):
     """{prompt: folder of its class pictures}: `folder` for a single one, else one in it for each, by the words."""
-    prompts, found = list(dict.fromkeys(prompts)), {}
+    prompts = list(dict.fromkeys(prompts))
+    if len(prompts) == 1:
+        return {prompts[0]: Path(folder)}
+    found = {}
     for prompt in prompts:
-        words = re.sub(r"\W+", "-", prompt)
-        again = sum(re.sub(r"\W+", "-", other) == words for other in found)
-        found[prompt] = Path(folder) / (words + f"-{again + 1}" * (again > 0)) if len(prompts) > 1 else Path(folder)
+        place = Path(folder) / re.sub(r"\W+", "-", prompt)
+        while place in found.values():  # words that differ in other signs
+            place = place.with_name(f"{place.name}-")
+        found[prompt] = place
     return found
 
 
