@@ -84,7 +84,7 @@ def images_of(folder):
     images = options_of(folder).images
     if not images:
         raise UserError(f"the run in {folder} was trained on no folder of pictures; pass --images")
-    return of_runs.moved(images, read_config(folder).get("folder", "."))
+    return of_runs.moved(images, read_config(folder))
 
 
 def of_photographs(options, pictures):
@@ -190,7 +190,7 @@ def fingerprint(paths, captions=True):
 def check_base_is_there(options):
     """Refuse to resume a run whose model has gone, and say how to name its new place. Raises UserError."""
     config = read_config(options.out)
-    was = of_runs.moved(config["options"]["model"], config.get("folder", "."))
+    was = of_runs.moved(config["options"]["model"], config)
     if options.model == was and was not in BUNDLED and not Path(was).exists():
         way = "put it back, or pass its new place as --model" if config.get("model") else "put it back, or a link to it"
         raise UserError(f"the run in {options.out} was trained from the model {was}, which is not there: {way}")
@@ -210,8 +210,8 @@ def check_same_run(options, pictures, model):
             continue
         if name in BY_CONTENT and known:
             continue
-        here = name in PATHS and was and value and (Path(config.get("folder", ".")) / was).resolve()
-        if here != Path(str(value)).resolve():
+        place = of_runs.moved(was, config) if name in PATHS and was and value else None
+        if place is None or Path(place).resolve() != Path(value).resolve():
             differs = f"--{name.replace('_', '-')} is {value!r} but the run in {options.out} has {was!r}"
             raise UserError(f"{differs}, which decides what is trained: leave it out, or start another run")
     if (processes := config.get("processes", 1)) != distributed.world():
@@ -253,7 +253,7 @@ def class_folder_of(out):
     was = before.get("class_images")
     if was is None or was == str(Path(before.get("out") or "") / "class_images"):  # they move with the run
         return was and Path(out) / "class_images"
-    return Path(of_runs.moved(was, config.get("folder", ".")))
+    return Path(of_runs.moved(was, config))
 
 
 def restore_threads(out):

@@ -173,6 +173,17 @@ def test_a_run_goes_on_in_a_project_that_has_moved(project, monkeypatch):
     assert_same(train("--resume", "--steps", "2"), straight)
 
 
+def test_a_run_of_an_earlier_version_goes_on_from_elsewhere(project, monkeypatch):
+    """Its model is known by its place alone, which is written otherwise there."""
+    folder, straight = project
+    config = json.loads(Path("run/config.json").read_text())
+    del config["model"]
+    Path("run/config.json").write_text(json.dumps(config))
+    monkeypatch.chdir(folder.parent)
+    fine_tune(parse(TrainOptions, "train", ["--resume", "--steps", "2", "--out", "project/run"]))
+    assert_same(load_file(folder / "run" / STATE), straight)
+
+
 @pytest.mark.parametrize(("part", "file"), [
     ("unet", "unet/diffusion_pytorch_model.safetensors"), ("vae", "vae/diffusion_pytorch_model.safetensors"),
     ("text_encoder", "text_encoder/model.safetensors"), ("tokenizer", "tokenizer/vocab.json"),

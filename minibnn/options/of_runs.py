@@ -66,8 +66,7 @@ def resumed_options(out, options_class):
                         f"--model {out}")
     if values.get("class_images") == str(Path(config["options"].get("out") or "") / "class_images"):
         del values["class_images"]  # they move with the run
-    home = config.get("folder", ".")
-    return values | {name: moved(values[name], home) for name in PATHS if name in values}
+    return values | {name: moved(values[name], config) for name in PATHS if name in values}
 
 
 def as_begun(values, config):
@@ -81,21 +80,21 @@ def as_begun(values, config):
         return values, os.getcwd()
     for name in PATHS:
         was, now = before.get(name), values[name]
-        if now and moved(was or "", home) == now:
+        if now and moved(was or "", config) == now:
             paths[name] = was
         elif now and now != str(Path(values["out"]) / "class_images"):  # which moves with the run
             paths[name] = [str(Path(each).absolute()) for each in now] if isinstance(now, list) else full_name(now)
     return values | paths, home
 
 
-def moved(value, home):
-    """Where a path is now that was given in the folder `home`, or a list of them, as seen from the working folder.
+def moved(value, config):
+    """Where a path of a run's config is now, or a list of them, as seen from the working folder.
 
-    Where `home` is gone, the project has moved with all that is in it, and a relative path is taken as it stands. A
-    bundled model's name is not a path.
+    A relative one belongs to the folder in which the run was started. Where that is gone, the project has moved with
+    all that is in it, and the path is taken as it stands. A bundled model's name is not a path.
     """
     if isinstance(value, (list, tuple)):
-        return [moved(each, home) for each in value]
-    home = Path(home)
+        return [moved(each, config) for each in value]
+    home = Path(config.get("folder", "."))
     here = home.resolve() == Path.cwd() or (not home.exists() and Path(value).exists())
     return value if value in BUNDLED or here else str(home / value)

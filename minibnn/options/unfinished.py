@@ -41,9 +41,9 @@ def read(out, options_class):
         raise UserError(f"nothing to resume: there is no {path}; start without --resume")
     found = content(path, options_class)
     values = {name: value for name, value in found["options"].items() if value is not None and name not in ONE_CALL}
-    values, home = typed(values, options_class, path), Path(found.get("folder", "."))
+    values = typed(values, options_class, path)
     fields = {field.name: field for field in dataclasses.fields(options_class)}
-    values = {name: with_paths(value, fields[name], partial(moved, home=home)) for name, value in values.items()}
+    values = {name: with_paths(value, fields[name], partial(moved, config=found)) for name, value in values.items()}
     return values, found["pictures"]
 
 
