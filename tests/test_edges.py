@@ -43,7 +43,7 @@ def test_bps_learns_and_draws_from_edges_alone(tmp_path):
     bps_run.train_or_draw(BpsOptions(**given, edges=True, branch=str(tmp_path / "run"), out=str(tmp_path / "drawn")))
     assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == ["000.png", "001.png", "samples.png"]
     hints, images, _ = bps.read_pairs(tmp_path / "photos", 1, 64, edges=True)
-    assert (hints - edges.sketch((images + 1) / 2)).abs().max() < 1e-4 and hints.max() == 1  # by another batch
+    assert (hints - edges.sketch((images + 1) / 2)).abs().max() < 5e-6 and hints.max() == 1  # other batches: 4e-7
 
 
 def test_what_edges_cannot_do(tmp_path):

@@ -285,14 +285,14 @@ def draw(sd, predictor, scale, **settings):
 
 
 def test_a_base_that_is_the_model_itself_is_plain_guidance(finetuned):
-    """Against two separate evaluations, up to float32's rounding, which is not the same twice on every processor."""
+    """Against two separate evaluations, up to float32's rounding, at most 3e-6 on three instruction sets."""
     x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([401, 401])
     context, empty = finetuned.encode_prompts(["a dog", "a cat"]), finetuned.encode_prompts(["", ""])
     predict = guidance.one_condition(finetuned, guidance.unconditional_of(finetuned, finetuned))
     with torch.no_grad():
         unconditional, conditional = (finetuned.predict_eps(x, t, c) for c in (empty, context))
         guided = unconditional + 3.0 * (conditional - unconditional)
-        torch.testing.assert_close(predict(x, 401, context, None, 3.0), guided, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(predict(x, 401, context, None, 3.0), guided, rtol=1e-5, atol=1e-5)
     assert np.abs(draw(finetuned, predict, 3.0) - draw(finetuned, None, 3.0)).max() <= 1
 
 

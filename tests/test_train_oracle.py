@@ -329,8 +329,8 @@ def test_batches_are_draws_of_diffusers_vae_in_a_new_order_each_epoch():
                 moments = vae.encode(pictures[picked]).latent_dist
             noise = torch.randn(moments.mean.shape, generator=generator)
             expected.append((moments.mean + moments.std * noise) * vae.config.scaling_factor)
-        torch.testing.assert_close(x0, torch.cat(expected), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(context, sd.encode_prompts(prompts).repeat_interleave(2, 0), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(x0, torch.cat(expected), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(context, sd.encode_prompts(prompts).repeat_interleave(2, 0), rtol=1e-5, atol=1e-5)
 
 
 def test_times_are_drawn_from_the_whole_schedule_one_for_each_picture():
