@@ -1,14 +1,18 @@
 """The experiment on SD's gains: from end to end on a small random model of SD's layout; and its criterion."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from minibnn.errors import UserError
 from minibnn.experiments.sd_gains import trainings, verdict
+from minibnn.networks.unet import UNet
 from minibnn.options.experiments import SdGainsOptions
 from minibnn.options.parsing import parse
+from minibnn.pipeline import StableDiffusion
 
 
 def options(micro, dog, out, *words):
@@ -103,6 +107,28 @@ def test_the_plan_does_nothing(micro, dog, tmp_path, capsys):
     assert trainings.experiment(options(micro, dog, tmp_path / "out", "--plan")) is None
     assert "4 trainings of 32 steps; 25 checkpoints, each drawn with 20 evaluations" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+def test_the_laboratorys_page_says_what_it_costs(micro, dog, tmp_path, monkeypatch):
+    """At 5 training steps or 25 evaluations for one picture in a second, and counted on one checkpoint."""
+    counted, forward = [], UNet.forward
+
+    def counting(unet, x, *rest, **more):
+        counted.append(len(x))
+        return forward(unet, x, *rest, **more)
+
+    monkeypatch.setattr(UNet, "forward", counting)
+    usual = parse(SdGainsOptions, "x", ["--model", str(micro), "--images", str(dog), "--out", str(tmp_path)])
+    trainings.Look("plain", replace(usual, sample_steps=50)).look(StableDiffusion.load(micro), 0)
+    steps, looks = usual.steps * len(usual.arms), 6 * len(usual.arms) + 1
+    prior = 6 * sum(counted) + 100 * trainings.ARMS["prior"]["class_count"]
+    minutes = (steps / 5 + looks * sum(counted) / 25) / 60
+    page = (Path(__file__).parents[1] / "docs" / "laboratory.md").read_text(encoding="utf-8")
+    said = (
+        f"it needs {steps:,} training steps and about {round(looks * sum(counted), -3):,} evaluations of the UNet, "
+        f"{minutes:.0f} minutes at", f"{usual.steps:,} steps and {round(prior, -3):,} evaluations more"
+    )
+    assert all(words in " ".join(page.split()) for words in said), said
 
 
 @pytest.mark.parametrize(
