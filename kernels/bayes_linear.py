@@ -194,9 +194,12 @@ def _(x, mu, sigma, bias_mu, bias_sigma, seed, stream, path):
     return x.new_empty(len(x), len(mu))
 
 
-@torch.library.custom_op("minibnn::bayes_linear_backward", mutates_args=())
-def _backward(dy: Tensor, x: Tensor, mu: Tensor, sigma: Tensor, seed: Tensor, stream: int, has_bias: bool,
-              path: str) -> list[Tensor]:
+@torch.library.custom_op(
+    "minibnn::bayes_linear_backward", mutates_args=(),
+    schema="(Tensor dy, Tensor x, Tensor mu, Tensor sigma, Tensor seed, SymInt stream, bool has_bias, str path)"
+    " -> Tensor[]",  # in words, because PyTorch 2.6 cannot read `-> list[Tensor]`
+)
+def _backward(dy, x, mu, sigma, seed, stream, has_bias, path):
     (m, k), n = x.shape, len(mu)
     if path == "fused":
         dx = torch.empty(m, k, dtype=x.dtype, device=x.device)

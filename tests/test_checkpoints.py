@@ -33,8 +33,9 @@ def trained(dog, micro, tmp_path_factory):
     out = tmp_path_factory.mktemp("trained") / "run"
     fine_tune(options_of(dog, micro, out, "--steps", "2"))
     shutil.copy(out / LORA, out.parent)
-    with weights.open_weights(out / runs.STATE) as file:
-        return out, weights.read_tensors(out / runs.STATE), file.metadata()
+    with weights.open_weights(out / runs.STATE) as file:  # whose tensors may be views of a file that is written below
+        tensors = {name: tensor.clone() for name, tensor in weights.read_tensors(out / runs.STATE).items()}
+        return out, tensors, file.metadata()
 
 
 def first(tensors, key):

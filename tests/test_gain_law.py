@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import integrate
 
 from minibnn import schedule
 from minibnn.lab import eq2, gain_law
@@ -137,7 +138,7 @@ def test_a_changing_gain_in_small_steps_is_the_integral_of_its_deficit():
     """√ᾱ_0 σ_0 exp(∫(1−g) d ln σ) of the noise at the start."""
     gain = PROFILES["small where there is little noise"]
     places = gain_law.log_sigma(ABAR).numpy()
-    deficit = np.trapezoid([1 - gain(t) for t in range(1000)], places)
+    deficit = integrate.trapezoid([1 - gain(t) for t in range(1000)], places)
     expected = math.sqrt(ABAR[0]) * math.exp(places[0] + deficit) / math.sqrt(1 - ABAR[999])
     times = schedule.timesteps(999)
     assert gain_law.noise_left([gain(int(t)) for t in times], times, ABAR) == pytest.approx(expected, rel=0.1)
