@@ -92,7 +92,10 @@ def textured():
     return stage_report.read_runs([RESULTS])
 
 
-def of_stage(setting, name, beside=None, view=stage_settings.MAIN, step=None, group="training"):
+SUBJECTS = ("cat", "coffee", "rocket")
+
+
+def of_stage(setting, name, beside=None, view=stage_settings.MAIN, step=None, group="training", subjects=SUBJECTS):
     """A measure of the textured model, mean over the late steps or at one, minus that of the setting beside it."""
     def of_run(rows):
         if step is None:
@@ -101,10 +104,10 @@ def of_stage(setting, name, beside=None, view=stage_settings.MAIN, step=None, gr
 
     own, other = (stage_tables.of(textured(), each, "textured") for each in (setting, beside))
     return stage_tables.over_seeds({run: of_run(own[run]) - (of_run(other[run]) if beside else 0) for run in own
-                                    if not beside or run in other})
+                                    if run[0] in subjects and (not beside or run in other)})
 
 
-def between(setting, first, last, group, name="fidelity", subjects=("cat", "coffee", "rocket")):
+def between(setting, first, last, group, name="fidelity", subjects=SUBJECTS):
     """By how much a measure changes from one step to another in the textured model."""
     def at(rows, step):
         return stage_tables.at(rows, step, stage_settings.MAIN, group, name)
@@ -115,16 +118,17 @@ def between(setting, first, last, group, name="fidelity", subjects=("cat", "coff
     })
 
 
-def recovers(name, group="training"):
-    """From step 800 to 4000 in the long runs of the cat."""
-    return between("long", 800, 4000, group, name, ("cat",))
+def recovers(name, group="training", subjects=("cat",)):
+    """From step 800 to 4000 in the long runs."""
+    return between("long", 800, 4000, group, name, subjects)
 
 
 def long_gap():
-    """By how much the gain without the prompt lies above that with it at t = 100, for each look of the long runs."""
-    runs = stage_tables.of(textured(), "long", "textured").values()
+    """By how much the gain without the prompt lies above that with it at t = 100 in the cat's long runs, per look."""
+    runs = stage_tables.of(textured(), "long", "textured")
     return [np.mean([stage_tables.gain_at(rows, step, 100, 0) - stage_tables.gain_at(rows, step, 100, 1)
-                     for rows in runs]) for step in stage_settings.LONG_LOOKS[1:]]
+                     for (subject, _), rows in runs.items() if subject == "cat"])
+            for step in stage_settings.LONG_LOOKS[1:]]
 
 
 def test_the_gap_of_gains_stays_open_in_long_runs():
@@ -203,6 +207,13 @@ def by_pndm(setting, name, beside=None, step=None):
                                         for run, rows in own.items()})
     return stage_tables.over_seeds({run: stage_tables.change(rows, stage_settings.PNDM, *measure)
                                     for run, rows in own.items()})
+
+
+def by_law_of_pndm(setting):
+    """The noise that the gain law predicts of such runs, for each look."""
+    own = every_look.drawn(stage_tables.of(textured(), setting, "textured"), stage_settings.PNDM).values()
+    return [np.mean([every_look.predicted(rows, step, stage_settings.PNDM) for rows in own])
+            for step in stage_settings.LOOKS[1:]]
 
 
 def recipe_rows(setting):
@@ -379,7 +390,7 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
         *change("base", 100, 800, view=PRETRAINED)], 3),
     "textured, noise": ("RESULTS", "Under plain fine-tuning noise rises by {} [{}, {}]", lambda: [
         *from_early("plain", "noise")], 1),
-    "textured, fall": ("RESULTS", "a fall of fidelity is not shown ({} [{}, {}])", lambda: [
+    "textured, fall": ("RESULTS", "a fall of fidelity is not shown ({} [{}, {}]), nor one", lambda: [
         *falls(from_early("plain", "fidelity"))], 3),
     "textured, other prompts": ("RESULTS", "to step 400 ({} [{}, {}]), nor a recovery after it ({} [{}, {}])", lambda: [
         *falls(between("plain", 250, 400, "other")), *between("plain", 400, 800, "other")], 3),
@@ -458,8 +469,9 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
         "RESULTS", "and on other prompts (+{} [{}, {}] and {} [{}, {}]) too", lambda: [
             *of_stage("prior", "fidelity", "plain", group="other"),
             *np.round(of_stage("prior", "noise", "plain", group="other"), 1)], 3),
-    "textured, prior preservation, its rise": ("RESULTS", "a rise of the noise is not shown (+{} [{}, {}])", lambda: [
-        *from_early("prior", "noise")], 1),
+    "textured, prior preservation, its rise": (
+        "RESULTS", "and a rise of the noise is not shown (+{} [{}, {}]). But it is", lambda: [
+            *from_early("prior", "noise")], 1),
     "textured, prior preservation, unguided": (
         "RESULTS", "Without it no difference to plain is shown ({} [{}, {}] and +{} [{}, {}])", lambda: [
             *of_stage("prior", "fidelity", "plain", UNGUIDED),
@@ -472,16 +484,23 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
             for setting, step, guidance in (("prior", 0, 0), ("prior", 800, 0), ("plain", 800, 0), ("prior", 800, 7.5),
                                             ("plain", 800, 7.5))], 2),
     "textured, prior preservation, weight noise": (
-        "RESULTS", "its fidelity is {} [{}, {}] and its noise {} [{}, {}] away from that without weight noise, with "
+        "RESULTS", "its fidelity is +{} [{}, {}] and its noise {} [{}, {}] away from that without weight noise, with "
                    "DDIM {} [{}, {}] and +{} [{}, {}]", lambda: [
-            *by_pndm("prior-bnn", "fidelity", "prior"), *np.round(by_pndm("prior-bnn", "noise", "prior"), 1),
+            *by_pndm("prior-bnn", "fidelity", "prior"), *np.round(by_pndm("prior-bnn", "noise", "prior"), 2),
             *of_stage("prior-bnn", "fidelity", "prior"), *np.round(of_stage("prior-bnn", "noise", "prior"), 1)], 3),
     "textured, prior preservation, PNDM": (
-        "RESULTS", "is shown (+{} [{}, {}]) nor a rise of the noise (+{} [{}, {}]), because", lambda: [
-            *by_pndm("prior", "fidelity"), *np.round(by_pndm("prior", "noise"), 1)], 3),
-    "textured, prior preservation, PNDM at first": (
-        "RESULTS", "at step 100 fidelity is {} and the noise {}. The", lambda: [
-            round(by_pndm("prior", "fidelity", step=100), 2), round(by_pndm("prior", "noise", step=100), 1)], 2),
+        "RESULTS", "noise rises by {} [{}, {}], and a fall of fidelity is not shown ({} [{}, {}]). With", lambda: [
+            *np.round(by_pndm("prior", "noise"), 1), *by_pndm("prior", "fidelity")], 3),
+    "textured, prior preservation, PNDM, weight noise": (
+        "RESULTS", "fidelity falls by {} [{}, {}], and a rise of the noise is not shown (+{} [{}, {}]). (The", lambda: [
+            *falls(by_pndm("prior-bnn", "fidelity")), *np.round(by_pndm("prior-bnn", "noise"), 1)], 3),
+    "textured, prior preservation, PNDM at each look": (
+        "RESULTS", "600 and 800 fidelity is {}, {}, {}, {} and {} and the noise {}, {}, {}, {} and {}, without",
+        lambda: [
+            *[round(by_pndm("prior", "fidelity", step=step), 2) for step in stage_settings.LOOKS[1:]],
+            *[round(by_pndm("prior", "noise", step=step), 1) for step in stage_settings.LOOKS[1:]]], 2),
+    "textured, prior preservation, PNDM by the law": (
+        "RESULTS", "of a fraction of that size ({}, {}, {}, {}, {})", lambda: by_law_of_pndm("prior"), 1),
     "textured, prior preservation, drawn otherwise": (
         "RESULTS", "does not (fidelity {}, noise {}), nor does drawing with fresh noise, which cures plain weights "
                    "({} and {})", lambda: [np.round(of_stage("prior", name, None, view, 800)[0], digits)
@@ -730,18 +749,40 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
         "RESULTS", "fidelity rises by {} [{}, {}] at guidance 7.5 (five seeds of the cat), and the distance of the "
         "mean colours falls by {} [{}, {}]", lambda: [*recovers("fidelity"), *falls(recovers("tint"))], 3),
     "long, in short": ("RESULTS", "fidelity rises by {} [{}, {}] while the colours", lambda: [
-        *recovers("fidelity")], 3),
-    "long, colour": ("RESULTS", "{}. The noise stays (", lambda: [of_stage("long", "tint", step=4000)[0]], 2),
+        *recovers("fidelity", subjects=SUBJECTS)], 3),
+    "long, colour": ("RESULTS", "{}. The noise stays (", lambda: [
+        of_stage("long", "tint", step=4000, subjects=("cat",))[0]], 2),
+    "long, no fall": ("RESULTS", "before it is not shown ({} [{}, {}] from step 250", lambda: [
+        *between("long", 250, 400, "training", subjects=("cat",))], 3),
+    "long, other subjects": ("RESULTS", "rises by {} [{}, {}] for coffee and by {} [{}, {}] for rocket", lambda: [
+        *recovers("fidelity", subjects=("coffee",)), *recovers("fidelity", subjects=("rocket",))], 3),
+    "long, all subjects": ("RESULTS", "over all fifteen runs by {} [{}, {}]", lambda: [
+        *recovers("fidelity", subjects=SUBJECTS)], 3),
+    "long, all subjects, noise": ("RESULTS", "is shown for neither (over all {} [{}, {}])", lambda: [
+        *recovers("noise", subjects=SUBJECTS)], 1),
+    "long, all subjects, other prompts": (
+        "RESULTS", "On the other prompts fidelity rises by {} [{}, {}], to {}, and the pictures differ less (by {} "
+                   "[{}, {}])",
+        lambda: [*recovers("fidelity", "other", SUBJECTS),
+                 round(of_stage("long", "fidelity", step=4000, group="other")[0], 2),
+                 *falls(recovers("spread", "other", SUBJECTS))], 3),
+    "long, coffee's noise": ("RESULTS", "the noise of coffee falls by {} [{}, {}], the one", lambda: [
+        *falls(recovers("noise", "other", ("coffee",)))], 1),
+    "long, all subjects, fresh noise": ("RESULTS", "draw pictures of fidelity {} and noise {}. A fall", lambda: [
+        of_stage("long", "fidelity", view=FRESH, step=4000)[0],
+        round(of_stage("long", "noise", view=FRESH, step=4000)[0], 1)], 2),
+    "long, all subjects, no fall": ("RESULTS", "not shown over all runs either ({} [{}, {}])", lambda: [
+        *between("long", 250, 400, "training")], 3),
     "long, noise": ("RESULTS", "The noise stays ({} [{}, {}])", lambda: [*recovers("noise")], 1),
     "long, gap": ("RESULTS", "lies above that with it at every look (by {} at t = 100 in the end)", lambda: [
         long_gap()[-1]], 3),
     "long, fresh noise": ("RESULTS", "weights are clean (fidelity {}, noise", lambda: [
-        of_stage("long", "fidelity", view=FRESH, step=4000)[0]], 2),
+        of_stage("long", "fidelity", view=FRESH, step=4000, subjects=("cat",))[0]], 2),
     "long, its noise": ("RESULTS", "noise {}). On the other prompts", lambda: [
-        of_stage("long", "noise", view=FRESH, step=4000)[0]], 1),
+        of_stage("long", "noise", view=FRESH, step=4000, subjects=("cat",))[0]], 1),
     "long, other prompts": ("RESULTS", "rises more, by {} [{}, {}], to", lambda: [*recovers("fidelity", "other")], 3),
     "long, repeated": ("RESULTS", "to {}, and their pictures differ less", lambda: [
-        of_stage("long", "fidelity", step=4000, group="other")[0]], 2),
+        of_stage("long", "fidelity", step=4000, group="other", subjects=("cat",))[0]], 2),
     "long, spread": ("RESULTS", "their pictures differ less (by {} [{}, {}])", lambda: [
         *falls(recovers("spread", "other"))], 3),
     "long, ledger": ("RESULTS", "the fidelity of pictures of *other* prompts is {} |", lambda: [

@@ -240,15 +240,32 @@ def test_longer_runs_are_told_to_their_end():
     runs = {("long", "textured", "cat", seed): run(seed / 10) for seed in (0, 1, 2)}
     first, second = long_runs.long_runs(runs).splitlines()[2:]
     cells = [cell.strip() for cell in first.split("|")[1:-1]]
-    assert cells[:4] == ["long", "textured", "3", "training"]
-    assert cells[4] == "0.025, 0.040, 0.060, 0.080, 0.220, 0.280, 0.340, 0.420, 0.500"
-    assert cells[5].endswith(", 5.0") and cells[7] == ", ".join(["0.100"] * 9)
+    assert cells[:5] == ["long", "textured", "cat", "3", "training"]
+    assert cells[5] == "0.025, 0.040, 0.060, 0.080, 0.220, 0.280, 0.340, 0.420, 0.500"
+    assert cells[6].endswith(", 5.0") and cells[8] == ", ".join(["0.100"] * 9)
     mean, half = 0.42, stats.t.ppf(0.975, 2) * 0.1 / 3**0.5
-    assert cells[8] == f"**{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]**"
-    assert cells[9] == "**-3.2 [-3.2, -3.2]**" and "| other |" in second and "| +0.000 [+0.000, +0.000] |" in second
+    assert cells[9] == f"**{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]**"
+    assert cells[10] == "**-3.2 [-3.2, -3.2]**" and "| other |" in second and "| +0.000 [+0.000, +0.000] |" in second
     assert "## Five times as long" in report.page(runs)
     plain = {("plain", "textured", "cat", 0): made_up(lambda step: step, lambda step: 1.0)}
     assert long_runs.long_runs(plain) == ""
+
+
+def test_longer_runs_of_several_subjects_are_told_together_and_apart():
+    def run(rise):
+        return made_up(lambda step: rise * (step > 800), lambda step: 9.0, looks=settings.LONG_LOOKS)
+
+    rises = {"cat": (0.2, 0.4), "coffee": (0.3, 0.1)}  # a seed's mean is the unit: .25 and .25, not four numbers
+    runs = {("long", "textured", subject, seed): run(rise)
+            for subject, both in rises.items() for seed, rise in enumerate(both)}
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in long_runs.long_runs(runs).splitlines()[2:]]
+    assert [row[2:5] for row in rows] == [[subject, number, group] for subject, number in
+                                          (("all", "4"), ("cat", "2"), ("coffee", "2"))
+                                          for group in ("training", "other")]
+    half = stats.t.ppf(0.975, 1) * 0.1  # of two numbers that differ by 0.2
+    assert [rows[i][9] for i in (0, 2, 4)] == [
+        "**+0.250 [+0.250, +0.250]**", f"+0.300 [{0.3 - half:+.3f}, {0.3 + half:+.3f}]",
+        f"+0.200 [{0.2 - half:+.3f}, {0.2 + half:+.3f}]"]
 
 
 def test_the_pictures_of_a_longer_run_stand_by_their_steps(tmp_path):

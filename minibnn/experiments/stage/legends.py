@@ -45,7 +45,8 @@ PHASES = [
     "change between two steps", *[LIKE_THE_LAST] * 5,
 ]
 LONG_RUNS = [
-    *SHARED, "*training* for the training prompt, *other* for four prompts with another light or distance",
+    *SHARED[:2], "*all* of them, or one", *SHARED[2:],
+    "*training* for the training prompt, *other* for four prompts with another light or distance",
     "mean at each of these steps", LIKE_THE_LAST, LIKE_THE_LAST,
     "the gain without the prompt minus that with it; above 0 guidance leaves noise", "change between two steps",
     LIKE_THE_LAST, LIKE_THE_LAST,

@@ -3,6 +3,7 @@
 Follows: the tables of `report.py`.
 """
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +18,27 @@ from .trainings import ZOOM
 STEPS = LONG_LOOKS[1:]  # those at which something has been learned
 
 
+def together_and_apart(own):
+    """{name: runs}: all runs of a setting and, where they have several subjects, those of each."""
+    subjects = sorted({subject for subject, _ in own})
+    found = {subject: {run: rows for run, rows in own.items() if run[0] == subject} for subject in subjects}
+    return found if len(subjects) == 1 else {"all": own, **found}
+
+
 def long_runs(runs):
-    """A row for each setting of LONG_LOOKS and each group of prompts, at guidance 7.5; "" where there is none."""
+    """A row for each setting of LONG_LOOKS, subject and group of prompts, at guidance 7.5; "" where there is none."""
     begin, end = LOOKS[-1], LONG_LOOKS[-1]
     text = [
-        f"| setting | pretrained | runs | prompts | fidelity at steps {', '.join(map(str, STEPS))} | noise | tint "
-        f"| u − c at t = 100 | fidelity, {begin} → {end} | noise, {begin} → {end} | tint, {begin} → {end} |",
-        "|" + "---|" * 11,
+        f"| setting | pretrained | subject | runs | prompts | fidelity at steps {', '.join(map(str, STEPS))} "
+        f"| noise | tint | u − c at t = 100 | fidelity, {begin} → {end} | noise, {begin} → {end} "
+        f"| tint, {begin} → {end} |",
+        "|" + "---|" * 12,
     ]
     for setting, model in settings_of(runs):
         if SETTINGS[setting].looks != LONG_LOOKS:
             continue
-        own = of(runs, setting, model)
-        for group in ("training", "other"):
+        parts = together_and_apart(of(runs, setting, model))
+        for (subject, own), group in product(parts.items(), ("training", "other")):
             levels, changes = [], []
             for name, digits in (("fidelity", 3), ("noise", 1), ("tint", 3)):
                 means = [np.mean([at(rows, step, MAIN, group, name) for rows in own.values()]) for step in STEPS]
@@ -40,7 +49,7 @@ def long_runs(runs):
             apart = [np.mean([gain_at(rows, step, 100, 0) - gain_at(rows, step, 100, 1) for rows in own.values()])
                      for step in STEPS]
             levels.append(", ".join(f"{gain:.3f}" for gain in apart))
-            text.append(f"| {setting} | {model} | {len(own)} | {group} | {' | '.join(levels + changes)} |")
+            text.append(f"| {setting} | {model} | {subject} | {len(own)} | {group} | {' | '.join(levels + changes)} |")
     return "\n".join(text) if len(text) > 2 else ""
 
 
