@@ -67,6 +67,12 @@ And of "bnn-0.03", seeds 0 to 4 of the three subjects, before any of its runs:
 And of "long" on the two other subjects, seeds 0 to 4, after the runs of the cat and before any of these:
 
 18. Does what was found of the cat hold for them, too: from step 800 to 4000 fidelity rises, and the noise stays?
+
+And of "plain", "offset" and "bnn" on a model that is pretrained on photographs, seeds 0 to 4 of the three subjects as
+far as they are run, before that model was made again (two runs of the cat with an earlier one had shown little):
+
+19. On that model, does the noise rise, is fidelity with the offset higher and the noise lower, and is the BNN better
+    than plain (questions 1, 3 and 4)?
 """
 
 import dataclasses
