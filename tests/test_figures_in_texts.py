@@ -95,14 +95,15 @@ def textured():
 SUBJECTS = ("cat", "coffee", "rocket")
 
 
-def of_stage(setting, name, beside=None, view=stage_settings.MAIN, step=None, group="training", subjects=SUBJECTS):
+def of_stage(setting, name, beside=None, view=stage_settings.MAIN, step=None, group="training", subjects=SUBJECTS,
+             model="textured"):
     """A measure of the textured model, mean over the late steps or at one, minus that of the setting beside it."""
     def of_run(rows):
         if step is None:
             return stage_tables.late(rows, view, group, name)
         return stage_tables.at(rows, step, view, group, name)
 
-    own, other = (stage_tables.of(textured(), each, "textured") for each in (setting, beside))
+    own, other = (stage_tables.of(textured(), each, model) for each in (setting, beside))
     return stage_tables.over_seeds({run: of_run(own[run]) - (of_run(other[run]) if beside else 0) for run in own
                                     if run[0] in subjects and (not beside or run in other)})
 
@@ -154,9 +155,9 @@ def rises_of_null(seeds):
     return np.subtract(*both)
 
 
-def at_equal_loss(setting, name, other="plain"):
+def at_equal_loss(setting, name, other="plain", model="textured"):
     """A measure minus that of plain or other runs, where these had the same loss."""
-    own, plain = (stage_tables.of(textured(), each, "textured") for each in (setting, other))
+    own, plain = (stage_tables.of(textured(), each, model) for each in (setting, other))
     i = ("fidelity", "noise").index(name)
     return stage_tables.over_seeds({run: stage_tables.late(rows, stage_settings.MAIN, "training", name)
                                     - stage_tables.equal_loss(plain[run], stage_tables.loss_late(rows))[i]
@@ -176,6 +177,15 @@ def at_their_best(setting, other="plain"):
                                     for run in own})
 
 
+def by_pretraining(name):
+    """What weight noise changes in the late steps of the model of photographs, minus the same in the textured model."""
+    runs = [stage_tables.of(textured(), setting, model) for model in ("photographs", "textured")
+            for setting in ("bnn", "plain")]
+    late = [{run: stage_tables.late(rows, stage_settings.MAIN, "training", name) for run, rows in each.items()}
+            for each in runs]
+    return stage_tables.over_seeds({run: late[0][run] - late[1][run] - late[2][run] + late[3][run] for run in late[0]})
+
+
 def of_subject(setting, name, subject):
     """A measure of the textured model's late steps minus that of plain runs, for the seeds of one subject."""
     own, plain = (stage_tables.of(textured(), each, "textured") for each in (setting, "plain"))
@@ -184,9 +194,9 @@ def of_subject(setting, name, subject):
     return interval(np.array(late[0]) - np.array(late[1]))
 
 
-def from_early(setting, name):
-    """From step 250 to the mean of 400 to 800 in the textured model."""
-    runs = stage_tables.of(textured(), setting, "textured")
+def from_early(setting, name, model="textured"):
+    """From step 250 to the mean of 400 to 800 in the textured model, or one that was pretrained on photographs."""
+    runs = stage_tables.of(textured(), setting, model)
     return stage_tables.over_seeds({run: stage_tables.change(rows, stage_settings.MAIN, "training", name)
                                     for run, rows in runs.items()})
 
@@ -739,6 +749,38 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
             *at_equal_loss("bnn-0.03", "noise"), *of_stage("bnn-0.03", "noise", "plain")], 1),
     "stronger noise, equal loss": ("RESULTS", "less fidelity there too ({} [{}, {}])", lambda: [
         *at_equal_loss("bnn-0.03", "fidelity")], 3),
+    "photographs, offset": (
+        "RESULTS", "the offset fidelity is {} [{}, {}] higher and the noise", lambda: [
+            *of_stage("offset", "fidelity", "plain", model="photographs")], 3),
+    "photographs, offset, noise": ("RESULTS", "and the noise {} [{}, {}] lower than plain, and fidelity", lambda: [
+        *falls(of_stage("offset", "noise", "plain", model="photographs"))], 1),
+    "photographs, offset, coffee": ("RESULTS", "for each subject ({} [{}, {}] for coffee, the least)", lambda: [
+        *min((of_stage("offset", "fidelity", "plain", subjects=(subject,), model="photographs")
+              for subject in SUBJECTS), key=lambda found: found[0])], 3),
+    "photographs, offset, equal loss": (
+        "RESULTS", "at equal loss (+{} [{}, {}]) and on other prompts (+{} [{}, {}])", lambda: [
+            *at_equal_loss("offset", "fidelity", model="photographs"),
+            *of_stage("offset", "fidelity", "plain", group="other", model="photographs")], 3),
+    "photographs, offset, noise at equal loss": ("RESULTS", "less noise is again not shown ({} [{}, {}])", lambda: [
+        *at_equal_loss("offset", "noise", model="photographs")], 1),
+    "photographs, weight noise": ("RESULTS", "less fidelity is not shown (+{} [{}, {}])", lambda: [
+        *of_stage("bnn", "fidelity", "plain", model="photographs")], 3),
+    "photographs, weight noise, noise": ("RESULTS", "nor more noise ({} [{}, {}])", lambda: [
+        *of_stage("bnn", "noise", "plain", model="photographs")], 1),
+    "photographs, weight noise, equal loss": ("RESULTS", "at equal loss fidelity is higher, by {} [{}, {}]", lambda: [
+        *at_equal_loss("bnn", "fidelity", model="photographs")], 3),
+    "photographs, weight noise, in short": ("RESULTS", "and at equal loss fidelity is {} [{}, {}] higher", lambda: [
+        *at_equal_loss("bnn", "fidelity", model="photographs")], 3),
+    "photographs, weight noise, noise at equal loss": ("RESULTS", "less noise is not shown ({} [{}, {}])", lambda: [
+        *at_equal_loss("bnn", "noise", model="photographs")], 1),
+    "photographs or not": ("RESULTS", "adds {} [{}, {}] less noise than in the textured model", lambda: [
+        *falls(by_pretraining("noise"))], 1),
+    "photographs or not, fidelity": ("RESULTS", "of its effects on fidelity is not shown ({} [{}, {}])", lambda: [
+        *by_pretraining("fidelity")], 3),
+    "photographs, plain": ("RESULTS", "A rise of the noise from step 250 on is not shown (+{} [{}, {}])", lambda: [
+        *from_early("plain", "noise", "photographs")], 1),
+    "photographs, plain, course": ("RESULTS", "rises from {} at step 100 to {} at 250 and {} at 800", lambda: [
+        of_stage("plain", "noise", step=step, model="photographs")[0] for step in (100, 250, 800)], 1),
     "flat": ("RESULTS", "It rises by {} [{}, {}], of five runs of one drawing", lambda: [
         *from_early("flat", "noise")], 1),
     "flat or not": ("RESULTS", "less than on photographs (by {} [{}, {}]) is not shown", lambda: [

@@ -363,11 +363,11 @@ def test_the_law_predicts_the_noise_of_a_linear_denoiser():
 
 
 def test_the_report_is_written_from_lines_and_again_from_its_own(tmp_path):
-    for setting in ("plain", "bnn"):
+    for setting, model in (("plain", "textured"), ("bnn", "textured"), ("bnn", "photographs")):
         for seed in (0, 1):
             rows = made_up(lambda step: step / 1000, lambda step, seed=seed: step / 100 + seed, c=0.9 + 0.05 * seed)
-            name = f"{setting}-cat-textured-{seed}"
-            extra = {"run": name, "setting": setting, "model": "textured", "subject": CAT, "seed": seed}
+            name = f"{setting}-cat-{model}-{seed}"
+            extra = {"run": name, "setting": setting, "model": f"runs/{model}", "subject": CAT, "seed": seed}
             text = "".join(json.dumps(row | extra) + "\n" for row in rows)
             (tmp_path / f"{name}.jsonl").write_text(text)
             Image.new("RGB", (8 * 52 - 4, len(SETTINGS["plain"].looks) * 52 - 4)).save(tmp_path / f"{name}.png")
@@ -383,8 +383,11 @@ def test_the_report_is_written_from_lines_and_again_from_its_own(tmp_path):
     with pytest.raises(UserError, match="another run has the same name"):
         report.report(StageReportOptions(runs=[str(tmp_path)], out=str(tmp_path / "no")))
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "stage.jsonl", "stage.md", "stage.png", "gain_law.png", "stage_cat.png"
+        "stage.jsonl", "stage.md", "stage.png", "gain_law.png", "stage_cat.png",
+        "photographs_stage.png", "photographs_stage_cat.png",
     }
+    two, one = (Image.open(tmp_path / "out" / f"{name}_cat.png").height for name in ("stage", "photographs_stage"))
+    assert two - one == 102  # a row: plain, which was trained from one of the models only
 
 
 def test_a_report_of_other_settings_has_no_curves_of_the_usual_ones(tmp_path):

@@ -623,8 +623,9 @@ show(
 # It is one subject and one seed, so it shows what can happen. What holds over subjects and seeds, with intervals and at
 # equal learning, is in [RESULTS.md](RESULTS.md). There stands the simplest rival, too, half the learning rate: it
 # lowers the noise, also where both have the same loss, and weight noise raises it. So weight noise is not just slower
-# learning. And DreamBooth's own prior preservation, which this run leaves out, lowers the noise most, but only as DDIM
-# draws it at a high guidance: drawn with PNDM, as in the paper, its pictures are the worst.
+# learning. (On another model, pretrained on photographs, the offset helps as it does here, and weight noise does no
+# harm that is shown.) And DreamBooth's own prior preservation, which this run leaves out, lowers the noise most, but
+# only as DDIM draws it at a high guidance: drawn with PNDM, as in the paper, its pictures are the worst.
 #
 # ## What fails, and why
 #

@@ -8,6 +8,10 @@ Reads the .jsonl files of --runs and writes into --out
     stage.png       fidelity, noise and gains against the step, for plain fine-tuning and its rivals
     gain_law.png    the noise of the pictures against that which the law predicts from the gains: all looks of all runs
     stage_SUBJECT.png   pictures of one seed, a row for each setting, a column for each step
+    stage_long_SUBJECT.png      the same of one run of the setting "long", a row for each step
+
+stage.png and stage_SUBJECT.png are of the bundled model, those of another MODEL are called MODEL_stage.png and
+MODEL_stage_SUBJECT.png.
 
 **The criterion**, fixed before the runs of the main comparison. From step EARLY to the mean over the LATE steps
 (`settings.py`), over all runs of a setting at guidance 7.5 and the training prompt: there is a corruption stage
@@ -80,7 +84,7 @@ def curve(runs, setting, model, value):
     return plot.Line(f"{DRAWN[setting]} ({len(own)})", list(looks), mean, low, high)
 
 
-def curves(runs, model="textured"):
+def curves(runs, model):
     """Fidelity, noise and gains against the step."""
     there = [name for name in DRAWN if of(runs, name, model)]
     panels = []
@@ -106,11 +110,11 @@ def curves(runs, model="textured"):
     return plot.chart(panels)
 
 
-def strips(folder, subject, seed):
+def strips(folder, model, subject, seed):
     """One seed's pictures at guidance 7.5: a row for each setting, a column for each look. None if there are none."""
     rows, labels = [], []
     for setting in SETTINGS:
-        path = Path(folder) / f"{setting}-{subject}-textured-{seed}.png"
+        path = Path(folder) / f"{setting}-{subject}-{model}-{seed}.png"
         if not path.exists() or SETTINGS[setting].looks != SETTINGS["plain"].looks:
             continue
         strip = Image.open(path)
@@ -120,6 +124,11 @@ def strips(folder, subject, seed):
     if not rows:
         return None
     return sheet(rows, labels, [f"step {step}" for step in SETTINGS["plain"].looks], 2)
+
+
+def beginning(model):
+    """How the names of a model's pictures begin."""
+    return "stage" if model == "textured" else f"{model}_stage"
 
 
 def page(runs):
@@ -145,12 +154,16 @@ def report(options):
     write_rows(out / "stage.jsonl", (row for rows in runs.values() for row in rows))
     text = page(runs)
     write_text(out / "stage.md", text)
-    if any(of(runs, name, "textured") for name in DRAWN):
-        save_png(curves(runs), out / "stage.png", optimize=True)
+    models = {key[1] for key in runs}
+    for model in models:
+        if any(of(runs, name, model) for name in DRAWN):
+            save_png(curves(runs, model), out / f"{beginning(model)}.png", optimize=True)
     save_png(law_plot(runs), out / "gain_law.png", optimize=True)
-    for subject in sorted({key[2] for key in runs}):
+    for subject in {key[2] for key in runs}:
         for folder in options.runs:
-            for name, drawn in (("stage", strips), ("stage_long", long_strip)):
-                if image := drawn(folder, subject, options.seed):
+            images = {beginning(model): strips(folder, model, subject, options.seed) for model in models}
+            images["stage_long"] = long_strip(folder, subject, options.seed)
+            for name, image in images.items():
+                if image:
                     save_png(image.quantize(256), out / f"{name}_{subject}.png", optimize=True)
     print(text)
