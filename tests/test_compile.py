@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch_versions import needs_one_order
 
 from minibnn import StableDiffusion, UserError, devices, runs
 from minibnn.cli.sample import sample
@@ -79,6 +80,7 @@ def assert_equal(states, others):
     assert not [name for name in states if not torch.equal(states[name], others[name])]
 
 
+@needs_one_order
 def test_a_compiled_training_is_the_same_training(backend, train):
     """Without kernels of its own it computes the same bits, forward and backward, by one graph for all steps."""
     backend.name = "aot_eager"
@@ -102,6 +104,7 @@ def test_a_compiled_run_resumes_bit_for_bit_and_compiled_unless_the_options_say_
     assert backend.called == 2
 
 
+@needs_one_order
 def test_a_teacher_beneath_an_adapter_changes_nothing_in_the_graph(backend, train):
     """Between two calls of the graph the network has computed without its adapters, uncompiled."""
     backend.name = "aot_eager"

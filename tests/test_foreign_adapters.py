@@ -121,7 +121,8 @@ def test_the_header_of_a_single_networks_file(ours, pipeline, tmp_path):
     random_adapter(pipe.unet, target_modules=list(NAMES), r=4, lora_alpha=10)
     pipe.unet.save_lora_adapter(tmp_path, adapter_name="default")
     theirs = pipeline()
-    theirs.unet.load_lora_adapter(tmp_path, prefix=None, use_safetensors=True)
+    name = "pytorch_lora_weights.safetensors"
+    theirs.unet.load_lora_adapter(tmp_path, prefix=None, use_safetensors=True, weight_name=name)
     theirs.unet.fuse_lora()
     theirs.unet.unload_lora()
     assert_merged(ours().merge_adapter(tmp_path), theirs, ours())

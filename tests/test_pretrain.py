@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
+from torch_versions import needs_muon
 
 from minibnn import StableDiffusion
 from minibnn.errors import UserError
@@ -39,6 +40,7 @@ def options(tmp_path):
     return PretrainOptions("tiny-v2", **paths, **steps, pictures=64, processes=1)
 
 
+@needs_muon
 def test_a_model_from_nothing_and_a_damaged_checkpoint(options, spawned, tmp_path, monkeypatch):
     for name in ("VAE_BATCH", "TEXT_BATCH", "UNET_BATCH"):
         monkeypatch.setattr(f"minibnn.world.pretrain.{name}", 4)
@@ -67,7 +69,7 @@ def test_the_unet_sees_spotted_animals_but_none_like_the_few_shot_subjects():
     assert plain == [(scenes.random_scene(rng), (None, None)) for _ in range(2000)]
 
 
-@pytest.mark.parametrize("muon", [None, all_matrices, inner_matrices])
+@pytest.mark.parametrize("muon", [None, *(pytest.param(f, marks=needs_muon) for f in (all_matrices, inner_matrices))])
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(muon, tmp_path):
     def train(folder, stop=None):
         torch.manual_seed(0)
@@ -88,6 +90,7 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(muon, tmp_path):
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
+@needs_muon
 def test_muon_moves_a_kernel_orthogonally_and_adamw_the_rest():
     """As a matrix (out, rest), a kernel's step has singular values of about one size, unlike those of its gradient.
 

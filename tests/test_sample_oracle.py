@@ -8,6 +8,7 @@ from minibnn import StableDiffusion
 from minibnn.pictures import to_pil, to_tensor
 
 diffusers = pytest.importorskip("diffusers")
+image_processor = pytest.importorskip("diffusers.image_processor")
 
 PROMPTS = ["a red car", "a photo of a dog", "a blue house on the beach", "", "a green tree in the snow"]
 STEPS, SEED, GUIDANCE, NEGATIVE = 6, 11, 3.0, "a red car"
@@ -51,7 +52,7 @@ def test_grey_levels_are_rounded_and_clipped_as_diffusers_does():
         (picture,) = to_pil((levels + shift) / 127.5 - 1)
         assert np.array_equal(np.asarray(picture), levels[0].permute(1, 2, 0).numpy())
     images = 1.3 * torch.randn(3, 3, 20, 30, generator=torch.Generator().manual_seed(0))
-    theirs = diffusers.image_processor.VaeImageProcessor().postprocess(images, output_type="pil")
+    theirs = image_processor.VaeImageProcessor().postprocess(images, output_type="pil")
     for ours, picture in zip(to_pil(images), theirs, strict=True):
         assert np.array_equal(np.asarray(ours), np.asarray(picture))
         assert np.asarray(ours).min() == 0 and np.asarray(ours).max() == 255

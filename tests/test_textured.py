@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy import ndimage
+from torch_versions import needs_muon
 
 from minibnn import StableDiffusion
 from minibnn.errors import UserError
@@ -168,6 +169,7 @@ def test_the_noise_level_is_the_standard_deviation_of_white_noise():
 # --- the model --------------------------------------------------------------------------------------------------------
 
 
+@needs_muon
 def test_diffusers_opens_what_pretraining_makes_and_draws_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(textured, "BATCH", 2)
     textured.pretrain(PretrainTexturedOptions(work=str(tmp_path / "work"), out=str(tmp_path / "out"), steps=2))
@@ -185,6 +187,7 @@ def test_diffusers_opens_what_pretraining_makes_and_draws_the_same(tmp_path, mon
     assert config["addition_embed_type"] == "text"
 
 
+@needs_muon
 def test_another_seed_is_another_model(tmp_path, monkeypatch):
     monkeypatch.setattr(textured, "BATCH", 2)
     weights = []
