@@ -166,6 +166,7 @@ SETTINGS = {
     "flat": Setting("a flat drawing instead of a photograph", flat=True, beside=None),
     "long": Setting("plain, five times as long", looks=LONG_LOOKS, beside=None),  # until step 800 it is plain
     "long-null": Setting(  # until step 800 it is null
-        "the empty prompt in 10 % of the steps, five times as long", {"null_dropout": 0.1}, looks=LONG_LOOKS, beside="long"
+        "the empty prompt in 10 % of the steps, five times as long", {"null_dropout": 0.1}, looks=LONG_LOOKS,
+        beside="long",
     ),
 }
