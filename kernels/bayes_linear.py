@@ -128,13 +128,14 @@ def wgrad_kernel(dy, x, seed, stream, dmu, dsigma, dbias_mu, dbias_sigma, M, N, 
         acc += tl.dot(tl.trans(dy_tile), load(x, m0, k0, M, K, BM, BK), input_precision="ieee")
     store(acc, dmu, n0, k0, N, K, BN, BK)
     store(acc * normal_tile(seed, stream, WEIGHT, n0, k0, BN, BK), dsigma, n0, k0, N, K, BN, BK)
-    if dbias_mu is not None and k0 == 0:
-        parts = tl.zeros((BB, BN), tl.float32)
-        for m0 in range(0, length(M), BB):
-            parts += load(dy, m0, n0, M, N, BB, BN).to(tl.float32)
-        total = tl.sum(parts, axis=0)[:, None]
-        store(total, dbias_mu, n0, 0, N, 1, BN, 1)
-        store(total * normal_tile(seed, stream, BIAS, n0, 0, BN, 4), dbias_sigma, n0, 0, N, 1, BN, 4)
+    if dbias_mu is not None:  # noqa: SIM102 (after "and" Triton 3.2 would compile the rest for None, too)
+        if k0 == 0:
+            parts = tl.zeros((BB, BN), tl.float32)
+            for m0 in range(0, length(M), BB):
+                parts += load(dy, m0, n0, M, N, BB, BN).to(tl.float32)
+            total = tl.sum(parts, axis=0)[:, None]
+            store(total, dbias_mu, n0, 0, N, 1, BN, 1)
+            store(total * normal_tile(seed, stream, BIAS, n0, 0, BN, 4), dbias_sigma, n0, 0, N, 1, BN, 4)
 
 
 # --- 2. launchers -----------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from triton.compiler import ASTSource
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 TYPES = {"M": "i32", "N": "i32", "K": "i32", "stream": "i32", "seed": "*i64", "table": "*i64", "owners": "*i32"}
 KERNELS = {name: getattr(b, f"{name}_kernel") for name in ("sample", "forward", "dx", "wgrad")}
+SPILLS = "LDL|STL"  # loads from local memory, and stores to it
 KERNELS |= {"draw": network.draw_kernel, "gradient": network.gradient_kernel}
 
 
@@ -87,15 +88,19 @@ def machine_code(compiled):
 
 
 def loop(code):
-    """How many instructions the innermost loop has that multiplies matrices; 0: there is none."""
-    sizes = []
+    """The instructions of the innermost loop that multiplies matrices; none if there is no such loop."""
+    bodies = []
     for place, text in code:
         jump = re.search(r"\bBRA(?:\.\w+)* (?:`\()?0x([0-9a-f]+)", text)
         if jump and int(jump[1], 16) < place:
             body = [t for p, t in code if int(jump[1], 16) <= p <= place]
             if any(re.search(r"\bH?G?MMA\b", t) or "FFMA" in t for t in body):
-                sizes.append(len(body))
-    return min(sizes, default=0)
+                bodies.append(body)
+    return min(bodies, key=len, default=[])
+
+
+def count(pattern, instructions):
+    return sum(bool(re.search(rf"\b(?:{pattern})\b", text)) for text in instructions)
 
 
 def describe(name, dtype, arch, **changes):
@@ -108,14 +113,16 @@ def describe(name, dtype, arch, **changes):
     constants |= changes.get("tiles") or {}
     threads = 32 * (changes.get("warps") or table_warps)
     result = {"kernel": name, "dtype": dtype, "arch": arch, "registers": registers, "shared": compiled.metadata.shared}
-    for key, pattern in (("spills", "LDL|STL"), ("HMMA", "HMMA"), ("HGMMA", "HGMMA"), ("fused", "FFMA")):
-        result[key] = sum(bool(re.search(rf"\b(?:{pattern})\b", text)) for _, text in code)
+    for key, pattern in (("spills", SPILLS), ("HMMA", "HMMA"), ("HGMMA", "HGMMA"), ("fused", "FFMA")):
+        result[key] = count(pattern, (text for _, text in code))
     if name == "sample":  # straight code, each thread once
         work = sum("NOP" not in text for _, text in code)
         result["per normal"] = work * threads / (constants["BN"] * constants["BK"])
     elif "BM" in constants:
         products = constants["BM"] * constants["BN"] * constants["BK"]
-        result["loop"], result["per 1000 products"] = loop(code), 1000 * loop(code) * threads / products
+        body = loop(code)
+        result["loop"], result["per 1000 products"] = len(body), 1000 * len(body) * threads / products
+        result["spills in the loop"] = count(SPILLS, body)
     return result
 
 

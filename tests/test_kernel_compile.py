@@ -6,35 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from kernel_jobs import MULTIPLYING, WITHOUT_BIAS, jobs_for
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 if sys.platform != "linux":
     pytest.skip("Triton's compiler is on Linux only", allow_module_level=True)
 
 SHARED_LIMIT = {"sm_75": 64, "sm_80": 163, "sm_89": 99, "sm_90": 227}  # KiB for one block
-MULTIPLYING = ("forward", "dx", "wgrad")
-WITHOUT_BIAS = {"bias_mu": None, "bias_sigma": None, "dbias_mu": None, "dbias_sigma": None}
-ONES = {"N": 1, "K": 1}  # on a GPU Triton compiles sizes of 1 into the kernel
-DSIGMA = {"mu": None}
-
-
-def job(name, dtype, arch, sizes=16, **fixed):
-    """sizes 16: N and K are multiples of 16, as all of SD's are, and Triton compiles that into the kernel."""
-    return {"name": name, "dtype": dtype, "arch": arch, "sizes": sizes, "fixed": fixed}
-
-
-JOBS = [
-    *(job(name, dtype, arch)
-      for arch in ("sm_80", "sm_89", "sm_90") for name in MULTIPLYING for dtype in ("bfloat16", "float32")),
-    *(job(name, "float16", "sm_80", sizes=1) for name in MULTIPLYING),
-    *(job(name, "bfloat16", "sm_80", **WITHOUT_BIAS) for name in MULTIPLYING),
-    *(job(name, "bfloat16", "sm_80", **ONES) for name in MULTIPLYING),
-    # a T4 has no tensor cores for tl.dot: it takes the sample path, whose kernels these are
-    *(job("sample", "float16", "sm_75", **fixed) for fixed in ({}, DSIGMA, ONES)),
-    *(job(name, "float16", "sm_75") for name in ("draw", "gradient")),
-    *(job(name, "bfloat16", "sm_90") for name in ("sample", "draw", "gradient")),
-    *(job(name, "bfloat16", "gfx942") for name in (*MULTIPLYING, "sample", "draw", "gradient")),
-]
+JOBS = jobs_for(triton.__version__)
 TOO_LARGE = {"name": "dx", "dtype": "float32", "arch": "sm_80", "tiles": {"BM": 64, "BN": 64, "BK": 32}, "warps": 4}
 
 
@@ -55,7 +34,8 @@ def test_compiles_without_spills_and_with_tensor_cores(compiled, i):
     assert result["kernel"] == wanted["name"]
     if wanted["arch"].startswith("gfx"):
         return  # compiling is what is asked of it
-    assert result["spills"] == 0
+    # with 3.2 to 3.9 nothing is spilled but by wgrad without bias, outside its loop: 8 with 3.5, 4 with 3.8 and 3.9
+    assert result["spills"] <= (8 if wanted["name"] == "wgrad" else 0) and not result.get("spills in the loop")
     assert result["registers"] <= (96 if wanted["name"] in ("sample", "draw", "gradient") else 255)
     assert result["shared"] <= SHARED_LIMIT[wanted["arch"]] * 1024
     on_tensor_cores = result["HGMMA" if wanted["arch"] == "sm_90" else "HMMA"] > 0
@@ -64,7 +44,7 @@ def test_compiles_without_spills_and_with_tensor_cores(compiled, i):
 
 def test_spills_would_be_seen(compiled):
     """The negative control: a configuration too large for its warps."""
-    assert compiled[-1]["spills"] > 100
+    assert compiled[-1]["spills"] > 100 and compiled[-1]["spills in the loop"] > 100
 
 
 def test_the_bias_gradient_costs_nothing_in_the_loop(compiled):
