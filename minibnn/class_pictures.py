@@ -22,16 +22,19 @@ DRAWN = re.compile(r"drawn-\d{5,}\.png")
 
 
 def places(folder, prompts):
-    """{prompt: folder of its class pictures}: `folder` for a single one, else one in it for each, by the words."""
+    """{prompt: folder of its class pictures}: `folder` for a single one, else one in it for each, by the words.
+
+    No two names differ in upper and lower case alone, which some file systems take for one, and none is too long.
+    """
     prompts = list(dict.fromkeys(prompts))
     if len(prompts) == 1:
         return {prompts[0]: Path(folder)}
     found = {}
     for prompt in prompts:
-        place = Path(folder) / re.sub(r"\W+", "-", prompt)
-        while place in found.values():  # words that differ in other signs
-            place = place.with_name(f"{place.name}-")
-        found[prompt] = place
+        name = re.sub(r"\W+", "-", prompt).encode()[:250].decode(errors="ignore")  # file systems take 255 bytes
+        while name.casefold() in (place.name.casefold() for place in found.values()):
+            name += "-"
+        found[prompt] = Path(folder) / name
     return found
 
 

@@ -86,6 +86,16 @@ def test_each_class_has_a_folder_of_its_own():
         "a-dog-", "a-dog--", "a-cat", "a-dog---"]
 
 
+def test_no_file_system_takes_two_classes_for_one_or_a_name_for_too_long(tmp_path):
+    """Bugs: on macOS and Windows "A dog" and "a dog" had one folder; a long prompt was an OSError."""
+    names = [path.name for path in class_pictures.places("c", ["A dog", "a dog", "a DOG"]).values()]
+    assert names == ["A-dog", "a-dog-", "a-DOG--"]
+    long = [start + "ü犬" * 100 for start in ("a ", "b ", "a  ")]
+    for path in class_pictures.places(tmp_path, long).values():
+        path.mkdir()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_a_class_folder_without_pictures_is_empty(tmp_path):
     (tmp_path / ".DS_Store").write_text("x")
     assert class_pictures.own(tmp_path) == class_pictures.own(tmp_path / "none") == []
