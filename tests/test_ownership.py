@@ -287,6 +287,14 @@ def test_pictures_that_minibnn_did_not_draw_are_not_replaced(dog, tmp_path):
     assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["001.png"]
 
 
+def test_a_file_in_the_place_of_the_folder_is_told_before_anything_is_drawn(tmp_path):
+    """Bug: the command failed after the drawing, and spoke of space on the disk."""
+    (tmp_path / "dog").touch()
+    words = ["--prompt", "a dog", "a cat", "--out", str(tmp_path / "dog.png"), "--overwrite", "--model", "nowhere"]
+    with pytest.raises(UserError, match="go into a folder .*dog, which is a file"):
+        sample.sample(parse(SampleOptions, "sample", words))
+
+
 def test_a_killed_replacement_is_undone(tmp_path):
     """GRAFT moves the old folder away before it puts the new one in place."""
     out = tmp_path / "graft"

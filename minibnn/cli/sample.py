@@ -90,6 +90,8 @@ def check(options, out, several):
     if options.posterior_samples == 1 or (options.posterior_samples and options.adapter):
         raise UserError("--posterior-samples needs at least 2, and a run as --model instead of --adapter")
     folder = out.with_suffix("")
+    if several and folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {out}: single pictures go into a folder {folder}, which is a file; name another")
     for path in (out, folder) if several else (out,):
         if path.exists() and not options.overwrite:
             raise UserError(f"--out: {path} exists; name another file or pass --overwrite")
