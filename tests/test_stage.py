@@ -269,11 +269,13 @@ def test_longer_runs_of_several_subjects_are_told_together_and_apart():
 
 
 def test_the_pictures_of_a_longer_run_stand_by_their_steps(tmp_path):
-    assert long_runs.long_strip(tmp_path, "cat", 0) is None
     pictures = torch.rand(8 * len(settings.LONG_LOOKS), 3, 24, 24, generator=torch.Generator().manual_seed(0))
     drawn = to_pil(pictures * 2 - 1)
-    save_png(grid(drawn, 8, zoom=trainings.ZOOM), tmp_path / "long-cat-textured-0.png")
-    shown = np.asarray(long_runs.long_strip(tmp_path, "cat", 0)).astype(int)
+    save_png(grid(drawn, 8, zoom=trainings.ZOOM), tmp_path / "long-null-cat-textured-0.png")
+    assert long_runs.long_strip(tmp_path, "long", "cat", 0) is None
+    (tmp_path / "plain-cat-textured-0.png").touch()
+    assert long_runs.long_strip(tmp_path, "plain", "cat", 0) is None  # is not a longer run
+    shown = np.asarray(long_runs.long_strip(tmp_path, "long-null", "cat", 0)).astype(int)
     for picture in (drawn[0], drawn[13], drawn[-1]):  # each is somewhere, whole and at the same size
         wanted = np.asarray(picture.resize((48, 48), Image.Resampling.NEAREST)).astype(int)
         corners = np.argwhere((shown == wanted[0, 0]).all(-1))

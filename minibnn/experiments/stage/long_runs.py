@@ -53,10 +53,10 @@ def long_runs(runs):
     return "\n".join(text) if len(text) > 2 else ""
 
 
-def long_strip(folder, subject, seed):
-    """The pictures of one run of "long" in a folder, a row for each look. None if it is not there."""
-    path = Path(folder) / f"long-{subject}-textured-{seed}.png"
-    if not path.exists():
+def long_strip(folder, setting, subject, seed):
+    """The pictures of one run in a folder, a row for each look. None if it is not there or no long one."""
+    path = Path(folder) / f"{setting}-{subject}-textured-{seed}.png"
+    if SETTINGS[setting].looks != LONG_LOOKS or not path.exists():
         return None
     strip, side, pitch = Image.open(path), SIDE * ZOOM, (SIDE + 2) * ZOOM
     columns = ["training"] * PICTURES + ["other"] * len(OTHER_PROMPTS)

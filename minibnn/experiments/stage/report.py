@@ -8,7 +8,8 @@ Reads the .jsonl files of --runs and writes into --out
     stage.png       fidelity, noise and gains against the step, for plain fine-tuning and its rivals
     gain_law.png    the noise of the pictures against that which the law predicts from the gains: all looks of all runs
     stage_SUBJECT.png   pictures of one seed, a row for each setting, a column for each step
-    stage_long_SUBJECT.png      the same of one run of the setting "long", a row for each step
+    stage_long_SUBJECT.png      pictures of one run of the setting "long", a row for each step
+    stage_long-null_SUBJECT.png     the same of "long-null"
 
 stage.png and stage_SUBJECT.png are of the bundled model, those of another MODEL are called MODEL_stage.png and
 MODEL_stage_SUBJECT.png.
@@ -162,7 +163,7 @@ def report(options):
     for subject in {key[2] for key in runs}:
         for folder in options.runs:
             images = {beginning(model): strips(folder, model, subject, options.seed) for model in models}
-            images["stage_long"] = long_strip(folder, subject, options.seed)
+            images |= {f"stage_{name}": long_strip(folder, name, subject, options.seed) for name in SETTINGS}
             for name, image in images.items():
                 if image:
                     save_png(image.quantize(256), out / f"{name}_{subject}.png", optimize=True)
