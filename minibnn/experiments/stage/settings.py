@@ -81,6 +81,11 @@ noise stays, and the gain without the prompt lies above that with it:
 20. Does the noise fall from step 800 to 4000 where the empty prompt is trained, too, and is it lower at 4000 than in
     "long"? Is the gain without the prompt no longer above that with it? If the noise falls and the gains do not part,
     their gap is a likely cause of what "long" keeps; if the gains do not part and the noise stays, it is not.
+
+And of "batch-1", seeds 0 to 4 of the three subjects, before any of its runs:
+
+21. With one draw of time and noise a step, as the paper trains, is there a corruption stage by the criterion, and are
+    fidelity and noise other than plain?
 """
 
 import dataclasses
