@@ -34,9 +34,12 @@ def _trainable(network):
     return ((name, p) for name, p in network.named_parameters() if p.requires_grad)
 
 
-def size_of(training):
-    """The bytes of a checkpoint: for each trained number its value in float32 and Adam's two moments; the averages."""
-    moments = 4 if isinstance(training.optimiser, AdamWBfloat16) else 8
+def size_of(training, optimiser=True):
+    """The bytes of a checkpoint: for each trained number its value in float32 and Adam's two moments; the averages.
+
+    optimiser: whether the moments are in it.
+    """
+    moments = (4 if isinstance(training.optimiser, AdamWBfloat16) else 8) * optimiser
     averaged = sum(mean.numel() for mean in training.average.mean.values()) if training.average else 0
     return (4 + moments) * sum(parameter.numel() for _, parameter in _trainable(training.network)) + 4 * averaged
 

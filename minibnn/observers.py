@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import os
 import signal
@@ -9,10 +10,12 @@ from pathlib import Path
 
 from . import distributed
 from .checkpoints import STATE, save_checkpoint
-from .files.store import append_text, read_text, write_text
+from .files.store import CannotWrite, append_text, read_text, write_text
 from .options.running import interrupt, note_signal, on_stop
 from .progress import Course, progress_bar
 from .runs import to_go_on
+
+log = logging.getLogger("minibnn")
 
 
 class Checkpoints:
@@ -34,11 +37,22 @@ class Checkpoints:
         if stopping or done == self.steps or (self.every and done % self.every == 0):
             training.check()
             self.progress.write()  # a log that ends before the checkpoint could not be completed
-            distributed.first_alone(save_checkpoint, self.out, training, self.keep or done < self.steps)
+            distributed.first_alone(self.save, training)
             self.saved = done
         if stopping and done < self.steps:
             saved = f"stopped after step {done}, saved in {self.out / STATE.parent}"
             raise KeyboardInterrupt(f"{saved}; to go on: {self.go_on(self.out)}")
+
+
+    def save(self, training):
+        """Write the checkpoint. After the last step a full disk does not keep the result from being written."""
+        done = training.step
+        try:
+            save_checkpoint(self.out, training, self.keep or done < self.steps)
+        except CannotWrite as error:
+            if done < self.steps:
+                raise
+            log.warning("%s. All steps are done, and the result is written without a checkpoint", error)
 
 
 class Progress:
@@ -107,7 +121,7 @@ class CtrlC:
             self.asked = True
             # not print: what is interrupted may itself be writing to the buffered stderr; and there may be no terminal
             with contextlib.suppress(OSError):
-                os.write(2, b"\nstopping after this step; Ctrl-C again stops at once, and the step is lost\n")
+                os.write(2, b"\nstopping after this step, and saving; Ctrl-C again stops at once, without saving\n")
 
     def __exit__(self, *_):
         for each, handler in self.before.items():

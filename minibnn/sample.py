@@ -118,8 +118,10 @@ def check_numbers(sampler, eta, guidance, seed):
     """Raises UserError for settings of `generate` that make no sense."""
     if sampler not in ("ddim", "pndm"):
         raise UserError(f'sampler {sampler!r} is not one of "ddim", "pndm"')
-    if not 0 <= eta <= 1 or (eta and sampler == "pndm"):
-        raise UserError(f"eta = {eta}: a number from 0 to 1, for the sampler ddim only")
+    if not 0 <= eta <= 1:
+        raise UserError(f"eta = {eta} is outside 0..1")
+    if eta and sampler == "pndm":
+        raise UserError(f"eta = {eta} is for the sampler ddim only, and this is pndm, which adds no noise")
     if not math.isfinite(guidance):
         raise UserError(f"guidance = {guidance} is not a finite number")
     if not 0 <= seed < 2**32:

@@ -516,7 +516,7 @@ def test_training_raises_the_likelihood_of_what_was_kept(base):
         (["--rule", "tilt", "--minimum", "0.2"], "--minimum belongs to --rule threshold, not to tilt"),
         (["--alpha", "0.1"], "--alpha belongs to --rule tilt, not to top-k"),
         (["--guidance", "nan"], "guidance = nan is not a finite number"),
-        (["--eta", "2"], "eta = 2.0: a number from 0 to 1"),
+        (["--eta", "2"], "eta = 2.0 is outside 0..1"),
         (["--sample-steps", "1000"], "--sample-steps 1000 is outside 1..999"),
         (["--prompts-from", "nowhere.txt"], "--prompts-from nowhere.txt: "),
         (["--resolution", "60"], "--resolution 60 is not a multiple of 8"),

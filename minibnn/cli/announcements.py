@@ -1,9 +1,10 @@
 """What `train` says: before it starts, and with its result."""
 
+import logging
 import shlex
 from pathlib import Path
 
-from .. import runs
+from .. import disk, runs
 from ..checkpoints import size_of
 from ..files import headers
 from ..finetune import methods
@@ -11,6 +12,8 @@ from ..finetune.adapter_files import KOHYA
 from ..lab import curves
 from ..world.captions import elsewhere
 from . import programs
+
+log = logging.getLogger("minibnn")
 
 
 def at_the_start(asked, options, files):
@@ -20,8 +23,10 @@ def at_the_start(asked, options, files):
 
 def before_the_first_step(options, training, captions, keep):
     """captions: one for each picture. keep: whether the checkpoint stays when all is done."""
-    say(describe(options, training.sd.unet, captions), None if keep else about_checkpoint(options, training),
-        about_monitor(options))
+    say(describe(options, training.sd.unet, captions), about_finished(options, training),
+        None if keep else about_checkpoint(options, training), about_monitor(options))
+    if lacking := disk.about_room(options, training, keep):
+        log.warning("%s", lacking)
 
 
 def at_the_end(options, sd, kind, page, drawn):
@@ -73,6 +78,13 @@ def describe(options, unet, captions):
     said += f", {own} with a caption of {'their' if own > 1 else 'its'} own" if own else ""
     training = f"{options.steps} steps at lr {options.lr:g}, {options.dtype} on {options.device}"
     return f"{said}, {training}; {methods.describe(unet, options)}"
+
+
+def about_finished(options, training):
+    """A line to whoever resumes a run that has all its steps; None for any other."""
+    if training.step < options.steps:
+        return None
+    return f"all {options.steps} steps are done already; what is left is to write the result"
 
 
 def about_checkpoint(options, training):

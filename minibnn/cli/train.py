@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .. import data, distributed, ownership, runs
+from .. import data, disk, distributed, ownership, runs
 from ..checkpoints import delete_checkpoint, is_kept, load_checkpoint
 from ..devices import choose_device, choose_threads, make_deterministic, threads_kept
 from ..errors import UserError
@@ -68,7 +68,8 @@ def fine_tune_there(options, observers):
     classes = class_folders(options, [len(folder) for folder in folders], model) if options.prior_weight else []
     if options.resume:
         runs.check_same_run(options, files, model)
-    check_own(classes, options)  # before the folder is made
+    check_own(classes, options)  # these two before the folder is made
+    disk.check_result(options, sd)
     choose_threads(options.device, sd.unet)
     if options.resume:
         runs.restore_threads(options.out)

@@ -61,10 +61,14 @@ def _no_constant(word):
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
+class CannotWrite(UserError):
+    """The disk is full, or the folder may not be written to."""
+
+
 def write_whole(path, write):
     """Call `write(temporary path)` and rename the result, so that `path` holds the old file or the whole new one.
 
-    Raises UserError when the disk is full or the folder cannot be written to.
+    Raises CannotWrite.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -76,7 +80,7 @@ def write_whole(path, write):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error}; free some space or choose another place") from None
+        raise CannotWrite(f"cannot write {path}: {error}; free some space or choose another place") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -248,9 +248,9 @@ class Monitor:
                 last = max(row["step"] for row in self.rows if row not in calm)
                 said += f", and was gone at step {min(row['step'] for row in calm if row['step'] > last)}"
         if not best:
-            return f"{said}: at no step was it as low as before; try a smaller --lr  {seen}"
+            return f"{said}: at no step was it as low as before; try a smaller --lr {seen}"
         measured = self.rows[-1]["fidelity"] is not None
         if best[0] == self.options.steps:
-            return f"{said}; {'the last step is the most faithful' if measured else 'use the last step'}  {seen}"
+            return f"{said}; {'the last step is the most faithful' if measured else 'use the last step'} {seen}"
         why = "the most faithful" if measured else "the latest before that"
-        return f"{said}; use step {best[0]}, {why}: --model {self.folder(best[0])}  {seen}"
+        return f"{said}; use step {best[0]}, {why}: --model {self.folder(best[0])} {seen}"

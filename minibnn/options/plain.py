@@ -1,4 +1,8 @@
-"""Letters of formulas for a terminal or a pipe that lacks them: σ₁ is written sigma1 in ASCII and Windows' cp1252."""
+"""Letters of formulas for a terminal or a pipe that lacks them: σ₁ is written sigma1 in ASCII and Windows' cp1252.
+
+Letters of other words, as in paths and prompts, are escaped there (ü is \\xfc): without its dots a name would be that
+of another file.
+"""
 
 import codecs
 import unicodedata
@@ -7,10 +11,11 @@ NAMES = {
     "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "eps", "η": "eta", "θ": "theta", "λ": "lambda",
     "μ": "mu", "σ": "sigma", "ς": "s", "π": "pi", "Δ": "Delta", "Σ": "Sum", "√": "sqrt ", "∘": "*", "·": "*", "×": "x",
     "→": "->", "↔": "<->", "←": "<-", "≥": ">=", "≤": "<=", "≈": "~", "≠": "!=", "±": "+-", "−": "-", "–": "-",
-    "—": "-", "…": "...", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"', "„": '"', "∈": "in",
+    "—": "-", "…": "...", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"', "„": '"', "∈": "in", "∅": "empty",
     "§": "sec. ", "∞": "inf", "‖": "||", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE",
     "ø": "o", "Ø": "O", "ß": "ss", "ł": "l", "Ł": "L",
 }
+GREEK = [letter for letter, name in NAMES.items() if letter.isalpha() and unicodedata.name(letter).startswith("GREEK")]
 
 
 def plain(text):
@@ -27,7 +32,14 @@ def plain(text):
 
 
 def _replace(error):
-    return plain(error.object[error.start : error.end]), error.end
+    """For codecs: names for Greek letters and signs, escapes for all others, as Python writes them."""
+    written, in_formula = [], False
+    for letter in error.object[error.start : error.end]:
+        parts = unicodedata.normalize("NFKD", letter)
+        in_formula = in_formula if unicodedata.combining(letter) else not letter.isalpha() or parts[0] in GREEK
+        name = plain(letter)
+        written.append(name if in_formula and name != "?" else letter.encode("ascii", "backslashreplace").decode())
+    return "".join(written), error.end
 
 
 codecs.register_error("plain", _replace)

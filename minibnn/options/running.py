@@ -156,6 +156,8 @@ def explain(error, options=None):
         return said
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("minibnn"):
         return f"the package {error.name} is missing: pip install it, or all with pip install -r requirements.txt"
+    if isinstance(error, UnicodeError) and "surrogates" in said:
+        return "a name on the command line is not valid in this terminal's encoding: set PYTHONUTF8=1"
     if isinstance(error, UnicodeError):
         return f"a text is not valid in its encoding ({said}): save it as UTF-8"
     if kind == "SafetensorError":
