@@ -47,7 +47,14 @@ def test_a_run_reports_and_fails_in_any_encoding(encoding, micro, dog, tmp_path)
     code, text, errors = in_encoding(encoding, *words)
     assert code == 0 and "sigma0 = 0.01" in text and "snow" in text and "Traceback" not in errors
     code, _, errors = in_encoding(encoding, "-m", "minibnn", "train", "--images", "犬σ")
-    assert code == 2 and errors == "error: --images ?sigma: no such folder\n"
+    assert code == 2 and errors == "error: --images \\u72acsigma: no such folder\n"
+
+
+def test_names_of_files_are_not_those_of_others_without_their_accents():
+    """Bug: ü.png was written u.png, which is another file."""
+    assert "ü.png, o\u0308, F\xf6tos 🐶".encode("ascii", "plain") == rb"\xfc.png, o\u0308, F\xf6tos \U0001f436"
+    assert "θ = μ + σ∘ε, ᾱ_t ≥ √ᾱ₁ – ε(∅)".encode("ascii", "plain") == (
+        b"theta = mu + sigma*eps, alpha_t >= sqrt alpha1 - eps(empty)")
 
 
 def test_plain_text():

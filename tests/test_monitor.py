@@ -269,27 +269,27 @@ def test_advice_to_use_an_earlier_step(tmp_path):
     watch = watch_of(tmp_path, [(0, 0.1, 0.2), (10, 0.5, 0.3), (20, 0.8, 0.4), (30, 0.9, 1.8), (40, 0.7, 0.5)], 40)
     step_20, curves = tmp_path / "faithful" / "000020", tmp_path / "curves.png"
     said = "noise rose at step 30, from 0.20 to 1.80, and was gone at step 40; use step 20, the most faithful: --model"
-    assert watch.advice() == f"{said} {step_20}  ({curves})"
+    assert watch.advice() == f"{said} {step_20} ({curves})"
     assert watch.faithful() == [20, 40] and KEPT == 2
 
 
 def test_advice_when_the_last_step_is_best(tmp_path):
     watch = watch_of(tmp_path, [(0, 0.9, 0.2), (10, 0.5, 0.3), (20, 0.6, 0.7)], 20)  # 0.7 is no rise of more than 0.5
     assert watch.advice() == (
-        f"noise stayed low (0.70 at most, limit 0.70); the last step is the most faithful  ({tmp_path / 'curves.png'})")
+        f"noise stayed low (0.70 at most, limit 0.70); the last step is the most faithful ({tmp_path / 'curves.png'})")
 
 
 def test_nothing_is_called_faithful_where_that_was_not_measured(tmp_path):
     watch = watch_of(tmp_path, [(0, None, 0.2), (10, None, 0.3), (20, None, 1.8)], 20)
     assert "; use step 10, the latest before that: --model" in watch.advice()
     watch = watch_of(tmp_path, [(0, None, 0.2), (10, None, 0.3), (20, None, 0.4)], 20)
-    assert watch.advice().startswith("noise stayed low (0.40 at most, limit 0.70); use the last step  ")
+    assert watch.advice().startswith("noise stayed low (0.40 at most, limit 0.70); use the last step ")
 
 
 def test_advice_when_every_step_is_noisy(tmp_path):
     watch = watch_of(tmp_path, [(0, 0.1, 0.2), (10, 0.5, 0.8), (20, 0.6, 0.9)], 20)
     assert watch.advice() == (
-        "noise rose at step 10, from 0.20 to 0.80: at no step was it as low as before; try a smaller --lr  "
+        "noise rose at step 10, from 0.20 to 0.80: at no step was it as low as before; try a smaller --lr "
         f"({tmp_path / 'curves.png'})"
     )
 

@@ -640,6 +640,13 @@ def test_overwrite_never_deletes_what_it_is_given(options, tmp_path, dog):
     assert (photos / "00.png").exists()
 
 
+def test_a_resumed_run_that_has_all_its_steps_says_so(options, capsys):
+    fine_tune(options("--steps", "1"))
+    assert "what is left is to write the result" not in capsys.readouterr().out
+    fine_tune(options("--steps", "1", "--resume"))
+    assert "all 1 steps are done already; what is left is to write the result\n" in capsys.readouterr().out
+
+
 def test_a_moved_run_resumes_but_not_with_other_pictures(options, tmp_path, dog):
     photos = tmp_path / "photos"
     photos.mkdir()
