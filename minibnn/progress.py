@@ -31,10 +31,11 @@ class Bar(tqdm):
 
     @property
     def format_dict(self):
-        """What tqdm shows. It divides the steps that are left by the rate, which is chosen accordingly."""
+        """What tqdm shows, with that time in the place of its own, which is the steps that are left by the rate."""
         shown = super().format_dict
-        if self.to_go and shown["total"]:
-            shown["rate"] = (shown["total"] - shown["n"]) / self.to_go
+        if self.to_go is not None:
+            shown |= {"bar_format": "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{to_go}, {rate_fmt}{postfix}]",
+                      "to_go": self.format_interval(self.to_go)}
         return shown
 
 

@@ -116,7 +116,8 @@ def is_adapter_run(folder):
         return False
     if not is_adapter(folder):
         begun = (Path(folder) / STATE).exists()
-        how = f"to go on: {to_go_on(folder)}" if begun else "it has no checkpoint; run its training command again"
+        anew = "it has no checkpoint; run its training command again with --overwrite"
+        how = f"to go on: {to_go_on(folder)}" if begun else anew
         raise UserError(f"the run in {folder} is not finished; {how}")
     return True
 
@@ -187,6 +188,18 @@ def fingerprint(paths, captions=True):
     return names
 
 
+def check_method(options):
+    """Refuse to resume a run by another method, before what belongs to that is missed. Raises UserError."""
+    if options.method != (was := options_of(options.out).method):
+        raise UserError(different("method", options.method, options.out, was))
+
+
+def different(name, value, out, was):
+    """What is wrong where an option of a resumed run is not as it was."""
+    return (f"--{name.replace('_', '-')} is {value!r} but the run in {out} has {was!r}, which decides what is trained: "
+            "leave it out, or start another run")
+
+
 def check_base_is_there(options):
     """Refuse to resume a run whose model has gone, and say how to name its new place. Raises UserError."""
     config = read_config(options.out)
@@ -212,8 +225,7 @@ def check_same_run(options, pictures, model):
             continue
         place = of_runs.moved(was, config) if name in PATHS and was and value else None
         if place is None or Path(place).resolve() != Path(value).resolve():
-            differs = f"--{name.replace('_', '-')} is {value!r} but the run in {options.out} has {was!r}"
-            raise UserError(f"{differs}, which decides what is trained: leave it out, or start another run")
+            raise UserError(different(name, value, options.out, was))
     if (processes := config.get("processes", 1)) != distributed.world():
         number = f"{processes} processes" if processes > 1 else "one process"
         differs = f"the run in {options.out} was begun by {number} and cannot go on with"

@@ -67,6 +67,7 @@ def test_a_single_file_is_the_whole_model(runs, small, run_export, tmp_path, met
     out, said = run_export(runs[method], "--to", "single-file")
     assert out == runs[method] / "model.safetensors" and f"{out}: " in said
     assert "warning: no web UI opens it" in said and "models/checkpoints" not in said
+    assert f'from_single_file("{out}", config=FOLDER)' in said  # without it diffusers takes SD's sizes
     expected, tokenizer = StableDiffusion.load(runs[method]), small / "tokenizer"
     again = StableDiffusion.load(out, tokenizer)
     assert_close(again, expected, 0)

@@ -526,7 +526,7 @@ FIGURES = {  # name: (page, text with a place for each figure, the figures, digi
     "textured, all layers, equal loss": (
         "RESULTS", "at equal loss neither is shown ({} [{}, {}] and {} [{}, {}])", lambda: [
             *at_equal_loss("bnn-all", "fidelity"), *np.round(at_equal_loss("bnn-all", "noise"), 1)], 3),
-    "README, coat": ("README", "but in {} % [{}, {}] of them, as perhaps here, the classifier", lambda: [
+    "README, coat": ("README", "but in {} % [{}, {}] of them the classifier", lambda: [
         *recipe("four-captions", "leak")], 1),
     "textured, offset": ("RESULTS", "by an offset of the noise, raises fidelity by {} [{}, {}]", lambda: [
         *of_stage("offset", "fidelity", "plain")], 3),

@@ -201,6 +201,8 @@ def test_resume_is_bit_for_bit(options, tmp_path, arguments):
 
 def test_another_rank_cannot_resume(options):
     fine_tune(options("--method", "lora"))
+    with pytest.raises(UserError, match="--method is 'oft' but the run in .* has 'lora', which decides what is"):
+        fine_tune(options("--resume", "--method", "oft", "--steps", "3"))
     with pytest.raises(UserError, match="--rank is 5 but the run in .* has 4, which decides what is trained: leave it"):
         fine_tune(options("--method", "lora", "--rank", "5", "--alpha", "4", "--steps", "3", "--resume"))
 

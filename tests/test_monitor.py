@@ -273,8 +273,17 @@ def test_advice_to_use_an_earlier_step(tmp_path):
     assert watch.faithful() == [20, 40] and KEPT == 2
 
 
+def test_a_training_that_was_too_short_is_told_so(tmp_path):
+    """Bug: of a model that had learned nothing the step with the luckiest pictures was advised without a word."""
+    watch = watch_of(tmp_path, [(0, -0.03, 0.2), (7, 0.04, 0.3), (14, 0.01, 0.3)], 14)
+    hardly = "the subject is hardly learned (fidelity -0.03 before, 0.04 at most): try more --steps; use step 7, the "
+    assert hardly in watch.advice()
+    for rows in ([(0, 0.1, 0.2), (7, 0.3, 0.3)], [(0, None, 0.2), (7, None, 0.3)], [(0, 0.1, 0.2)]):
+        assert watch_of(tmp_path, rows, 7).hardly_learned() is None
+
+
 def test_advice_when_the_last_step_is_best(tmp_path):
-    watch = watch_of(tmp_path, [(0, 0.9, 0.2), (10, 0.5, 0.3), (20, 0.6, 0.7)], 20)  # 0.7 is no rise of more than 0.5
+    watch = watch_of(tmp_path, [(0, 0.1, 0.2), (10, 0.5, 0.3), (20, 0.6, 0.7)], 20)  # 0.7 is no rise of more than 0.5
     assert watch.advice() == (
         f"noise stayed low (0.70 at most, limit 0.70); the last step is the most faithful ({tmp_path / 'curves.png'})")
 

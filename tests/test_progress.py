@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from tqdm import tqdm
 
 from minibnn import progress
 from minibnn.progress import Course, Lines, progress_bar
@@ -106,4 +107,8 @@ def test_a_time_that_is_given_is_shown(clock, capsys, monkeypatch):
     bar.update(50)
     bar.refresh()
     assert "<01:40," in shown.getvalue().split("\r")[-1]
+    assert bar.format_dict["rate"] == tqdm.format_dict.fget(bar)["rate"]  # what is shown as it/s is not bent to it
+    bar.to_go = 0.0
+    bar.update(50)
     bar.close()
+    assert "100/100 [00:00<00:00, " in shown.getvalue() and "?" not in shown.getvalue().split("\r")[-1]

@@ -76,7 +76,8 @@ def describe(options, unet, captions):
     said = f"{len(captions)} picture{'s' if len(captions) > 1 else ''}"
     said += f" of {subjects} subjects" if subjects > 1 else ""
     said += f", {own} with a caption of {'their' if own > 1 else 'its'} own" if own else ""
-    training = f"{options.steps} steps at lr {options.lr:g}, {options.dtype} on {options.device}"
+    steps = f"{options.steps} step{'s' * (options.steps != 1)}"
+    training = f"{steps} at lr {options.lr:g}, {options.dtype} on {options.device}"
     return f"{said}, {training}; {methods.describe(unet, options)}"
 
 

@@ -37,6 +37,8 @@ def how_to_open(path, kind, header):
     elif kind in WEB_UIS:
         lines.append("  warning: no web UI opens it; they know only the sizes of Stable Diffusion v1 and v2")
     program, call = PYTHON[kind]
+    if kind == "single-file" and not headers.is_official(header):  # diffusers would take SD's sizes
+        call = f"{call[:-1]}, config=FOLDER), FOLDER: a run or diffusers folder of it"
     lines.append(f"  {program}: {call.format(**words)}")
     if prompt := header.get(headers.TRIGGER):
         lines.append(f"  its prompt: {prompt}")

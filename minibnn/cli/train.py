@@ -53,6 +53,7 @@ def fine_tune_there(options, observers):
     folders = [data.list_pictures(folder) for folder in options.images]
     files = [path for folder in folders for path in folder]
     if options.resume:
+        runs.check_method(options)
         runs.check_base_is_there(options)
     sd = StableDiffusion.load(options.model, options.tokenizer, torch.float32, options.prediction_type)
     model = runs.digests_of(sd, options.model)

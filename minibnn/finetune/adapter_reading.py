@@ -67,6 +67,8 @@ def find_file(path):
     for pickle in sorted(path.glob("*.bin")):
         open_weights(pickle)  # raises, and says how to convert it
     several = f"; name one of its {len(others)} .safetensors files" if others else ""
+    if (path / "model_index.json").exists():
+        several = "; it holds a whole model: draw with it as --model"
     raise WeightsError(f"no adapter in {path}: there is no {DIFFUSERS}, {PEFT} or {KOHYA}{several}")
 
 

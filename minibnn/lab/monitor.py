@@ -47,6 +47,7 @@ from .curves import RISEN, TIMES
 STEPS = 8  # of DDIM
 DRAWS = 2
 PAIRS = 2  # of noise at each time at which gains are measured
+LEARNED = 0.1  # fidelity that is no more above the first look's says that the training was too short
 KEPT = 2
 LOOKS = 6  # in a run after the first, if --monitor-every is not given
 NOTHING_KNOWN = ("fidelity and noise were learned from drawings alone and say nothing of photographs, so that the "
@@ -236,6 +237,14 @@ class Monitor:
             onset = step
         return f"from step {onset} on {said}" + ("" if noisy else "; the pictures drawn here do not show it yet")
 
+    def hardly_learned(self):
+        """Words for a training in which fidelity has hardly risen, so that no step is to be advised for it; or None."""
+        before, *after = (row["fidelity"] for row in self.rows)
+        if None in (before, *after) or not after or max(after) - before >= LEARNED:
+            return None
+        fidelity = f"{before:.2f} before, {max(after):.2f} at most"
+        return f"the subject is hardly learned (fidelity {fidelity}): try more --steps"
+
     def about_pictures(self):
         """One line: when noise rose, and which step to use."""
         first, calm, best = self.rows[0]["noise"], self.calm(), self.faithful()
@@ -250,6 +259,8 @@ class Monitor:
         if not best:
             return f"{said}: at no step was it as low as before; try a smaller --lr {seen}"
         measured = self.rows[-1]["fidelity"] is not None
+        if learned := self.hardly_learned():
+            said += f"; {learned}"
         if best[0] == self.options.steps:
             return f"{said}; {'the last step is the most faithful' if measured else 'use the last step'} {seen}"
         why = "the most faithful" if measured else "the latest before that"

@@ -76,5 +76,6 @@ def evaluate(options):
     save_png(grid(to_pil(pairs), 16, zoom=2), out / "vae.png")
 
     write_json(out / "evaluation.json", result)
+    print(f"{out}: figures and pictures")
     for what, values in result.items():
         print(f"{what:45s} " + "  ".join(f"{k} {v:.1%}" if v < 10 else f"{k} {v:.1f}" for k, v in values.items()))
