@@ -120,11 +120,11 @@ EXAMPLES = {
         "python -m minibnn experiment stage-report --runs runs/stage --out runs/stage-report",
     ),
     "experiment stage-views": (
-        "python -m minibnn experiment stage-views --out runs/stage-views",
+        "python -m minibnn experiment stage-views",
         "python -m minibnn experiment stage-views --weights runs/stage/plain-cat-textured-1.safetensors --seed 3",
     ),
     "experiment stage-starts": (
-        "python -m minibnn experiment stage-starts --out runs/stage-starts",
+        "python -m minibnn experiment stage-starts",
         "python -m minibnn experiment stage-starts --weights runs/stage/offset-cat-textured-0.safetensors --count 64",
     ),
     "experiment recipe": (
@@ -133,7 +133,7 @@ EXAMPLES = {
     ),
     "experiment guidance": (
         "python -m minibnn experiment guidance",
-        "python -m minibnn experiment guidance --subjects dog --seeds 0 --method lora --out runs/guidance",
+        "python -m minibnn experiment guidance --subjects dog --seeds 0 --method lora --out runs/guidance-lora",
     ),
     "experiment sd-gains": (
         "python -m minibnn experiment sd-gains --model SD_FOLDER --images photos/rex --dino nets/dino",
@@ -142,14 +142,14 @@ EXAMPLES = {
     ),
     "experiment graft": (
         "python -m minibnn experiment graft",
-        "python -m minibnn experiment graft --seeds 0 --fresh 8 --out runs/graft-table",
+        "python -m minibnn experiment graft --seeds 0 --fresh 8 --out runs/graft-one-seed",
     ),
     "experiment inverse-noise": (
         "python -m minibnn experiment inverse-noise --parts plane",
-        "python -m minibnn experiment inverse-noise --seeds 0 --tests 100 --out runs/inverse-noise",
+        "python -m minibnn experiment inverse-noise --seeds 0 --tests 100 --out runs/inverse-noise-one-seed",
     ),
     "experiment bps": (
         "python -m minibnn experiment bps",
-        "python -m minibnn experiment bps --seeds 0 --variants base bps --out runs/bps-table",
+        "python -m minibnn experiment bps --seeds 0 --variants base bps --out runs/bps-one-seed",
     ),
 }

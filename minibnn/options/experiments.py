@@ -93,7 +93,7 @@ class ReportOptions:
     """Curves, verdicts and tables of what `experiment corruption` measured."""
 
     runs: list = option(("runs/corruption",), "folders of the .jsonl files", "what", nargs="+", metavar="DIR")
-    out: str = option("tutorials/results", "folder of tables and pictures", "what", metavar="DIR")
+    out: str = option("runs/report", "folder of tables and pictures", "what", metavar="DIR")
 
     __post_init__ = each_once
 
@@ -119,7 +119,7 @@ class StageReportOptions:
 
     runs: list = option(("runs/stage",), "folders of the .jsonl files", "what", nargs="+", metavar="DIR")
     seed: int = option(0, "seed of the pictures", "what", type=seed_number)
-    out: str = option("tutorials/results", "folder of tables and pictures", "what", metavar="DIR")
+    out: str = option("runs/stage-report", "folder of tables and pictures", "what", metavar="DIR")
 
     __post_init__ = each_once
 
@@ -133,7 +133,7 @@ class StageViewsOptions:
     model: str = option("textured", "the model before fine-tuning", "what", metavar="MODEL")
     prompt: str = option("a plain photo of sks from afar", "the training prompt", "what", type=words)
     seed: int = seed_option("what", "seed of the starting noise")
-    out: str = option("tutorials/results", "folder of what is measured", "how", metavar="DIR")
+    out: str = option("runs/stage-views", "folder of what is measured", "how", metavar="DIR")
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class StageStartsOptions:
     prompt: str = option("a plain photo of sks from afar", "the training prompt", "what", type=words)
     count: int = option(32, "starting noises", "what", means="starting noises", type=whole)
     seed: int = seed_option("what", "seed of the starting noise")
-    out: str = option("tutorials/results", "folder of what is measured", "how", metavar="DIR")
+    out: str = option("runs/stage-starts", "folder of what is measured", "how", metavar="DIR")
 
     __post_init__ = each_once
 
@@ -174,7 +174,7 @@ class GuidanceOptions:
     method: str = option("dreambooth", "method of fine-tuning", "what", choices=("dreambooth", "lora"))
     steps: int = option(400, "optimiser steps of each run", "what", type=whole)
     work: str = option("runs/experiments/guidance", "folder of the trainings", "how", metavar="DIR")
-    out: str = option("tutorials/results", "folder of guidance.jsonl and its pictures", "how", metavar="DIR")
+    out: str = option("runs/guidance", "folder of guidance.jsonl and its pictures", "how", metavar="DIR")
 
     __post_init__ = each_once
 
@@ -189,7 +189,7 @@ class GraftExperimentOptions:
     lr: float = option(1e-4, "learning rate of AdamW", "what", type=positive)
     sample_steps: int = option(15, "sampling steps of DDIM with η = 1", "what", type=whole)
     fresh: int = option(4, "fresh samples for each prompt", "what", type=whole)
-    out: str = option("tutorials/results", "folder of what is measured", "how", metavar="DIR")
+    out: str = option("runs/graft-experiment", "folder of what is measured", "how", metavar="DIR")
 
     __post_init__ = each_once
 
@@ -207,7 +207,7 @@ class InverseNoiseOptions:
     corrector_training: int = option(500, "optimiser steps of each corrector", "what", type=whole)
     bundle: bool = option(False, "keep the corrector of seed 0 beside the flow", "how")
     work: str = option("runs/experiments/inverse_noise", "folder of the inverse noises", "how", metavar="DIR")
-    out: str = option("tutorials/results", "folder of what is measured", "how", metavar="DIR")
+    out: str = option("runs/inverse-noise", "folder of what is measured", "how", metavar="DIR")
 
     __post_init__ = each_once
 
@@ -221,6 +221,6 @@ class BpsExperimentOptions:
     steps: int = option(60, "optimiser steps of each branch", "what", type=whole)
     variants: list = option(("base", "bps", "skip", "encoder"), "what the part pairs compares", "what", nargs="+", choices=("base", "bps", "skip", "encoder"))
     work: str = option("runs/experiments/bps", "folder of single runs", "how", metavar="DIR")
-    out: str = option("tutorials/results", "folder of bps.json, bps_anchors.json, bps_places.json and bps_STEPS.png", "how", metavar="DIR")
+    out: str = option("runs/bps-experiment", "folder of bps.json, bps_anchors.json, bps_places.json and bps_STEPS.png", "how", metavar="DIR")
 
     __post_init__ = each_once
