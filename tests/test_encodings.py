@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,19 @@ def test_names_of_files_are_not_those_of_others_without_their_accents():
     assert "ü.png, o\u0308, F\xf6tos 🐶".encode("ascii", "plain") == rb"\xfc.png, o\u0308, F\xf6tos \U0001f436"
     assert "θ = μ + σ∘ε, ᾱ_t ≥ √ᾱ₁ – ε(∅)".encode("ascii", "plain") == (
         b"theta = mu + sigma*eps, alpha_t >= sqrt alpha1 - eps(empty)")
+
+
+def test_a_name_that_is_not_utf8_is_named(micro, dog, tmp_path):
+    """Bug: "a text is not valid in its encoding: save it as UTF-8", of a picture's name."""
+    shutil.copytree(dog, tmp_path / "dog")
+    try:
+        os.rename(tmp_path / "dog" / "00.png", os.fsencode(tmp_path / "dog") + b"/F\xf6to.png")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    words = ["-m", "minibnn", "train", "--images", str(tmp_path / "dog"), "--model", str(micro), "--steps", "1"]
+    words += ["--prior-weight", "0", "--samples", "0", "--out", str(tmp_path / "run")]
+    code, _, errors = in_encoding("utf-8", *words)
+    assert code == 2 and "error: the name 'F\\udcf6to.png' is not valid UTF-8: rename that file" in errors
 
 
 def test_plain_text():

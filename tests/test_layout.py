@@ -15,7 +15,7 @@ ORDER = (
     "errors", "files", "options", "networks", "finetune", "progress",
     "devices", "distributed", "figures", "schedule", "pictures", "data", "class_pictures", "checkpoints", "runs",
     "ownership", "sample", "pipeline", "train", "observers", "posterior",
-    "photo", "world", "lab", "page", "neighbours", "cli", "experiments", "paper", "__main__",
+    "photo", "world", "lab", "disk", "page", "neighbours", "cli", "experiments", "paper", "__main__",
 )
 ANYWHERE = "minibnn.__version__"  # all that a module may take from minibnn/__init__.py, which imports from everywhere
 

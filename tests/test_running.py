@@ -127,7 +127,7 @@ FORESEEN = {
     "a missing package": (lambda: exec("import no_such_package"), "the package no_such_package is missing"),
     "a loop of links": (lambda: exec("raise RuntimeError(\"Symlink loop from '/x'\")"), "Symlink loop from '/x'"),
     "another encoding": (lambda: b"\xff".decode(), "a text is not valid in its encoding"),
-    "a surrogate": (lambda: "\udcff".encode(), "a text is not valid in its encoding"),
+    "a surrogate": (lambda: "a/b\udcff.png".encode(), r"the name 'b\udcff.png' is not valid UTF-8: rename that file"),
 }
 
 

@@ -20,7 +20,7 @@ class SampleOptions:
     unconditional_from: str = option(None, 'take the unconditional prediction of guidance from this base model: a bundled one by name, a folder or a file', "what", metavar="MODEL")
 
     count: int = option(1, "pictures for each prompt", "drawing", type=whole)
-    posterior_samples: int = option(0, "also draw each picture with N draws of the weights, and show mean and deviation; needs a run with --keep-posterior", "drawing", type=natural, metavar="N")
+    posterior_samples: int = option(0, "also draw each picture with N draws of the weights; a row shows it at μ, the draws, their mean and their deviation; needs a run with --keep-posterior", "drawing", type=natural, metavar="N")
     steps: int = option(None, "sampling steps [{sample_steps}]", "drawing", means="--sample-steps", type=whole)
     guidance: float = option(None, "classifier-free guidance, 1: none [{guidance}]", "drawing", type=float)
     sampler: str = option("ddim", "DDIM, or PNDM as in SD's own configuration", "drawing", choices=("ddim", "pndm"))

@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 
@@ -156,8 +157,11 @@ def explain(error, options=None):
         return said
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("minibnn"):
         return f"the package {error.name} is missing: pip install it, or all with pip install -r requirements.txt"
-    if isinstance(error, UnicodeError) and "surrogates" in said:
-        return "a name on the command line is not valid in this terminal's encoding: set PYTHONUTF8=1"
+    if isinstance(error, UnicodeEncodeError) and "surrogates" in said:
+        text, at = error.object, error.start
+        name = re.split(r'[/\\\n"]', text[:at])[-1] + re.split(r'[/\\\n"]', text[at:])[0]
+        remedy = "rename that file, or, where a terminal has another encoding, set PYTHONUTF8=1"
+        return f"the name {ascii(name)} is not valid UTF-8: {remedy}"
     if isinstance(error, UnicodeError):
         return f"a text is not valid in its encoding ({said}): save it as UTF-8"
     if kind == "SafetensorError":
